@@ -208,22 +208,20 @@ def http_api() -> str:
         """# HTTP API
 
 A running service describes itself: `/docs` is a page and `/openapi.json` is the OpenAPI document, with all types and
-the limits of its recipe. Classification services have `/v1/classify` and `/v1/compare`. Chat services have
+the limits of its recipe. Classification services have `/v1/classify`. Chat services have
 `/v1/chat/completions`, which follows OpenAI's API. Send an API key as `Authorization: Bearer KEY`.
 """
     ]
-    statuses: dict[str, str] = {}
     for path, methods in sorted(
         paths.items(), key=lambda item: (not item[0].startswith("/v1/"), item[0])
     ):
         for method, operation in methods.items():
             parts.append(f"## `{method.upper()} {path}`\n\n{operation['summary']}.\n")
             parts += _request(operation)
-            parts.append(_responses(operation, statuses))
+            parts.append(_responses(operation))
     parts.append(ERRORS)
-    parts.append(
-        table(["status", "meaning"], [[status, statuses[status]] for status in sorted(statuses)])
-    )
+    errors = documents[0]["x-errors"]
+    parts.append(table(["status", "meaning"], [list(error) for error in errors.items()]))
     return "\n".join(parts)
 
 
@@ -252,20 +250,13 @@ def _request(operation: Schema) -> Iterator[str]:
         yield f"```json\n{json.dumps(content['example'])}\n```\n"
 
 
-def _responses(operation: Schema, statuses: dict[str, str]) -> str:
-    """Return the answers of an operation in a line; add its errors to `statuses`."""
-    answers, errors = [], []
+def _responses(operation: Schema) -> str:
+    """Return the answers of an operation in a line."""
+    answers = []
     for status, response in operation["responses"].items():
-        content = response["content"]
-        if _schema_type(next(iter(content.values()))["schema"]).startswith("`ErrorBody`"):
-            statuses[status] = response["description"]
-            errors.append(status)
-        else:
-            kinds = " or ".join(
-                f"{_schema_type(body['schema'])} (`{mime}`)" for mime, body in content.items()
-            )
-            answers.append(f"{status}: {kinds}")
-    return f"Answers: {'; '.join(answers)}. Errors: {', '.join(errors)}.\n"
+        for mime, body in response.get("content", {}).items():
+            answers.append(f"{status}: {_schema_type(body['schema'])} (`{mime}`)")
+    return f"Answers: {'; '.join(answers)}.\n"
 
 
 def _schema_type(schema: Schema) -> str:

@@ -43,7 +43,7 @@ It answers bytes that are not HTTP with its own 400 or 408 page, which has no se
 """
 
 METHODS = "GET HEAD POST PUT PATCH DELETE OPTIONS"
-REPEATABLE = ("/v1/classify", "/v1/compare", "/v1/chat/completions")
+REPEATABLE = ("/v1/classify", "/v1/chat/completions")
 """POST routes whose requests HAProxy may repeat. Feedback and batches change what is stored."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 

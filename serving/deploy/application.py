@@ -176,20 +176,22 @@ def can_hold(application: ServeApplication, *, version: ModelVersion) -> bool:
     return application.code == version.code and (has_gpu or spec_at(version.uri).calls_endpoint)
 
 
-def standalone_application(former: ServeApplication, *, version: ModelVersion) -> ServeApplication:
+def standalone_application(
+    previous: ServeApplication, *, version: ModelVersion
+) -> ServeApplication:
     """Return a separate application for the version, with one replica and the arguments of
-    `former`."""
-    name = f"{former.name}_candidate"  # recipe names cannot contain an underscore
-    serving = former.args.get("serving", {}) | {"min_replicas": 1, "max_replicas": 1}
+    `previous`."""
+    name = f"{previous.name}_candidate"  # recipe names cannot contain an underscore
+    serving = previous.args.get("serving", {}) | {"min_replicas": 1, "max_replicas": 1}
     update = {
         "name": name,
         "route_prefix": f"/{name}",
         "runtime_env": {"working_dir": version.code},
-        "args": former.args | {"serving": serving},
+        "args": previous.args | {"serving": serving},
     }
-    timeout_s = replica_config(former).deploy_timeout_s
+    timeout_s = replica_config(previous).deploy_timeout_s
     config = ReplicaConfig(champion=version_ref(version), deploy_timeout_s=timeout_s)
-    return with_replicas(former.model_copy(update=update), config)
+    return with_replicas(previous.model_copy(update=update), config)
 
 
 def version_ref(version: ModelVersion | PinnedVersion) -> VersionRef:

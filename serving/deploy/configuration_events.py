@@ -7,23 +7,21 @@ from serving.deploy.serve_schema import Json, ServeApplication
 from tailorbird.registry.security_log import SecurityEvent, recorded
 from tailorbird.storage.paths import TaskPaths
 
-UNSET = "unset"
-
 
 def recorded_change(
-    application: ServeApplication | None, *, former: ServeApplication | None
+    application: ServeApplication | None, *, previous: ServeApplication | None
 ) -> AbstractContextManager[None]:
     """Return a context manager that records the change of an application, which the block makes, in
     the security log.
 
-    `application` is None if it is removed, and `former` if it is new. Nothing is recorded if both
+    `application` is None if it is removed, and `previous` if it is new. Nothing is recorded if both
     are equal, or for an application of another project.
     """
-    known = application or former
+    known = application or previous
     task_uri = known.args.get("task_uri") if known else None
     if known is None or task_uri is None:
         return nullcontext()
-    before = _configuration(former)
+    before = _configuration(previous)
     after = _configuration(application)
     if before == after:
         return nullcontext()
@@ -52,30 +50,14 @@ def _configuration(application: ServeApplication | None) -> Json | None:
 
 
 def _change(before: Json | None, after: Json | None) -> str:
-    """Return the change in words."""
+    """Return the champion and the names of what changed; the event has the values."""
     if after is None:
         return "removed from service"
+    champion = after["champion"]["uri"].rpartition("/")[2]
     if before is None:
-        return f"served, with the champion {_name(after['champion'])}"
-    old = _settings(before)
-    new = _settings(after)
-    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    return "; ".join(f"{name} {old.get(name, UNSET)} -> {new.get(name, UNSET)}" for name in names)
-
-
-def _settings(configuration: Json) -> dict[str, str]:
-    """Return the values of a configuration in words, by name."""
-    settings = {"champion": _name(configuration["champion"]), "code": str(configuration["code"])}
-    challenger = configuration["challenger"]
-    if challenger is not None:
-        shares = f"canary {challenger['canary']:g}, shadow {challenger['shadow']:g}"
-        settings["challenger"] = f"{_name(challenger)} ({shares})"
-    if configuration["others"]:
-        settings["other versions"] = ", ".join(sorted(configuration["others"]))
-    return settings | {
-        f"serving.{name}": str(value) for name, value in configuration["serving"].items()
-    }
-
-
-def _name(version: Json) -> str:
-    return str(version["uri"]).rpartition("/")[2]
+        return f"served, with the champion {champion}"
+    changed = [name for name in after if name != "serving" and before[name] != after[name]]
+    old = before["serving"]
+    new = after["serving"]
+    changed += [f"serving.{name}" for name in {**old, **new} if old.get(name) != new.get(name)]
+    return f"changed {', '.join(changed)}; the champion is {champion}"

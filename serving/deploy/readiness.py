@@ -11,15 +11,14 @@ from cluster.progress import ProgressReporter
 from serving.deploy import serve_client
 from serving.deploy.application import replica_config
 from serving.deploy.serve_client import DeployError, OverwrittenError, VersionRefusedError
-from serving.deploy.serve_schema import ApplicationDetails, ServeApplication
+from serving.deploy.serve_schema import ServeApplication
 from serving.http.schemas import Readiness
 from serving.replica.config import config_id
 
 FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
 FAILED_HOLDS_S = 5
 """Time after which a failure is final. Right after a PUT, Serve can still report the status of the
-former deploy, and it replaces a replica that becomes unhealthy. A deploy that fails after Serve
-reported another status fails at once."""
+previous deploy, and it replaces a replica that becomes unhealthy."""
 
 
 class ReplicaStatus(Readiness):
@@ -60,30 +59,38 @@ def wait_ready(application: ServeApplication, *, progress: ProgressReporter) -> 
     wanted = config_id(application.user_config)
     digest = config.champion.digest
     deadline = time.monotonic() + config.deploy_timeout_s
-    failure = _Failure()
+    failed_at: float | None = None
     reported = ""
     in_a_row = 0
     answered = set[str | None]()
     while time.monotonic() < deadline:
         status = replica_status(base_url)
-        if status.config != wanted:  # the replica still has a former configuration
+        if status.config != wanted:  # the replica still has a previous configuration
             status = UNREACHABLE
         if status.refused == digest:
             reason = status.reason
             raise VersionRefusedError(
-                f"{name}: the former version still serves, the new one cannot be loaded: {reason}"
+                f"{name}: the previous version still serves, the new one cannot be loaded: {reason}"
             )
-        matches = status.digest == digest
-        in_a_row, answered = (in_a_row + 1, {*answered, status.replica}) if matches else (0, set())
+        if status.digest == digest:
+            in_a_row += 1
+            answered.add(status.replica)
+        else:
+            in_a_row = 0
+            answered.clear()
         if in_a_row >= num_answers and running_replicas(name) <= answered:
             return
         if 0 < in_a_row < num_answers:
             continue
         require_declared(application)
         details = serve_client.serve_applications().get(name)
-        if failure.is_final(details):
+        if details is None or details.status not in FAILED:
+            failed_at = None
+        elif failed_at is None:
+            failed_at = time.monotonic()
+        elif time.monotonic() - failed_at > FAILED_HOLDS_S:
             raise DeployError(f"{name} could not be deployed: {serve_client.status_of(details)}")
-        line = progress_line(name, details)
+        line = " ".join(f"{name}: {serve_client.status_of(details)}".split())
         if line != reported:
             progress.note(line)
             reported = line
@@ -93,47 +100,6 @@ def wait_ready(application: ServeApplication, *, progress: ProgressReporter) -> 
         f"{serve_client.application_status(name)}; if it only needs more time, raise "
         "serving.deploy_timeout_s"
     )
-
-
-class _Failure:
-    """Decides whether a failure that Serve reports is final."""
-
-    def __init__(self) -> None:
-        self._since: float | None = None
-        self._has_started = False
-
-    def is_final(self, details: ApplicationDetails | None) -> bool:
-        """Return True if the status, the latest one, is a failure of this deploy."""
-        if details is None or details.status not in FAILED:
-            self._since = None
-            self._has_started = True
-            return False
-        if details.status == "DEPLOY_FAILED" and self._has_started:
-            return True
-        if self._since is None:
-            self._since = time.monotonic()
-        return time.monotonic() - self._since > FAILED_HOLDS_S
-
-
-def progress_line(name: str, details: ApplicationDetails | None) -> str:
-    """Return one line with the status of each deployment, the states of its replicas, and Serve's
-    messages."""
-    if details is None:
-        return f"{name}: not known to Serve yet"
-    parts = [f"{name}: {details.status}"]
-    for deployment, status in details.deployments.items():
-        states = [replica.state for replica in status.replicas]
-        others = {
-            state: states.count(state) for state in dict.fromkeys(states) if state != "RUNNING"
-        }
-        counts = [f"{states.count('RUNNING')} of {status.target_num_replicas} replicas running"]
-        counts += [f"{count} {state.lower()}" for state, count in others.items()]
-        parts.append(f"{deployment} {status.status}, {', '.join(counts)}")
-        if status.message:
-            parts.append(" ".join(serve_client.end_of(status.message).split()))
-    if details.message:
-        parts.append(" ".join(serve_client.end_of(details.message).split()))
-    return "; ".join(parts)
 
 
 def require_declared(application: ServeApplication) -> None:

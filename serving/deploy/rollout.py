@@ -120,32 +120,32 @@ def staged(
     the version, and requests select it by name. A version with other code, or one that needs a GPU
     that the replicas do not have, gets a separate application with one replica, for which the
     cluster must have resources. After a block without an error, a version in the champion's
-    replicas stays loaded for `switch_version`. After an error, the former state is restored. Raises
-    the errors of `deploy`.
+    replicas stays loaded for `switch_version`. After an error, the previous state is restored.
+    Raises the errors of `deploy`.
     """
     name = application_name(task_uri)
     declared = serve_client.declared_applications() if has_dashboard() else {}
-    former = declared.get(name)
-    if former is None:
+    previous = declared.get(name)
+    if previous is None:
         yield None
         return
-    config = replica_config(former)
-    if former.code == version.code and config.champion.digest == version.digest:
-        yield serve_client.application_url(former)
+    config = replica_config(previous)
+    if previous.code == version.code and config.champion.digest == version.digest:
+        yield serve_client.application_url(previous)
         return
-    same_replicas = can_hold(former, version=version)
+    same_replicas = can_hold(previous, version=version)
     if same_replicas:
         config_with = config.with_other(version.version, version_ref(version))
-        candidate = former.with_user_config(config_with.to_user_config())
+        candidate = previous.with_user_config(config_with.to_user_config())
     else:
-        candidate = standalone_application(former, version=version)
+        candidate = standalone_application(previous, version=version)
     try:
         url = _apply(candidate, declared=declared, progress=progress)
         absent = replica_status(url).absent or {}
         if version.version in absent:
             reason = absent[version.version]
             raise VersionRefusedError(
-                f"{name}: the former version still serves, the new one cannot be loaded: {reason}"
+                f"{name}: the previous version still serves, the new one cannot be loaded: {reason}"
             )
         yield url
     except BaseException:
@@ -179,18 +179,18 @@ def switch_version(
     task is not served.
 
     Other settings do not change. Other versions with the same base model and code, including the
-    former champion, stay selectable by name. An experiment ends if its challenger becomes the
+    previous champion, stay selectable by name. An experiment ends if its challenger becomes the
     champion, or if the code changes. Raises the errors of `deploy`.
     """
     declared = serve_client.declared_applications()
-    former = declared.get(application_name(task_uri))
-    if former is None:
+    previous = declared.get(application_name(task_uri))
+    if previous is None:
         return None
-    config = replica_config(former)
+    config = replica_config(previous)
     others = versions_on_same_base(version, task_uri=task_uri, limit=config.max_versions)
     refs = {other.version: version_ref(other) for other in others}
     if config.serve_baseline and is_baseline_served(
-        baseline, champion=version, shares_chat_base=former.shares_chat_base
+        baseline, champion=version, shares_chat_base=previous.shares_chat_base
     ):
         refs[BASELINE] = version_ref(baseline)
     challenger = config.challenger
@@ -203,10 +203,10 @@ def switch_version(
             "champion": version_ref(version),
             **shown_of(verdict),
             "others": refs,
-            "challenger": None if promoted or former.code != version.code else challenger,
+            "challenger": None if promoted or previous.code != version.code else challenger,
         }
     )
-    application = former.model_copy(update={"runtime_env": {"working_dir": version.code}})
+    application = previous.model_copy(update={"runtime_env": {"working_dir": version.code}})
     return _apply(with_replicas(application, config), declared=declared, progress=progress)
 
 
@@ -221,20 +221,20 @@ def _apply(
 
     The change is recorded in the security log of the registry.
 
-    On failure, restore the former application and raise DeployError. Serve accepts only complete
+    On failure, restore the previous application and raise DeployError. Serve accepts only complete
     configurations and no preconditions, so a client that changes another application can overwrite
-    this one with its former state. In that case the application is put again. If another client
+    this one with its previous state. In that case the application is put again. If another client
     changed this application, leave that change and raise DeployError.
     """
-    former = declared.get(application.name)
-    if former is None or former.runtime_env != application.runtime_env:
+    previous = declared.get(application.name)
+    if previous is None or previous.runtime_env != application.runtime_env:
         require_unchanged(str(application.code))
-    with recorded_change(application, former=former):
-        return _put_until_served(application, former=former, progress=progress)
+    with recorded_change(application, previous=previous):
+        return _put_until_served(application, previous=previous, progress=progress)
 
 
 def _put_until_served(
-    application: ServeApplication, *, former: ServeApplication | None, progress: ProgressReporter
+    application: ServeApplication, *, previous: ServeApplication | None, progress: ProgressReporter
 ) -> str:
     name = application.name
     for _ in range(PUT_ATTEMPTS):
@@ -243,12 +243,12 @@ def _put_until_served(
             wait_ready(application, progress=progress)
             require_declared(application)
         except OverwrittenError:
-            if serve_client.declared_applications().get(name) != former:
+            if serve_client.declared_applications().get(name) != previous:
                 raise
             continue
         except DeployError:
-            if former is not None:  # otherwise, new replicas would fail to load the version
-                _put_application(former)
+            if previous is not None:  # otherwise, new replicas would fail to load the version
+                _put_application(previous)
             raise
         return serve_client.application_url(application)
     raise DeployError(
@@ -287,8 +287,8 @@ def undeploy(name: str) -> None:
     if name not in before:
         return
     others = serve_client.declared_in(before)
-    former = others.pop(name, None)
-    with recorded_change(None, former=former):
+    previous = others.pop(name, None)
+    with recorded_change(None, previous=previous):
         serve_client.put_applications(list(others.values()))
     deadline = time.monotonic() + REMOVAL_TIMEOUT_S
     while name in serve_client.serve_applications():

@@ -27,7 +27,7 @@ class DeployError(ValueError):
 
 
 class VersionRefusedError(DeployError):
-    """A version that could not be loaded. The former version still serves."""
+    """A version that could not be loaded. The previous version still serves."""
 
 
 class OverwrittenError(DeployError):
@@ -145,13 +145,18 @@ def application_status(name: str) -> str:
 
 
 def status_of(application: ApplicationDetails | None) -> str:
-    """Return Serve's status in the details of an application, followed by its messages."""
+    """Return Serve's status in the details of an application and its deployments, with its
+    messages."""
     if application is None:
-        return "does not exist"
+        return "not known to Serve"
     parts = [f"{application.status} {end_of(application.message)}".strip()]
-    for deployment, details in application.deployments.items():
+    for name, details in application.deployments.items():
+        running = sum(replica.state == "RUNNING" for replica in details.replicas)
+        parts.append(
+            f"{name} {details.status}, {running} of {details.target_num_replicas} replicas running"
+        )
         if details.message:
-            parts.append(f"{deployment} {details.status}: {end_of(details.message)}")
+            parts.append(end_of(details.message))
     return "; ".join(parts)
 
 

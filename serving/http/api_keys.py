@@ -8,11 +8,13 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import date
 from itertools import takewhile
-from typing import Literal, NamedTuple, get_args
+from typing import Annotated, Literal, NamedTuple, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from serving.http.schemas import LOCAL, RequestError
 from tailorbird.storage import read_bytes
@@ -32,8 +34,16 @@ OPTIONS = (
 )
 _NAME = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
-_LIMIT = re.compile(r"[1-9]\d{0,8}", re.ASCII)
+_SCOPE = f"({'|'.join(SCOPES)})"
+_LIMIT = "[1-9][0-9]{0,8}"
+_OPTION_VALUES = {
+    "scopes": f"{_SCOPE}(,{_SCOPE})*",
+    "expires": "[0-9]{4}-[0-9]{2}-[0-9]{2}",
+    "requests": _LIMIT,
+    "texts": _LIMIT,
+    "tokens": _LIMIT,
+}
+"""Patterns of the values of options."""
 
 
 class KeysError(ValueError):
@@ -41,12 +51,20 @@ class KeysError(ValueError):
     line."""
 
 
-@dataclass(frozen=True, slots=True)
-class KeyOptions:
+def _in_order(scopes: object) -> object:
+    """Return the scopes of a text in the order of `SCOPES`."""
+    if not isinstance(scopes, str):
+        return scopes
+    return tuple(scope for scope in SCOPES if scope in scopes.split(","))
+
+
+class KeyOptions(BaseModel):
     """What a key may do, until when, and how much. A limit is per minute and replica; None for no
     limit."""
 
-    scopes: tuple[KeyScope, ...] = DEFAULT_SCOPES
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    scopes: Annotated[tuple[KeyScope, ...], BeforeValidator(_in_order)] = DEFAULT_SCOPES
     expires: date | None = None
     """The last day on which the key is valid, in UTC."""
     requests: int | None = None
@@ -62,9 +80,7 @@ class KeyOptions:
     def __str__(self) -> str:
         """Return the options as in the key file. Scopes are always given, because the default may
         change."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)} | {
-            "scopes": ",".join(self.scopes)
-        }
+        values = self.model_dump() | {"scopes": ",".join(self.scopes)}
         return " ".join(f"{name}={value}" for name, value in values.items() if value is not None)
 
 
@@ -75,7 +91,7 @@ class ApiKey:
     name: str
     sha256: str
     """SHA-256 of the key. A key has 256 random bits, so it needs no salt and no slow hash."""
-    options: KeyOptions = KeyOptions()
+    options: KeyOptions = field(default_factory=KeyOptions)
 
     def to_line(self) -> str:
         """Return the key's line in the key file."""
@@ -144,23 +160,21 @@ def parse_keys(content: bytes, *, source: str) -> KeyFile:
     return KeyFile(tuple(keys.values()), tuple(errors), frozenset(unreadable))
 
 
-def keys_in_force(file: KeyFile, *, former: Sequence[ApiKey]) -> tuple[ApiKey, ...]:
+def keys_in_force(file: KeyFile, *, previous: Sequence[ApiKey]) -> tuple[ApiKey, ...]:
     """Return the keys in force after a change of the file. A mistake in a line neither adds nor
     removes a key.
 
-    A line that cannot be read leaves the former keys unchanged whose name or hash is one of its
+    A line that cannot be read leaves the previous keys unchanged whose name or hash is one of its
     words before the options. If no line can be read, for example because of the file's encoding,
-    all former keys stay. An empty file removes all keys.
+    all previous keys stay. An empty file removes all keys.
     """
     if file.errors and not file.keys:
-        return tuple(former)
-    hashes = {key.sha256 for key in file.keys}
-    kept = (
-        key
-        for key in former
-        if {key.name, key.sha256} & file.unreadable and key.sha256 not in hashes
-    )
-    return file.keys + tuple(kept)
+        return tuple(previous)
+    keys = {key.sha256: key for key in file.keys}
+    for key in previous:
+        if {key.name, key.sha256} & file.unreadable:
+            keys.setdefault(key.sha256, key)
+    return tuple(keys.values())
 
 
 def _parse_line(text: str) -> ApiKey:
@@ -172,46 +186,19 @@ def _parse_line(text: str) -> ApiKey:
 
 def parse_options(words: Sequence[str]) -> KeyOptions:
     """Return the options of a key; raise KeysError, without their values, if one is not valid."""
-    options: dict[str, object] = {}
+    options: dict[str, str] = {}
     for number, word in enumerate(words, 1):
         name, _, value = word.partition("=")
-        if name not in _PARSERS:
-            raise KeysError(f"option {number} is unknown; the options are {OPTIONS}")
-        if name in options:
-            raise KeysError(f"`{name}` is given twice; give it once")
-        try:
-            options[name] = _PARSERS[name](value)
-        except ValueError:
-            raise KeysError(f"`{name}` is not valid; the options are {OPTIONS}") from None
-    return KeyOptions(**options)  # type: ignore[arg-type]
-
-
-def _scopes(value: str) -> tuple[KeyScope, ...]:
-    given = value.split(",")
-    if not set(given) <= set(SCOPES):
-        raise ValueError
-    return tuple(scope for scope in SCOPES if scope in given)
-
-
-def _date(value: str) -> date:
-    if not _DATE.fullmatch(value):  # `fromisoformat` also accepts other formats
-        raise ValueError
-    return date.fromisoformat(value)
-
-
-def _limit(value: str) -> int:
-    if not _LIMIT.fullmatch(value):
-        raise ValueError
-    return int(value)
-
-
-_PARSERS: Mapping[str, Callable[[str], object]] = {
-    "scopes": _scopes,
-    "expires": _date,
-    "requests": _limit,
-    "texts": _limit,
-    "tokens": _limit,
-}
+        pattern = _OPTION_VALUES.get(name)
+        if pattern is None or name in options or not re.fullmatch(pattern, value):
+            raise KeysError(
+                f"option {number} is unknown, given twice or not valid; the options are {OPTIONS}"
+            )
+        options[name] = value
+    try:
+        return KeyOptions.model_validate(options)
+    except ValidationError:
+        raise KeysError(f"`expires` is not a day; the options are {OPTIONS}") from None
 
 
 def read_secret(source: str) -> bytes:

@@ -74,7 +74,7 @@ class ApiKeyAuthenticator:
         *,
         limiter: RateLimiter | None = None,
         today: Callable[[], date] = utc_today,
-        record_change: RecordChange = lambda _former, _new, _at: None,
+        record_change: RecordChange = lambda _previous, _new, _at: None,
     ) -> None:
         self._source = source
         self._limiter = limiter or RateLimiter()
@@ -176,7 +176,7 @@ class ApiKeyAuthenticator:
         except Exception as error:  # unavailable storage must not lock clients out
             self._report([f"the last keys stay valid, because the keys cannot be read: {error}"])
             return
-        self._keys = keys_in_force(file, former=self._keys)
+        self._keys = keys_in_force(file, previous=self._keys)
         self._report(file.errors if self._keys else [_no_key(self._source)])
 
     def record(self) -> None:

@@ -1,12 +1,18 @@
 """OpenAI's requests and responses for chat models: types, and validation of requests."""
 
-import json
-from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+from pydantic.config import JsonDict
 
-from serving.http.schemas import CHAMPION, HttpModel, RequestError, faults_of, require_few_values
+from serving.http.schemas import (
+    CHAMPION,
+    Faults,
+    HttpModel,
+    RequestError,
+    invalid_field,
+    parse_body,
+)
 from serving.request_log.attributes import LIMITS, MAX_ATTRIBUTE_CHARS, Attributes
 from tailorbird.config.formats.response_format import ResponseFormat
 from tailorbird.registry.hybrid_routing import PartName
@@ -116,25 +122,6 @@ class ChatChunk(_Head):
     usage: TokenUsage | None = None
 
 
-IGNORED = (
-    "metadata",
-    "store",
-    "service_tier",
-    "prompt_cache_key",
-    "prompt_cache_retention",
-    "parallel_tool_calls",
-)
-"""Accepted fields that have no effect."""
-NEUTRAL: Mapping[str, object] = {
-    "n": 1,
-    "presence_penalty": 0,
-    "frequency_penalty": 0,
-    "logit_bias": {},
-    "tools": [],
-    "tool_choice": "none",
-    "modalities": ["text"],
-}
-"""Fields that are accepted only with this value, which has no effect."""
 MAX_STOPS = 4
 # after each token of a stream, the end of the answer is compared with each start of a stop text
 MAX_STOP_CHARS = 256
@@ -142,12 +129,24 @@ MAX_LIKELY = 20
 # 36,000 empty messages or parts fit into 1 MB, and take 0.1 s of the event loop
 MAX_MESSAGES = 1024
 MAX_PARTS = 16
-_STOP = (
-    f"must be a text or a list of 1 to {MAX_STOPS} texts, each with 1 to {MAX_STOP_CHARS} "
-    "characters"
+FAULTS: Faults = {
+    r"(stop)\..*": f"must be a text or a list of 1 to {MAX_STOPS} texts, each with 1 to "
+    f"{MAX_STOP_CHARS} characters",
+    r"(messages\.\d+\.content)\..*": f"must be a text, or a list of at most {MAX_PARTS} parts "
+    '{"type": "text", "text": ...}',
+    r"(attributes)(\..*)?": f"must be an object; {LIMITS}",
+    r"(response_format)\..*": None,
+}
+_NO_EFFECT: JsonDict = {"x-no-effect": True}
+_IGNORED = Field(description="Has no effect.", json_schema_extra=_NO_EFFECT)
+_NEUTRAL = Field(
+    description="Accepted only with this value, which has no effect.",
+    json_schema_extra=_NO_EFFECT,
 )
-_CONTENT = f'must be a text, or a list of at most {MAX_PARTS} parts {{"type": "text", "text": ...}}'
 
+_Zero = Annotated[float, Field(ge=0, le=0, strict=True)]
+_EmptyList = Annotated[list[object], Field(max_length=0)]
+_EmptyObject = Annotated[dict[str, object], Field(max_length=0)]
 _Stop = Annotated[StrictStr, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 
 
@@ -160,9 +159,19 @@ class TextPart(_RequestModel):
     text: StrictStr
 
 
-class ChatMessage(_RequestModel):
+class _MessageModel(_RequestModel):
+    """Base class of models whose unknown fields are refused by `parse_chat` unless they are
+    empty."""
+
+    model_config = ConfigDict(json_schema_extra={"additionalProperties": False})
+
+
+class ChatMessage(_MessageModel):
     role: Literal["system", "user", "assistant"]
     content: StrictStr | Annotated[list[TextPart], Field(max_length=MAX_PARTS, fail_fast=True)]
+    # clients send the message of a response back as a turn of the conversation
+    name: Annotated[object, _IGNORED] = None
+    refusal: Annotated[None, _IGNORED] = None
 
     @property
     def text(self) -> str:
@@ -177,7 +186,7 @@ class StreamOptions(_RequestModel):
     """If true, a last event without choices contains the token counts."""
 
 
-class ChatRequest(_RequestModel):
+class ChatRequest(_MessageModel):
     model: StrictStr = CHAMPION
     """`champion`, or the name, version or `name@version` of a served model."""
     max_completion_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
@@ -224,6 +233,20 @@ class ChatRequest(_RequestModel):
     `watch` can compare the groups of the recipe's `data.groups`. At most 32 and 2,048 bytes; names
     and values have at most 256 characters."""
 
+    metadata: Annotated[object, _IGNORED] = None
+    store: Annotated[object, _IGNORED] = None
+    service_tier: Annotated[object, _IGNORED] = None
+    prompt_cache_key: Annotated[object, _IGNORED] = None
+    prompt_cache_retention: Annotated[object, _IGNORED] = None
+    parallel_tool_calls: Annotated[object, _IGNORED] = None
+    n: Annotated[Literal[1] | None, _NEUTRAL] = None
+    presence_penalty: Annotated[_Zero | None, _NEUTRAL] = None
+    frequency_penalty: Annotated[_Zero | None, _NEUTRAL] = None
+    logit_bias: Annotated[_EmptyObject | None, _NEUTRAL] = None
+    tools: Annotated[_EmptyList | None, _NEUTRAL] = None
+    tool_choice: Annotated[Literal["none"] | None, _NEUTRAL] = None
+    modalities: Annotated[tuple[Literal["text"]] | None, _NEUTRAL] = None
+
     @property
     def subject(self) -> str | None:
         """Return the id of the person that the request is about, or None if it cannot be logged."""
@@ -266,13 +289,18 @@ def parse_chat(body: bytes) -> ChatRequest:
     Raises RequestError 400, which names the field, if it is not supported, and 413 if it has too
     many values.
     """
-    request = _parse(body)
+    request = parse_body(ChatRequest, body, status=400, faults=FAULTS)
+    for name, value in (request.model_extra or {}).items():
+        if value is not None:
+            raise _invalid_field(name, "unknown field; omit it")
     for index, message in enumerate(request.messages):
         for name, value in (message.model_extra or {}).items():
-            if value and name != "name":
+            if value:
                 raise _invalid_field(
                     f"messages.{index}.{name}", "unknown field; a message has a role and a content"
                 )
+    if request.stream_options is not None and not request.stream:
+        raise _invalid_field("stream_options", "only accepted with stream: true")
     if request.top_logprobs and not request.logprobs:
         raise _invalid_field("top_logprobs", "only accepted with logprobs: true")
     if request.logprobs and request.stream:
@@ -285,46 +313,5 @@ def parse_chat(body: bytes) -> ChatRequest:
     return request
 
 
-def _parse(body: bytes) -> ChatRequest:
-    require_few_values(body)
-    try:
-        request = ChatRequest.model_validate_json(body)
-    except ValidationError as error:
-        raise _invalid_request(error) from None
-    for name, value in (request.model_extra or {}).items():
-        if name in IGNORED or value is None or (name in NEUTRAL and value == NEUTRAL[name]):
-            continue
-        if name in NEUTRAL:
-            reason = f"only {json.dumps(NEUTRAL[name])} is accepted"
-        else:
-            reason = "unknown field"
-        raise _invalid_field(name, f"{reason}; omit it")
-    if request.stream_options is not None and not request.stream:
-        raise _invalid_field("stream_options", "only accepted with stream: true")
-    return request
-
-
-def _invalid_field(param: str, message: str) -> RequestError:
-    return RequestError(400, "invalid_request", f"{param}: {message}", param=param)
-
-
-def _invalid_request(error: ValidationError) -> RequestError:
-    """Return an error that names the first invalid field and the allowed values, but not the value
-    that was sent."""
-    detail = faults_of(error, status=400)[0]
-    if detail["type"] == "json_invalid":
-        return RequestError(400, "invalid_json", f"the body is not JSON: {detail['ctx']['error']}")
-    loc = detail["loc"]
-    if loc[:1] == ("stop",):
-        return _invalid_field("stop", _STOP)
-    if loc[:1] == ("messages",) and loc[2:3] == ("content",) and detail["type"] != "missing":
-        return _invalid_field(f"messages.{loc[1]}.content", _CONTENT)
-    if loc[:1] == (
-        "attributes",
-    ):  # the rest of the location may contain a name that the client sent
-        return _invalid_field("attributes", f"must be an object; {LIMITS}")
-    if loc[:1] == (
-        "response_format",
-    ):  # the rest of the location repeats the type, and can contain the client's names
-        return _invalid_field("response_format", detail["msg"].removeprefix("Value error, "))
-    return _invalid_field(".".join(str(part) for part in loc) or "body", detail["msg"])
+def _invalid_field(field: str, message: str) -> RequestError:
+    return invalid_field(field, message, status=400)

@@ -7,7 +7,7 @@ _VALUE = re.compile(
     rb'[\s,:\]}]*+(?:("[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{]|[^\s,:\[\]{}"]++)|\Z)', re.DOTALL
 )
 """A text or a name, a list, an object, a number or a word as group 1, after what separates it from
-the former value.
+the previous value.
 
 It matches at every position, without backtracking, so the time is linear for any bytes. The end has
 no group 1.

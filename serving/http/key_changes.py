@@ -1,36 +1,34 @@
 """Changes of API keys in the security log of the registry."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 
 from pydantic import JsonValue
 
 from serving.http.api_keys import ApiKey
 from tailorbird.registry.security_log import SecurityEvent, append
 
-OptionsByHash = Mapping[str, str]  # the options of the keys of one name, by the hash of the key
-
 
 def record_key_change(
-    former: Sequence[ApiKey] | None,
+    previous: Sequence[ApiKey] | None,
     new: Sequence[ApiKey],
     changed_at: str,
     *,
     registry: str,
     task: str,
 ) -> None:
-    """Record a change of the keys or, if `former` is None, those at the start. `changed_at` is the
-    file's time.
+    """Record a change of the keys or, if `previous` is None, those at the start.
 
-    Replicas that notice the same change write one object. Raises StorageError if it cannot be
-    written.
+    `changed_at` is the file's time. Replicas that notice the same change write one object. Raises
+    StorageError if it cannot be written.
     """
-    event, name = key_change(former, new, task=task, changed_at=changed_at)
+    event, name = key_change(previous, new, task=task, changed_at=changed_at)
     append(event, registry=registry, name=name)
 
 
 def key_change(
-    former: Sequence[ApiKey] | None, new: Sequence[ApiKey], *, task: str, changed_at: str
+    previous: Sequence[ApiKey] | None, new: Sequence[ApiKey], *, task: str, changed_at: str
 ) -> tuple[SecurityEvent, str]:
     """Return the event of a change of keys, with their names and options and without hashes, and
     its name.
@@ -38,47 +36,30 @@ def key_change(
     The name is a hash of both states and of the file's time, so it is equal for all replicas that
     notice the change.
     """
-    before = _by_name(former or ())
-    after = _by_name(new)
-    names = sorted(
-        name for name in before.keys() | after.keys() if before.get(name) != after.get(name)
-    )
-    changes: dict[str, list[str]] = {}
-    for name in names:
-        changes.setdefault(_change(before.get(name), after.get(name)), []).append(name)
-    what = "; ".join(f"{change} {', '.join(changed)}" for change, changed in changes.items())
-    if former is None:
-        what = f"at the start of a replica: {', '.join(names)}"
+    unchanged = set(previous or ()) & set(new)
+    before = _options(previous or (), unchanged)
+    after = _options(new, unchanged)
+    names = ", ".join(sorted({**before, **after}))
+    if previous is None:
+        what = f"{task}: keys at the start of a replica: {names}"
+    else:
+        what = f"{task}: keys added, removed or changed: {names}"
     event = SecurityEvent(
         who="unknown, noticed by a replica",
         kind="key",
-        what=f"{task}: keys {what}",
-        before=_options(before, names),
-        after=_options(after, names),
+        what=what,
+        before=before or None,
+        after=after or None,
     )
-    lines = [sorted(map(ApiKey.to_line, keys)) for keys in (former or (), new)]
-    state = repr((task, former is None, lines, changed_at))
+    lines = [sorted(map(ApiKey.to_line, keys)) for keys in (previous or (), new)]
+    state = repr((task, previous is None, lines, changed_at))
     return event, f"keys-{hashlib.sha256(state.encode()).hexdigest()[:32]}"
 
 
-def _by_name(keys: Iterable[ApiKey]) -> dict[str, dict[str, str]]:
-    by_name: dict[str, dict[str, str]] = {}
+def _options(keys: Iterable[ApiKey], unchanged: AbstractSet[ApiKey]) -> dict[str, JsonValue]:
+    """Return the options of the other keys, by the name of the key."""
+    options: dict[str, list[JsonValue]] = {}
     for key in keys:
-        by_name.setdefault(key.name, {})[key.sha256] = str(key.options)
-    return by_name
-
-
-def _change(before: OptionsByHash | None, after: OptionsByHash | None) -> str:
-    if before is None:
-        return "added"
-    if after is None:
-        return "removed"
-    if sorted(before.values()) == sorted(after.values()):
-        return "replaced"
-    return "changed"
-
-
-def _options(keys: Mapping[str, OptionsByHash], names: Iterable[str]) -> JsonValue:
-    return {
-        name: list[JsonValue](sorted(keys[name].values())) for name in names if name in keys
-    } or None
+        if key not in unchanged:
+            options.setdefault(key.name, []).append(str(key.options))
+    return {name: sorted(values, key=str) for name, values in options.items()}

@@ -9,10 +9,9 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from serving.http import chat_schemas, schemas
-from serving.http.asgi import HTML, ID, JSON, REST, Route
+from serving.http.asgi import HTML, ID, JSON, Route
 from tailorbird.config.serving import MAX_TEXT_BYTES, ServingConfig
 
-NO_EFFECT = "x-no-effect"  # marks fields that are accepted for OpenAI's clients and have no effect
 REF = "#/components/schemas/{model}"
 PER_TEXT_FIELDS = ("input", "attributes")
 """Fields of ClassifyRequest with one entry per text, whose length `serving.max_texts` limits."""
@@ -39,17 +38,6 @@ ERROR_DESCRIPTIONS = {
     "cannot answer at present.",
     504: "The endpoint of a version did not answer in time.",
 }
-_BY_HAPROXY = (
-    "text/html",
-    "Sent by the proxy if the request line and the headers are not valid HTTP or incomplete.",
-)
-_BY_SERVE = (
-    "text/plain",
-    "Sent by Ray Serve's own proxy, which answers while no replica is ready.",
-)
-PROXY_ERRORS = {400: _BY_HAPROXY, 408: _BY_HAPROXY, 429: _BY_SERVE, 500: _BY_SERVE, 503: _BY_SERVE}
-"""Content types and descriptions of the errors that are not JSON, by status."""
-
 Schema = dict[str, Any]  # a JSON object of the document
 
 
@@ -60,16 +48,13 @@ class Operation:
     summary: str
     response: (
         type[BaseModel] | None
-    )  # type of the response with `status`; None for pages and the OpenAPI document
+    )  # type of the response with `status`; None for the OpenAPI document
     request: type[BaseModel] | None = None
     example: Mapping[str, object] | None = None  # body of an example request
     status: int = 200
     events: type[BaseModel] | None = (
         None  # type of a stream's events; None if the route does not stream
     )
-    errors: tuple[int, ...] = ()
-    """Error statuses of this route, in addition to those of its method, of authentication and of
-    all routes."""
 
 
 _TEXT = {"input": "Fracture of femur"}
@@ -80,14 +65,6 @@ OPERATIONS: Mapping[str, Operation] = {
         schemas.ClassifyResponse,
         schemas.ClassifyRequest,
         _TEXT,
-        errors=(404, 422, 504),
-    ),
-    "/v1/compare": Operation(
-        "Classify texts with the baseline and with the champion",
-        schemas.CompareResponse,
-        schemas.ClassifyRequest,
-        _TEXT,
-        errors=(404, 422, 504),
     ),
     "/v1/chat/completions": Operation(
         "Answer the last message of a conversation, optionally as a stream",
@@ -95,7 +72,6 @@ OPERATIONS: Mapping[str, Operation] = {
         chat_schemas.ChatRequest,
         _CONVERSATION,
         events=chat_schemas.ChatChunk,
-        errors=(404, 504),
     ),
     "/v1/models": Operation("List the served versions", schemas.Models),
     "/v1/feedback": Operation(
@@ -104,7 +80,6 @@ OPERATIONS: Mapping[str, Operation] = {
         schemas.FeedbackRequest,
         {"request_id": "2c9a7f40d1e84b5b9f36a0c7e5128d34", "label": "injury and poisoning"},
         status=202,
-        errors=(404, 422),
     ),
     "/v1/batches": Operation(
         "Start a batch job that scores Parquet files",
@@ -112,31 +87,25 @@ OPERATIONS: Mapping[str, Operation] = {
         schemas.BatchRequest,
         {"input": "s3://lake/letters", "output": "s3://lake/letters-scored"},
         status=202,
-        errors=(403, 404, 409, 422),
     ),
-    "/v1/batches/{id}": Operation(
-        "Return the state of a batch job", schemas.BatchJob, errors=(404,)
-    ),
-    "/v1/batches/{id}/cancel": Operation("Cancel a batch job", schemas.BatchJob, errors=(404, 409)),
+    "/v1/batches/{id}": Operation("Return the state of a batch job", schemas.BatchJob),
+    "/v1/batches/{id}/cancel": Operation("Cancel a batch job", schemas.BatchJob),
     "/healthz": Operation("Liveness probe", schemas.Health),
     "/readyz": Operation("Readiness probe with the loaded versions", schemas.Readiness),
     "/openapi.json": Operation("Return this OpenAPI document", None),
-    "/docs": Operation("Return this document as an HTML page", None),
-    "/": Operation("Return an HTML page for trying the model", None),
-    "/page.js": Operation("Return the script of this page", None),
-    "/console": Operation("Return the first page of the console, as HTML", None, errors=(404,)),
-    "/console/_live.js": Operation("Return the script that updates pages of the console", None),
-    f"/console/{REST}": Operation(
-        "Return the page of the console at this path, as HTML", None, errors=(404,)
-    ),
 }
 
 
 def openapi(routes: Mapping[str, Route], *, config: ServingConfig) -> Schema:
-    """Return the OpenAPI document of the routes. Each route must be in `OPERATIONS`."""
+    """Return the OpenAPI document of the routes, without pages and their scripts. Each other route
+    must be in `OPERATIONS`."""
+    routes = {path: route for path, route in routes.items() if route.content_type == JSON}
     missing = sorted(set(routes) - set(OPERATIONS))
     assert not missing, f"OPERATIONS lacks {missing}"
-    components: Schema = {"schemas": _schemas(routes, config=config)}
+    components: Schema = {
+        "schemas": _schemas(routes, config=config),
+        "responses": {"Error": _error()},
+    }
     if config.api_keys is not None:
         scheme = {
             "type": "http",
@@ -156,38 +125,34 @@ def openapi(routes: Mapping[str, Route], *, config: ServingConfig) -> Schema:
         },
         "servers": [{"url": ".", "description": "The server of this document"}],
         "paths": {
-            path.replace(REST, ID): {route.method.lower(): _operation(path, route, config=config)}
+            path: {route.method.lower(): _operation(path, route, config=config)}
             for path, route in routes.items()
         },
         "components": components,
+        "x-errors": {
+            str(status): text.format(max_body_bytes=config.max_body_bytes)
+            for status, text in ERROR_DESCRIPTIONS.items()
+        },
     }
 
 
 def _operation(path: str, route: Route, *, config: ServingConfig) -> Schema:
     operation = OPERATIONS[path]
-    errors = {
-        str(status): _error_response(status, content_type=route.content_type, config=config)
-        for status in _error_statuses(operation, route, config)
-    }
     documented: Schema = {
-        "operationId": re.sub(r"[^a-z0-9]+", "_", path.replace(REST, ID)).strip("_") or "page",
+        "operationId": re.sub(r"[^a-z0-9]+", "_", path).strip("_"),
         "summary": operation.summary,
         "responses": {
-            str(operation.status): _response(operation, content_type=route.content_type),
-            **errors,
+            str(operation.status): _response(operation),
+            "default": {"$ref": "#/components/responses/Error"},
         },
     }
-    if ID in path or REST in path:
-        if ID in path:
-            text = "The `id` of the batch job."
-        else:
-            text = "Path of a page, as in the links of the first page."
+    if ID in path:
         documented["parameters"] = [
             {
                 "name": "id",
                 "in": "path",
                 "required": True,
-                "description": text,
+                "description": "The `id` of the batch job.",
                 "schema": {"type": "string"},
             }
         ]
@@ -205,11 +170,9 @@ def _operation(path: str, route: Route, *, config: ServingConfig) -> Schema:
     return documented
 
 
-def _response(operation: Operation, *, content_type: str) -> Schema:
-    schema = {"type": "object" if content_type == JSON else "string"}
-    content: Schema = {
-        content_type: {"schema": _ref(operation.response) if operation.response else schema}
-    }
+def _response(operation: Operation) -> Schema:
+    schema = _ref(operation.response) if operation.response else {"type": "object"}
+    content: Schema = {JSON: {"schema": schema}}
     if operation.events is not None:
         data = {
             "type": "string",
@@ -226,32 +189,19 @@ def _response(operation: Operation, *, content_type: str) -> Schema:
     return {"description": operation.summary, "content": content}
 
 
-def _error_statuses(operation: Operation, route: Route, config: ServingConfig) -> list[int]:
-    statuses = {*operation.errors, 400, 429, 500, 502, 503}
-    if route.method == "POST":
-        statuses |= {408, 413}
-    if config.api_keys is None:
-        if route.method == "POST" or not config.guarded:
-            statuses.add(403)
-    elif not route.open:
-        statuses |= {401, 403} if route.scopes else {401}
-    return sorted(statuses)
-
-
-def _error_response(status: int, *, content_type: str, config: ServingConfig) -> Schema:
-    content: Schema = {JSON: {"schema": _ref(schemas.ErrorBody)}}
-    if content_type == HTML and status == 404:
-        content[HTML] = {"schema": {"type": "string"}}
-    if status in PROXY_ERRORS:
-        type, text = PROXY_ERRORS[status]
-        content[type] = {"schema": {"type": "string", "description": text}}
-    description = ERROR_DESCRIPTIONS[status].format(max_body_bytes=config.max_body_bytes)
-    response: Schema = {"description": description, "content": content}
-    if status == 429:
-        response["headers"] = {
-            "retry-after": {"schema": {"type": "integer"}, "description": "Seconds."}
-        }
-    return response
+def _error() -> Schema:
+    """Return the response of all errors."""
+    proxy = {"schema": {"type": "string", "description": "Sent by HAProxy or by Serve's proxy."}}
+    return {
+        "description": "An error. Its message states what is allowed.",
+        "content": {JSON: {"schema": _ref(schemas.ErrorBody)}, HTML: proxy, "text/plain": proxy},
+        "headers": {
+            "retry-after": {
+                "schema": {"type": "integer"},
+                "description": "Seconds; only with status 429.",
+            }
+        },
+    }
 
 
 def _schemas(routes: Mapping[str, Route], *, config: ServingConfig) -> Schema:
@@ -267,30 +217,7 @@ def _schemas(routes: Mapping[str, Route], *, config: ServingConfig) -> Schema:
             for kind in components["ClassifyRequest"]["properties"][name]["anyOf"]:
                 if kind.get("type") == "array":
                     kind |= {"minItems": 1, "maxItems": config.max_texts}
-    if "ChatRequest" in components:
-        ignored = dict.fromkeys(chat_schemas.IGNORED, _no_effect())
-        text = "Accepted only with this value, which has no effect."
-        neutral = {
-            name: _no_effect(text, enum=[value, None])
-            for name, value in chat_schemas.NEUTRAL.items()
-        }
-        _add_fields(components["ChatRequest"], ignored | neutral)
-        # Clients send a response's message, which has `refusal`, back as a turn of the
-        # conversation.
-        _add_fields(
-            components["ChatMessage"], {"name": _no_effect(), "refusal": _no_effect(type="null")}
-        )
     return components
-
-
-def _no_effect(text: str = "Has no effect.", **schema: object) -> Schema:
-    return {**schema, "description": text, NO_EFFECT: True}
-
-
-def _add_fields(model: Schema, fields: Schema) -> None:
-    """Add fields that are accepted for OpenAI's clients, and forbid all others."""
-    model["properties"] |= fields
-    model["additionalProperties"] = False
 
 
 def _ref(model: type[BaseModel]) -> dict[str, str]:

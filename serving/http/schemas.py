@@ -3,11 +3,11 @@ batches, errors)."""
 
 import asyncio
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, ValidationError
-from pydantic_core import ErrorDetails
 
 from serving.http.json_values import has_more_values
 from serving.request_log.attributes import LIMITS, MAX_ATTRIBUTES, Attribute, Attributes
@@ -24,6 +24,15 @@ SCORES_AT_ONCE = 4096  # scores that are written without a pause, in about 4 ms
 MAX_VALUES = 20_000
 VALUES_PER_TEXT = 2 * MAX_ATTRIBUTES + 2  # of a text with its attributes
 MAX_FAULTS = 100  # faults of a body that are described; pydantic takes 3 microseconds for each
+Faults = Mapping[str, str | None]
+"""Patterns of the paths of invalid values, and what is allowed; None for pydantic's message.
+
+Group 1 is the field. The rest of a path names types of a union, or what the client sent.
+"""
+FAULTS: Faults = {
+    r"(input)\..*": "must be a text or a list of texts",
+    r"(attributes)(\..*)?": f"must be an object, or a list with one object per text; {LIMITS}",
+}
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 _AnswerId = Annotated[StrictStr, Field(pattern=rf"^({CHAT_ID})?[0-9a-f]{{32}}$")]
@@ -34,7 +43,7 @@ class HttpModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-HttpModelT = TypeVar("HttpModelT", bound=HttpModel)
+ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 class ClassifyRequest(HttpModel):
@@ -91,8 +100,6 @@ class FeedbackRequest(HttpModel):
         if task == "classification":
             if self.label is None or is_scored:
                 fault = "give `label` only"
-            else:
-                fault = None
         elif self.label not in (None, *THUMBS):
             fault = (
                 f"for chat, `label` is {' or '.join(THUMBS)}; send a correct answer as "
@@ -189,12 +196,6 @@ class ClassifyResponse(HttpModel):
     version: str
     results: list[Result]
     """One result per text, in input order."""
-
-
-class CompareResponse(HttpModel):
-    request_id: str
-    baseline: ClassifyResponse
-    champion: ClassifyResponse
 
 
 class ServedModel(HttpModel):
@@ -345,47 +346,44 @@ def parse_request(body: bytes, *, max_texts: int, max_text_bytes: int) -> Classi
     )
     num_texts = len(request.texts)
     if not 0 < num_texts <= max_texts:
-        raise RequestError(
-            422, "invalid_request", f"input: give 1 to {max_texts} texts, not {num_texts}"
-        )
+        raise invalid_field("input", f"give 1 to {max_texts} texts, not {num_texts}", status=422)
     for row, text in enumerate(request.texts):
         if (num_bytes := len(text.encode())) > max_text_bytes:
-            reason = (
+            message = (
                 f"the text at position {row} (from 0) has {num_bytes} bytes; a text may have at "
                 f"most {max_text_bytes}"
             )
-            raise RequestError(422, "invalid_request", f"input: {reason}")
-    attributes = request.attributes or []
-    if isinstance(request.attributes, list) and len(attributes) != num_texts:
-        reason = (
-            f"give one object for all texts, or a list of {num_texts} objects, not "
-            f"{len(attributes)}"
-        )
-        raise RequestError(422, "invalid_request", f"attributes: {reason}")
+            raise invalid_field("input", message, status=422)
+    attributes = request.attributes
+    if isinstance(attributes, list) and len(attributes) != num_texts:
+        message = f"give one object, or a list of {num_texts} objects, not {len(attributes)}"
+        raise invalid_field("attributes", message, status=422)
     return request
 
 
-def parse_body(model: type[HttpModelT], body: bytes, *, max_values: int = MAX_VALUES) -> HttpModelT:
+def parse_body(
+    model: type[ModelT],
+    body: bytes,
+    *,
+    max_values: int = MAX_VALUES,
+    status: int = 422,
+    faults: Faults = FAULTS,
+) -> ModelT:
     """Return the request in a body.
 
-    Raises RequestError 400 if it is not JSON, 413 if it has too many values, and 422 if it is not
-    valid.
+    Raises RequestError 400 if it is not JSON, 413 if it has more JSON values and names than
+    `max_values`, and `status` if it is not valid.
     """
-    require_few_values(body, max_values=max_values)
-    try:
-        return model.model_validate_json(body)
-    except ValidationError as error:
-        raise _invalid_request(error) from None
-
-
-def require_few_values(body: bytes, *, max_values: int = MAX_VALUES) -> None:
-    """Raise RequestError 413 if a body has more JSON values and names than `max_values`."""
     if has_more_values(body, max_values):
         message = (
             f"the body has more than {max_values:,} JSON values and names; send fewer in each "
             "request"
         )
         raise RequestError(413, "body_too_large", message)
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        raise _request_error(error, status=status, faults=faults) from None
 
 
 async def write_answer(
@@ -407,56 +405,37 @@ async def write_answer(
     return _json(fields)[:-1] + b',"results":[' + b",".join(written) + b"]}"
 
 
-def write_comparison(request_id: str, answers: Mapping[str, bytes]) -> bytes:
-    """Return the JSON of a CompareResponse, from the JSON of each answer."""
-    written = (_json(name) + b":" + answer for name, answer in answers.items())
-    return b",".join((_json({"request_id": request_id})[:-1], *written)) + b"}"
-
-
 def _json(value: object) -> bytes:
     return _ENCODER.encode(value).encode()
 
 
-_ATTRIBUTES = f"must be an object, or a list with one object per text; {LIMITS}"
+def _request_error(error: ValidationError, *, status: int, faults: Faults) -> RequestError:
+    """Return an error that names the first invalid field and the allowed values, but not the value
+    that was sent.
 
-
-def faults_of(error: ValidationError, *, status: int) -> list[ErrorDetails]:
-    """Return the faults of a body, without its values.
-
-    Raises RequestError with this status for more than `MAX_FAULTS` faults: a body of 1 MB can have
-    half a million, and other clients would wait for seconds until all are described.
+    A body of 1 MB can have half a million faults, and other clients would wait for seconds until
+    all are described.
     """
     if error.error_count() > MAX_FAULTS:
         message = (
             f"the body has {error.error_count():,} invalid or unknown fields; the page /docs "
             "describes the fields"
         )
-        raise RequestError(status, "invalid_request", message)
-    return error.errors(include_url=False, include_input=False)
+        return RequestError(status, "invalid_request", message)
+    fault = error.errors(include_url=False, include_input=False)[0]
+    if fault["type"] == "json_invalid":
+        message = f"the body is not JSON: {fault['ctx']['error']}"
+        return RequestError(400, "invalid_json", message)
+    field = ".".join(str(part) for part in fault["loc"]) or "body"
+    message = fault["msg"].removeprefix("Value error, ")
+    for pattern, allowed in faults.items():
+        match = re.fullmatch(pattern, field, re.DOTALL)
+        if match is not None:
+            field = match[1]
+            message = allowed or message
+    return invalid_field(field, message, status=status)
 
 
-def _invalid_request(error: ValidationError) -> RequestError:
-    details = faults_of(error, status=422)
-    if details[0]["type"] == "json_invalid":
-        return RequestError(
-            400, "invalid_json", f"the body is not JSON: {details[0]['ctx']['error']}"
-        )
-    messages = []
-    for detail in details[:3]:
-        location = (
-            ".".join(str(part) for part in detail["loc"] if part not in ("str", "list[str]"))
-            or "body"
-        )
-        message = detail["msg"]
-        if (
-            location == "input" and len(detail["loc"]) > 1
-        ):  # pydantic reports an error for each type of the union
-            message = "must be a text or a list of texts"
-        if detail["loc"][:1] == (
-            "attributes",
-        ):  # the rest of the location may contain a name that the client sent
-            location = "attributes"
-            message = _ATTRIBUTES
-        if f"{location}: {message}" not in messages:
-            messages.append(f"{location}: {message}")
-    return RequestError(422, "invalid_request", "; ".join(messages))
+def invalid_field(field: str, message: str, *, status: int) -> RequestError:
+    """Return the error for a field that is not valid."""
+    return RequestError(status, "invalid_request", f"{field}: {message}", param=field)

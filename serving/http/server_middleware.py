@@ -90,14 +90,14 @@ class ServerMiddleware:
                     await send(message)
                 return
             started = True
-            own = [(bytes(name), bytes(value)) for name, value in message["headers"]]
-            if MARK in own:
+            serve_headers = [(bytes(name), bytes(value)) for name, value in message["headers"]]
+            if MARK in serve_headers:
                 await send(message)
             elif message["status"] < 400:
-                await send({**message, "headers": [*own, *security_headers()]})
+                await send({**message, "headers": [*serve_headers, *security_headers()]})
             else:
                 replaced = True
-                await _serve_error(message["status"], own)(scope, receive, send)
+                await _serve_error(message["status"], serve_headers)(scope, receive, send)
 
         try:
             await self._app({**scope, "headers": headers}, receive, send_json)

@@ -41,22 +41,17 @@ def console_routes(new_site: Callable[[], "Site"]) -> dict[str, Route]:
 
     slots = FairSlots(THREADS)
 
-    async def first_page(_body: bytes, _request_id: str) -> tuple[int, Page]:
-        return await slots.run(partial(page, None), client=client_name(), cost=1)
-
-    async def other_page(_body: bytes, _request_id: str) -> tuple[int, Page]:
-        return await slots.run(partial(page, path_id.get()), client=client_name(), cost=1)
+    async def as_page(_body: bytes, _request_id: str) -> tuple[int, Page]:
+        return await slots.run(partial(page, path_id.get() or None), client=client_name(), cost=1)
 
     async def script(_body: bytes, _request_id: str) -> tuple[int, bytes]:
         return 200, read_script()
 
-    pages = {"/console": first_page, f"/console/{REST}": other_page}
+    route = Route("GET", as_page, scopes=SCOPES, content_type=HTML, browser=True)
     return {
         "/console/_live.js": Route("GET", script, open=True, content_type=JAVASCRIPT),
-        **{
-            path: Route("GET", page, scopes=SCOPES, content_type=HTML, browser=True)
-            for path, page in pages.items()
-        },
+        "/console": route,
+        f"/console/{REST}": route,
     }
 
 

@@ -84,12 +84,7 @@ def _page(html: str) -> Page:
 def _templates() -> Environment:
     templates = environment(TEMPLATES, undefined=Undefined)  # fields of a schema are optional
     templates.filters["curl"] = _curl
-    templates.tests["error_response"] = _is_error_response
     return templates
-
-
-def _is_error_response(answer: Mapping[str, Any]) -> bool:
-    return "ErrorBody" in answer["content"].get(JSON, {}).get("schema", {}).get("$ref", "")
 
 
 def _curl(operation: Mapping[str, Any], path: str, method: str) -> str:

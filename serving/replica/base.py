@@ -45,7 +45,7 @@ from serving.http.schemas import (
 from serving.limits import Admission, FairSlots, client_name, network_of
 from serving.pages.console import task_console
 from serving.pages.render import PageName, page_routes, with_api_docs
-from serving.replica.config import CHALLENGER, Arm
+from serving.replica.config import CHALLENGER, Arm, ReplicaConfig
 from serving.replica.served_versions import EngineT, ServedVersions
 from serving.request_log.log import RequestLog
 from serving.request_log.schema import FeedbackEntry, LogEntry
@@ -308,11 +308,13 @@ class Replica(Generic[EngineT]):
 
     async def _models(self, _body: bytes, _request_id: str) -> tuple[int, bytes]:
         _ = self.versions.champion  # raises 503 before a version is loaded
+        config = self.versions.config
+        assert config is not None
         details = self._authenticator is None or has_scope("read", "admin")
         models = Models(
             data=[
-                _served_model(name, versions=self.versions, details=details)
-                for name in self.versions.engines
+                _served_model(name, engine.version, config=config, details=details)
+                for name, engine in self.versions.engines.items()
             ],
             examples=list(self._config.examples),
             feedback=self.log is not None,
@@ -377,10 +379,11 @@ class Replica(Generic[EngineT]):
         return 200, readiness.model_dump_json(exclude_none=True).encode()
 
 
-def _served_model(name: str, *, versions: ServedVersions[EngineT], details: bool) -> ServedModel:
+def _served_model(
+    name: str, version: ModelVersion, *, config: ReplicaConfig, details: bool
+) -> ServedModel:
     """Return the entry of a model, with the system prompt and the cost only if `details` is
     true."""
-    version = versions.engines[name].version
     return ServedModel(
         id=name,
         created=int(datetime.fromisoformat(version.created_at).timestamp()),
@@ -391,8 +394,8 @@ def _served_model(name: str, *, versions: ServedVersions[EngineT], details: bool
         digest=version.digest,
         system=version.prompting.system if details and version.prompting else None,
         classes=list(version.classes),
-        cost=versions.costs.get(version.digest) if details else None,
-        verdict=versions.verdict if name == CHAMPION else None,
+        cost=config.costs.get(version.digest) if details else None,
+        verdict=config.verdict if name == CHAMPION else None,
     )
 
 

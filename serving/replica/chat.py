@@ -1,13 +1,12 @@
 """A replica of a chat model: OpenAI's chat completions, complete or streamed."""
 
 import asyncio
-from collections.abc import Mapping
 from contextlib import aclosing
 from functools import partial
 from typing import Any, NamedTuple
 
 from serving.endpoint.loading import load_chat
-from serving.engines.base_chat import ChatEngine, EngineInput, GenerationRequest, PartialAnswer
+from serving.engines.base_chat import ChatEngine, GenerationRequest, PartialAnswer
 from serving.engines.nearest_engine import NearestEngine
 from serving.engines.transformers_engine import TransformersEngine
 from serving.engines.vllm_engine import VllmPool
@@ -66,8 +65,7 @@ class Chat:
         return self._replica.asgi_app(routes, page="chat")
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Load a configuration (see `Replica.reconfigure`). The former version finishes the answers
-        that it started."""
+        """Load a configuration. The previous version finishes the answers that it has started."""
         await self._replica.reconfigure(user_config)
 
     async def check_health(self) -> None:
@@ -86,7 +84,7 @@ class Chat:
         )
         admit(tokens=engine.num_tokens(generation.prompt, max_new_tokens=limit))
         self._replica.charge(tokens=len(generation.prompt))
-        received = _Received(request, context, len(body), await self._logged_prompt(request))
+        received = _Received(request, context, len(body), await self._log_fields(request))
 
         def record(answer: PartialAnswer) -> None:
             self._count(generation, answer)
@@ -122,26 +120,34 @@ class Chat:
     ) -> GenerationRequest:
         """Return the request for one answer of the engine; raise RequestError 400 if the prompt
         cannot be used."""
-        prompt_of = partial(_chat_prompt, request, engine=engine, max_new_tokens=limit)
+        tokenize = partial(engine.chat_prompt, request.conversation, max_new_tokens=limit)
         with engine.in_use():
             # A thread keeps the event loop free for streams: tokenizing a prompt of 1 MB takes a
             # second.
-            prompt = await self._prompts.run(prompt_of, client=client_name(), cost=num_bytes)
+            try:
+                prompt = await self._prompts.run(tokenize, client=client_name(), cost=num_bytes)
+            except DataError as error:  # the model's chat template rejects the conversation
+                raise RequestError(
+                    400, "invalid_request", f"messages: {error}", param="messages"
+                ) from None
         return generation_request(request, prompt, engine=engine, max_new_tokens=limit)
 
-    async def _logged_prompt(self, request: ChatRequest) -> "_LoggedPrompt":
-        """Return the prompt as the request log stores it, without texts if the log does not store
+    async def _log_fields(self, request: ChatRequest) -> dict[str, Any]:
+        """Return the fields of the prompt in the request log, without texts if it does not store
         them."""
         turns = request.conversation
         contents = await self._replica.loggable([content for _, content in turns])
-        earlier = [
+        context = [
             (role, text)
             for (role, _), text in zip(turns[:-1], contents, strict=False)
             if text is not None
         ]
-        return _LoggedPrompt(
-            len(turns[-1][1]), contents[-1], context_json(tuple(earlier)), request.attributes
-        )
+        return {
+            "text_chars": len(turns[-1][1]),
+            "text": contents[-1],
+            "context": context_json(tuple(context)),
+            "attributes": request.attributes,
+        }
 
     def _mirror(self, received: "_Received") -> None:
         """Queue a request that the champion has answered for the shadow."""
@@ -162,10 +168,10 @@ class Chat:
         try:
             answered = await self._shadow_answer(received, engine=engine)
         except Exception:
-            self._log_failure("failed", received, engine=engine)
+            self._add_to_log(received, engine=engine, failure="failed")
             raise
         if not answered and self._replica.versions.is_challenger(engine):
-            self._log_failure("interrupted", received, engine=engine)
+            self._add_to_log(received, engine=engine, failure="interrupted")
 
     async def _shadow_answer(self, received: "_Received", *, engine: ChatEngine) -> bool:
         """Log the challenger's answer. If a client sends a request meanwhile, stop, and start again
@@ -233,41 +239,24 @@ class Chat:
         log = self._replica.log
         if log is None:
             return
-        prompt = received.prompt
         usage = usage_of(generation, answer)
-        entry = received.context.log_entry(generation.engine.version)(
-            row=0,
+        self._add_to_log(
+            received,
+            engine=generation.engine,
             score=answer.confidence,
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
-            text_chars=prompt.chars,
-            text=prompt.text,
-            context=prompt.context,
-            attributes=prompt.attributes,
             answer=log.loggable(answer.text),
             finish_reason=answer.finish_reason,
             answered_by=answer.answered_by,
             fallback=None if answer.answered_by is None else answer.is_fallback,
             reported_model=answer.reported_model,
         )
-        log.answers.add([entry])
 
-    def _log_failure(self, failure: str, received: "_Received", *, engine: ChatEngine) -> None:
+    def _add_to_log(self, received: "_Received", *, engine: ChatEngine, **fields: Any) -> None:
         if self._replica.log is not None:
-            prompt = received.prompt
-            entry = received.context.log_entry(engine.version)(
-                row=0, text_chars=prompt.chars, attributes=prompt.attributes, failure=failure
-            )
-            self._replica.log.answers.add([entry])
-
-
-class _LoggedPrompt(NamedTuple):
-    """The prompt of a request in the request log."""
-
-    chars: int  # length of the last message
-    text: str | None  # last message; None if texts are not stored
-    context: str | None  # earlier messages as JSON, if there are any
-    attributes: Mapping[str, str] | None
+            entry = received.context.log_entry(engine.version)
+            self._replica.log.answers.add([entry(row=0, **received.log_fields, **fields)])
 
 
 class _Received(NamedTuple):
@@ -276,7 +265,7 @@ class _Received(NamedTuple):
     request: ChatRequest
     context: RequestContext
     num_bytes: int  # of the body
-    prompt: _LoggedPrompt
+    log_fields: dict[str, Any]
 
 
 def _has_format(engine: ChatEngine, request: ChatRequest) -> bool:
@@ -288,17 +277,6 @@ def _has_format(engine: ChatEngine, request: ChatRequest) -> bool:
     except RequestError:
         return False
     return True
-
-
-def _chat_prompt(
-    request: ChatRequest, *, engine: ChatEngine, max_new_tokens: int | None
-) -> EngineInput:
-    """Return the prompt of the conversation; raise RequestError 400 if the model's chat template
-    rejects it."""
-    try:
-        return engine.chat_prompt(request.conversation, max_new_tokens=max_new_tokens)
-    except DataError as error:
-        raise RequestError(400, "invalid_request", f"messages: {error}", param="messages") from None
 
 
 class _Loader:

@@ -1,6 +1,5 @@
 """A replica of a classifier, which batches the texts of concurrent requests."""
 
-import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -11,14 +10,7 @@ from serving.engines.model_pool import ClassifierEngine, ModelPool
 from serving.engines.text_rows import estimated_length
 from serving.http.asgi import ASGIApp, Route
 from serving.http.metrics import TEXTS, Meter, record_version
-from serving.http.schemas import (
-    BASELINE,
-    CHAMPION,
-    ClassifyRequest,
-    parse_request,
-    write_answer,
-    write_comparison,
-)
+from serving.http.schemas import ClassifyRequest, parse_request, write_answer
 from serving.limits import admit, client_name
 from serving.replica.base import (
     Replica,
@@ -65,28 +57,25 @@ class Classifier:
             "/v1/classify": Route(
                 "POST", self._classify, watched=self._has_endpoint, scopes=("answer",)
             ),
-            "/v1/compare": Route(
-                "POST", self._compare, watched=self._has_endpoint, scopes=("answer",)
-            ),
         }
         return self._replica.asgi_app(routes, page="classify")
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Load a configuration (see `Replica.reconfigure`). The former engine answers the requests
-        in its queue."""
+        """Load a configuration. The previous engine answers the requests in its queue."""
         await self._replica.reconfigure(user_config)
 
     async def _classify(self, body: bytes, request_id: str) -> tuple[int, bytes]:
         context = self._replica.begin("classify", request_id)
-        request = self._parse(body)
+        request = parse_request(
+            body, max_texts=self._config.max_texts, max_text_bytes=MAX_TEXT_BYTES
+        )
+        require_loggable_subject(request.subject, log=self._replica.log)
         engine, context = self._replica.assign(
             context, model=request.model, subject=request.subject
         )
         answer = await self._answer(request, engine=engine, context=context)
-        unit = context.unit
-        versions = self._replica.versions
         if context.arm == "champion":
-            shadow = versions.shadow_for(unit)
+            shadow = self._replica.versions.shadow_for(context.unit)
         else:
             shadow = None
         if shadow is not None:
@@ -95,26 +84,6 @@ class Classifier:
             )
             self._shadows.add(run, num_bytes=len(body), caller=context.caller)
         return 200, answer
-
-    async def _compare(self, body: bytes, request_id: str) -> tuple[int, bytes]:
-        """Classify the same texts with the baseline and with the champion."""
-        context = self._replica.begin("compare", request_id)
-        request = self._parse(body)
-        context = context._replace(subject=request.subject)
-        engines = {name: self._replica.versions.engine_of(name) for name in (BASELINE, CHAMPION)}
-        distinct = list({id(engine): engine for engine in engines.values()}.values())
-        results = await asyncio.gather(
-            *(self._answer(request, engine=engine, context=context) for engine in distinct)
-        )
-        answers = {id(engine): answer for engine, answer in zip(distinct, results, strict=True)}
-        by_name = {name: answers[id(engine)] for name, engine in engines.items()}
-        return 200, write_comparison(request_id, by_name)
-
-    def _parse(self, body: bytes) -> ClassifyRequest:
-        config = self._config
-        request = parse_request(body, max_texts=config.max_texts, max_text_bytes=MAX_TEXT_BYTES)
-        require_loggable_subject(request.subject, log=self._replica.log)
-        return request
 
     async def _answer(
         self, request: ClassifyRequest, *, engine: ClassifierEngine, context: RequestContext

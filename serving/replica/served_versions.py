@@ -31,7 +31,7 @@ EngineT = TypeVar("EngineT", bound=Engine)
 
 
 class RefusedVersion(NamedTuple):
-    """A configured champion that could not be loaded. The former champion still serves."""
+    """A configured champion that could not be loaded. The previous champion still serves."""
 
     digest: str
     reason: str
@@ -50,7 +50,7 @@ class ServedVersions(Generic[EngineT]):
         load: Callable[[str, str], EngineT],
         *,
         read_secret: Callable[[], bytes],
-        unload: Callable[[EngineT], None] = lambda _former: None,
+        unload: Callable[[EngineT], None] = lambda _previous: None,
     ) -> None:
         self._load = load
         self._read_secret = read_secret
@@ -58,7 +58,8 @@ class ServedVersions(Generic[EngineT]):
         self._secret = b""
         self.engines: Mapping[str, EngineT] = {}
         """Engines by name; empty before the first configuration is loaded."""
-        self._config: ReplicaConfig | None = None
+        self.config: ReplicaConfig | None = None
+        """The loaded configuration."""
         self._changes: asyncio.Task[None] | None = None
         self.absent: dict[str, str] = {}
         """Reasons why versions other than the champion are not loaded, by name."""
@@ -70,7 +71,7 @@ class ServedVersions(Generic[EngineT]):
         """Load a configuration, then swap the engines. Requests are answered during the load.
 
         If the first champion cannot be loaded, raise, which makes the replica fail. A later
-        champion that cannot be loaded is refused, and the former one still serves. Later
+        champion that cannot be loaded is refused, and the previous one still serves. Later
         configurations are loaded after this method returns, because Serve sends the replica no new
         requests until then.
         """
@@ -82,7 +83,7 @@ class ServedVersions(Generic[EngineT]):
             )
         else:
             self.engines, self.absent = await asyncio.to_thread(self._load_all, config)
-            self._config = config
+            self.config = config
             self.config_id = digest
 
     async def _change(
@@ -100,18 +101,17 @@ class ServedVersions(Generic[EngineT]):
             self.config_id = digest
             return
         self.refused = None
-        self._config = config
+        self.config = config
         self.config_id = digest
         self._swap(engines, absent)
 
     def _swap(self, engines: dict[str, EngineT], absent: dict[str, str]) -> None:
-        former = self.engines
+        unused = {id(engine): engine for engine in self.engines.values()}
+        for engine in engines.values():
+            unused.pop(id(engine), None)
         self.engines = engines
         self.absent = absent
-        kept = {id(engine) for engine in engines.values()}
-        for engine in {
-            id(engine): engine for engine in former.values() if id(engine) not in kept
-        }.values():
+        for engine in unused.values():
             self._unload(engine)
 
     async def keep_retrying(self) -> None:
@@ -126,9 +126,9 @@ class ServedVersions(Generic[EngineT]):
                 self._changes = asyncio.create_task(self._retry())
 
     async def _retry(self) -> None:
-        assert self._config is not None
+        assert self.config is not None
         try:
-            engines, absent = await asyncio.to_thread(self._load_all, self._config)
+            engines, absent = await asyncio.to_thread(self._load_all, self.config)
         except Exception:
             _log.exception(
                 "the champion has stopped and cannot be reloaded; the replica tries again later"
@@ -174,20 +174,6 @@ class ServedVersions(Generic[EngineT]):
             )
         return self.engines[CHAMPION]
 
-    @property
-    def verdict(self) -> str | None:
-        """Return the summary of the verdict that selected the champion."""
-        if self._config is None:
-            return None
-        return self._config.verdict
-
-    @property
-    def costs(self) -> Mapping[str, str]:
-        """Return the measured cost of serving a version, in words, by digest."""
-        if self._config is None:
-            return {}
-        return self._config.costs
-
     def engine_of(self, model: str) -> EngineT:
         """Return the engine for a request's `model`: a served name, the task's name, a version or
         `name@version`.
@@ -224,18 +210,15 @@ class ServedVersions(Generic[EngineT]):
     def shadow_for(self, unit: str) -> EngineT | None:
         """Return the challenger's engine if `unit` is in the shadow arm, else None."""
         challenger = self._challenger
-        is_shadow = challenger is not None and challenger.receives(
-            "shadow", unit, secret=self._secret
-        )
-        if is_shadow:
-            return self.engines[CHALLENGER]
-        return None
+        if challenger is None or not challenger.receives("shadow", unit, secret=self._secret):
+            return None
+        return self.engines[CHALLENGER]
 
     @property
     def _challenger(self) -> Challenger | None:
         """The configured challenger; None if it is not loaded."""
-        if self._config is not None and CHALLENGER in self.engines:
-            return self._config.challenger
+        if self.config is not None and CHALLENGER in self.engines:
+            return self.config.challenger
         return None
 
     def is_challenger(self, engine: EngineT) -> bool:

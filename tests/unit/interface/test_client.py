@@ -12,15 +12,17 @@ from starlette.testclient import TestClient
 
 from serving.http.api_keys import new_key
 from serving.http.asgi import ASGIApp
+from serving.replica.chat import Chat
 from tailorbird import Client
+from tailorbird.config.serving import ServingConfig
 from tailorbird.interface.answer import Answer
 from tailorbird.interface.client import API_KEY_VARIABLE
 from tailorbird.interface.responses import ServiceError
 from tests.endpoint_server import Reply, endpoint_server, refusal, stream
 from tests.unit.serving.batch_jobs.test_scoring import version
+from tests.unit.serving.http.application import application
 from tests.unit.serving.replica.fake_engine import PROMPTING, FakeEngine
 from tests.unit.serving.replica.loads import config
-from tests.unit.serving.replica.test_charges import new_chat
 from tests.unit.serving.replica.test_classifier import new_classifier
 
 URL = "http://127.0.0.1:8000"
@@ -108,7 +110,7 @@ def test_the_pieces_of_a_streamed_answer_are_the_answer_of_the_chat(
     connect: Connect, key: tuple[str, str]
 ) -> None:
     client = connect(
-        new_chat(FakeEngine("a dog"), key[1]).__serve_build_asgi_app__(), api_key=key[0]
+        application(Chat, ServingConfig(api_keys=key[1]), FakeEngine("a dog")), api_key=key[0]
     )
     conversation = [
         {"role": "system", "content": "be brief"},
@@ -141,7 +143,7 @@ def test_a_failure_within_a_stream_is_raised_after_its_pieces(
     connect: Connect, key: tuple[str, str]
 ) -> None:
     client = connect(
-        new_chat(FakeEngine("a dog", fails_after=3), key[1]).__serve_build_asgi_app__(),
+        application(Chat, ServingConfig(api_keys=key[1]), FakeEngine("a dog", fails_after=3)),
         api_key=key[0],
     )
     texts = []
@@ -207,7 +209,9 @@ def test_models_are_listed(connect: Connect, key: tuple[str, str]) -> None:
     engine = FakeEngine("a dog")
     served = version(PROMPTING)
     engine.version = served
-    (model,) = connect(new_chat(engine, key[1]).__serve_build_asgi_app__(), api_key=key[0]).models()
+    (model,) = connect(
+        application(Chat, ServingConfig(api_keys=key[1]), engine), api_key=key[0]
+    ).models()
     assert (model.id, model.version, model.kind, model.digest) == (
         "champion",
         served.version,

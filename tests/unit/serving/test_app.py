@@ -1,7 +1,5 @@
 """The application that Serve builds from its arguments."""
 
-from importlib import import_module
-
 import pytest
 from pydantic import ValidationError
 
@@ -20,12 +18,6 @@ def test_each_task_is_one_deployment_with_its_configuration_as_json(task: str) -
     assert bound.name == SERVED_TASKS[task].deployment
     task_uri, content = bound.init_args
     assert (task_uri, ServingConfig.model_validate_json(content)) == ("s3://models/t", config)
-
-
-@pytest.mark.parametrize("task", SERVED_TASKS)
-def test_the_deployment_class_of_each_task_is_an_asgi_application(task: str) -> None:
-    module, _, name = SERVED_TASKS[task].replica_class.partition(":")
-    assert hasattr(getattr(import_module(module), name), "__serve_build_asgi_app__")
 
 
 def test_an_unknown_argument_is_refused() -> None:

@@ -83,9 +83,17 @@ def test_requests_that_wait_for_a_cold_start_start_no_second_replica(
 
 
 @pytest.mark.parametrize("task", ["classification", "chat"])
-def test_serves_own_429_has_a_retry_after_header(task: str) -> None:
-    backpressure = deployment_options(ServingConfig(), task=task)["backpressure_config"]
+def test_the_options_of_serve_have_the_limits_of_the_recipe(task: str) -> None:
+    config = ServingConfig(min_replicas=0, max_replicas=3, max_replicas_per_node=2)
+    options = deployment_options(config, task=task)
+    backpressure = options["backpressure_config"]
     assert (backpressure.status_code, backpressure.retry_after_s) == (429, 2)
+    replicas = options["autoscaling_config"]
+    assert (replicas.min_replicas, replicas.max_replicas) == (0, 3)
+    assert replicas.initial_replicas is None  # or each change of `user_config` would scale to it
+    schema = {key: options[key] for key in ("name", "max_replicas_per_node")}
+    assert DeploymentSchema.model_validate(schema).max_replicas_per_node == 2
+    assert "max_replicas_per_node" not in deployment_options(ServingConfig(), task=task)
 
 
 def test_replicas_follow_a_sustained_load_within_seconds_and_scale_to_zero(
@@ -103,16 +111,6 @@ def test_replicas_follow_a_sustained_load_within_seconds_and_scale_to_zero(
 
     assert [at(seconds) for seconds in (1, 19, 30, 59)] == [1, 1, 3, 3]
     assert [at(seconds) for seconds in (65, 78, 100, 159)] == [3, 1, 1, 0]
-
-
-def test_a_change_of_the_challenger_keeps_the_number_of_replicas() -> None:
-    config = deployment_options(ServingConfig(min_replicas=0, max_replicas=3), task="chat")[
-        "autoscaling_config"
-    ]
-    assert (config.min_replicas, config.max_replicas) == (0, 3)
-    assert (
-        config.initial_replicas is None
-    )  # Serve would scale to it at each change of `user_config`
 
 
 @pytest.mark.parametrize(
@@ -171,13 +169,3 @@ def test_a_replica_without_gpus_sees_none_and_a_server_sees_those_of_its_placeme
 
     assert environment(0)["CUDA_VISIBLE_DEVICES"] == ""
     assert "CUDA_VISIBLE_DEVICES" not in environment(1)
-
-
-@pytest.mark.parametrize("task", ["classification", "chat"])
-def test_serve_limits_the_replicas_of_a_node_if_the_recipe_does(task: str) -> None:
-    options = deployment_options(ServingConfig(max_replicas_per_node=2), task=task)
-    schema = DeploymentSchema.model_validate(
-        {key: options[key] for key in ("name", "max_replicas_per_node")}
-    )
-    assert schema.max_replicas_per_node == 2
-    assert "max_replicas_per_node" not in deployment_options(ServingConfig(), task=task)

@@ -19,11 +19,6 @@ from tests.integration.serving.classification.service import (
 )
 
 
-def test_a_comparison_without_a_pretrained_model_is_a_404(service: Service) -> None:
-    refused = requests.post(f"{service.url}/v1/compare", json={"input": "a"}, timeout=60)
-    assert (refused.status_code, refused.json()["error"]["code"]) == (404, "model_not_found")
-
-
 @pytest.fixture(scope="module")
 def compare_url(service: Service) -> Iterator[str]:
     """Yield the URL of a service whose champion is the first version and whose pretrained model the
@@ -40,7 +35,7 @@ def compare_url(service: Service) -> Iterator[str]:
     service.deploy(service.first)
 
 
-def test_requests_select_the_champion_the_pretrained_model_or_both(
+def test_requests_select_the_champion_or_the_pretrained_model(
     service: Service, compare_url: str, predictions: dict[str, list[Prediction]]
 ) -> None:
     models = requests.get(f"{compare_url}/v1/models", timeout=60).json()["data"]
@@ -50,18 +45,13 @@ def test_requests_select_the_champion_the_pretrained_model_or_both(
     ]
     wanted = {"champion": predictions["first"], "baseline": predictions["second"]}
     body = {"input": TEXTS, "scores": True}
-    compared = requests.post(f"{compare_url}/v1/compare", json=body, timeout=60).json()
     for name, version in (("champion", service.first), ("baseline", service.swapped)):
-        answer_by_name = service.ask(body | {"model": name})
-        assert answer_by_name["version"] == compared[name]["version"] == version.version
-        for answer in (answer_by_name, compared[name]):
-            assert [result["label"] for result in answer["results"]] == [
-                prediction.label for prediction in wanted[name]
-            ]
+        answer = service.ask(body | {"model": name})
+        assert answer["version"] == version.version
+        assert [result["label"] for result in answer["results"]] == [
+            prediction.label for prediction in wanted[name]
+        ]
         assert service.ask(body | {"model": version.version})["version"] == version.version
-    assert (
-        compared["champion"]["results"][0]["label"] != compared["baseline"]["results"][0]["label"]
-    )
 
 
 @pytest.mark.parametrize("width", [390, 1280])

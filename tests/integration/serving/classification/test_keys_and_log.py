@@ -103,7 +103,7 @@ def test_only_requests_with_a_valid_key_are_answered_and_keys_change_without_a_r
     assert {client for client, _ in refusals if client != "key app"} == {
         "address 127.0.0.1"
     }  # of HAProxy
-    change = events["serving-keys: keys changed app"]
+    change = events["serving-keys: keys added, removed or changed: app"]
     assert change.before == {"app": ["scopes=answer,feedback"]}
     assert change.after == {"app": ["scopes=answer requests=2"]}
     assert "serving-keys: keys at the start of a replica: app" in events

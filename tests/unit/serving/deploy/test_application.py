@@ -142,7 +142,7 @@ def test_replicas_get_a_gpu_only_if_they_hold_a_model(
 
 def test_a_version_by_other_code_cannot_be_a_challenger() -> None:
     additional = AdditionalVersions(challenger=registered("full-2", code="s3://models/code/b.zip"))
-    with pytest.raises(ChallengerError, match=r"full-2 was made by code .*promote this version"):
+    with pytest.raises(ChallengerError):
         application_of(
             EXPERIMENT, task_uri=TASK, version=registered("full-1"), additional=additional
         )

@@ -7,26 +7,34 @@ from typing import Any
 from starlette.types import Message
 
 from serving.http.asgi import ASGIApp
+from serving.limits import FairSlots
 from serving.replica.base import Replica
 from serving.replica.chat import Chat
+from serving.replica.config import ReplicaConfig, VersionRef
 from serving.replica.served_versions import ServedVersions
+from serving.replica.shadow import ShadowRunner
 from tailorbird.config.serving import ServingConfig
 
 
-def application(service: type, config: ServingConfig) -> ASGIApp:
-    """Return the application of a deployment's class, for example `Classifier`."""
+def deployment(service: type, config: ServingConfig, engine: Any = None) -> Any:
+    """Return the deployment of a class, for example `Classifier`, with a champion or without a
+    version."""
+    versions: ServedVersions[Any] = ServedVersions(lambda _uri, _digest: engine, read_secret=bytes)
+    if engine is not None:
+        versions.engines = {"champion": engine}
+        versions.config = ReplicaConfig(champion=VersionRef(uri="s3://version", digest="d"))
+    made: Any = object.__new__(service)
+    made._config = config
+    task = "chat" if service is Chat else "classification"
+    made._replica = Replica(versions, task=task, task_uri="s3://models/task", config=config)
+    made._prompts = FairSlots(1)  # unused by classifiers
+    made._shadows = ShadowRunner(made._is_quiet)
+    return made
 
-    def load(_uri: str, _digest: str) -> Any:
-        raise AssertionError
 
-    deployment: Any = object.__new__(service)
-    deployment._config = config
-    versions, task = (
-        ServedVersions(load, read_secret=bytes),
-        "chat" if service is Chat else "classification",
-    )
-    deployment._replica = Replica(versions, task=task, task_uri="s3://models/task", config=config)
-    app: ASGIApp = deployment.__serve_build_asgi_app__()
+def application(service: type, config: ServingConfig, engine: Any = None) -> ASGIApp:
+    """Return the application of a `deployment`."""
+    app: ASGIApp = deployment(service, config, engine).__serve_build_asgi_app__()
     return app
 
 

@@ -121,12 +121,6 @@ def test_a_body_in_chunks_is_concatenated() -> None:
     assert (status, content["bytes"]) == (200, 100)
 
 
-def test_a_large_body_within_the_limit_is_read_completely(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asgi, "DISCARD_BYTES", 50)
-    status, content, _ = _request("POST", "/echo", chunks=(b"a" * 60, b"b" * 40))
-    assert (status, content["bytes"]) == (200, 100)
-
-
 def test_an_incomplete_body_is_a_408_after_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(asgi, "BODY_S", 0.01)
     sent: list[Message] = []
@@ -160,21 +154,12 @@ def test_a_body_over_the_limit_is_a_413_with_or_without_a_declared_length(
     assert (status, body["error"]["type"]) == (413, "body_too_large")
 
 
-def test_an_unknown_route_is_a_404_that_lists_the_routes() -> None:
+def test_an_unknown_route_or_method_is_an_error_that_names_what_exists() -> None:
     status, body, _ = _request("GET", "/nowhere")
     assert status == 404
     assert "/echo, /things/{id}, /things/{id}/end, /up" in body["error"]["message"]
-
-
-def test_a_wrong_method_is_a_405_that_names_the_allowed_method() -> None:
-    status, body, headers = _request("GET", "/echo")
+    status, _, headers = _request("GET", "/echo")
     assert (status, headers[b"allow"]) == (405, b"POST")
-    assert "POST" in body["error"]["message"]
-
-
-def test_a_request_error_keeps_its_status() -> None:
-    status, body, _ = _request("POST", "/echo", chunks=(b"refuse",))
-    assert (status, body["error"]["message"]) == (422, "refused")
 
 
 def test_the_id_of_a_request_is_random_whatever_the_client_sends() -> None:
@@ -183,46 +168,26 @@ def test_the_id_of_a_request_is_random_whatever_the_client_sends() -> None:
     assert all(re.fullmatch("[0-9a-f]{32}", request_id) for request_id in ids)
 
 
-@pytest.mark.parametrize(
-    ("sent", "kept"),
-    [
-        (b"r-1", True),
-        (b"A.z_9-", True),
-        (b"a" * 128, True),
-        (b"a" * 129, False),
-        (b"", False),
-        (b"a b", False),
-        (b"a\nb", False),
-        (b"a\n", False),
-        (b"a|b", False),
-        ("\N{GRINNING FACE}".encode(), False),
-        (b"\xff", False),
-    ],
-)
-def test_the_clients_id_is_kept_apart_if_it_is_valid(sent: bytes, kept: bool) -> None:
-    assert _request("POST", "/echo", sent_id=sent)[1]["x_id"] == (sent.decode() if kept else None)
+def test_the_clients_id_is_stored_separately_if_it_is_valid() -> None:
+    for sent in (b"r-1", b"A.z_9-", b"a" * 128):
+        assert _request("POST", "/echo", sent_id=sent)[1]["x_id"] == sent.decode()
+    for sent in (b"a" * 129, b"", b"a b", b"a\nb", b"a\n", b"a|b", "é".encode(), b"\xff"):
+        assert _request("POST", "/echo", sent_id=sent)[1]["x_id"] is None
 
 
-def test_an_unexpected_error_is_a_500_with_a_request_id_and_no_details(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_the_details_of_a_failure_are_in_the_log_only(caplog: pytest.LogCaptureFixture) -> None:
     status, body, _ = _request("POST", "/echo", chunks=(b"break",))
     assert status == 500
     (request_id,) = re.findall("[0-9a-f]{32}", body["error"]["message"])
     assert request_id in caplog.text
     assert "r-1" not in body["error"]["message"]
     assert "secret" not in body["error"]["message"]
-
-
-def test_the_reason_of_a_failure_is_in_the_log_with_the_request_id_and_not_in_the_response(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+    caplog.clear()
     status, body, _ = _request("POST", "/echo", chunks=(b"fail",))
     assert (status, body["error"]["message"]) == (500, "the engine failed")
     (record,) = caplog.records
-    pattern = r"request [0-9a-f]{32} failed with status 500: the engine failed \(secret detail\)"
-    assert re.fullmatch(pattern, record.getMessage())
-    _request("POST", "/echo", chunks=(b"refuse",))
+    assert re.search(r"[0-9a-f]{32} .*the engine failed \(secret detail\)", record.getMessage())
+    assert _request("POST", "/echo", chunks=(b"refuse",))[0] == 422
     assert len(caplog.records) == 1
 
 
@@ -292,15 +257,12 @@ def test_a_stream_is_sent_event_by_event() -> None:
     ]
 
 
-def test_a_stream_that_fails_before_its_first_event_is_an_error_response() -> None:
+def test_a_stream_that_fails_is_an_error_response_and_one_without_a_client_is_closed() -> None:
     start, body = _stream(Streaming(breaks=True))
     assert (start["status"], dict(start["headers"])[b"retry-after"]) == (503, b"2")
     assert json.loads(body["body"])["error"]["type"] == "engine_stopped"
-
-
-def test_a_client_disconnect_closes_the_stream() -> None:
     streaming = Streaming(waits=True)
-    sent = _stream(streaming)
+    sent = _stream(streaming)  # the client disconnects
     assert streaming.closed
     assert all(message.get("more_body", True) for message in sent)
 

@@ -37,10 +37,3 @@ def test_the_total_is_bounded_and_a_row_is_refused_only_for_its_callers_bytes(
         assert budget.take(caller, num_bytes) == fits
         held[caller] += num_bytes * fits
         assert held.total() < MAX_BYTES
-
-
-def test_released_bytes_are_free_for_all() -> None:
-    budget = Budget(MAX_BYTES)
-    num_bytes = fill(budget, "first")
-    budget.release("first", num_bytes)
-    assert fill(budget, "second") == num_bytes

@@ -79,14 +79,6 @@ def test_the_upcoming_items_of_one_client_stay_within_its_share() -> None:
     assert sorted(entry.item for entry in entries) == ["a0", "a1", "b0", "c0"]
 
 
-def test_items_of_one_turn_may_be_any_of_the_waiting_ones() -> None:
-    queue = Queue()
-    entries = add(queue, "a", 4)
-    queue.serve([entries[0], entries[2]])
-    assert queue.num_waiting == 2
-    assert served(queue) == ["a1", "a3"]
-
-
 def test_a_discarded_item_costs_nothing_unless_its_turn_has_begun() -> None:
     queue = Queue()
     entries = add(queue, "a", 10, cost=5)
@@ -102,15 +94,6 @@ def test_a_discarded_item_costs_nothing_unless_its_turn_has_begun() -> None:
     add(queue, "b", 20)
     add(queue, "a", 20)
     assert sum(item.startswith("b") for item in served(queue, turns=20)) == 20
-
-
-def test_an_exact_cost_replaces_the_estimate() -> None:
-    queue = Queue()
-    (first, *_) = add(queue, "a", 2)
-    first.cost = 30
-    queue.serve([first])
-    add(queue, "b", 20)
-    assert served(queue, turns=20) == [f"b{number}" for number in range(20)]
 
 
 def test_the_queue_is_shared_while_another_client_was_served_recently() -> None:

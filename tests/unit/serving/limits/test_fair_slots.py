@@ -20,14 +20,6 @@ def test_one_client_leaves_slots_for_others(num_slots: int, alone: int) -> None:
     assert held == max_held_alone(num_slots) == alone
 
 
-def test_a_client_without_a_slot_may_take_the_last_one() -> None:
-    budget = FairSlots(4).budget
-    assert [budget.take(client, 1) for client in ("many", "many", "some")] == [True] * 3
-    assert not budget.allows("some", 1)
-    assert budget.take("few", 1)
-    assert not budget.allows("none", 1)
-
-
 def test_a_client_starts_while_another_has_long_work_and_a_queue() -> None:
     async def scenario() -> None:
         slots, ended = FairSlots(4), asyncio.Event()

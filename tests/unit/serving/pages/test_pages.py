@@ -233,13 +233,6 @@ def test_feedback_is_written_to_the_request_log_with_the_keyboard_alone(
     assert sorted(row["label"] for row in answers) == ["animals", "plants"]
 
 
-def test_another_class_can_be_reported(open_page: OpenPage, classifiers: str) -> None:
-    page = open_page(link(classifiers, AGREED))
-    page.get_by_label("Another class").select_option("plants")
-    page.get_by_role("button", name="Send").click()
-    page.get_by_text("Saved: plants").wait_for()
-
-
 def test_a_service_of_one_model_says_so_and_has_no_feedback_without_a_log(
     open_page: OpenPage, serve: Serve, models: Models
 ) -> None:
@@ -404,22 +397,6 @@ def test_the_page_of_a_hybrid_classifier_shows_the_part_a_fallback_and_an_unknow
             page.get_by_text("by the first part (fallback)").wait_for()
             assert page.get_by_text("Both models answer: animals").is_visible()
             assert faults(page) == []
-
-
-def test_a_chat_without_examples_says_how_to_add_them(
-    open_page: OpenPage, serve: Serve, models: Models
-) -> None:
-    with serve(models.nearest, fields={}) as url:
-        page = open_page(url)
-        hint = page.get_by_text(
-            "This service has no examples. To show some here, set serving.examples in the recipe"
-        )
-        hint.wait_for()
-        assert faults(page) == []
-        page.get_by_label("Your message").fill(QUESTIONS[0])
-        page.keyboard.press("Enter")
-        page.get_by_role("button", name="Copy").wait_for()
-        assert not hint.is_visible()
 
 
 def test_an_answer_can_be_copied_and_a_request_stopped(open_page: OpenPage, chats: str) -> None:

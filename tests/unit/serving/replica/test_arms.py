@@ -1,6 +1,5 @@
 """Assignment of requests to the arms of an experiment."""
 
-import asyncio
 from typing import Literal
 
 import pytest
@@ -8,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.replica.config import Challenger
-from tests.unit.serving.replica.loads import SECRET, Loads, change, config, ref
+from tests.unit.serving.replica.loads import SECRET
 
 shares = st.floats(0, 1)
 
@@ -21,21 +20,6 @@ def is_in_arm(
     arm: Literal["canary", "shadow"], unit: str, *, challenger: Challenger, secret: bytes
 ) -> bool:
     return challenger.receives(arm, unit, secret=secret)
-
-
-def test_only_requests_for_the_champion_or_the_task_take_part() -> None:
-    async def scenario() -> None:
-        versions = Loads().versions()
-        await change(versions, config("one", challenger=ref("two", canary=1.0)))
-        arms = [
-            versions.assign_arm(model, unit="u")[1]
-            for model in ("champion", "task", "challenger", "one")
-        ]
-        assert arms == ["canary", "canary", None, None]
-        await change(versions, config("one"))
-        assert versions.assign_arm("champion", unit="u")[1] == "champion"
-
-    asyncio.run(scenario())
 
 
 @settings(max_examples=50, deadline=None)

@@ -11,11 +11,9 @@ from starlette.testclient import TestClient
 
 from serving.engines.language_model import Generation
 from serving.http.api_keys import new_key
-from serving.limits import FairSlots
-from serving.replica.base import Replica
 from serving.replica.chat import Chat
-from serving.replica.served_versions import ServedVersions
 from tailorbird.config.serving import ServingConfig
+from tests.unit.serving.http.application import application
 from tests.unit.serving.replica.fake_engine import FakeEngine
 from tests.unit.serving.replica.loads import config
 from tests.unit.serving.replica.test_classifier import new_classifier
@@ -33,18 +31,6 @@ def keys(folder: Path, option: str) -> tuple[dict[str, str], str]:
     key, stored = new_key("app", options=[option])
     (folder / "keys").write_text(stored.to_line())
     return {"authorization": f"Bearer {key}"}, (folder / "keys").as_uri()
-
-
-def new_chat(engine: FakeEngine, keys_uri: str) -> Any:
-    versions: ServedVersions[Any] = ServedVersions(lambda _uri, _digest: engine, read_secret=bytes)
-    versions.engines = {"champion": engine}
-    service: Any = object.__new__(Chat)
-    service._config = ServingConfig(api_keys=keys_uri)
-    service._replica = Replica(
-        versions, task="chat", task_uri="s3://models/task", config=service._config
-    )
-    service._prompts = FairSlots(1)
-    return service
 
 
 @pytest.mark.parametrize(
@@ -82,8 +68,9 @@ def test_prompt_and_answer_of_a_chat_model_are_charged(
     engine = FakeEngine("ab")
     two = 2 * (num_tokens(engine) + len(engine.tokens))
     headers, uri = keys(tmp_path, option.format(two=two, two_and_one=two + 1))
-    service = new_chat(engine, uri)
-    client = TestClient(service.__serve_build_asgi_app__(), base_url="http://127.0.0.1")
+    client = TestClient(
+        application(Chat, ServingConfig(api_keys=uri), engine), base_url="http://127.0.0.1"
+    )
     body = {**MESSAGES, "stream": stream}
     answers = [
         client.post("/v1/chat/completions", json=body, headers=headers)
@@ -108,7 +95,7 @@ def test_a_client_that_disconnects_before_the_answer_is_charged_for_its_maximum(
 
     engine = WaitingEngine("")
     headers, uri = keys(tmp_path, f"tokens={num_tokens(engine) + 8}")
-    app = new_chat(engine, uri).__serve_build_asgi_app__()
+    app = application(Chat, ServingConfig(api_keys=uri), engine)
 
     body = json.dumps({**MESSAGES, "max_tokens": 8, "stream": stream}).encode()
 
@@ -144,7 +131,7 @@ def test_a_prompt_that_is_refused_because_of_its_length_is_charged_as_a_text(
     engine = FakeEngine("ab")
     headers, uri = keys(tmp_path, "texts=1")
     client = TestClient(
-        new_chat(engine, uri).__serve_build_asgi_app__(), base_url="http://127.0.0.1"
+        application(Chat, ServingConfig(api_keys=uri), engine), base_url="http://127.0.0.1"
     )
     body = {"messages": [{"role": "user", "content": "abcd" * 64}]}
     answers = [client.post("/v1/chat/completions", json=body, headers=headers) for _ in range(2)]

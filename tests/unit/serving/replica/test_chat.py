@@ -13,15 +13,12 @@ import pytest
 from serving.http.chat_schemas import parse_chat
 from serving.http.metrics import Meter
 from serving.http.schemas import RequestError
-from serving.limits import FairSlots
-from serving.replica.base import Replica
 from serving.replica.chat import Chat, _Loader
 from serving.replica.config import ReplicaConfig
-from serving.replica.served_versions import ServedVersions
-from serving.replica.shadow import ShadowRunner
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.conversations import logged_conversation
 from tailorbird.registry.kinds import KINDS
+from tests.unit.serving.http.application import deployment
 from tests.unit.serving.replica.fake_engine import TOKENIZER, FakeEngine
 
 
@@ -37,14 +34,7 @@ def test_tokenization_does_not_block_other_requests_and_keeps_the_engine(
         return [1, 2]
 
     monkeypatch.setattr(FakeEngine, "chat_prompt", slow)
-    versions: ServedVersions[Any] = ServedVersions(lambda _uri, _digest: engine, read_secret=bytes)
-    versions.engines = {"champion": engine}
-    service: Any = object.__new__(Chat)
-    service._config = ServingConfig()
-    service._replica = Replica(
-        versions, task="chat", task_uri="s3://models/task", config=service._config
-    )
-    service._prompts = FairSlots(1)
+    service = deployment(Chat, ServingConfig(), engine)
 
     async def request() -> int:
         answering = asyncio.create_task(service._chat(json.dumps(body).encode(), "r"))
@@ -186,7 +176,7 @@ def test_a_shadow_answers_after_the_champion_and_starts_again_if_a_client_interr
         "champion": {"uri": "u", "digest": "d"},
         "challenger": {"uri": "v", "digest": "c", "shadow": 1.0},
     }
-    versions._config = ReplicaConfig.model_validate(config)
+    versions.config = ReplicaConfig.model_validate(config)
     message = {"role": "user", "content": "abc"}
     body = json.dumps({"messages": [message], "attributes": {"language": "en"}}).encode()
 
@@ -220,7 +210,7 @@ def test_the_champion_answers_in_a_format_that_the_challenger_cannot_have() -> N
         "champion": {"uri": "u", "digest": "d"},
         "challenger": {"uri": "v", "digest": "c", "canary": 1.0},
     }
-    versions._config = ReplicaConfig.model_validate(config)
+    versions.config = ReplicaConfig.model_validate(config)
 
     def answer(**fields: Any) -> Any:
         body = {"messages": [{"role": "user", "content": "abc"}]} | fields
@@ -236,14 +226,7 @@ def new_chat(config: ServingConfig) -> Any:
     """Return the deployment with an engine that answers `one`."""
     engine = FakeEngine("one</s>")
     engine.version.digest = "d" * 64
-    versions: ServedVersions[Any] = ServedVersions(lambda _uri, _digest: engine, read_secret=bytes)
-    versions.engines = {"champion": engine}
-    service: Any = object.__new__(Chat)
-    service._config = config
-    service._replica = Replica(versions, task="chat", task_uri="s3://models/task", config=config)
-    service._prompts = FairSlots(1)
-    service._shadows = ShadowRunner(service._is_quiet)
-    return service
+    return deployment(Chat, config, engine)
 
 
 def prompt_text(fields: dict[str, Any]) -> str:

@@ -14,10 +14,3 @@ def test_a_configuration_survives_json_and_unknown_keys_are_ignored() -> None:
     assert ReplicaConfig.model_validate(user_config) == CONFIG
     assert ReplicaConfig.model_validate(user_config | {"newer": 1}) == CONFIG
     assert config_id(user_config | {"newer": 1}) != config_id(user_config)
-
-
-def test_a_version_is_added_and_removed_by_name() -> None:
-    version = VersionRef(uri="s3://d", digest="d")
-    more = CONFIG.with_other("lora-2", version)
-    assert list(more.versions) == ["champion", "lora-1", "lora-2", "challenger"]
-    assert more.without_other("lora-2") == CONFIG

@@ -66,7 +66,7 @@ def test_a_format_without_a_grammar_is_refused_as_an_invalid_request(
 
     monkeypatch.setattr(compiler, "grammar_of", refuse)
     texts = vllm_engine.GrammarTexts(own=None, compiler=COMPILER)
-    with pytest.raises(RequestError, match="it is not supported") as error:
+    with pytest.raises(RequestError) as error:
         asyncio.run(texts.text_of(ChoiceFormat(type="choice", choice=("a", "b"))))
     assert error.value.status == 400
 

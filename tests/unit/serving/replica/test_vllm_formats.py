@@ -214,7 +214,7 @@ def test_a_tokenizer_without_the_characters_of_a_format_is_an_error_of_one_answe
     letters = load(VllmPool(CONFIG), version)
     prompt = letters.chat_prompt((("user", "abc"),), max_new_tokens=LIMIT)
     try:
-        with pytest.raises(RequestError, match="response_format: vLLM cannot generate") as caught:
+        with pytest.raises(RequestError) as caught:
             loop.run(last(letters, prompt, format=PERSON))
         assert caught.value.status == 400
         options = ("dog", "cat")

@@ -75,7 +75,7 @@ def test_a_row_has_the_answer_and_a_hash_of_the_subject(tmp_path: Path) -> None:
         fallback=False,
         classes=("a", "b", "c", "d"),
         scores=np.array([0.1, 0.6, 0.05, 0.25], dtype=np.float32),
-        route="compare",
+        route="classify",
         caller="app",
     )
     (row,) = log_and_read(tmp_path, [answer])
@@ -88,7 +88,7 @@ def test_a_row_has_the_answer_and_a_hash_of_the_subject(tmp_path: Path) -> None:
     assert row["subject"] == hmac.new(KEY, b"patient 7", hashlib.sha256).hexdigest()
     raw = b"".join(file.read_bytes() for file in tmp_path.glob("answers/day=*/*"))
     assert b"patient 7" not in raw
-    assert (row["route"], row["caller"]) == ("compare", "app")
+    assert (row["route"], row["caller"]) == ("classify", "app")
 
 
 def test_texts_are_logged_only_on_request_and_subjects_only_with_a_key(tmp_path: Path) -> None:

@@ -11,13 +11,10 @@ from hypothesis import strategies as st
 
 from serving.engines.classify import Prediction
 from serving.http.asgi import ASGIApp
-from serving.limits import FairSlots
-from serving.replica.base import Replica
 from serving.replica.chat import Chat
 from serving.replica.classifier import Classifier
-from serving.replica.served_versions import ServedVersions
 from tailorbird.config.serving import ServingConfig
-from tests.unit.serving.http.application import request
+from tests.unit.serving.http.application import application, request
 from tests.unit.serving.replica.fake_engine import FakeEngine
 
 CONFIG = ServingConfig(max_texts=4)
@@ -78,24 +75,11 @@ def engine_of_classes() -> Any:
     )
 
 
-def application(service: type, engine: Any) -> ASGIApp:
-    """Return the application of a deployment that serves one engine."""
-    versions: ServedVersions[Any] = ServedVersions(lambda _uri, _digest: engine, read_secret=bytes)
-    versions.engines = {"champion": engine}
-    deployment: Any = object.__new__(service)
-    deployment._config = CONFIG
-    deployment._prompts = FairSlots(1)  # unused by classifiers
-    task = "chat" if service is Chat else "classification"
-    deployment._replica = Replica(versions, task=task, task_uri="s3://models/task", config=CONFIG)
-    app: ASGIApp = deployment.__serve_build_asgi_app__()
-    return app
-
-
 @pytest.fixture(scope="module")
 def apps() -> dict[str, ASGIApp]:
     classifier, chat = (
-        application(Classifier, engine_of_classes()),
-        application(Chat, FakeEngine("a b</s>")),
+        application(Classifier, CONFIG, engine_of_classes()),
+        application(Chat, CONFIG, FakeEngine("a b</s>")),
     )
     return {path: chat if "completions" in path else classifier for path in FIELDS}
 

@@ -108,35 +108,24 @@ def test_only_large_bodies_wait_for_the_pause_after_a_large_one(
     run(scenario)
 
 
-def test_a_cancelled_request_leaves_its_turn_to_the_next_one(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("is_cancelled", [True, False])
+def test_a_request_that_is_cancelled_or_disconnects_leaves_its_turn_to_the_next_one(
+    monkeypatch: pytest.MonkeyPatch, is_cancelled: bool
 ) -> None:
     monkeypatch.setattr(asgi, "BYTES_PER_S", len(LARGE) / 0.2)
 
     async def scenario() -> None:
         service = Service()
+        disconnect = asyncio.Event()
         await service.send("many", LARGE)
-        cancelled, kept = service.send("many", LARGE), service.send("some", LARGE)
+        gone = service.send("gone", LARGE, disconnect=disconnect)
+        waiting = service.send("some", LARGE)
         await asyncio.sleep(0)
-        cancelled.cancel()
-        await kept
-        assert service.answered == ["many", "some"]
-
-    run(scenario)
-
-
-def test_a_client_that_disconnects_leaves_its_turn_to_the_next_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(asgi, "BYTES_PER_S", len(LARGE) / 0.2)
-
-    async def scenario() -> None:
-        service, disconnect = Service(), asyncio.Event()
-        await service.send("many", LARGE)
-        gone, kept = service.send("gone", LARGE, disconnect=disconnect), service.send("some", LARGE)
-        await asyncio.sleep(0)
-        disconnect.set()
-        await asyncio.gather(gone, kept)
+        if is_cancelled:
+            gone.cancel()
+        else:
+            disconnect.set()
+        await asyncio.gather(gone, waiting, return_exceptions=True)
         assert service.answered == ["many", "some"]
 
     run(scenario)

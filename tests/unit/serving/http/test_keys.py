@@ -1,0 +1,433 @@
+"""API keys: their file, authentication and reloads, events of their changes, and local callers."""
+
+import asyncio
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from serving.http import authenticator as module
+from serving.http.api_keys import (
+    ApiKey,
+    KeyOptions,
+    KeyScope,
+    KeysError,
+    keys_in_force,
+    new_key,
+    parse_keys,
+    parse_options,
+    read_keys,
+    require_local_caller,
+    require_own_page,
+    sha256_of,
+)
+from serving.http.asgi import caller
+from serving.http.authenticator import ApiKeyAuthenticator, is_admin
+from serving.http.key_changes import key_change
+from serving.http.schemas import RequestError
+from serving.limits import RateLimiter
+from tailorbird.storage.s3 import StorageError
+
+OPTIONS = "scopes=batch,admin expires=2027-06-30 requests=600 texts=10000 tokens=1000000"
+KEYS = {
+    "a1": ApiKey("app", "a" * 64),
+    "a2": ApiKey("app", "b" * 64),
+    "o1": ApiKey("other", "c" * 64),
+}
+
+
+def test_a_line_is_read_as_it_was_written() -> None:
+    key, stored = new_key("app", options=OPTIONS.split()[::-1])
+    assert stored.options == KeyOptions(
+        scopes=("batch", "admin"),
+        expires=date(2027, 6, 30),
+        requests=600,
+        texts=10000,
+        tokens=1000000,
+    )
+    line = stored.to_line()
+    assert line == f"app {sha256_of(key)} {OPTIONS}"
+    file = parse_keys(f"# API keys\n\n{line} # since monday\nb {'0' * 64}".encode(), source="keys")
+    assert (file.keys[0], file.errors) == (stored, ())
+    assert file.keys[1].options == KeyOptions(scopes=("answer", "feedback"))
+    assert len({new_key("app")[0] for _ in range(100)}) == 100
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("600", "scope=answer", "scopes=", "scopes=answer,root", "expires=2027-02-30"),
+        *("expires=20270630", "requests=0", "texts=1.5", "tokens=-1", "texts=1 texts=2"),
+    ],
+)
+def test_an_unknown_option_is_an_error_of_its_line(option: str) -> None:
+    content = f"good {'1' * 64}\napp {'0' * 64} {option}"
+    file = parse_keys(content.encode(), source="s3://bucket/keys")
+    assert [key.name for key in file.keys] == ["good"]
+    (error,) = file.errors
+    assert error.startswith("s3://bucket/keys, line 2: ")
+    with pytest.raises(KeysError):
+        new_key("app", options=option.split())
+
+
+@pytest.mark.parametrize("name", ["", "two words", "a#b", "ä", "x" * 65])
+def test_a_key_with_a_name_that_could_not_be_read_is_not_made(name: str) -> None:
+    with pytest.raises(KeysError):
+        new_key(name)
+
+
+def test_an_error_gives_the_line_number_and_not_the_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, line = new_key("app")
+    content = f"# API keys\n\n{line.to_line()}\napp {key}\nb {line.sha256}\napp {line.sha256} {key}"
+    (tmp_path / "keys").write_text(content)
+    monkeypatch.setenv("SOME_KEYS", content)
+    for source in ((tmp_path / "keys").as_uri(), "env://SOME_KEYS"):
+        file = read_keys(source)
+        assert file.keys == (line,)
+        lines = [error.split(": ", 1)[0][-6:] for error in file.errors]
+        assert lines == ["line 4", "line 5", "line 6"]
+        assert key not in "".join(file.errors)
+    with pytest.raises(KeysError):
+        read_keys("env://OTHER_KEYS")
+
+
+@pytest.mark.parametrize(
+    ("content", "in_force"),
+    [
+        ("", ""),  # an empty file
+        ("# none\n", ""),
+        ("nonsense", "a1 a2 o1"),  # no line can be read
+        ("{o1}", "o1"),
+        ("{o1}\nnonsense", "o1"),  # removed keys stay removed
+        ("{o1}\napp oops", "a1 a2 o1"),
+        ("{o1}\napp oops\n{a1}", "a1 a2 o1"),
+        ("{o1}\nnew oops", "o1"),  # nobody is let in
+        ("{a1}\nother oops texts=-1", "a1 o1"),
+        (f"{{o1}}\nthe app {'a' * 64}", "a1 a2 o1"),  # mistakes in the name
+        (f"{{o1}}\nà pp {'b' * 64}", "a2 o1"),
+        (f"{{o1}}\n'application {'a' * 64}'", "a1 o1"),
+        ("{o1}\n'app' oops", "a1 a2 o1"),
+        ("{o1}\nnew oops scopes=predict, app", "o1"),  # a word of an option is no name
+        ("\ufeff{a1}\n{o1}", "a1 o1"),  # an editor has added a byte order mark
+    ],
+)
+def test_a_line_that_cannot_be_read_neither_adds_nor_removes_a_key(
+    content: str, in_force: str
+) -> None:
+    lines = {name: key.to_line() for name, key in KEYS.items()}
+    file = parse_keys(content.format(**lines).encode(), source="keys")
+    keys = keys_in_force(file, previous=list(KEYS.values()))
+    assert sorted(key.sha256 for key in keys) == [KEYS[name].sha256 for name in in_force.split()]
+
+
+def test_a_file_in_another_encoding_leaves_all_keys_in_force() -> None:
+    file = parse_keys(KEYS["a1"].to_line().encode("utf-16"), source="keys")
+    assert keys_in_force(file, previous=[KEYS["a1"]]) == (KEYS["a1"],)
+
+
+LOCAL = "127.0.0.1:8000"
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "is_allowed"),
+    [
+        (LOCAL, "", True),
+        ("localhost:8000", "http://localhost:8000", True),
+        ("[::1]:8000", "", True),
+        (LOCAL, "https://evil.example", False),
+        (LOCAL, "null", False),
+        (LOCAL, "http://127.0.0.1:9000", False),
+        (LOCAL, "http://[", False),
+        (LOCAL, "//[::1", False),
+        ("evil.example:8000", "http://evil.example:8000", False),
+        ("127.0.0.1:8000#.evil.example", "", False),
+        ("localhost.evil.example", "", False),
+        ("[::1", "", False),
+        ("", "", False),
+    ],
+)
+def test_without_keys_only_local_same_origin_requests_are_accepted(
+    host: str, origin: str, is_allowed: bool
+) -> None:
+    headers = {"host": host, "origin": origin}
+    if is_allowed:
+        require_local_caller(headers)
+        return
+    with pytest.raises(RequestError) as caught:
+        require_local_caller(headers)
+    assert caught.value.status == 403
+
+
+CHAT = "https://chat.example"
+
+
+@pytest.mark.parametrize(
+    ("headers", "is_allowed"),
+    [
+        ({}, True),  # not a browser
+        ({"origin": "https://API.example:8443"}, True),
+        ({"origin": CHAT, "x-forwarded-host": "front.example, Chat.example:443"}, True),
+        ({"origin": CHAT, "sec-fetch-site": "same-origin"}, True),  # the gateway has changed Host
+        ({"sec-fetch-site": "none"}, True),
+        ({"origin": "https://evil.example"}, False),
+        ({"origin": "https://api.example.evil.example"}, False),
+        ({"origin": "null"}, False),
+        ({"origin": ""}, False),
+        ({"origin": "http://["}, False),
+        ({"origin": "https://api.example", "sec-fetch-site": "cross-site"}, False),
+        ({"origin": CHAT, "sec-fetch-site": "same-site"}, False),
+    ],
+)
+def test_behind_a_gateway_pages_of_other_origins_are_refused(
+    headers: dict[str, str], is_allowed: bool
+) -> None:
+    sent = {"host": "api.example"} | headers
+    if is_allowed:
+        require_own_page(sent)
+        return
+    with pytest.raises(RequestError) as caught:
+        require_own_page(sent)
+    assert (caught.value.status, caught.value.type) == (403, "foreign_page")
+
+
+def stored(folder: Path, *keys: ApiKey | str) -> str:
+    """Store lines of keys, and return the URI of their file."""
+    path = folder / "keys"
+    lines = [key.to_line() if isinstance(key, ApiKey) else key for key in keys]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path.as_uri()
+
+
+def authenticated(
+    authenticator: ApiKeyAuthenticator, authorization: str, *, scopes: Sequence[KeyScope] = ()
+) -> str | None:
+    authenticator.authenticate({"authorization": authorization}, scopes=scopes)
+    return caller.get()
+
+
+def refused(
+    authenticator: ApiKeyAuthenticator, authorization: str, *, scopes: Sequence[KeyScope] = ()
+) -> RequestError:
+    with pytest.raises(RequestError) as caught:
+        authenticated(authenticator, authorization, scopes=scopes)
+    return caught.value
+
+
+def test_a_key_authenticates_and_its_hash_does_not(tmp_path: Path) -> None:
+    key, line = new_key("app")
+    authenticator = ApiKeyAuthenticator(stored(tmp_path, line))
+    assert authenticated(authenticator, f"Bearer {key}") == "app"
+    assert authenticated(authenticator, f"bearer  {key} ") == "app"
+    invalid = ("", "Bearer", "Bearer ", f"Basic {key}", key, f"Bearer {key}x", "Bearer ü")
+    for authorization in (*invalid, f"Bearer {line.sha256}"):
+        error = refused(authenticator, authorization)
+        assert (error.status, error.code) == (401, "invalid_api_key")
+        assert error.type == ("invalid_api_key" if authorization else "missing_api_key")
+        assert key not in error.message
+        assert error.headers == {"www-authenticate": "Bearer"}
+        assert caller.get() is None
+
+
+def test_a_key_is_valid_until_the_end_of_its_last_day(tmp_path: Path) -> None:
+    key, line = new_key("app", options=["expires=2027-06-30", "scopes=answer,admin"])
+    today = date(2027, 6, 30)
+    authenticator = ApiKeyAuthenticator(stored(tmp_path, line), today=lambda: today)
+    assert authenticated(authenticator, f"Bearer {key}") == "app"
+    assert is_admin()
+    today = date(2027, 7, 1)
+    error = refused(authenticator, f"Bearer {key}")
+    assert (error.status, error.type, error.code) == (401, "expired_api_key", "invalid_api_key")
+    assert not is_admin()
+
+
+@pytest.mark.parametrize(
+    ("scopes", "needed", "is_allowed"),
+    [
+        ("answer,feedback", ("answer",), True),
+        ("answer,feedback", ("batch",), False),
+        ("feedback", ("answer",), False),
+        ("admin", ("answer",), False),
+        ("admin", ("batch", "admin"), True),
+        ("feedback", (), True),
+    ],
+)
+def test_a_key_without_the_scope_is_refused(
+    tmp_path: Path, scopes: str, needed: tuple[KeyScope, ...], is_allowed: bool
+) -> None:
+    key, line = new_key("app", options=[f"scopes={scopes}"])
+    authenticator = ApiKeyAuthenticator(stored(tmp_path, line))
+    if is_allowed:
+        assert authenticated(authenticator, f"Bearer {key}", scopes=needed) == "app"
+        return
+    error = refused(authenticator, f"Bearer {key}", scopes=needed)
+    assert (error.status, error.type) == (403, "missing_scope")
+
+
+def test_a_key_over_its_limits_is_refused_and_others_are_not(tmp_path: Path) -> None:
+    slow, slow_line = new_key("slow", options=["requests=2", "texts=10"])
+    free, free_line = new_key("free")
+    limiter = RateLimiter(now=lambda: 0.0)
+    authenticator = ApiKeyAuthenticator(stored(tmp_path, slow_line, free_line), limiter=limiter)
+    assert refused(authenticator, f"Bearer {slow}", scopes=["batch"]).status == 403  # not charged
+    authenticated(authenticator, f"Bearer {slow}")
+    authenticator.charge(texts=10)
+    assert refused(authenticator, f"Bearer {slow}").status == 429
+    for _ in range(3):
+        assert authenticated(authenticator, f"Bearer {free}") == "free"
+        authenticator.charge(texts=1000, tokens=1000)
+
+
+def test_a_reload_adds_and_removes_keys_and_reports_each_change(tmp_path: Path) -> None:
+    changes: list[tuple[Sequence[ApiKey] | None, Sequence[ApiKey]]] = []
+    old, old_line = new_key("app")
+    new, new_line = new_key("app")
+    authenticator = ApiKeyAuthenticator(
+        stored(tmp_path, old_line),
+        record_change=lambda previous, keys, _: changes.append((previous, keys)),
+    )
+    authenticator.record()
+    assert refused(authenticator, f"Bearer {new}").status == 401
+    stored(tmp_path, old_line, new_line)
+    for _ in range(2):
+        authenticator.reload()
+        authenticator.record()
+    assert {authenticated(authenticator, f"Bearer {key}") for key in (old, new)} == {"app"}
+    stored(tmp_path, new_line)
+    authenticator.reload()
+    assert refused(authenticator, f"Bearer {old}").status == 401
+    authenticator.record()
+    assert changes == [
+        (None, (old_line,)),
+        ((old_line,), (old_line, new_line)),
+        ((old_line, new_line), (new_line,)),
+    ]
+
+
+def test_keys_are_reloaded_while_a_change_cannot_be_recorded_which_happens_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = [new_key(name)[1] for name in ("first", "second", "third")]
+    recorded: list[tuple[Sequence[ApiKey] | None, Sequence[ApiKey]]] = []
+    is_writable = True
+
+    def record(previous: Sequence[ApiKey] | None, keys: Sequence[ApiKey], _changed_at: str) -> None:
+        if not is_writable:
+            raise StorageError("access denied")
+        recorded.append((previous, keys))
+
+    monkeypatch.setattr(module, "RELOAD_S", 0.001)
+    authenticator = ApiKeyAuthenticator(stored(tmp_path, lines[0]), record_change=record)
+    authenticator.record()
+    is_writable = False
+
+    async def scenario() -> None:
+        loops = [
+            asyncio.create_task(authenticator.keep_current()),
+            asyncio.create_task(authenticator.keep_recording()),
+        ]
+        for line in lines[1:]:
+            stored(tmp_path, line)
+            while authenticator._keys != (line,) or not authenticator.is_unrecorded:
+                await asyncio.sleep(0.001)
+        for loop in loops:
+            loop.cancel()
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+    assert len(caplog.records) == 1
+    is_writable = True
+    authenticator.record()
+    assert not authenticator.is_unrecorded
+    assert recorded == [(None, (lines[0],)), ((lines[0],), (lines[2],))]
+
+
+@pytest.mark.parametrize("is_deleted", [True, False])
+def test_a_deleted_or_empty_file_removes_all_keys(
+    tmp_path: Path, is_deleted: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    leaked, line = new_key("app")
+    good, other = new_key("other")
+    authenticator = ApiKeyAuthenticator(stored(tmp_path, line))
+    stored(tmp_path)
+    if is_deleted:
+        (tmp_path / "keys").unlink()
+    for _ in range(2):
+        authenticator.reload()
+    assert refused(authenticator, f"Bearer {leaked}").status == 401
+    assert len(caplog.records) == authenticator.num_errors == 1
+    stored(tmp_path, "nonsense", other)
+    authenticator.reload()
+    assert authenticated(authenticator, f"Bearer {good}") == "other"
+    assert refused(authenticator, f"Bearer {leaked}").status == 401
+
+
+def test_a_mistake_in_a_line_is_counted_and_locks_nobody_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    key, line = new_key("app")
+    authenticator = ApiKeyAuthenticator(stored(tmp_path, "other oops", line))
+    assert authenticator.num_errors == 1
+    stored(tmp_path, f"{line.to_line()} texts=many", new_key("third")[1])
+    caplog.clear()
+    for _ in range(2):
+        authenticator.reload()
+    assert authenticated(authenticator, f"Bearer {key}") == "app"
+    assert len(caplog.records) == authenticator.num_errors == 1
+    stored(tmp_path, line)
+    authenticator.reload()
+    assert authenticator.num_errors == 0
+
+    def unavailable(_: str) -> bool:
+        raise StorageError("no answer")
+
+    monkeypatch.setattr(module, "exists", unavailable)
+    authenticator.reload()
+    assert authenticated(authenticator, f"Bearer {key}") == "app"
+    for lines in (["other oops"], []):
+        with pytest.raises(KeysError):
+            ApiKeyAuthenticator(stored(tmp_path, *lines))
+
+
+def changed_key(name: str, digit: str, *options: str) -> ApiKey:
+    return ApiKey(name, digit * 64, parse_options(options))
+
+
+def test_a_change_of_keys_has_the_options_before_and_after_without_hashes() -> None:
+    previous = [
+        *(changed_key("old", "1"), changed_key("same", "2")),
+        *(changed_key("app", "3", "texts=5"), changed_key("rotated", "4")),
+    ]
+    new = [
+        *(changed_key("new", "5", "scopes=batch"), changed_key("same", "2")),
+        *(changed_key("app", "3", "texts=9"), changed_key("rotated", "6")),
+    ]
+    event, name = key_change(previous, new, task="icd10", changed_at="1")
+    assert event.kind == "key"
+    assert "app, new, old, rotated" in event.what
+    default = "scopes=answer,feedback"
+    assert event.before == {"app": [f"{default} texts=5"], "old": [default], "rotated": [default]}
+    assert event.after == {
+        "app": [f"{default} texts=9"],
+        "new": ["scopes=batch"],
+        "rotated": [default],
+    }
+    text = event.model_dump_json() + name
+    assert not any(key.sha256 in text for key in (*previous, *new))
+
+
+def test_replicas_that_notice_the_same_change_give_it_the_same_name() -> None:
+    previous = [changed_key("a", "1"), changed_key("b", "2")]
+    new = previous[:1]
+    names = [
+        key_change(previous, new, task="t", changed_at="1")[1],
+        key_change(previous[::-1], new, task="t", changed_at="1")[1],
+        key_change(new, previous, task="t", changed_at="1")[1],
+        key_change(previous, new, task="t", changed_at="2")[1],  # made again later
+        key_change(previous, new, task="u", changed_at="1")[1],
+        key_change((), new, task="t", changed_at="1")[1],
+        key_change(None, new, task="t", changed_at="1")[1],
+    ]
+    assert names[0] == names[1]
+    assert len(set(names)) == 6
