@@ -30,7 +30,6 @@ COMMANDS: tuple[Callable[..., Result | None], ...] = (
     release.promote,
     release.rollback,
     release.serve,
-    release.scale,
     release.score,
     release.key,
     release.render,

@@ -158,7 +158,7 @@ def test_only_jobs_of_a_release_may_patch_services_and_clusters(name: str) -> No
     (rule,) = role["rules"]
     assert rule == {
         "apiGroups": ["ray.io"],
-        "resources": ["rayservices", "rayclusters"],
+        "resources": ["rayservices"],
         "verbs": ["get", "patch"],
     }
     users = {

@@ -33,7 +33,7 @@ VERBS = [
             "submit",
         )
     ),
-    *([verb, RECIPE] for verb in ("watch", "reevaluate", "models", "scale", "iam")),
+    *([verb, RECIPE] for verb in ("watch", "reevaluate", "models", "iam")),
     ["rollback", RECIPE, "--reason", "worse"],
     ["render", RECIPE, "--to", "submit"],
     ["score", RECIPE, "--input", FILE, "--output", "file:///nowhere/scored"],
