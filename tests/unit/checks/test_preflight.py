@@ -1,4 +1,5 @@
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -6,7 +7,7 @@ import pytest
 from cluster.node_probe import NodeReport, WriteCheck
 from cluster.requirements import ALWAYS, Requirements
 from cluster.resources import Holder, Node, NodeType, Resources, Versions
-from tailorbird.checks import preflight_facts
+from tailorbird.checks import preflight, preflight_facts
 from tailorbird.checks.doctor import GIB
 from tailorbird.checks.preflight import check_facts
 from tailorbird.checks.preflight_facts import Cluster, PreflightFacts, Table, endpoint_findings
@@ -447,3 +448,18 @@ def test_retrieved_examples_need_room_beside_the_longest_row(max_length: int, fi
     )
     lines = check_facts(task, replace(GOOD, model=replace(MODEL, is_causal=True)))
     assert any("leaves no room for the examples" in line.message for line in lines) != fits
+
+
+def test_the_rows_are_read_as_a_run_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Recipe) -> None:
+        raise ValueError("train has no rows left")
+
+    splits = SimpleNamespace(train=range(1200), validation=range(300), test=range(500))
+    expected = {
+        "1,200 train, 300 validation, 500 test": lambda _: SimpleNamespace(splits=splits),
+        "not read, because the training rows are streamed": lambda _: None,
+        "train has no rows left": refuse,
+    }
+    for message, inspect_rows in expected.items():
+        monkeypatch.setattr(preflight, "inspect_rows", inspect_rows)
+        assert preflight.check_rows(recipe()).message == message
