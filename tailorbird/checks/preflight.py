@@ -95,15 +95,15 @@ def check_facts(recipe: Recipe, facts: PreflightFacts) -> tuple[CheckResult, ...
 
 def _ray(facts: PreflightFacts) -> Iterator[CheckResult]:
     here = facts.here
-    theirs = facts.theirs
+    remote = facts.remote
     versions = f"Ray {here.ray}, Python {here.python}"
     if facts.unreachable is not None:
         yield fault("Ray", facts.unreachable)
         return
-    if theirs is not None and not versions_match(here, theirs, any_patch=facts.any_patch):
+    if remote is not None and not versions_match(here, remote, any_patch=facts.any_patch):
         text = (
-            f"this machine has {versions}, but the cluster has Ray {theirs.ray}, Python "
-            f"{theirs.python}"
+            f"this machine has {versions}, but the cluster has Ray {remote.ray}, Python "
+            f"{remote.python}"
         )
         as_job = (
             "submit a job, which runs with the cluster's versions: ray job submit --working-dir "
@@ -118,16 +118,16 @@ def _ray(facts: PreflightFacts) -> Iterator[CheckResult]:
         num_nodes = counted(len(facts.cluster.nodes) if facts.cluster else 0, "node")
         yield ok(
             "Ray",
-            f"reachable, {num_nodes}; {versions}{', here and on the cluster' if theirs else ''}",
+            f"reachable, {num_nodes}; {versions}{', here and on the cluster' if remote else ''}",
         )
-    if theirs is None:
+    if remote is None:
         return
     wanted = dict(facts.wanted.packages[ALWAYS]).get("ray", "")
-    if not fits(theirs.ray, wanted):  # a job would run with these versions
-        text = f"the cluster runs Ray {theirs.ray}, required {wanted}"
+    if not fits(remote.ray, wanted):  # a job would run with these versions
+        text = f"the cluster runs Ray {remote.ray}, required {wanted}"
         yield fault("versions", text, "start the cluster with a supported version of Ray")
-    if not fits(theirs.python, facts.wanted.python):
-        text = f"the cluster runs Python {theirs.python}, required {facts.wanted.python}"
+    if not fits(remote.python, facts.wanted.python):
+        text = f"the cluster runs Python {remote.python}, required {facts.wanted.python}"
         yield fault("versions", text, "build its image with a supported version of Python")
 
 

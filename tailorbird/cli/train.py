@@ -104,7 +104,7 @@ def run(
     """
     overrides = options.with_training(overrides, train_anyway=train_anyway)
     if keep_log:
-        from tailorbird.pipeline.kept_log import run_and_keep_log
+        from tailorbird.pipeline.failed_log import run_and_keep_log
 
         task_uri = options.read_recipe(recipe, overrides).task_uri
         command = [sys.executable, "-m", "tailorbird", "run", recipe, *overrides]

@@ -193,7 +193,7 @@ class _Export:
         folder = f"{self._evidence.run}/predictions"
         names = {f"incumbent{suffix}": f"{self._role}{suffix}" for suffix in self._row_sets()}
         return {
-            ours: load_predictions(f"{folder}/{theirs}.parquet") for ours, theirs in names.items()
+            name: load_predictions(f"{folder}/{source}.parquet") for name, source in names.items()
         }
 
 

@@ -26,46 +26,6 @@ COMPONENTS = {
     "alb": "[../../components/alb]",
     "pods": "[../../components/gateway, ../../components/gateway-pods]",
 }
-# Documented fields of the Gateway API v1; each value has the fields of a child. Its schemas are not
-# at hand.
-GATEWAY_FIELDS: Document = {
-    "gatewayClassName": {},
-    "listeners": {
-        "name": {},
-        "protocol": {},
-        "port": {},
-        "hostname": {},
-        "tls": {
-            "mode": {},
-            "certificateRefs": {"group": {}, "kind": {}, "name": {}, "namespace": {}},
-            "options": {},
-        },
-        "allowedRoutes": {"namespaces": {"from": {}, "selector": {}}, "kinds": {}},
-    },
-    "addresses": {},
-    "infrastructure": {
-        "labels": {"tailorbird.io/gateway": {}},
-        "annotations": {},
-        "parametersRef": {},
-    },
-}
-REFERENCE: Document = {"group": {}, "kind": {}, "name": {}, "namespace": {}, "port": {}}
-ROUTE_FIELDS: Document = {
-    "parentRefs": REFERENCE | {"sectionName": {}},
-    "hostnames": {},
-    "rules": {
-        "name": {},
-        "matches": {
-            "path": {"type": {}, "value": {}},
-            "headers": {},
-            "queryParams": {},
-            "method": {},
-        },
-        "filters": {},
-        "backendRefs": REFERENCE | {"weight": {}, "filters": {}},
-        "timeouts": {"request": {}, "backendRequest": {}},
-    },
-}
 
 
 def build(folder: Path, components: str, *, environment: str = "prod") -> str:
@@ -113,34 +73,6 @@ def rendered(built: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[str
         name: list(yaml.safe_load_all(render_manifest(my_task(), to="rayservice", base=base).text))
         for name, base in built.items()
     }
-
-
-def unknown(value: Any, fields: Document, *, path: str = "") -> list[str]:
-    """Return the paths of fields that the documentation does not list."""
-    if isinstance(value, list):
-        return [fault for child in value for fault in unknown(child, fields, path=path)]
-    if not isinstance(value, dict) or not fields:
-        return []
-    faults = [f"{path}/{key}" for key in value if key not in fields]
-    return faults + [
-        fault
-        for key in fields
-        if key in value
-        for fault in unknown(value[key], fields[key], path=f"{path}/{key}")
-    ]
-
-
-def test_gateway_and_route_have_only_documented_fields(rendered: dict[str, list[Document]]) -> None:
-    for part in ("gateway", "canary"):
-        (gateway,), (route,) = (
-            of_kind(rendered[part], "Gateway"),
-            of_kind(rendered[part], "HTTPRoute"),
-        )
-        assert {gateway["apiVersion"], route["apiVersion"]} == {"gateway.networking.k8s.io/v1"}
-        assert unknown(gateway["spec"], GATEWAY_FIELDS) == []
-        assert unknown(route["spec"], ROUTE_FIELDS) == []
-    misspelt = {"rules": [{"backendRefs": [{"nam": "x"}], "timeout": {}}]}
-    assert unknown(misspelt, ROUTE_FIELDS) == ["/rules/timeout", "/rules/backendRefs/nam"]
 
 
 def test_the_values_are_in_gateway_and_route_and_are_not_applied(

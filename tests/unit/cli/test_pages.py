@@ -110,18 +110,6 @@ def test_open_without_a_browser_names_the_file(run: str, monkeypatch: pytest.Mon
     assert "no browser can be started on this machine; the page is in /" in done.stderr
 
 
-def test_a_verdict_that_holds_comes_with_the_command_that_shows_it(run: str) -> None:
-    assert f"to read its report: tailorbird report {run} --open\n" in invoke("verify", run)
-
-
-def test_a_comparison_comes_with_the_command_that_shows_the_first_version(run: str) -> None:
-    incumbent = json.loads(invoke("compare", run, run, "--json"))["first"].replace(
-        "full-1", "probe-1"
-    )
-    output = invoke("compare", incumbent, run)
-    assert f"to read the report of the first: tailorbird report {incumbent} --open\n" in output
-
-
 def test_a_file_and_a_folder_are_downloaded_into_a_new_folder(tmp_path: Path) -> None:
     stored, target = tmp_path / "stored", tmp_path / "got"
     (stored / "part").mkdir(parents=True)

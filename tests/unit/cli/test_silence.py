@@ -35,7 +35,7 @@ VERBS = [
     ),
     *([verb, RECIPE] for verb in ("watch", "reevaluate", "models", "iam")),
     ["rollback", RECIPE, "--reason", "worse"],
-    ["render", RECIPE, "--to", "submit"],
+    ["render", RECIPE, "--to", "rayjob"],
     ["score", RECIPE, "--input", FILE, "--output", "file:///nowhere/scored"],
     ["audit export", RECIPE, "--to", FILE, "--days", "2026-03-01:2026-03-07"],
     ["audit import", RECIPE, FILE],

@@ -70,13 +70,6 @@ def prepared(recipe: Recipe) -> RunContext:
     return prepare(recipe, progress=SILENT)
 
 
-def test_an_example_that_is_a_test_row_is_refused(recipe: Recipe) -> None:
-    shown = prepared(recipe).splits.test.texts[0]
-    examples = recipe.serving.model_copy(update={"examples": ("another text", shown)})
-    with pytest.raises(DataError, match=f"serving.examples has a text of the test rows: '{shown}'"):
-        prepared(recipe.model_copy(update={"serving": examples}))
-
-
 def test_the_protocol_is_registered_once(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     first = prepared(recipe)
     monkeypatch.setattr("tailorbird.pipeline.prepare.current_user", lambda: "another user")
@@ -161,13 +154,6 @@ def test_a_champion_of_another_task_is_refused(recipe: Recipe, tmp_path: Path) -
         ValueError, match=r"is for the task classification, but the recipe has the task chat; use"
     ):
         prepared(chat_recipe(recipe, encoder=None))
-
-
-def test_a_champion_of_the_same_classes_is_the_incumbent_of_the_run(
-    recipe: Recipe, tmp_path: Path
-) -> None:
-    uri = champion_of(recipe, tmp_path / "champion", classes=("x", "y", "z"))
-    assert prepared(recipe).registered.champion == uri
 
 
 def test_test_rows_that_the_champion_was_trained_on_are_registered_and_reported(
