@@ -1,6 +1,5 @@
 """Access from outside: no overlay has it, so parts with the components are built here."""
 
-import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -116,14 +115,6 @@ def test_the_route_joins_the_gateway_and_leads_to_the_rendered_service(
     }  # Envoy's default of 15 s would cut off chat answers
 
 
-def test_a_canary_gets_its_share_of_the_requests(rendered: dict[str, list[Document]]) -> None:
-    (route,) = of_kind(rendered["canary"], "HTTPRoute")
-    backends = {
-        backend["name"]: backend["weight"] for backend in route["spec"]["rules"][0]["backendRefs"]
-    }
-    assert backends == {"my-task-serve-svc": 95, "my-task-canary-serve-svc": 5}
-
-
 def test_a_canary_is_a_second_service_of_the_same_recipe(
     built: dict[str, str], rendered: dict[str, Any]
 ) -> None:
@@ -214,9 +205,3 @@ def test_a_gateway_in_the_namespace_of_the_service_reaches_only_serve_names_and_
         *((pod, STRANGER, 443), *((pod, metadata, 80) for metadata in METADATA)),
     ]
     assert [with_policies.may(*connection) for connection in refused] == [False] * len(refused)
-
-
-def test_no_placeholder_is_left(rendered: dict[str, list[Document]]) -> None:
-    for part, documents in rendered.items():
-        text = str(of_kind(documents, "Gateway", "HTTPRoute", "Ingress"))
-        assert not {"CLASS", "HOST", "CERTIFICATE", "SERVICE"} & set(re.findall(r"\w+", text)), part

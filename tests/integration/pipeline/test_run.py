@@ -125,16 +125,6 @@ def test_the_run_writes_evidence_report_model_card_and_protocol(small_run: Small
     assert {score.kind for score in evidence.scores} >= KINDS
 
 
-def test_the_table_of_the_sweep_lists_baselines_and_trials_best_first(small_run: SmallRun) -> None:
-    table = small_run.result.evidence.sweep
-    scores = [row.validation for row in table]
-    assert scores == sorted(scores, reverse=True)
-    trials = [row for row in table if row.status != "baseline"]
-    assert len(trials) == small_run.recipe.tuning.num_trials
-    assert {row.trial for row in table} >= KINDS
-    assert all(row.seconds > 0 for row in trials if row.epochs)
-
-
 def test_the_epochs_and_steps_of_all_trials_are_reported(small_run: SmallRun) -> None:
     trials = {event.trial for event in small_run.recorder.of_kind(EpochEvent)}
     assert len(trials) == small_run.recipe.tuning.num_trials

@@ -179,11 +179,6 @@ def test_the_name_of_a_run_depends_on_the_recipe_and_the_image() -> None:
     assert len(set(names)) == 3
 
 
-def test_long_names_with_the_same_prefix_stay_distinct() -> None:
-    renamed = [rendered("promote", f"name={'a' * 60}{end}", part="prod/promote") for end in "bc"]
-    assert len({of_kind(documents, "Job")[0]["metadata"]["name"] for documents in renamed}) == 2
-
-
 @pytest.mark.parametrize("part", ["dev/job", "staging/job", "prod/job"])
 def test_kuberay_accepts_a_rendered_job(part: str) -> None:
     (job,) = of_kind(rendered("rayjob", "training.num_workers=8", part=part), "RayJob")
@@ -200,13 +195,6 @@ def test_a_client_job_has_its_command_and_the_addresses_of_the_service(to: str, 
     assert env["RAY_API_SERVER_ADDRESS"] == "http://icd10-chapters-head-svc:8265"
     assert env["TAILORBIRD_SERVE_URL"] == "http://icd10-chapters-serve-svc:8000"
     assert env["TAILORBIRD_RAYSERVICE"] == "icd10-chapters"  # the name of the rendered RayService
-
-
-def test_a_promotion_has_time_for_three_deploys() -> None:
-    (job,) = of_kind(
-        rendered("promote", "serving.deploy_timeout_s=600", part="prod/promote"), "Job"
-    )
-    assert job["spec"]["activeDeadlineSeconds"] == 3 * 600 + 1800
 
 
 @pytest.fixture
@@ -382,11 +370,3 @@ def test_without_a_base_the_template_in_k8s_is_filled_in() -> None:
 def test_an_invalid_target_or_base_is_refused(to: str, base: str | None, message: str) -> None:
     with pytest.raises(RenderError, match=re.escape(message)):
         render_manifest(recipe(), to=to, base=base)
-
-
-def test_the_message_of_a_missing_template_names_the_option_base(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr("tailorbird.release.manifests.K8S", tmp_path)
-    with pytest.raises(RenderError, match=r"give --base, as in `kubectl kustomize"):
-        render_manifest(recipe(), to="rayjob")
