@@ -26,7 +26,6 @@ COMMANDS: tuple[Callable[..., Result | None], ...] = (
     train.run,
     train.baseline,
     train.sweep,
-    train.evaluate,
     release.promote,
     release.rollback,
     release.serve,

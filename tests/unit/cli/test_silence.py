@@ -27,7 +27,6 @@ VERBS = [
             "run",
             "baseline",
             "sweep",
-            "evaluate",
             "promote",
             "serve",
             "submit",
