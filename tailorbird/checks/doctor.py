@@ -30,12 +30,6 @@ EXTRAS = {
     "dev": "the tests and checks of this project",
 }
 """Purpose of each optional group of packages."""
-PROGRAMS = {
-    "git": "for version control",
-    "make": "for `make demo` and the other targets",
-    "chromium": "for the tests of the pages in a browser",
-}
-"""Purpose of each program that is not a Python package."""
 SETTINGS = re.compile(r"(AWS|RAY|TAILORBIRD|MLFLOW|HF)_[A-Z0-9_]+")
 
 
@@ -52,7 +46,6 @@ class Machine:
     disk_bytes: int  # free disk space for the data of the stack
     shm_bytes: int | None  # size of /dev/shm
     cores: int
-    programs: Mapping[str, str | None]  # path of each program by name
     stack: str | None  # addresses of the running embedded stack
     settings: frozenset[str]
     """Names of environment variables of Tailorbird, S3 or Ray, without values."""
@@ -62,7 +55,7 @@ class Machine:
 
 def check_machine(machine: Machine) -> tuple[CheckResult, ...]:
     """Return the results of all checks, in the order in which to fix the faults."""
-    parts = (_python, _packages, _extras, _hardware, _programs, _stack, _environment, _gpu)
+    parts = (_python, _packages, _extras, _hardware, _stack, _environment, _gpu)
     return tuple(chain.from_iterable(part(machine) for part in parts))
 
 
@@ -134,14 +127,6 @@ def _hardware(machine: Machine) -> Iterator[CheckResult]:
         yield ok("shared memory", f"/dev/shm has {machine.shm_bytes / GIB:.1f} GiB")
 
 
-def _programs(machine: Machine) -> Iterator[CheckResult]:
-    for name, path in machine.programs.items():
-        if path:
-            yield ok(name, path)
-        else:
-            yield note(name, f"not installed; {PROGRAMS[name]}", f"apt-get install {name}")
-
-
 def _stack(machine: Machine) -> Iterator[CheckResult]:
     if machine.stack:
         yield ok("stack", f"running: {machine.stack}")
@@ -210,7 +195,6 @@ def inspect_machine(folder: Path) -> Machine:
         cores=len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count() or 1,
-        programs={name: shutil.which(name) for name in PROGRAMS},
         stack=_running_stack(folder),
         settings=frozenset(name for name in os.environ if SETTINGS.fullmatch(name)),
         gpu=gpu,

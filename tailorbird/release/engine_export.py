@@ -2,7 +2,6 @@
 the evidence."""
 
 from dataclasses import dataclass
-from functools import partial
 
 from cluster.code_snapshot import ship_code
 from cluster.progress import ProgressReporter
@@ -106,18 +105,20 @@ def _export(
     protocol = evidence.protocol
     code = ship_code(task_uri, PROJECT_ROOT)
     resources = worker_resources(training.model_copy(update={"gpus_per_worker": 0}))
-    remote = partial(run_remote, resources=resources)
+    predict = run_remote(predict_rows, resources=resources)
+    measure = run_remote(measure_serving, resources=resources)
 
     def compute(uri: str) -> ExportedModel:
         progress.stage(f"engine {INT8}: export, test predictions, cost")
         note_shortage(training.cpus_per_worker, what="it", progress=progress)
         model = f"{uri}/model"
-        remote(export_int8)(evaluated.uri, code=code.uri, to=model)
+        export = run_remote(export_int8, resources=resources)
+        export(evaluated.uri, code=code.uri, to=model)
         tables = _evaluated_tables(evaluated, evidence=evidence)
-        tables["candidate"] = remote(predict_rows)(model, rows=test)
+        tables["candidate"] = predict(model, rows=test)
         for name, rows in perturbed_rows(test, protocol.gates).items():
-            tables[f"candidate_{name}"] = remote(predict_rows)(model, rows=rows)
-        measured = remote(measure_serving)(
+            tables[f"candidate_{name}"] = predict(model, rows=rows)
+        measured = measure(
             {"incumbent": evaluated.uri, "candidate": model},
             rows=test.take(range(min(len(test), NUM_COST_ROWS))),
             batch_size=evidence.recipe.serving.batch_size("classification"),

@@ -46,7 +46,8 @@ def test_no_training_starts_unless_it_is_wanted(tmp_path: Path) -> None:
     with connect():
         result = run_pipeline(recipe, progress=recorder)
         with pytest.raises(
-            ValueError, match=r"no training is started: .*; to train anyway, set tuning.train_anyway=true"
+            ValueError,
+            match=r"no training is started: .*; to train anyway, set tuning.train_anyway=true",
         ):
             sweep_only(recipe, progress=ProgressRecorder())
         again = run_pipeline(recipe, progress=ProgressRecorder())

@@ -24,7 +24,6 @@ GOOD = Machine(
     disk_bytes=100 * GIB,
     shm_bytes=8 * GIB,
     cores=4,
-    programs={"git": "/usr/bin/git"},
     stack="S3 http://127.0.0.1:1, Ray 127.0.0.1:2",
     settings=frozenset({"AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}),
     gpu=None,
@@ -68,7 +67,6 @@ def test_a_complete_machine_has_only_ok_results() -> None:
         ({"disk_bytes": 5 * GIB}, "note", "5.0 GiB free", "TAILORBIRD_HOME"),
         ({"disk_bytes": GIB // 2}, "fault", "0.5 GiB free", "TAILORBIRD_HOME"),
         ({"shm_bytes": 64 << 20}, "note", "/dev/shm has 0.06 GiB", "--shm-size"),
-        ({"programs": {"make": None}}, "note", "make demo", "apt-get install make"),
         ({"stack": None}, "note", "names no other Ray cluster", "tailorbird stack up"),
         (
             {"settings": frozenset({"AWS_ACCESS_KEY_ID"})},
