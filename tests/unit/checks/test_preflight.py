@@ -17,6 +17,7 @@ from tailorbird.evaluation.verdict.inputs import TrainedRows
 from tailorbird.models.metadata import MetadataError, ModelMetadata
 from tailorbird.models.shape import ModelShape
 from tailorbird.registry.endpoint import Endpoint
+from tests.build import recipe
 
 SHAPE = ModelShape(
     num_parameters=22_000_000,
@@ -63,16 +64,6 @@ GOOD = PreflightFacts(
     model=MODEL,
     model_fault=None,
 )
-
-
-def recipe(**sections: Any) -> Recipe:
-    content = {
-        "name": "task",
-        "base_model": "pypi://model",
-        "data": {"train": "s3://lake/rows"},
-        "registry": "s3://m",
-    }
-    return Recipe.model_validate(content | sections)
 
 
 def on(cluster: Cluster, **changed: Any) -> PreflightFacts:

@@ -26,8 +26,9 @@ from tailorbird.evaluation.report.evidence_files import MANIFEST, read_evidence
 from tailorbird.evaluation.statistics.scoring import score_table
 from tailorbird.registry.hybrid_routing import Routing
 from tailorbird.registry.test_set_ledger import TestSetAccess
-from tailorbird.registry.versions import PinnedVersion, VersionConfig, now, register, write_config
+from tailorbird.registry.versions import PinnedVersion, register, write_config
 from tailorbird.storage.s3 import StorageError
+from tests.build import version_config
 from tests.unit.checks.finished_run import (
     concluded,
     flip,
@@ -291,19 +292,8 @@ def test_engine_evidence_of_another_export_is_a_fault(tmp_path: Path) -> None:
     folder.mkdir()
     for name in ("encoder.onnx", "head.safetensors"):
         (folder / name).write_text(name)
-    config = VersionConfig(
-        kind="full",
-        classes=("a", "b"),
-        base_model="b",
-        max_length=8,
-        dtype="float32",
-        code="c",
-        recipe_hash="r",
-        created_at=now(),
-        engine="onnxruntime-int8",
-        exported_from=evaluated,
-    )
-    write_config(folder, config)
+    exported = {"engine": "onnxruntime-int8", "exported_from": evaluated}
+    write_config(folder, version_config(kind="full", classes=("a", "b"), **exported))
     uri = register((tmp_path / "task").as_uri(), folder).uri
     for engine, digest, is_own in (
         ("onnxruntime-int8", "ab", True),

@@ -23,8 +23,9 @@ from tailorbird.models.pretrained import dtype_name
 from tailorbird.pipeline import inputs
 from tailorbird.pipeline.prepare import RunContext, prepare
 from tailorbird.registry.test_set_ledger import record_test_access
-from tailorbird.registry.versions import TRAINING_ROWS, VersionConfig, register, write_config
+from tailorbird.registry.versions import TRAINING_ROWS, register, write_config
 from tests import small_chat, small_encoder
+from tests.build import version_config
 from tests.champions import set_champion
 from tests.progress import ProgressRecorder
 from tests.unit.pipeline.contexts import recipe_at
@@ -114,15 +115,7 @@ def champion_of(
     if learned is not None:
         save_fingerprints((folder / TRAINING_ROWS).as_uri(), fingerprints(learned))
     (folder / "head.safetensors").write_bytes(b"weights")
-    config = {
-        "kind": "probe",
-        "base_model": "s3://m/base",
-        "max_length": 8,
-        "dtype": "float32",
-        "code": "s3://m/c.zip",
-    }
-    dated = {"recipe_hash": "0" * 64, "created_at": "2026-01-01T00:00:00+00:00"}
-    write_config(folder, VersionConfig.model_validate(config | dated | fields))
+    write_config(folder, version_config(**({"kind": "probe"} | fields)))
     version = register(recipe.task_uri, folder)
     set_champion(recipe.task_uri, version)
     return version.uri
