@@ -11,8 +11,9 @@ from tailorbird.config.endpoint import EndpointConfig
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.registry import hybrids
 from tailorbird.registry.endpoint import Endpoint
+from tests.build import recipe
 from tests.endpoint_server import completion, endpoint_server
-from tests.unit.checks.test_preflight import GOOD, recipe
+from tests.unit.checks.test_preflight import GOOD
 from tests.unit.serving.endpoint.versions import KEY, VARIABLE, endpoint_version
 
 
