@@ -11,7 +11,6 @@ from typing import Annotated
 import typer
 
 from tailorbird.cli import options
-from tailorbird.cli.next_steps import download
 
 
 def promote(
@@ -181,12 +180,7 @@ def score(
             limits=limits,
         )
     value = asdict(result) | {"version": version.version, "digest": version.digest}
-    lines = [
-        result.line(),
-        f"manifest: {result.manifest}",
-        f"to download the output: {download(output)}",
-    ]
-    return value, lines
+    return value, [result.line(), f"manifest: {result.manifest}"]
 
 
 def key(
