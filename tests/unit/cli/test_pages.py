@@ -44,13 +44,6 @@ def test_a_report_is_written_to_a_file(run: str, tmp_path: Path) -> None:
     assert file.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
 
 
-def test_without_an_option_the_page_and_the_options_that_show_it_are_printed(run: str) -> None:
-    output = invoke("report", run)
-    assert f"page: {run}/report.html\n" in output
-    assert "add --open" in output
-    assert json.loads(invoke("report", run, "--json"))["file"] is None
-
-
 COMMANDS = """
 import json, sys
 from tailorbird.cli.app import app

@@ -301,13 +301,6 @@ def test_an_older_run_with_evidence_from_another_version_of_tailorbird_does_not_
     assert promote_version(task.uri).uri == second.uri
 
 
-def test_an_expired_verdict_is_refused(task: Task) -> None:
-    first, second = task.register("1"), task.register("2")
-    with pytest.raises(PromotionRefused, match="expired at 2020-01-01"):
-        task.promote(second, incumbent=first, expires_at="2020-01-01T00:00:00+00:00")
-    assert task.champion is None
-
-
 def test_a_champion_that_was_chosen_for_its_cost_has_the_last_one_that_was_proven_better_as_its_anchor(
     task: Task,
 ) -> None:
