@@ -53,47 +53,6 @@ def test_the_verdict_of_an_unchanged_run_and_its_versions_holds(finished: Path) 
     assert verify_evidence((finished / "versions" / "full-1").as_uri() + "/") == ()
 
 
-def test_the_verdict_of_a_hybrid_is_recomputed(tmp_path: Path) -> None:
-    run = concluded(tmp_path / "task", HYBRID)
-    evidence = json.loads((run_of(tmp_path / "task") / "evidence.json").read_text())
-    assert evidence["verdict"]["outcome"] == "HYBRID"
-    assert verify_evidence(run) == ()
-    evidence["verdict"]["hybrid"]["share_to_second"] = 0.9
-    rewrite(run_of(tmp_path / "task"), verdict=evidence["verdict"])
-    assert any("verdict.hybrid.share_to_second is 0.9" in fault for fault in verify_evidence(run))
-
-
-def test_the_verdict_of_a_chat_run_is_recomputed(tmp_path: Path) -> None:
-    run = concluded(tmp_path / "task", Simulation(num_rows=300, chat=True))
-    assert verify_evidence(run) == ()
-    evidence = json.loads((run_of(tmp_path / "task") / "evidence.json").read_text())
-    evidence["measures"]["log_likelihood"]["candidate"] += 0.1
-    rewrite(run_of(tmp_path / "task"), measures=evidence["measures"])
-    assert any(
-        fault.startswith("measures.log_likelihood.candidate is") for fault in verify_evidence(run)
-    )
-
-
-def test_the_scores_on_suites_are_recomputed(tmp_path: Path) -> None:
-    simulation = Simulation(num_rows=300, chat=True, suites={"general": (0.2, 0.7)})
-    run = concluded(tmp_path / "task", simulation)
-    assert verify_evidence(run) == ()
-    evidence = json.loads((run_of(tmp_path / "task") / "evidence.json").read_text())
-    evidence["suites"][0]["scores"]["candidate"] = 0.7
-    evidence["protocol"]["suites"]["general"] = "ab" * 32
-    rewrite(run_of(tmp_path / "task"), suites=evidence["suites"], protocol=evidence["protocol"])
-    faults = verify_evidence(run)
-    assert any(
-        fault.startswith("suites.0.scores.candidate is 0.7 in evidence.json; the recomputed")
-        for fault in faults
-    )
-    assert any(fault.startswith("protocol.suites.general is") for fault in faults)
-    (run_of(tmp_path / "task") / "predictions" / "candidate_suite-general.parquet").unlink()
-    assert any(
-        "the recipe has a gate on suite-general rows" in fault for fault in verify_evidence(run)
-    )
-
-
 def test_the_verdict_of_a_replaced_incumbent_is_recomputed(tmp_path: Path) -> None:
     run = concluded(
         tmp_path / "task",
@@ -109,28 +68,6 @@ def test_the_verdict_of_a_replaced_incumbent_is_recomputed(tmp_path: Path) -> No
     flip(run_of(tmp_path / "task") / "predictions" / "bag_of_words.parquet", at=1000)
     assert any(
         "predictions/bag_of_words.parquet was changed" in fault for fault in verify_evidence(run)
-    )
-
-
-def test_the_costs_of_the_contenders_are_recomputed_and_include_the_replicas_of_the_protocol(
-    tmp_path: Path,
-) -> None:
-    seconds = dict.fromkeys(("incumbent", "candidate", "bag_of_words", "centroid"), (1.0,) * 5)
-    cost = {"value_of_correct": 1, "requests_per_month": 1000, "price_per_cpu_hour": 0.1}
-    priced = Simulation(
-        evaluation={"cost": cost}, serving={"min_replicas": 1}, costs=on_cpu(seconds)
-    )
-    run = concluded(tmp_path / "task", priced)
-    assert verify_evidence(run) == ()
-    evidence = json.loads((run_of(tmp_path / "task") / "evidence.json").read_text())
-    verdict = evidence["verdict"]
-    verdict["costs"][0]["total"] = 1.0
-    rewrite(run_of(tmp_path / "task"), verdict=verdict)
-    assert any(fault.startswith("verdict.costs.0.total is 1.0") for fault in verify_evidence(run))
-    protocol = evidence["protocol"] | {"cost": evidence["protocol"]["cost"] | {"min_replicas": 0}}
-    rewrite(run_of(tmp_path / "task"), protocol=protocol)
-    assert any(
-        fault.startswith("protocol.cost.min_replicas is 0") for fault in verify_evidence(run)
     )
 
 
@@ -204,6 +141,49 @@ def test_a_rounded_p_value_is_no_fault(task_folder: Path) -> None:
     verdict["relations"][0]["p_value"] += 1e-15
     rewrite(run, verdict=verdict)
     assert verify_evidence(run.as_uri()) == ()
+
+
+SECONDS = dict.fromkeys(("incumbent", "candidate", "bag_of_words", "centroid"), (1.0,) * 5)
+COST = {"value_of_correct": 1, "requests_per_month": 1000, "price_per_cpu_hour": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("simulation", "changes"),
+    [
+        pytest.param(HYBRID, {"verdict.hybrid.share_to_second": 0.9}, id="hybrid"),
+        pytest.param(
+            Simulation(num_rows=300, chat=True),
+            {"measures.log_likelihood.candidate": 0.99},
+            id="chat",
+        ),
+        pytest.param(
+            Simulation(num_rows=300, chat=True, suites={"general": (0.2, 0.7)}),
+            {"suites.0.scores.candidate": 0.7, "protocol.suites.general": "ab" * 32},
+            id="suites",
+        ),
+        pytest.param(
+            Simulation(
+                evaluation={"cost": COST}, serving={"min_replicas": 1}, costs=on_cpu(SECONDS)
+            ),
+            {"verdict.costs.0.total": 1.0, "protocol.cost.min_replicas": 0},
+            id="costs",
+        ),
+        pytest.param(NOTHING_TO_GAIN, {"family.headroom.most": 0.0001}, id="no training"),
+    ],
+)
+def test_every_figure_of_a_verdict_is_recomputed(
+    tmp_path: Path, simulation: Simulation, changes: dict[str, object]
+) -> None:
+    run = concluded(tmp_path / "task", simulation)
+    assert verify_evidence(run) == ()
+    folder = run_of(tmp_path / "task")
+    evidence = json.loads((folder / "evidence.json").read_text())
+    for path, value in changes.items():
+        changed(path, value)(evidence)
+    rewrite(folder, **evidence)
+    faults = verify_evidence(run)
+    for path in changes:
+        assert any(fault.startswith(f"{path} is ") for fault in faults), faults
 
 
 def replace_file(run: Path, name: str, content: Stored) -> None:
@@ -433,19 +413,6 @@ def test_one_row_of_a_rare_class_that_is_rounded_differently_is_no_fault(
     change = 1 - score_table("macro_f1", table)
     assert 0.005 < change < rounding_tolerance("macro_f1", table)
     assert rounding_tolerance("accuracy", table) < 0.02
-
-
-def test_the_verdict_of_a_run_without_a_training_and_the_headroom_are_recomputed(
-    tmp_path: Path,
-) -> None:
-    run = concluded(tmp_path / "task", NOTHING_TO_GAIN)
-    assert verify_evidence(run) == ()
-    folder = run_of(tmp_path / "task")
-    evidence = json.loads((folder / "evidence.json").read_text())
-    assert (evidence["verdict"]["outcome"], evidence["training"]) == ("STAY", None)
-    evidence["family"]["headroom"]["most"] = 0.0001
-    rewrite(folder, family=evidence["family"])
-    assert any(fault.startswith("family.headroom.most is 0.0001") for fault in verify_evidence(run))
 
 
 @pytest.mark.parametrize(
