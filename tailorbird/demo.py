@@ -25,6 +25,8 @@ TERMS = (
     "Fear of flying",
 )
 
+LEAST_SURE = 0.5  # calibrated confidence; below it, an answer is more often wrong than right
+
 
 def main() -> None:
     """Start the stack, run the recipe, serve and query the winner; stop everything unless `--keep`
@@ -51,7 +53,9 @@ def main() -> None:
         response = requests.post(url, json={"input": list(TERMS)}, timeout=30)
         response.raise_for_status()
         for term, answer in zip(TERMS, response.json()["results"], strict=True):
-            print(f"  {term:<56} {answer['label']}  ({answer['score']:.2f})")
+            score = float(answer["score"])
+            note = ", not sure" if score < LEAST_SURE else ""
+            print(f"  {term:<56} {answer['label']}  ({score:.2f}{note})")
     finally:
         if not is_kept:
             tailorbird("stack", "down")

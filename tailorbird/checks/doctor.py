@@ -21,19 +21,6 @@ LITTLE_MEMORY = 6 * GIB
 LITTLE_DISK = 10 * GIB
 NO_DISK = GIB
 LITTLE_SHM = GIB
-STACK_PORTS = (11_000, 20_000)
-STACK_BLOCK = 256
-"""Range of ports and size of the block that a stack uses; equal to `cluster.local.ports`, which
-imports psutil."""
-RAY_PORTS = {
-    6379: "Ray's GCS",
-    8000: "Serve's HTTP",
-    8265: "Ray's dashboard",
-    8404: "HAProxy's statistics",
-    9101: "HAProxy's metrics",
-    10001: "Ray's client",
-}
-"""Default ports of a Ray cluster that is started by hand."""
 EXTRAS = {
     "stack": "the embedded stack and the data of the demo",
     "engines": "ONNX Runtime for classifiers on CPU (promote --engine)",
@@ -43,12 +30,6 @@ EXTRAS = {
     "dev": "the tests and checks of this project",
 }
 """Purpose of each optional group of packages."""
-PROGRAMS = {
-    "git": "for version control",
-    "make": "for `make demo` and the other targets",
-    "chromium": "for the tests of the pages in a browser",
-}
-"""Purpose of each program that is not a Python package."""
 SETTINGS = re.compile(r"(AWS|RAY|TAILORBIRD|MLFLOW|HF)_[A-Z0-9_]+")
 
 
@@ -65,19 +46,16 @@ class Machine:
     disk_bytes: int  # free disk space for the data of the stack
     shm_bytes: int | None  # size of /dev/shm
     cores: int
-    programs: Mapping[str, str | None]  # path of each program by name
-    listening: frozenset[int] | None  # ports in use
     stack: str | None  # addresses of the running embedded stack
-    settings: frozenset[
-        str
-    ]  # names of environment variables of Tailorbird, S3 or Ray, without values
+    settings: frozenset[str]
+    """Names of environment variables of Tailorbird, S3 or Ray, without values."""
     gpu: str | None  # name of the GPU, from its driver
     torch_sees_gpu: bool | None
 
 
 def check_machine(machine: Machine) -> tuple[CheckResult, ...]:
     """Return the results of all checks, in the order in which to fix the faults."""
-    parts = (_python, _packages, _extras, _hardware, _programs, _ports, _stack, _environment, _gpu)
+    parts = (_python, _packages, _extras, _hardware, _stack, _environment, _gpu)
     return tuple(chain.from_iterable(part(machine) for part in parts))
 
 
@@ -149,44 +127,6 @@ def _hardware(machine: Machine) -> Iterator[CheckResult]:
         yield ok("shared memory", f"/dev/shm has {machine.shm_bytes / GIB:.1f} GiB")
 
 
-def _programs(machine: Machine) -> Iterator[CheckResult]:
-    for name, path in machine.programs.items():
-        if path:
-            yield ok(name, path)
-        else:
-            yield note(name, f"not installed; {PROGRAMS[name]}", f"apt-get install {name}")
-
-
-def _ports(machine: Machine) -> Iterator[CheckResult]:
-    if machine.listening is None:
-        yield note("ports", "the ports in use cannot be read on this system")
-        return
-    first, last = STACK_PORTS
-    blocks = (range(base, base + STACK_BLOCK) for base in range(first, last, STACK_BLOCK))
-    if any(machine.listening.isdisjoint(block) for block in blocks):
-        yield ok("ports", f"a block of {STACK_BLOCK} ports is free for a stack")
-    else:
-        text = (
-            f"no block of {STACK_BLOCK} ports is free between {first:,} and {last:,}, which the "
-            "embedded stack needs"
-        )
-        yield note(
-            "ports",
-            text,
-            "stop the processes that use them (see ss -ltnp), or use another Ray cluster and S3 "
-            "server",
-        )
-    in_use = ", ".join(
-        f"{port} ({RAY_PORTS[port]})" for port in sorted(machine.listening & RAY_PORTS.keys())
-    )
-    if in_use:
-        text = (
-            f"in use: {in_use}. The embedded stack uses other ports; a Ray cluster started by "
-            "hand needs these"
-        )
-        yield note("Ray's usual ports", text)
-
-
 def _stack(machine: Machine) -> Iterator[CheckResult]:
     if machine.stack:
         yield ok("stack", f"running: {machine.stack}")
@@ -255,29 +195,11 @@ def inspect_machine(folder: Path) -> Machine:
         cores=len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count() or 1,
-        programs={name: shutil.which(name) for name in PROGRAMS},
-        listening=_listening(),
         stack=_running_stack(folder),
         settings=frozenset(name for name in os.environ if SETTINGS.fullmatch(name)),
         gpu=gpu,
         torch_sees_gpu=_torch_sees_gpu() if gpu else None,
     )
-
-
-def _listening() -> frozenset[int] | None:
-    """Return the ports in use; None except on Linux, because other systems need further packages
-    for it."""
-    ports: set[int] = set()
-    for name in ("tcp", "tcp6"):
-        try:
-            lines = Path(f"/proc/net/{name}").read_text().splitlines()[1:]
-        except OSError:
-            if name == "tcp":
-                return None
-            continue
-        fields = (line.split() for line in lines)
-        ports |= {int(field[1].rpartition(":")[2], 16) for field in fields if field[3] == "0A"}
-    return frozenset(ports)
 
 
 def _running_stack(folder: Path) -> str | None:

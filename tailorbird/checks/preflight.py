@@ -14,17 +14,17 @@ from cluster.resources import (
     workers_of_types,
     workers_that_fit,
 )
-from tailorbird.checks.preflight_endpoint import check_endpoint
 from tailorbird.checks.preflight_evaluation import check_evaluation
 from tailorbird.checks.preflight_facts import Cluster, PreflightFacts, collect_facts, versions_match
 from tailorbird.checks.preflight_gates import check_documents, check_gates, check_prices
 from tailorbird.checks.preflight_memory import check_memory
 from tailorbird.checks.preflight_power import check_power
-from tailorbird.checks.preflight_rows import check_rows
 from tailorbird.checks.result import CheckResult, fault, note, ok, passes
+from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.task_rules import TASKS
 from tailorbird.evaluation.verdict.formatting import counted
+from tailorbird.pipeline.inputs import inspect_rows
 
 LEAST_STORED = 0.9  # minimum share of parameters in the files; unused heads may be missing
 NUM_LISTED = 5
@@ -42,7 +42,24 @@ def check_recipe(
     results = check_facts(recipe, collect_facts(recipe, without_cluster=without_cluster))
     if without_cluster or not passes(results):
         return results
-    return (*results, check_rows(recipe, progress=progress))
+    progress.stage("rows: reading and checking them")
+    return (*results, check_rows(recipe))
+
+
+def check_rows(recipe: Recipe) -> CheckResult:
+    """Read and check the rows, as a run does."""
+    try:
+        data = inspect_rows(recipe)
+    except ValueError as error:
+        return fault("rows", str(error))
+    if data is None:
+        return note("rows", "not read, because the training rows are streamed")
+    splits = data.splits
+    return ok(
+        "rows",
+        f"{len(splits.train):,} train, {len(splits.validation):,} validation, "
+        f"{len(splits.test):,} test",
+    )
 
 
 def check_facts(recipe: Recipe, facts: PreflightFacts) -> tuple[CheckResult, ...]:
@@ -52,7 +69,7 @@ def check_facts(recipe: Recipe, facts: PreflightFacts) -> tuple[CheckResult, ...
     results = [*ray, *_tables(recipe, facts), *_registry("registry", facts.written, recipe=recipe)]
     results += _model(recipe, facts)
     results += check_prices(recipe)
-    results += check_endpoint(recipe.evaluation, facts.tables, of_champion=facts.champion_endpoints)
+    results += check_requests(recipe.evaluation, facts)
     results += facts.findings
     if facts.planned is not None:
         results += check_documents(facts.planned)
@@ -78,15 +95,15 @@ def check_facts(recipe: Recipe, facts: PreflightFacts) -> tuple[CheckResult, ...
 
 def _ray(facts: PreflightFacts) -> Iterator[CheckResult]:
     here = facts.here
-    theirs = facts.theirs
+    remote = facts.remote
     versions = f"Ray {here.ray}, Python {here.python}"
     if facts.unreachable is not None:
         yield fault("Ray", facts.unreachable)
         return
-    if theirs is not None and not versions_match(here, theirs, any_patch=facts.any_patch):
+    if remote is not None and not versions_match(here, remote, any_patch=facts.any_patch):
         text = (
-            f"this machine has {versions}, but the cluster has Ray {theirs.ray}, Python "
-            f"{theirs.python}"
+            f"this machine has {versions}, but the cluster has Ray {remote.ray}, Python "
+            f"{remote.python}"
         )
         as_job = (
             "submit a job, which runs with the cluster's versions: ray job submit --working-dir "
@@ -101,16 +118,16 @@ def _ray(facts: PreflightFacts) -> Iterator[CheckResult]:
         num_nodes = counted(len(facts.cluster.nodes) if facts.cluster else 0, "node")
         yield ok(
             "Ray",
-            f"reachable, {num_nodes}; {versions}{', here and on the cluster' if theirs else ''}",
+            f"reachable, {num_nodes}; {versions}{', here and on the cluster' if remote else ''}",
         )
-    if theirs is None:
+    if remote is None:
         return
     wanted = dict(facts.wanted.packages[ALWAYS]).get("ray", "")
-    if not fits(theirs.ray, wanted):  # a job would run with these versions
-        text = f"the cluster runs Ray {theirs.ray}, required {wanted}"
+    if not fits(remote.ray, wanted):  # a job would run with these versions
+        text = f"the cluster runs Ray {remote.ray}, required {wanted}"
         yield fault("versions", text, "start the cluster with a supported version of Ray")
-    if not fits(theirs.python, facts.wanted.python):
-        text = f"the cluster runs Python {theirs.python}, required {facts.wanted.python}"
+    if not fits(remote.python, facts.wanted.python):
+        text = f"the cluster runs Python {remote.python}, required {facts.wanted.python}"
         yield fault("versions", text, "build its image with a supported version of Python")
 
 
@@ -142,6 +159,31 @@ def _tables(recipe: Recipe, facts: PreflightFacts) -> Iterator[CheckResult]:
             "training.with_retrieved",
             text,
             "raise data.stream_above_rows, or remove with_retrieved",
+        )
+
+
+def check_requests(config: EvaluationConfig, facts: PreflightFacts) -> Iterator[CheckResult]:
+    """State how many requests endpoints get, because they cost money and contain the texts of
+    rows."""
+    num_rows = sum(table.num_rows for table in facts.tables if table.split == "validation")
+
+    def sentence(url: str, per_row: int) -> str:
+        number = f"{per_row} for each validation row"
+        if num_rows:
+            number = f"{per_row * num_rows:,} for {num_rows:,} validation rows"
+        return (
+            f"{url} gets requests with the texts of rows: at most {number}, and more for test "
+            "rows, unless the answers are stored"
+        )
+
+    for endpoint in facts.champion_endpoints:
+        remedy = f"to limit them, set evaluation.endpoint with the model {endpoint.model!r}"
+        yield note("champion", sentence(endpoint.url, 1), f"{remedy} and max_spend")
+    if config.endpoint is not None:
+        yield note(
+            "endpoint",
+            sentence(config.endpoint.url, config.requests_per_row),
+            "to limit them, set evaluation.endpoint.max_spend, or lower evaluation.prompt_draws",
         )
 
 

@@ -70,7 +70,7 @@ class PreflightFacts:
 
     wanted: Requirements
     here: Versions
-    theirs: Versions | None  # versions on the cluster; None if unknown
+    remote: Versions | None  # versions on the cluster; None if unknown
     any_patch: bool  # True if Ray allows a different patch version of Python
     unreachable: str | None  # reason why this process cannot join Ray
     cluster: Cluster | None
@@ -103,13 +103,13 @@ def collect_facts(recipe: Recipe, *, without_cluster: bool = False) -> Preflight
     wanted = requirements()
     here = resources.local_versions()
     any_patch = os.environ.get(MATCH_LEVEL) == "minor"
-    theirs = None
+    remote = None
     if not without_cluster:
         with suppress(Exception):  # Ray raises many types of errors; `connect` below reports them
-            theirs = resources.cluster_versions(os.environ.get("RAY_ADDRESS", ""))
+            remote = resources.cluster_versions(os.environ.get("RAY_ADDRESS", ""))
     cluster = None
     unreachable = None
-    if not without_cluster and versions_match(here, theirs, any_patch=any_patch):
+    if not without_cluster and versions_match(here, remote, any_patch=any_patch):
         request = ProbeRequest(
             data=tuple(
                 table.file for table in tables if table.file and table.file.startswith("s3://")
@@ -120,16 +120,17 @@ def collect_facts(recipe: Recipe, *, without_cluster: bool = False) -> Preflight
         )
         cluster, unreachable = _or_fault(lambda: inspect_cluster(request))
     planned, _ = _or_fault(lambda: planned_test(recipe, tables))
-    of_champion = _or_fault(lambda: champion_endpoints(recipe.task_uri))[0] or ()
-    of_recipe = recipe.evaluation.endpoint
-    endpoints = (*of_champion, *(() if of_recipe is None else (Endpoint.from_config(of_recipe),)))
+    served = _or_fault(lambda: champion_endpoints(recipe.task_uri))[0] or ()
+    endpoints = list(served)
+    if recipe.evaluation.endpoint is not None:
+        endpoints.append(Endpoint.from_config(recipe.evaluation.endpoint))
     findings = [*endpoint_findings(endpoints)]
     findings += trained_rows_findings(recipe) if planned is not None else ()
     findings += encoder_findings(recipe)
     return PreflightFacts(
         wanted,
         here,
-        theirs,
+        remote,
         any_patch,
         unreachable,
         cluster,
@@ -139,7 +140,7 @@ def collect_facts(recipe: Recipe, *, without_cluster: bool = False) -> Preflight
         model_fault=model_fault,
         ranks=ranks or plan_ranks(recipe.serving, {}),
         planned=planned,
-        champion_endpoints=of_champion,
+        champion_endpoints=served,
         findings=tuple(dict.fromkeys(findings)),
         without_cluster=without_cluster,
     )
@@ -168,15 +169,15 @@ def endpoint_findings(endpoints: Sequence[Endpoint]) -> Iterator[CheckResult]:
             yield note("endpoint", warning)
 
 
-def versions_match(here: Versions, theirs: Versions | None, *, any_patch: bool) -> bool:
+def versions_match(here: Versions, remote: Versions | None, *, any_patch: bool) -> bool:
     """True if Ray accepts a driver of these versions: the same Ray and Python, or any patch version
     of that Python."""
-    if theirs is None:
+    if remote is None:
         return True
     parts = 2 if any_patch else 3
     return (
-        here.ray == theirs.ray
-        and here.python.split(".")[:parts] == theirs.python.split(".")[:parts]
+        here.ray == remote.ray
+        and here.python.split(".")[:parts] == remote.python.split(".")[:parts]
     )
 
 

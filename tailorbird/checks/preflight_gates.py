@@ -268,18 +268,20 @@ def _models(
 
     gates = protocol.gates
     sets: tuple[dict[str, Predictions], dict[str, Predictions]] = ({}, {})
-    for table, of_model in zip((candidate, incumbent), sets, strict=True):
+    for table, changed_sets in zip((candidate, incumbent), sets, strict=True):
         if gates.counterfactual is not None:
             swapped = table.take(range(max(1, round(SWAPPED * n))))
-            of_model["counterfactual"] = _perturbed(generator, swapped, lost=FLIPPED, won=FLIPPED)
+            changed_sets["counterfactual"] = _perturbed(
+                generator, swapped, lost=FLIPPED, won=FLIPPED
+            )
         if gates.robustness is not None:
-            of_model["noise"] = _perturbed(generator, table, lost=LOST, won=WON)
+            changed_sets["noise"] = _perturbed(generator, table, lost=LOST, won=WON)
     for name, num_rows in planned.suites.items() if gates.suites is not None else ():
         luck = generator.random(num_rows)
         right = luck < 0.8
         changed = (luck < CHANGED) | (luck > 1 - CHANGED)
-        for answers, of_model in zip((right != changed, right), sets, strict=True):
-            of_model[f"{SUITE_PREFIX}{name}"] = simulated_answers(answers)
+        for answers, changed_sets in zip((right != changed, right), sets, strict=True):
+            changed_sets[f"{SUITE_PREFIX}{name}"] = simulated_answers(answers)
     return ModelPredictions(candidate, sets[0]), ModelPredictions(incumbent, sets[1])
 
 

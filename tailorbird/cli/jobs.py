@@ -26,7 +26,6 @@ def submit(
         float,
         typer.Option(min=0.1, help="Memory (GiB) of the head node that the job's driver reserves."),
     ] = 2.0,
-    train_anyway: options.TrainAnyway = False,
 ) -> options.Result:
     """Submit a recipe as a job to a Ray cluster, with the code of this checkout.
 
@@ -37,7 +36,6 @@ def submit(
     """
     from cluster import jobs
 
-    overrides = options.with_training(overrides, train_anyway=train_anyway)
     loaded = options.read_recipe(recipe, overrides)
     with options.activity("packing this checkout and submitting the job"):
         submission = jobs.submit(

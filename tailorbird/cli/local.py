@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from cluster.progress import byte_reporter
-from tailorbird.cli.next_steps import download
 from tailorbird.cli.options import (
     Folder,
     Result,
@@ -65,7 +64,6 @@ def icd10(
 
         counts = write(prefix, coder=coder, seed=seed)
     lines = [f"{prefix}/{name}: {count} rows" for name, count in counts.items()]
-    lines += [f"to download the files: {download(prefix)}"]
     return {"prefix": prefix, "rows": counts}, lines
 
 
@@ -95,7 +93,6 @@ def put(
         columns = ", ".join(file.columns)
         lines.append(f"{file.uri}: {file.num_rows:,} rows ({file.format}: {columns})")
     lines += [f"to draft a recipe: tailorbird init {shlex.quote(prefix)}"]
-    lines += [f"to download the files again: {download(prefix)}"]
     value = {"files": [file.uri for file in files], "contents": [asdict(file) for file in files]}
     return value, lines
 

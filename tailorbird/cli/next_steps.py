@@ -10,14 +10,6 @@ def show_page(uri: str) -> str:
     return f"tailorbird report {shlex.quote(uri)} --open"
 
 
-def download(uri: str) -> str:
-    """Return the command that downloads everything under a URI into a new folder."""
-    return (
-        f"tailorbird data get {shlex.quote(uri)} "
-        f"{shlex.quote(uri.rstrip('/').rpartition('/')[2] + '-copy')}"
-    )
-
-
 def after_run(run: str, *, winner: str, champion: str | None, recipe: str | None) -> list[str]:
     """Return the two or three commands that follow a run, with their purpose.
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from tailorbird.cli import options
-from tailorbird.cli.next_steps import download, show_page
+from tailorbird.cli.next_steps import show_page
 
 audit_app = typer.Typer(no_args_is_help=True, help="Label or score a random sample of answers.")
 
@@ -90,7 +90,6 @@ def reevaluate(recipe: options.RecipePath, overrides: options.Overrides = None) 
         from tailorbird.operate.reevaluate import reevaluate_champion
 
         result = reevaluate_champion(loaded, progress=progress)
-    lines = [*result.lines(recipe), f"to download the evidence: {download(result.uri)}"]
     value = {
         "evidence": result.uri,
         "verdict": result.verdict.model_dump(mode="json"),
@@ -99,7 +98,7 @@ def reevaluate(recipe: options.RecipePath, overrides: options.Overrides = None) 
         "champion": result.champion.uri,
         "proposed": result.proposed,
     }
-    return value, lines
+    return value, result.lines(recipe)
 
 
 @audit_app.command("export")
@@ -135,8 +134,7 @@ def export_audit(
             to=to,
             with_answers=with_answers,
         )
-    lines = [f"wrote {num} answers to label to {to}", f"to download it: {download(to)}"]
-    return {"rows": num, "to": to}, lines
+    return {"rows": num, "to": to}, [f"wrote {num} answers to label to {to}"]
 
 
 @audit_app.command("import")
@@ -160,5 +158,4 @@ def import_audit(
 
         loaded = options.read_recipe(recipe)
         stored, num = import_labels(loaded, uri, classes=champion_of(loaded).classes)
-    lines = [f"stored {num} labels in {stored}", f"to download them: {download(stored)}"]
-    return {"labels": num, "kept": stored}, lines
+    return {"labels": num, "kept": stored}, [f"stored {num} labels in {stored}"]

@@ -35,14 +35,6 @@ Overrides = Annotated[
     typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Override values of the recipe."),
 ]
 RunOrVersion = Annotated[str, typer.Argument(metavar="URI", help="URI of a run or a version.")]
-TrainAnyway = Annotated[
-    bool,
-    typer.Option(
-        "--train-anyway",
-        help="Train even if less than the minimum gain can be gained. The same as "
-        "tuning.train_anyway=true.",
-    ),
-]
 AsJson = Annotated[
     bool,
     typer.Option(
@@ -155,14 +147,6 @@ def connected_recipe(
             file=sys.stderr,
         )
         raise typer.Exit(code) from None
-
-
-def with_training(overrides: list[str] | None, *, train_anyway: bool) -> list[str]:
-    """Return the overrides of a command with the option `--train-anyway`."""
-    changes = list(overrides or ())
-    if train_anyway:
-        changes.append("tuning.train_anyway=true")
-    return changes
 
 
 @contextmanager

@@ -11,7 +11,6 @@ from typing import Annotated
 import typer
 
 from tailorbird.cli import options
-from tailorbird.cli.next_steps import download
 
 
 def promote(
@@ -135,23 +134,6 @@ def serve(
     return value, lines
 
 
-def scale(recipe: options.RecipePath) -> options.Result:
-    """Give the running cluster of a RayService the worker bounds of its manifest, without a new
-    cluster.
-
-    KubeRay does not. First apply the manifest that `tailorbird render RECIPE --to rayservice`
-    writes. Run this command as the Job that `--to scale` writes, or through `kubectl proxy` with
-    TAILORBIRD_KUBERNETES=http://127.0.0.1:8001 and TAILORBIRD_RAYSERVICE=NAMESPACE/NAME.
-
-    Example: tailorbird scale recipes/my_task.yaml
-    """
-    with options.activity("changing the worker bounds of the running cluster"):
-        from tailorbird.release.rayservice import scale_clusters
-
-        lines = scale_clusters(options.read_recipe(recipe))
-    return {"changes": list(lines)}, lines
-
-
 def score(
     recipe: options.RecipePath,
     input: Annotated[str, typer.Option(help="s3:// URI of a Parquet file or folder.")],
@@ -198,12 +180,7 @@ def score(
             limits=limits,
         )
     value = asdict(result) | {"version": version.version, "digest": version.digest}
-    lines = [
-        result.line(),
-        f"manifest: {result.manifest}",
-        f"to download the output: {download(output)}",
-    ]
-    return value, lines
+    return value, [result.line(), f"manifest: {result.manifest}"]
 
 
 def key(
@@ -257,8 +234,7 @@ def render(
         str | None,
         typer.Option(
             "--to",
-            help="preflight, rayjob, rayservice, scale, promote, prove, watch, monitoring, serve "
-            "or submit.",
+            help="preflight, rayjob, rayservice, promote, prove, watch, monitoring or serve.",
         ),
     ] = None,
     overrides: options.Overrides = None,
@@ -280,8 +256,7 @@ def render(
         typer.Option(help="File to write (default: standard output); with --overlay, a folder."),
     ] = None,
 ) -> options.Result:
-    """Render a recipe as a Kubernetes manifest, a Ray Serve configuration or a request for Ray's
-    job API.
+    """Render a recipe as a Kubernetes manifest or a Ray Serve configuration.
 
     * preflight: a job that runs `preflight` with the rights of a run
 
@@ -291,12 +266,9 @@ def render(
 
     * monitoring: a probe of the service, with monitors and alerts for Prometheus
 
-    * promote, prove, scale, watch: jobs that run `promote`, `serve` (for its parity gate), `scale`
-      and `watch`
+    * promote, prove, watch: jobs that run `promote`, `serve` (for its parity gate) and `watch`
 
     * serve: a configuration for `serve deploy`
-
-    * submit: the body of a request `POST /api/jobs/`
 
     With --overlay, writes all permanent resources of the task and the environment to a folder, for
     GitOps.

@@ -90,7 +90,6 @@ def run(
             "--keep-log", help="If the run fails, store its log under <registry>/<name>/logs/."
         ),
     ] = False,
-    train_anyway: options.TrainAnyway = False,
 ) -> None:
     """Run the whole pipeline: data, baselines, sweep, seed runs, verdict, registry.
 
@@ -102,12 +101,11 @@ def run(
 
     Example: tailorbird run recipes/icd10_demo.yaml tuning.num_trials=4
     """
-    overrides = options.with_training(overrides, train_anyway=train_anyway)
     if keep_log:
-        from tailorbird.pipeline.kept_log import run_and_keep_log
+        from tailorbird.pipeline.failed_log import run_and_keep_log
 
         task_uri = options.read_recipe(recipe, overrides).task_uri
-        command = [sys.executable, "-m", "tailorbird", "run", recipe, *overrides]
+        command = [sys.executable, "-m", "tailorbird", "run", recipe, *(overrides or ())]
         if options.is_json():
             command.append("--json")
         raise typer.Exit(run_and_keep_log(command, task_uri=task_uri))
@@ -138,7 +136,6 @@ def baseline(recipe: options.RecipePath, overrides: options.Overrides = None) ->
 def sweep(
     recipe: options.RecipePath,
     overrides: options.Overrides = None,
-    train_anyway: options.TrainAnyway = False,
 ) -> options.Result:
     """Run only the baselines and the sweep, and print all trials.
 
@@ -146,7 +143,6 @@ def sweep(
 
     Example: tailorbird sweep recipes/icd10_demo.yaml tuning.num_trials=8
     """
-    overrides = options.with_training(overrides, train_anyway=train_anyway)
     with options.connected_recipe(recipe, overrides, queued=True) as (loaded, progress):
         from cluster.display.state import trial_name
         from tailorbird.evaluation.report.evidence import BASELINE
@@ -160,20 +156,6 @@ def sweep(
     if swept.ended:
         lines.append(f"the sweep stopped early: {swept.ended}")
     return swept.model_dump(mode="json"), lines
-
-
-def evaluate(recipe: options.RecipePath, overrides: options.Overrides = None) -> None:
-    """Compute the verdict for models that are already trained.
-
-    Like `run`, but fail if a model would have to be trained.
-
-    Example: tailorbird evaluate recipes/icd10_demo.yaml
-    """
-    with options.connected_recipe(recipe, overrides, queued=True) as (loaded, progress):
-        from tailorbird.pipeline.run import run_pipeline
-
-        result = run_pipeline(loaded, progress=progress, may_train=False)
-    print_verdict(result.evidence, recipe=recipe)
 
 
 def print_verdict(evidence: "Evidence", *, recipe: str) -> None:

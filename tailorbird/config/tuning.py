@@ -75,7 +75,7 @@ class TuningConfig(ConfigSection):
 
     train_anyway: bool = False
     """Train even if the validation rows show that less than `evaluation.minimum_gain` can be gained
-    over the incumbent. The option `--train-anyway` sets it."""
+    over the incumbent."""
 
     def trials_at_once(self, *, room: int) -> int:
         """Return the number of trials that run at the same time if the cluster has room for `room`

@@ -48,4 +48,4 @@ def no_training_line(context: RunContext, headroom: Headroom) -> str:
     """Return why no training starts, and what would start it."""
     protocol = context.protocol
     why = headroom_text(headroom, metric=protocol.metric, minimum_gain=protocol.minimum_gain)
-    return f"no training is started: {why}; to train anyway, use --train-anyway"
+    return f"no training is started: {why}; to train anyway, set tuning.train_anyway=true"

@@ -37,7 +37,7 @@ class RunContext:
     inputs: RunInputs
     task: Task
     registered: Preregistration
-    events: Any = None  # queue for the events of trainings; None if all trainings must be cached
+    events: Any = None  # queue for the events of trainings
 
     def reporting_to(self, progress: ProgressReporter, *, events: Any) -> "RunContext":
         """Return the context with an event queue, and with its reporter for stages and Ray

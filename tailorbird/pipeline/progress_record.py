@@ -59,17 +59,9 @@ def next_course(course: Course, event: ProgressEvent, *, now_s: float) -> Course
             before = tuple(
                 point for point in course.curves.get(name, ()) if point[0] <= event.epoch
             )
-            curve = thinned((*before, (event.epoch + 1, event.score)))
+            curve = (*before, (event.epoch + 1, event.score))[-MAX_POINTS:]
             return replace(course, curves={**course.curves, name: curve})
     return course
-
-
-def thinned(curve: tuple[tuple[int, float], ...]) -> tuple[tuple[int, float], ...]:
-    """Return at most `MAX_POINTS` points: without every second one if there are more; the last one
-    is kept."""
-    if len(curve) <= MAX_POINTS:
-        return curve
-    return (*curve[:-1:2], curve[-1])
 
 
 def stages_of(state: State, *, now_s: float) -> tuple[StageProgress, ...]:

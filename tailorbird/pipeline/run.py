@@ -54,16 +54,13 @@ NOT_OF_RESULTS = {
 values of them."""
 
 
-def run_pipeline(
-    recipe: Recipe, *, progress: ProgressReporter, may_train: bool = True
-) -> RunResult:
+def run_pipeline(recipe: Recipe, *, progress: ProgressReporter) -> RunResult:
     """Run a recipe from Parquet files to a registered winner, on the Ray cluster that this process
     is connected to.
 
-    Each finished stage is cached on S3, so an interrupted run resumes when it is started again. If
-    `may_train` is false, all trainings must be cached. Raises ValueError (DataError,
-    VerdictRefused, StorageError, ...) for invalid input, and TrainingFailed if a training fails for
-    another reason.
+    Each finished stage is cached on S3, so an interrupted run resumes when it is started again.
+    Raises ValueError (DataError, VerdictRefused, StorageError, ...) for invalid input, and
+    TrainingFailed if a training fails for another reason.
     """
     require_trackers(recipe.tuning)
     prepared = prepare(recipe, progress=progress)
@@ -73,8 +70,9 @@ def run_pipeline(
         return finished
     with (
         recorded(progress, first=first_record(prepared)) as progress,
-        started(prepared, progress=progress, may_train=may_train) as context,
+        started(prepared, progress=progress) as context,
     ):
+        require_trainable(context)
         baselines = fit_baselines(context)
         headroom = headroom_without_training(context, baselines)
         if headroom is not None:
@@ -87,6 +85,7 @@ def sweep_only(recipe: Recipe, *, progress: ProgressReporter) -> SweepResult:
     """Run a recipe up to its sweep; raise ValueError if there is nothing to gain."""
     require_trackers(recipe.tuning)
     with started(prepare(recipe, progress=progress), progress=progress) as context:
+        require_trainable(context)
         baselines = fit_baselines(context)
         headroom = headroom_without_training(context, baselines)
         if headroom is not None:
@@ -96,25 +95,26 @@ def sweep_only(recipe: Recipe, *, progress: ProgressReporter) -> SweepResult:
 
 def baselines_only(recipe: Recipe, *, progress: ProgressReporter) -> tuple[Baseline, ...]:
     """Run a recipe up to its baselines."""
-    with started(prepare(recipe, progress=progress), progress=progress, may_train=False) as context:
+    with started(prepare(recipe, progress=progress), progress=progress) as context:
         return fit_baselines(context)
 
 
 @contextmanager
-def started(
-    context: RunContext, *, progress: ProgressReporter, may_train: bool = True
-) -> Iterator[RunContext]:
+def started(context: RunContext, *, progress: ProgressReporter) -> Iterator[RunContext]:
     """Check that all models can be used; yield the context with an event queue that forwards to
     `progress`."""
     require_usable(context, progress=progress)
-    if may_train:
-        progress.activity("checking that the base model can be trained on the rows")
-        context.task.require_trainable()
     with (
         forward_events(with_expected_time(progress, context.recipe)) as queue,
         reporting_to(queue_progress(queue)) as progress,
     ):
-        yield context.reporting_to(progress, events=queue if may_train else None)
+        yield context.reporting_to(progress, events=queue)
+
+
+def require_trainable(context: RunContext) -> None:
+    """Raise ModelError or DataError if the base model or a row cannot be trained on."""
+    context.progress.activity("checking that the base model can be trained on the rows")
+    context.task.require_trainable()
 
 
 def fine_tune(context: RunContext, baselines: tuple[Baseline, ...]) -> FineTuning:
@@ -208,7 +208,6 @@ def run_sweep(context: RunContext, baselines: tuple[Baseline, ...]) -> SweepResu
     task = context.task.training_task()
 
     def compute(uri: str) -> SweepResult:
-        _require_events(context, what="sweep", command="sweep")
         note_shortage(
             training.max_workers * training.cpus_per_worker, what="training", progress=progress
         )
@@ -361,7 +360,6 @@ def _train(
     task = context.task.training_task(num_train_rows=num_train_rows)
 
     def compute(uri: str) -> TrainingResult:
-        _require_events(context, what=f"training {name}", command="run")
         return finetune(config, task=task, uri=uri, events=context.events)
 
     inputs = context.inputs.stage_inputs(
@@ -391,11 +389,3 @@ def _score_champion(context: RunContext, champion: ModelVersion) -> Baseline:
     stage_inputs = inputs.stage_inputs(predict_rows, champion=champion.digest, metric=metric)
     score = inputs.cached("champion", output=float, inputs=stage_inputs, compute=compute)
     return Baseline(CHAMPION, champion.uri, score, True, f"current champion: {champion.version}")
-
-
-def _require_events(context: RunContext, *, what: str, command: str) -> None:
-    """Raise ValueError if there is no event queue, because this run must not train."""
-    if context.events is None:
-        raise ValueError(
-            f"the {what} of this recipe is not finished; run `tailorbird {command} RECIPE` first"
-        )

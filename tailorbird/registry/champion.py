@@ -3,7 +3,7 @@ history."""
 
 import uuid
 from collections.abc import Mapping
-from typing import Literal, Self
+from typing import Literal
 
 from pydantic import Field
 
@@ -57,10 +57,6 @@ class ParityResult(Frozen):
                 f", and the endpoint answered {self.endpoint_rows} others with the evaluated model"
             )
         return text
-
-    def with_endpoint(self, endpoint: Self) -> Self:
-        """Return this result of a hybrid with that of its part that is an endpoint."""
-        return self.model_copy(update={"endpoint_rows": self.endpoint_rows + endpoint.rows})
 
 
 class ChosenBy(Frozen):

@@ -73,8 +73,8 @@ def role_documents(recipe: Recipe, *, cluster: Cluster) -> dict[str, Document]:
         "serving": _serving_rights(recipe),
     }
     documents: dict[str, Document] = {}
-    for account, own in rights.items():
-        documents[f"{account}-policy"] = _policy(own)
+    for account, account_rights in rights.items():
+        documents[f"{account}-policy"] = _policy(account_rights)
         documents[f"{account}-trust"] = _trust(account, cluster=cluster)
     return documents
 
@@ -151,9 +151,9 @@ def _policy(rights: _Rights) -> Document:
         bucket, key = _bucket_and_key(uri)
         if bucket not in whole:
             prefixes.setdefault(bucket, []).extend((key, f"{key}/*") if key else ("*",))
-    for bucket, own in sorted(prefixes.items()):
+    for bucket, keys in sorted(prefixes.items()):
         statements.append(
-            _list_statement(bucket, prefixes=sorted(set(own)), number=len(statements))
+            _list_statement(bucket, prefixes=sorted(set(keys)), number=len(statements))
         )
     return {"Version": "2012-10-17", "Statement": statements}
 

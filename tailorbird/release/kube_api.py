@@ -1,5 +1,4 @@
-"""Client for the Kubernetes API, with the two requests that a RayService needs: read an object, and
-patch it."""
+"""Client for the Kubernetes API that reads and patches a RayService."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -16,83 +15,61 @@ PROXY = "TAILORBIRD_KUBERNETES"
 """Environment variable with the URL of a `kubectl proxy`, for clients that are not in a pod."""
 TIMEOUT_S = 30
 ATTEMPTS = 5  # to change an object that others change too
+CONFLICT = (409, 422)
+REMEDIES = {
+    403: "; apply the platform of the overlay, which grants these rights to the service account "
+    "`release`",
+    404: "; apply the manifest that `tailorbird render RECIPE --to rayservice` writes",
+}
 
 
 class KubernetesError(ValueError):
     """Raised if the Kubernetes API cannot be reached or refuses a request."""
 
 
-class Changed(KubernetesError):
-    """Raised if a patch does not apply, because the object was changed."""
+def update_rayservice(
+    patch_of: Callable[[Document], Sequence[Document]], *, namespace: str, name: str
+) -> None:
+    """Apply the JSON patch (RFC 6902) that `patch_of` returns for a RayService, if it is not empty.
 
-
-def read_object(kind: str, *, namespace: str, name: str) -> Document:
-    """Return an object of the group `ray.io/v1`; `kind` is its plural, such as `rayservices`."""
-    answer: Document = _request("GET", kind, namespace, name).json()
-    return answer
-
-
-def patch_object(kind: str, patch: Sequence[Document], *, namespace: str, name: str) -> None:
-    """Apply a JSON patch (RFC 6902) to an object; raise Changed if it does not apply, and change
-    nothing then."""
-    _request("PATCH", kind, namespace, name, json=patch)
-
-
-def update_object(
-    kind: str, patch_of: Callable[[Document], Sequence[Document]], *, namespace: str, name: str
-) -> Document:
-    """Apply the JSON patch that `patch_of` returns for an object, if it is not empty; return the
-    object before it.
-
-    Read the object again if it was changed in the meantime; raise Changed after `ATTEMPTS`
-    attempts.
+    If the RayService was changed in the meantime, the patch does not apply; read it again and
+    repeat, at most `ATTEMPTS` times.
     """
-    for attempt in range(1, ATTEMPTS + 1):
-        before = read_object(kind, namespace=namespace, name=name)
-        patch = patch_of(before)
-        try:
-            if patch:
-                patch_object(kind, patch, namespace=namespace, name=name)
-            break
-        except Changed:
-            if attempt == ATTEMPTS:
-                raise
-    return before
+    for _ in range(ATTEMPTS):
+        patch = patch_of(_request("GET", namespace, name).json())
+        if not patch:
+            return
+        answer = _request("PATCH", namespace, name, patch=patch)
+        if answer.status_code == 200:
+            return
+    raise KubernetesError(f"{namespace}/{name} could not be patched: {_reason(answer)}")
 
 
 def _request(
-    method: str, kind: str, namespace: str, name: str, *, json: Sequence[Document] | None = None
+    method: str, namespace: str, name: str, *, patch: Sequence[Document] | None = None
 ) -> requests.Response:
+    """Return the answer of the API: 200, or one of `CONFLICT` for a patch that does not apply."""
     server, token, verify = _server()
-    url = f"{server}/apis/ray.io/v1/namespaces/{namespace}/{kind}/{name}"
-    if json is not None:
-        headers = {"Content-Type": "application/json-patch+json"}
-    else:
-        headers = {}
+    url = f"{server}/apis/ray.io/v1/namespaces/{namespace}/rayservices/{name}"
+    headers = {}
+    if patch is not None:
+        headers["Content-Type"] = "application/json-patch+json"
     auth = bearer(token) if token else None
     try:
         answer = requests.request(
-            method, url, json=json, headers=headers, auth=auth, verify=verify, timeout=TIMEOUT_S
+            method, url, json=patch, headers=headers, auth=auth, verify=verify, timeout=TIMEOUT_S
         )
     except requests.RequestException as error:
         raise KubernetesError(
             f"the Kubernetes API is not reachable at {server} ({type(error).__name__})"
         ) from None
-    if answer.status_code == 200:
+    status = answer.status_code
+    if status == 200 or (patch is not None and status in CONFLICT):
         return answer
-    reason = _reason(answer)
-    if method == "PATCH" and answer.status_code in (409, 422):
-        raise Changed(f"{namespace}/{name} could not be patched: {reason}")
-    remedy = ""
-    if answer.status_code == 403:
-        remedy = (
-            "; apply the platform of the overlay, which grants these rights to the service "
-            "account `release`"
-        )
-    if answer.status_code == 404:
-        remedy = "; apply the manifest that `tailorbird render RECIPE --to rayservice` writes"
-    request = f"{method} {kind} {namespace}/{name}"
-    raise KubernetesError(f"Kubernetes refuses {request} ({answer.status_code}): {reason}{remedy}")
+    raise KubernetesError(
+        f"Kubernetes refuses {method} rayservices {namespace}/{name} ({status}): "
+        f"{_reason(answer)}{REMEDIES.get(status, '')}"
+    )
 
 
 def _server() -> tuple[str, str | None, str | bool]:

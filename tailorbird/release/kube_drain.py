@@ -29,13 +29,13 @@ def require_drainable(
     )
     if serving.min_replicas == 0:
         names = [_name(budget) for budget in guarded["worker"]]
-        kept = [document for document in documents if document not in guarded["worker"]]
+        remaining = [document for document in documents if document not in guarded["worker"]]
         omitted = (
             f"the PodDisruptionBudget {name} is omitted, because it would refuse to drain the node "
             "of the only replica; delete it from the cluster if it exists"
             for name in names
         )
-        return kept, (*notes, *omitted)
+        return remaining, (*notes, *omitted)
     pods = math.ceil(serving.min_replicas / per_pod)
     for budget in guarded["worker"]:
         least = int(budget["spec"]["minAvailable"])

@@ -135,14 +135,14 @@ def require_complete(documents: Sequence[Document], *, overlay: Path) -> None:
     namespace = _namespace(documents)
     keys = [_key(document) for document in documents]
     for document, key in zip(documents, keys, strict=True):
-        kind, own, name = key
+        kind, stated, name = key
         if not NAME.fullmatch(name):
             faults.append(f"{kind} {name!r} has an invalid name")
         if keys.count(key) > 1:
             faults.append(f"{kind} {name} is there twice, with different content")
-        if kind not in CLUSTER_WIDE and own != namespace:
+        if kind not in CLUSTER_WIDE and stated != namespace:
             faults.append(
-                f"{kind} {name} is in the namespace {own or 'default'}, not in {namespace}"
+                f"{kind} {name} is in the namespace {stated or 'default'}, not in {namespace}"
             )
         for target, fields in REFERENCES.items():
             missing = [

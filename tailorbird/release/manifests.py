@@ -1,15 +1,11 @@
-"""Render a recipe as KubeRay manifests, a Ray Serve configuration, or a request for Ray's job
-API."""
+"""Render a recipe as KubeRay manifests or a Ray Serve configuration."""
 
-import base64
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from cluster.jobs import DRIVER_MEMORY_GIB, driver_resources
 from serving.deploy.application import application_of
 from serving.deploy.rollout import require_unchanged
 from serving.deploy.serve_client import listen_host, serve_body, serve_url
@@ -226,23 +222,6 @@ def _serve(recipe: Recipe, _documents: list[Document]) -> Rendered:
     return Rendered(to_yaml([service.config]), service.notes)
 
 
-def _submit(recipe: Recipe, _documents: list[Document]) -> Rendered:
-    """Render the body of `POST /api/jobs/`, for clients without this package. The job runs the code
-    on the nodes.
-
-    The command contains the recipe, so all users who may list jobs can read it. `tailorbird submit`
-    avoids that.
-    """
-    encoded = base64.b64encode(recipe_text(recipe).encode()).decode()
-    body = {
-        "submission_id": _run_name(recipe),
-        "entrypoint": f"echo {encoded} | base64 -d | python -m tailorbird run /dev/stdin",
-        "metadata": {"recipe": recipe.name},
-        **driver_resources(DRIVER_MEMORY_GIB),
-    }
-    return Rendered(json.dumps(body, indent=1) + "\n")
-
-
 @dataclass(frozen=True)
 class _Target:
     write: Callable[[Recipe, list[Document]], Rendered]
@@ -257,11 +236,9 @@ TARGETS = {
     "prove": _Target(
         partial(_client_job, verb="serve"), "jobs/promote/promote.yaml"
     ),  # serves the champion after its parity check
-    "scale": _Target(partial(_client_job, verb="scale"), "jobs/promote/promote.yaml"),
     "watch": _Target(_watch, "jobs/watch/watch.yaml"),
     "monitoring": _Target(_monitoring, "components/monitoring/probe.yaml"),
     "serve": _Target(_serve),
-    "submit": _Target(_submit),
 }
 
 
@@ -356,7 +333,7 @@ def _mount_recipe(recipe: Recipe, pod: Document, *, owner: Document) -> Document
     }
 
 
-def _run_name(recipe: Recipe, *, image: str = "") -> str:
+def _run_name(recipe: Recipe, *, image: str) -> str:
     """Return the name of a run; the same recipe and image give the same name, so the run does not
     start twice."""
     suffix = digest({"recipe": recipe.model_dump(mode="json"), "image": image})[:NUM_DIGITS]

@@ -5,7 +5,7 @@ import os
 import time
 import uuid
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 import requests
 from pydantic import JsonValue
@@ -15,6 +15,7 @@ from cluster.certificates import verify
 from serving.deploy.serve_client import DeployError
 from serving.http.chat_schemas import GeneratedTokenLogprob
 from tailorbird.evaluation.statistics.text_metrics import words_sha256
+from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.hybrid_routing import PartName
 
 ATTEMPTS = 10
@@ -32,12 +33,11 @@ class ParityProbe(NamedTuple):
     text: str
     body: Mapping[str, JsonValue]
     output: str  # the label, or for chat the sha256 of the answer's words
-    confidence: float | None  # probability of the label, calibrated; None for chat
+    confidence: float | None = None  # probability of the label, calibrated; None for chat
     logprobs: tuple[float, ...] | None = None
     """Log-probabilities of the answer's tokens; None for classification and the kind `nearest`."""
-    endpoint_part: PartName | None = (
-        None  # (hybrids only) the part that must answer, if it is an endpoint
-    )
+    endpoint: Endpoint | None = None  # that answers the request
+    part: PartName | None = None  # (hybrids only) the part that is this endpoint
 
 
 class ServedToken(NamedTuple):
@@ -56,21 +56,20 @@ class ServedAnswer(NamedTuple):
     tokens: tuple[ServedToken, ...] = ()  # (language models only)
     reported_model: str | None = None  # (endpoints only) the model that the endpoint reported
     answered_by: PartName | None = None  # (hybrids only)
-    fallback: bool = False  # (hybrids only) true if the other part should have answered
+    is_fallback: bool = False  # (hybrids only) true if the other part should have answered
 
 
-Difference = tuple[ParityProbe, ServedAnswer]
+ProbePair = tuple[ParityProbe, ServedAnswer]
 
 
-def send_probe(url: str, body: Mapping[str, JsonValue], *, is_paid: bool = False) -> ServedAnswer:
+def send_probe(url: str, body: Mapping[str, JsonValue]) -> ServedAnswer:
     """Send one probe and return the answer; retry while the service is busy or a replica restarts.
 
-    A probe that `is_paid`, because an endpoint may answer it, is not sent again after a time-out.
-    Raises DeployError if the service does not answer.
+    A probe is not sent again after a time-out, because an endpoint may have answered it, which
+    costs money. Raises DeployError if the service does not answer.
     """
-    headers = {
-        "x-request-id": f"parity-{uuid.uuid4().hex}"
-    }  # lets readers of the request log exclude it
+    # The id lets readers of the request log exclude the probe.
+    headers = {"x-request-id": f"parity-{uuid.uuid4().hex}"}
     key = os.environ.get(KEY)
     auth = bearer(key) if key else None
     response: requests.Response | None = None
@@ -82,60 +81,62 @@ def send_probe(url: str, body: Mapping[str, JsonValue], *, is_paid: bool = False
                 url, json=body, headers=headers, auth=auth, timeout=TIMEOUT_S, verify=verify()
             )
         except requests.RequestException as error:
-            if attempt + 1 == ATTEMPTS or (is_paid and isinstance(error, requests.ReadTimeout)):
+            if attempt + 1 == ATTEMPTS or isinstance(error, requests.ReadTimeout):
                 fault = type(error).__name__
                 raise DeployError(
                     f"{url} does not answer ({fault}); check that this machine can reach Serve"
                 ) from None
             continue
-        # a replica has not loaded it yet
+        # A replica has not loaded the version yet.
         is_loading = response.status_code == 404 and "model_not_found" in response.text
         if response.status_code not in BUSY and not is_loading:
             break
-        if (
-            _ENDPOINT_FAULT in response.text
-        ):  # the service has sent the request several times already
-            raise DeployError(
-                f"{url} does not answer test rows ({response.status_code}): {response.text[:300]}"
-            )
+        # The service has sent the request to the endpoint several times already.
+        if _ENDPOINT_FAULT in response.text:
+            break
     assert response is not None
-    if response.status_code in (401, 403, *BUSY):
-        unauthorized = response.status_code in (401, 403)
-        if unauthorized:
-            advice = f"set {KEY} to a valid API key"
-        else:
-            advice = "try again when the service is less busy"
-        raise DeployError(f"{url} does not answer test rows ({response.status_code}): {advice}")
-    if response.status_code != 200:
-        return ServedAnswer("", f"refused with {response.status_code}, {response.text[:200]}")
-    answer = response.json()
+    status = response.status_code
+    if status in (401, 403):
+        raise DeployError(
+            f"{url} does not answer test rows ({status}): set {KEY} to a valid API key"
+        )
+    if status in BUSY:
+        raise DeployError(
+            f"{url} does not answer test rows ({status}); try again when the service is less busy: "
+            f"{response.text[:300]}"
+        )
+    if status != 200:
+        return ServedAnswer("", f"refused with {status}, {response.text[:200]}")
+    return _answer(response.json())
+
+
+def _answer(answer: Mapping[str, Any]) -> ServedAnswer:
+    """Return the answer of a chat completion or of a classification of one text."""
+    tokens: tuple[ServedToken, ...] = ()
     if "choices" in answer:
-        [choice] = answer["choices"]
-        content = str(choice["message"]["content"])
-        logprobs = choice.get("logprobs") or {"content": []}
+        [result] = answer["choices"]
+        content = str(result["message"]["content"])
+        output = words_sha256(content)
+        text = repr(content)
+        logprobs = result.get("logprobs") or {"content": []}
         tokens = tuple(map(_served, logprobs["content"]))
-        return ServedAnswer(words_sha256(content), repr(content), tokens=tokens, **_source(choice))
-    result = answer["results"][0]
-    label = str(result["label"])  # an integer if the labels are integers
-    return ServedAnswer(label, label, result.get("scores") or {}, **_source(result))
-
-
-class _Source(TypedDict):
-    reported_model: str | None
-    answered_by: PartName | None
-    fallback: bool
-
-
-def _source(answer: Mapping[str, Any]) -> _Source:
-    return {
-        "reported_model": answer.get("reported_model"),
-        "answered_by": answer.get("answered_by"),
-        "fallback": bool(answer.get("fallback")),
-    }
+    else:
+        [result] = answer["results"]
+        output = str(result["label"])  # an integer if the labels are integers
+        text = output
+    return ServedAnswer(
+        output,
+        text,
+        scores=result.get("scores") or {},
+        tokens=tokens,
+        reported_model=result.get("reported_model"),
+        answered_by=result.get("answered_by"),
+        is_fallback=bool(result.get("fallback")),
+    )
 
 
 def _served(token: JsonValue) -> ServedToken:
     """Return an entry of OpenAI's `logprobs`, which has the two most likely tokens."""
     entry = GeneratedTokenLogprob.model_validate(token)
-    others = sorted((other.logprob for other in entry.top_logprobs), reverse=True)[1:]
-    return ServedToken(entry.logprob, entry.logprob - max(others, default=-math.inf))
+    ranked = sorted((top.logprob for top in entry.top_logprobs), reverse=True)
+    return ServedToken(entry.logprob, entry.logprob - max(ranked[1:], default=-math.inf))

@@ -122,19 +122,23 @@ def _promoted(
     verdict = evaluation.evidence.verdict
     if version.exported_from is not None:
         reason = reason.model_copy(update={"runtime": f"{version.engine} ({ENGINE_EVIDENCE})"})
-    kept = former if reason.change == "engine" else None
+    same_weights = former if reason.change == "engine" else None
     chosen_by = ChosenBy(
         outcome=verdict.outcome, sentence=verdict.sentence(), costs=costs_by_digest(evidence)
     )
+    if same_weights is not None:
+        baseline = same_weights.baseline
+    else:
+        baseline = _baseline(version, evidence=evidence, former=former)
     digests = (version.digest, evaluation.weights.digest)
     return Champion(
         version=version.version,
         uri=version.uri,
         digest=version.digest,
-        run=kept.run if kept else evidence.run,
-        verdict=kept.verdict if kept else chosen_by,
+        run=same_weights.run if same_weights else evidence.run,
+        verdict=same_weights.verdict if same_weights else chosen_by,
         anchor=_anchor(version, evaluation=evaluation, former=former, reason=reason),
-        baseline=kept.baseline if kept else _baseline(version, evidence=evidence, former=former),
+        baseline=baseline,
         parity=parity,
         reason=reason,
         since=now(),
@@ -229,11 +233,13 @@ def rollback_target(
     if stored is None:
         raise PromotionRefused(f"{task_uri} has no champion, so there is nothing to roll back")
     champion, etag = stored
-    own = weights_digest(champion_version(champion)) if other_weights else ""
-    others = (
-        former for former in reversed(champion.former) if not own or _weights_of(former) != own
+    skipped = weights_digest(champion_version(champion)) if other_weights else None
+    candidates = reversed(champion.former)
+    former = next(
+        (each for each in candidates if not skipped or _weights_of(each) != skipped), None
     )
-    former = next(others, None) or _first_incumbent(champion)
+    if former is None:
+        former = _first_incumbent(champion)
     if read_version(former.uri).digest != former.digest:
         raise PromotionRefused(
             f"{former.uri} was changed after it was the champion: its digest differs; restore it "
@@ -285,8 +291,8 @@ def _baseline(
     if baseline is not None or former is None or former.baseline is None:
         return baseline
     with suppress(ValueError):
-        kept = read_version(former.baseline.uri)
-        if (kept.pinned, kept.base_model, kept.code) == (
+        served = read_version(former.baseline.uri)
+        if (served.pinned, served.base_model, served.code) == (
             former.baseline,
             version.base_model,
             version.code,

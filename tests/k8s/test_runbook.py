@@ -15,7 +15,7 @@ PAGES = ("kubernetes.md", "kubernetes-operate.md")
 RUNBOOK = "\n".join((ROOT / "docs" / "deploy" / page).read_text() for page in PAGES)
 BLOCKS = re.findall(r"```\n(.*?)```", RUNBOOK, flags=re.DOTALL)
 """Commands that are run together."""
-JOBS = dict.fromkeys(("promote", "prove", "scale"), "promote") | {"preflight": "preflight"}
+JOBS = dict.fromkeys(("promote", "prove"), "promote") | {"preflight": "preflight"}
 """Targets that are rendered as Jobs, with their folders."""
 
 
@@ -57,13 +57,6 @@ def test_an_earlier_job_is_deleted_before_it_is_applied_again(to: str) -> None:
         before, after = block.split(f"--to {to} ")
         assert f"kubectl -n tailorbird-prod delete job {name} --ignore-not-found\n" in before
         assert f"logs -f job/{name}" in after
-
-
-def test_a_scaling_applies_the_manifest_and_then_patches_the_running_cluster() -> None:
-    """The operator ignores changed bounds, so the manifest alone has no effect on the running
-    cluster."""
-    (block,) = (block for block in BLOCKS if "--to scale" in block)
-    assert re.findall(r"--to (\w+)", block) == ["rayservice", "scale"]
 
 
 @pytest.mark.parametrize("to", ["promote", "prove"])

@@ -4,12 +4,11 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import jsonschema
 import kubernetes_validate
 import pytest
 
 from tests.k8s.crds import FILES, needs_crds, validator
-from tests.k8s.manifests import K8S, KUBECTL, PARTS, build, of_kind, pods_of, put
+from tests.k8s.manifests import K8S, KUBECTL, PARTS, build, of_kind, pods_of
 
 KUBERNETES = "1.33"
 WITHOUT_SCHEMA = {"PodMonitor", "Probe", "PrometheusRule"}
@@ -31,29 +30,6 @@ def test_ray_resources_match_the_schema_of_kuberay(part: str) -> None:
     folder = needs_crds()
     for document in of_kind(build(part), *FILES):
         validator(folder, document["kind"]).validate(document)
-
-
-@pytest.mark.parametrize(
-    ("path", "value"),
-    [
-        ("spec.rayClusterConfig.headGroupSpec.rayStartParams.num-cpus", 0),
-        ("spec.rayClusterConfig.rayVersion", 2.6),
-        ("spec.rayClusterConfig.enableInTreeAutoscalling", True),
-        ("spec.rayClusterConfig.workerGroupSpecs.0.maxReplica", 3),
-        (
-            "spec.rayClusterConfig.workerGroupSpecs.0.template.spec.containers.0.envFrom.0.configMapRef.nam",
-            "x",
-        ),
-        ("spec.rayClusterConfig.autoscalerOptions.version", "v3"),
-        ("spec.rayClusterConfig.authOptions.mode", "tokens"),
-    ],
-)
-def test_a_misspelt_field_or_a_wrong_type_is_detected(path: str, value: object) -> None:
-    folder = needs_crds()
-    (service,) = of_kind(build("prod/service"), "RayService")
-    put(service, path, value)
-    with pytest.raises(jsonschema.ValidationError):
-        validator(folder, "RayService").validate(service)
 
 
 def test_every_folder_of_an_overlay_is_a_part_or_a_component() -> None:

@@ -104,7 +104,7 @@ def test_a_checkout_works_in_a_folder_with_shadowing_names(
 ) -> None:
     recipe = ROOT / "recipes" / "icd10_demo.yaml"
     rendered = run(
-        [sys.executable, *start, "render", str(recipe), "--to", "submit"], folder=user_folder
+        [sys.executable, *start, "render", str(recipe), "--to", "rayjob"], folder=user_folder
     )
     assert "python -m tailorbird run" in rendered
 

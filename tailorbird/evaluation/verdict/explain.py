@@ -350,7 +350,7 @@ def _what_would_start_a_training(verdict: Verdict) -> str:
         lower = ""
     else:
         lower = f" below the {at_most(verdict.headroom.most)} points that can be gained"
-    return f"a training starts with --train-anyway, or with a minimum gain{lower}"
+    return f"a training starts with tuning.train_anyway=true, or with a minimum gain{lower}"
 
 
 def failed_gates(gates: tuple[Gate, ...], *, owner: str = "the") -> tuple[str, ...]:

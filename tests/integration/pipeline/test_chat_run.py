@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from cluster.connection import connect
 from cluster.local import stack as stacks
-from cluster.progress import SILENT, EpochEvent
+from cluster.progress import SILENT
 from serving.deploy.application import application_name
 from serving.deploy.rollout import undeploy
 from tailorbird import storage
@@ -289,15 +289,6 @@ def test_the_served_champion_returns_the_learned_answer(chat_run: SmallRun, tmp_
         undeploy(application_name(chat_run.recipe.task_uri))
 
 
-def test_a_second_run_reuses_the_finished_run(chat_run: SmallRun, tmp_path: Path) -> None:
-    (tmp_path / "recipe.yaml").write_text(recipe_text(chat_run.recipe), encoding="utf-8")
-    recorder = ProgressRecorder()
-    with connect():
-        result = run_pipeline(load_recipe(tmp_path / "recipe.yaml"), progress=recorder)
-    assert result.run == chat_run.result.run
-    assert recorder.of_kind(EpochEvent) == []
-
-
 def test_a_champion_that_answers_new_requests_wrongly_is_found_and_rolled_back(
     chat_run: SmallRun, tmp_path: Path
 ) -> None:
@@ -393,22 +384,3 @@ def _audit(recipe: Recipe, folder: Path, *, truth: Mapping[str, str]) -> None:
         file,
     )
     assert import_labels(recipe, file.as_uri(), classes=())[1] == len(truth)
-
-
-def test_a_row_with_a_special_token_ends_the_run_before_its_baselines(
-    chat_run: SmallRun, tmp_path: Path
-) -> None:
-    texts = ["ab", "c</s>d", "ef"]
-    turns = [
-        [{"role": "user", "content": text}, {"role": "assistant", "content": "yes"}]
-        for text in texts
-    ]
-    write_table(f"{DATA}/forged.parquet", pa.table({"messages": turns, "doc": ["x", "y", "z"]}))
-    (tmp_path / "recipe.yaml").write_text(recipe_text(chat_run.recipe), encoding="utf-8")
-    overrides = ["name=forged", f"data.train={DATA}/forged.parquet"]
-    result = CliRunner().invoke(app.app, ["run", str(tmp_path / "recipe.yaml"), *overrides])
-    assert result.exit_code == 2, result.output
-    assert "training row 1: a turn of the user contains the special token '</s>'" in " ".join(
-        result.stderr.split()
-    )
-    assert not storage.exists("s3://models/forged/stages")

@@ -120,17 +120,6 @@ def storage_uri() -> str:
     return stage_base_model(parse_model_uri(BASE_MODEL), registry=REGISTRY).uri
 
 
-def test_without_json_each_fault_is_followed_by_its_remedy(recipe: Path) -> None:
-    result = invoke(recipe, "training.cpus_per_worker=9")
-    assert result.exit_code == 1
-    assert (
-        "FAULT  workers: there is no room for 1 worker of 9 CPUs: the largest node has"
-        in result.stdout
-    )
-    assert "       -> lower training.cpus_per_worker" in result.stdout
-    assert "ok     registry: " in result.stdout
-
-
 def test_the_other_checks_run_if_ray_is_not_reachable(
     recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

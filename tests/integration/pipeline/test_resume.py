@@ -176,15 +176,3 @@ def test_the_champion_is_the_incumbent_of_the_next_run(
     assert baselines[0].uri == champion[0].uri
     assert champion[0].version in baselines[0].note
     assert select_incumbent(baselines) == baselines[0]
-
-
-def test_evaluate_does_not_train(small_data: str, tmp_path: Path) -> None:
-    recipe = small_recipe(tmp_path, name="untrained", data=small_data, overrides=TINY)
-    with (
-        connect(),
-        pytest.raises(
-            ValueError, match="the sweep of this recipe is not finished; run `tailorbird sweep"
-        ),
-    ):
-        run_pipeline(recipe, progress=SILENT, may_train=False)
-    assert not storage.exists(f"{recipe.task_uri}/versions")

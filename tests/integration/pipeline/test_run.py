@@ -9,12 +9,11 @@ import pytest
 import requests
 
 from cluster import connection
-from cluster.progress import SILENT, EpochEvent, StepEvent
+from cluster.progress import SILENT, EpochEvent
 from serving.deploy.application import application_name
 from serving.deploy.rollout import deploy, undeploy
 from tailorbird import storage
 from tailorbird.checks.verify import verify_evidence
-from tailorbird.config.recipe import Recipe
 from tailorbird.data.loader import read_rows
 from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.evaluation.hybrid import FrozenHybrid
@@ -44,7 +43,6 @@ from tailorbird.registry.versions import list_versions, read_version
 from tailorbird.release.export import export_version
 from tailorbird.release.parity import ParityRefused
 from tailorbird.release.promotion import promote_version
-from tailorbird.release.runs import PromotionRefused
 from tailorbird.storage.node_cache import local_copy
 from tailorbird.storage.paths import parse_run_uri
 from tests.finished_runs import prediction_table_names
@@ -123,53 +121,6 @@ def test_the_run_writes_evidence_report_model_card_and_protocol(small_run: Small
     evidence = small_run.result.evidence
     assert evidence.data.report.num_train >= 300
     assert {score.kind for score in evidence.scores} >= KINDS
-
-
-def test_the_table_of_the_sweep_lists_baselines_and_trials_best_first(small_run: SmallRun) -> None:
-    table = small_run.result.evidence.sweep
-    scores = [row.validation for row in table]
-    assert scores == sorted(scores, reverse=True)
-    trials = [row for row in table if row.status != "baseline"]
-    assert len(trials) == small_run.recipe.tuning.num_trials
-    assert {row.trial for row in table} >= KINDS
-    assert all(row.seconds > 0 for row in trials if row.epochs)
-
-
-def test_the_epochs_and_steps_of_all_trials_are_reported(small_run: SmallRun) -> None:
-    trials = {event.trial for event in small_run.recorder.of_kind(EpochEvent)}
-    assert len(trials) == small_run.recipe.tuning.num_trials
-    assert all(
-        0 <= event.score <= 1 and np.isfinite(event.loss)
-        for event in small_run.recorder.of_kind(EpochEvent)
-    )
-    assert all(event.rows_per_second > 0 for event in small_run.recorder.of_kind(StepEvent))
-
-
-def test_the_tested_artifacts_have_the_reported_validation_scores(small_run: SmallRun) -> None:
-    context = prepare(small_run.recipe, progress=SILENT)
-    rows = context.splits.validation
-    with connection.connect():
-        baselines = fit_baselines(context)
-    for baseline in baselines:
-        if baseline.servable:
-            assert baseline.uri is not None
-            table = predict_rows(baseline.uri, rows=rows)
-            assert table.model == baseline.kind
-            assert table.scores.mean() == pytest.approx(
-                baseline.validation, abs=1 / len(rows) + 1e-9
-            ), baseline.kind
-    evidence = small_run.result.evidence
-    assert evidence.mix is not None
-    # Rounding changes the logits of the stored weights, and with them a few answers and the offsets
-    # that are selected.
-    assert evidence.mix.unmixed == pytest.approx(evidence.seeds[0].validation, abs=6 / len(rows))
-    table = predict_rows(evidence.versions["candidate"].uri, rows=rows)
-    assert (
-        table.model
-        == evidence.versions["candidate"].kind
-        == ("full" if evidence.mix.weight == 1 else "full_bag")
-    )
-    assert table.scores.mean() == pytest.approx(evidence.mix.validation, abs=1 / len(rows) + 1e-9)
 
 
 def test_the_winner_is_registered_with_its_evidence(small_run: SmallRun) -> None:
@@ -424,14 +375,6 @@ def won_verdict(context: RunContext, small_run: SmallRun) -> Verdict:
     }
     inputs = VerdictInputs(models, test_sha256=sha256)
     return reach_verdict(inputs, protocol=context.protocol.model_copy(update={"gates": NO_GATES}))
-
-
-def test_a_version_that_no_verdict_chose_is_not_promoted(small_run: SmallRun) -> None:
-    recipe: Recipe = small_run.recipe
-    before = read_champion(recipe.task_uri)
-    with pytest.raises(PromotionRefused, match="has no finished run"):
-        promote_version(f"{recipe.registry}/nothing-here")
-    assert read_champion(recipe.task_uri) == before
 
 
 def test_the_progress_of_the_run_is_stored_with_its_learning_curves(small_run: SmallRun) -> None:

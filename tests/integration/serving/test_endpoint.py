@@ -161,7 +161,7 @@ def test_a_version_of_an_endpoint_is_promoted_and_answers_with_our_keys_errors_a
         ]
         outputs = [words_sha256("kind: a"), words_sha256("another answer")]
         probes = [
-            probe_requests.ParityProbe(output, "text", body, output, None)
+            probe_requests.ParityProbe(output, "text", body, output, endpoint=second.endpoint)
             for body, output in zip(bodies, outputs, strict=True)
         ]
         with rollout.staged(TASK_URI, version=second) as url:

@@ -105,7 +105,7 @@ def flip(file: Path, *, at: int) -> None:
     file.write_bytes(bytes(content))
 
 
-def rewrite(run: Path, **changes: Any) -> None:
+def rewrite(run: Path, /, **changes: Any) -> None:
     """Change evidence.json and update its hash in the manifest, as a forger would."""
     evidence = json.loads((run / "evidence.json").read_text())
     evidence |= changes

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -6,7 +7,7 @@ import pytest
 from cluster.node_probe import NodeReport, WriteCheck
 from cluster.requirements import ALWAYS, Requirements
 from cluster.resources import Holder, Node, NodeType, Resources, Versions
-from tailorbird.checks import preflight_facts
+from tailorbird.checks import preflight, preflight_facts
 from tailorbird.checks.doctor import GIB
 from tailorbird.checks.preflight import check_facts
 from tailorbird.checks.preflight_facts import Cluster, PreflightFacts, Table, endpoint_findings
@@ -16,6 +17,7 @@ from tailorbird.evaluation.verdict.inputs import TrainedRows
 from tailorbird.models.metadata import MetadataError, ModelMetadata
 from tailorbird.models.shape import ModelShape
 from tailorbird.registry.endpoint import Endpoint
+from tests.build import recipe
 
 SHAPE = ModelShape(
     num_parameters=22_000_000,
@@ -53,7 +55,7 @@ CLUSTER = Cluster(
 GOOD = PreflightFacts(
     wanted=Requirements(">=3.11,<3.14", {ALWAYS: (("ray", ">=2.60,<2.61"),)}, {}),
     here=HERE,
-    theirs=HERE,
+    remote=HERE,
     any_patch=False,
     unreachable=None,
     cluster=CLUSTER,
@@ -62,16 +64,6 @@ GOOD = PreflightFacts(
     model=MODEL,
     model_fault=None,
 )
-
-
-def recipe(**sections: Any) -> Recipe:
-    content = {
-        "name": "task",
-        "base_model": "pypi://model",
-        "data": {"train": "s3://lake/rows"},
-        "registry": "s3://m",
-    }
-    return Recipe.model_validate(content | sections)
 
 
 def on(cluster: Cluster, **changed: Any) -> PreflightFacts:
@@ -106,7 +98,7 @@ def test_a_good_recipe_has_one_result_per_check() -> None:
 def test_without_a_reachable_ray_the_nodes_are_not_checked() -> None:
     lines = check_facts(
         recipe(),
-        replace(GOOD, theirs=None, unreachable="Ray is not reachable at x:1", cluster=None),
+        replace(GOOD, remote=None, unreachable="Ray is not reachable at x:1", cluster=None),
     )
     faults = {line.name: line.message for line in lines if line.state == "fault"}
     assert faults.keys() == {"Ray", "nodes"}
@@ -115,11 +107,212 @@ def test_without_a_reachable_ray_the_nodes_are_not_checked() -> None:
 
 
 def test_without_a_cluster_everything_else_is_checked() -> None:
-    facts = replace(GOOD, theirs=None, cluster=None, without_cluster=True)
+    facts = replace(GOOD, remote=None, cluster=None, without_cluster=True)
     lines = check_facts(recipe(), facts)
     assert passes(lines)
     assert [line.name for line in lines] == ["data.train", "registry", "base model", "nodes"]
     assert not passes(check_facts(recipe(), replace(facts, written=WriteCheck(fault="denied"))))
+
+
+CHAT = {"task": "chat", "evaluation": {"metric": "rouge_l"}}
+TWO_TRIALS = {"tuning": {"max_concurrent_trials": 3, "num_trials": 4}}
+ELASTIC = {"training": {"num_workers": {"min": 1, "max": 4}, "batch_size": 24}}
+LARGE_WORKERS = {"training": {"cpus_per_worker": 3}}
+ON_GPU = {"training": {"gpus_per_worker": 1, "num_workers": 1}}
+REPLICA_ON_GPU = {"serving": {"gpus_per_replica": 1, "cpus_per_replica": 4}}
+SMALL = nodes(Resources(1))
+BUSY = nodes(Resources(4), free=Resources(1))
+REPORTS = {"1": REPORT, "2": REPORT}
+
+
+def with_model(**changed: Any) -> PreflightFacts:
+    return replace(GOOD, model=replace(MODEL, **changed))
+
+
+def with_report(**changed: Any) -> PreflightFacts:
+    return on(CLUSTER, reports={"1": replace(REPORT, **changed)})
+
+
+@pytest.mark.parametrize(
+    ("facts", "sections", "name", "part"),
+    [
+        (
+            replace(GOOD, tables=(*GOOD.tables, Table("test", "s3://l/x", fault="no column"))),
+            {},
+            "data.test",
+            "no column",
+        ),
+        (
+            replace(GOOD, tables=(replace(GOOD.tables[0], num_rows=600_000),)),
+            {},
+            "data.validation",
+            "600,000 training rows are streamed",
+        ),
+        (replace(GOOD, written=WriteCheck(fault="there is no bucket")), {}, "registry", "bucket"),
+        (
+            replace(GOOD, written=WriteCheck(refuses_second=False)),
+            {},
+            "registry",
+            "ignores If-None-Match,",
+        ),
+        (
+            replace(GOOD, written=WriteCheck(refuses_stale=False)),
+            {},
+            "registry",
+            "ignores If-Match,",
+        ),
+        (with_report(unread={"s3://l/1": "access denied"}), {}, "node 10.0.0.1", "access denied"),
+        (with_report(packages={"ray": "2.59.0"}), {}, "node 10.0.0.1", "ray is 2.59.0"),
+        (with_report(packages={}), {}, "node 10.0.0.1", "ray is not installed"),
+        (
+            with_report(versions=Versions("2.60.0", "3.10.1")),
+            {},
+            "node 10.0.0.1",
+            "it runs Python 3.10.1",
+        ),
+        (
+            on(
+                CLUSTER,
+                nodes=nodes(Resources(4), Resources(4)),
+                probe_errors={"2": "no answer within 60 s"},
+            ),
+            {},
+            "node 10.0.0.2",
+            "no answer within 60 s",
+        ),
+        (
+            with_model(longest=128),
+            {"data": {"train": "s3://l/r", "max_length": 256}},
+            "base model",
+            "256 is more than 128 tokens",
+        ),
+        (with_model(num_stored=5_000_000), {}, "base model", "5,000,000 of 22,000,000 parameters"),
+        (
+            with_model(is_encoder_decoder=True, kind="t5"),
+            {},
+            "base model",
+            "an encoder with a decoder",
+        ),
+        (GOOD, CHAT, "base model", "is a bert, not a causal language model"),
+        (
+            with_model(is_causal=True, template_error="no chat template"),
+            CHAT,
+            "base model",
+            "no chat template",
+        ),
+        (on(CLUSTER, nodes=SMALL), {}, "workers", "the cluster has room for 1"),
+        (
+            on(CLUSTER, nodes=nodes(Resources(2), Resources(2)), reports=REPORTS),
+            LARGE_WORKERS,
+            "workers",
+            "the largest node has 2 CPUs",
+        ),
+        (GOOD, ON_GPU, "workers", "the largest node has 4 CPUs"),
+        (
+            on(CLUSTER, nodes=SMALL, node_types=(NodeType("worker", Resources(1), 0),)),
+            {},
+            "workers",
+            "room for 1",
+        ),
+        (
+            on(CLUSTER, nodes=SMALL, reports={"1": replace(REPORT, in_kubernetes=True)}),
+            {},
+            "workers",
+            "Ray does not report whether an autoscaler",
+        ),
+        (GOOD, REPLICA_ON_GPU, "evaluation", "needs 4 CPUs and 1 GPU"),
+        (
+            on(CLUSTER, nodes=BUSY, holders=(Holder("replica of icd10", Resources(3)),)),
+            {},
+            "free now",
+            "used by replica of icd10 (3 CPUs)",
+        ),
+    ],
+)
+def test_what_would_make_a_run_fail_or_wait_is_the_only_fault(
+    facts: PreflightFacts, sections: dict[str, Any], name: str, part: str
+) -> None:
+    line = only_fault(facts, recipe(**sections))
+    assert line.name == name
+    assert part in line.message
+
+
+GROWING = (NodeType("worker", Resources(4), 3),)
+
+
+@pytest.mark.parametrize(
+    ("facts", "sections", "name", "state", "part"),
+    [
+        (
+            replace(GOOD, remote=Versions("2.60.0", "3.11.9"), any_patch=True),
+            {},
+            "Ray",
+            "ok",
+            "reachable",
+        ),
+        (
+            on(CLUSTER, nodes=nodes(Resources(4), Resources(4, 1)), reports=REPORTS),
+            REPLICA_ON_GPU,
+            "evaluation",
+            "ok",
+            "1 GPU",
+        ),
+        (
+            on(CLUSTER, nodes=nodes(Resources(2))),
+            ELASTIC,
+            "workers",
+            "ok",
+            "training uses the 2 of 4 that fit",
+        ),
+        (GOOD, TWO_TRIALS, "trials", "note", "is 3, but only 2 fit"),
+        (
+            on(CLUSTER, nodes=nodes(Resources(0)), node_types=GROWING),
+            {},
+            "workers",
+            "ok",
+            "after the autoscaler has added nodes",
+        ),
+        (
+            on(CLUSTER, nodes=BUSY, node_types=GROWING, holders=None),
+            {},
+            "free now",
+            "note",
+            "the dashboard does not answer",
+        ),
+    ],
+)
+def test_what_does_not_stop_a_run_is_no_fault(
+    facts: PreflightFacts, sections: dict[str, Any], name: str, state: str, part: str
+) -> None:
+    lines = check_facts(recipe(**sections), facts)
+    assert passes(lines)
+    (line,) = [line for line in lines if line.name == name]
+    assert line.state == state
+    assert part in line.message
+
+
+def test_an_autoscaler_that_adds_nodes_makes_room_for_all_trials() -> None:
+    grown = check_facts(recipe(**TWO_TRIALS), on(CLUSTER, node_types=GROWING))
+    assert "trials" not in {line.name for line in grown}
+
+
+@pytest.mark.parametrize(
+    "remote",
+    [Versions("2.59.0", "3.11.7"), Versions("2.60.0", "3.12.1"), Versions("2.60.0", "3.11.9")],
+)
+def test_a_driver_with_other_versions_is_advised_to_submit_a_job(remote: Versions) -> None:
+    lines = check_facts(recipe(), replace(GOOD, remote=remote, cluster=None))
+    (line,) = [line for line in lines if line.name == "Ray"]
+    assert line.state == "fault"
+    assert f"Ray {remote.ray}, Python {remote.python}" in line.message
+    assert "ray job submit" in line.remedy
+
+
+def test_without_a_base_model_memory_is_not_estimated() -> None:
+    lines = check_facts(recipe(), replace(GOOD, model=None, model_fault="cannot be downloaded"))
+    faults = {line.name: line.message for line in lines if line.state == "fault"}
+    assert faults.keys() == {"base model", "memory"}
+    assert faults["base model"] == "cannot be downloaded"
 
 
 def test_an_endpoint_that_cannot_be_used_is_a_fault_also_without_a_cluster() -> None:
@@ -127,7 +320,7 @@ def test_an_endpoint_that_cannot_be_used_is_a_fault_also_without_a_cluster() -> 
     cluster."""
     closed = Endpoint(url="http://127.0.0.1:9/v1", model="m")
     facts = replace(GOOD, findings=tuple(endpoint_findings((closed,))))
-    for checked in (facts, replace(facts, theirs=None, cluster=None, without_cluster=True)):
+    for checked in (facts, replace(facts, remote=None, cluster=None, without_cluster=True)):
         fault = only_fault(checked)
         assert fault.name == "endpoint"
         assert "http://127.0.0.1:9/v1/models cannot be reached" in fault.message
@@ -158,63 +351,13 @@ def test_test_rows_that_the_champion_was_trained_on_are_a_note_or_a_fault(
     ]
 
 
-@pytest.mark.parametrize(
-    "theirs",
-    [Versions("2.59.0", "3.11.7"), Versions("2.60.0", "3.12.1"), Versions("2.60.0", "3.11.9")],
-)
-def test_a_driver_with_other_versions_is_advised_to_submit_a_job(theirs: Versions) -> None:
-    lines = check_facts(recipe(), replace(GOOD, theirs=theirs, cluster=None))
-    (line,) = [line for line in lines if line.name == "Ray"]
-    assert line.state == "fault"
-    assert theirs.ray in line.message
-    assert theirs.python in line.message
-    assert "ray job submit" in line.remedy
-
-
-def test_another_patch_version_of_python_passes_if_ray_allows_it() -> None:
-    assert passes(
-        check_facts(recipe(), replace(GOOD, theirs=Versions("2.60.0", "3.11.9"), any_patch=True))
-    )
-
-
 def test_a_cluster_with_unsupported_versions_is_a_fault() -> None:
-    lines = check_facts(recipe(), replace(GOOD, theirs=Versions("2.55.0", "3.10.2"), cluster=None))
+    lines = check_facts(recipe(), replace(GOOD, remote=Versions("2.55.0", "3.10.2"), cluster=None))
     states = [line.message for line in lines if line.name == "versions"]
     assert states == [
         "the cluster runs Ray 2.55.0, required >=2.60,<2.61",
         "the cluster runs Python 3.10.2, required >=3.11,<3.14",
     ]
-
-
-def test_an_unusable_data_uri_is_reported_with_its_reason() -> None:
-    bad = Table("test", "s3://lake/none", fault="s3://lake/none has no column 'label'")
-    line = only_fault(replace(GOOD, tables=(*GOOD.tables, bad)))
-    assert (line.name, line.message) == ("data.test", "s3://lake/none has no column 'label'")
-
-
-def test_streamed_rows_require_a_test_uri() -> None:
-    many = replace(GOOD.tables[0], num_rows=600_000)
-    assert "600,000 training rows are streamed" in only_fault(replace(GOOD, tables=(many,))).message
-
-
-@pytest.mark.parametrize(
-    ("written", "message"),
-    [
-        (WriteCheck(fault="there is no bucket 'm'"), "there is no bucket 'm'"),
-        (
-            WriteCheck(refuses_second=False),
-            "ignores If-None-Match, so two promotions at a time could both succeed",
-        ),
-        (WriteCheck(refuses_stale=False), "ignores If-Match, so"),
-        (WriteCheck(refuses_second=False, refuses_stale=False), "If-None-Match and If-Match"),
-    ],
-)
-def test_a_registry_without_writes_or_conditional_writes_is_a_fault(
-    written: WriteCheck, message: str
-) -> None:
-    line = only_fault(replace(GOOD, written=written))
-    assert line.name == "registry"
-    assert message in line.message
 
 
 def test_equal_faults_of_several_nodes_are_reported_once() -> None:
@@ -224,66 +367,6 @@ def test_equal_faults_of_several_nodes_are_reported_once() -> None:
     )
     assert line.name == "node 10.0.0.1, 10.0.0.2"
     assert "that Ray was started with" in line.remedy
-
-
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        (
-            {"unread": {"s3://lake/rows/1": "s3://lake/rows/1: access denied"}},
-            "s3://lake/rows/1: access denied",
-        ),
-        ({"packages": {"ray": "2.59.0"}}, "ray is 2.59.0, required >=2.60,<2.61"),
-        ({"packages": {}}, "ray is not installed"),
-        ({"versions": Versions("2.60.0", "3.10.1")}, "it runs Python 3.10.1"),
-    ],
-)
-def test_a_node_with_a_fault_is_reported(changed: dict[str, Any], message: str) -> None:
-    assert message in only_fault(on(CLUSTER, reports={"1": replace(REPORT, **changed)})).message
-
-
-def test_a_node_that_cannot_be_probed_is_reported() -> None:
-    line = only_fault(
-        on(
-            CLUSTER,
-            nodes=nodes(Resources(4), Resources(4)),
-            probe_errors={"2": "no answer within 60 s"},
-        )
-    )
-    assert (line.name, line.message) == (
-        "node 10.0.0.2",
-        "it could not be probed: no answer within 60 s",
-    )
-
-
-@pytest.mark.parametrize(
-    ("changed", "sections", "message"),
-    [
-        (
-            {"longest": 128},
-            {"data": {"train": "s3://l/r", "max_length": 256}},
-            "256 is more than 128 tokens",
-        ),
-        ({"num_stored": 5_000_000}, {}, "5,000,000 of 22,000,000 parameters"),
-        ({"is_encoder_decoder": True, "kind": "t5"}, {}, "a t5, an encoder with a decoder"),
-        (
-            {},
-            {"task": "chat", "evaluation": {"metric": "rouge_l"}},
-            "is a bert, not a causal language model",
-        ),
-        (
-            {"is_causal": True, "template_error": "the tokenizer has no chat template"},
-            {"task": "chat", "evaluation": {"metric": "rouge_l"}},
-            "the tokenizer has no chat template",
-        ),
-    ],
-)
-def test_a_base_model_that_does_not_suit_the_task_is_a_fault(
-    changed: dict[str, Any], sections: dict[str, Any], message: str
-) -> None:
-    line = only_fault(replace(GOOD, model=replace(MODEL, **changed)), recipe(**sections))
-    assert line.name == "base model"
-    assert message in line.message
 
 
 def test_an_encoder_for_retrieval_that_cannot_be_used_is_a_fault(
@@ -298,119 +381,6 @@ def test_an_encoder_for_retrieval_that_cannot_be_used_is_a_fault(
     lines = check_facts(recipe(), replace(GOOD, findings=findings))
     faults = {line.name: line.message for line in lines if line.state == "fault"}
     assert faults == {"retrieval encoder": "pypi://x is no text model; omit the field"}
-
-
-def test_without_a_base_model_memory_is_not_estimated() -> None:
-    lines = check_facts(
-        recipe(), replace(GOOD, model=None, model_fault="pypi://model cannot be downloaded")
-    )
-    faults = {line.name: line.message for line in lines if line.state == "fault"}
-    assert faults["base model"] == "pypi://model cannot be downloaded"
-    assert "not estimated" in faults["memory"]
-
-
-def test_too_few_cpus_are_a_fault() -> None:
-    line = only_fault(on(CLUSTER, nodes=nodes(Resources(1))))
-    assert line.name == "workers"
-    assert (
-        line.message
-        == "there is no room for 2 workers of 1 CPU: the cluster has room for 1; no autoscaler "
-        "reports more nodes"
-    )
-
-
-def test_a_worker_must_fit_on_one_node() -> None:
-    changed_recipe = recipe(training={"cpus_per_worker": 3})
-    reports = {"1": REPORT, "2": REPORT}
-    line = only_fault(
-        on(CLUSTER, nodes=nodes(Resources(2), Resources(2)), reports=reports), changed_recipe
-    )
-    assert "the largest node has 2 CPUs" in line.message
-
-
-def test_gpus_are_checked_like_cpus() -> None:
-    changed_recipe = recipe(training={"gpus_per_worker": 1, "num_workers": 1})
-    assert (
-        "no room for 1 worker of 1 CPU and 1 GPU: the largest node has 4 CPUs"
-        in only_fault(GOOD, changed_recipe).message
-    )
-
-
-def test_the_evaluation_needs_a_node_with_the_gpus_of_a_replica() -> None:
-    changed_recipe = recipe(serving={"gpus_per_replica": 1, "cpus_per_replica": 4})
-    line = only_fault(GOOD, changed_recipe)
-    assert line.name == "evaluation"
-    assert "needs 4 CPUs and 1 GPU" in line.message
-    rooms = nodes(Resources(4), Resources(4, 1))
-    lines = check_facts(
-        changed_recipe, on(CLUSTER, nodes=rooms, reports={"1": REPORT, "2": REPORT})
-    )
-    assert [line.state for line in lines if line.name == "evaluation"] == ["ok"]
-
-
-def test_elastic_workers_train_with_the_available_room() -> None:
-    changed_recipe = recipe(training={"num_workers": {"min": 1, "max": 4}, "batch_size": 24})
-    lines = check_facts(changed_recipe, on(CLUSTER, nodes=nodes(Resources(2))))
-    assert passes(lines)
-    (line,) = [line for line in lines if line.name == "workers"]
-    assert (
-        line.message
-        == "room for 1 to 4 workers of 1 CPU on 1 node; training uses the 2 of 4 that fit"
-    )
-
-
-def test_concurrent_trials_that_do_not_fit_are_a_note() -> None:
-    changed_recipe = recipe(tuning={"max_concurrent_trials": 3, "num_trials": 4})
-    lines = check_facts(changed_recipe, on(CLUSTER, nodes=nodes(Resources(4))))
-    assert passes(lines)
-    (line,) = [line for line in lines if line.name == "trials"]
-    assert line.message.startswith(
-        "tuning.max_concurrent_trials is 3, but only 2 fit the cluster: "
-    )
-    types = (NodeType("worker", Resources(4), 2),)
-    grown = check_facts(changed_recipe, on(CLUSTER, nodes=nodes(Resources(4)), node_types=types))
-    assert not [line for line in grown if line.name == "trials"]
-
-
-@pytest.mark.parametrize(("most", "fits"), [(1, False), (2, True)])
-def test_node_types_of_an_autoscaler_count_as_room(most: int, fits: bool) -> None:
-    types = (NodeType("worker", Resources(1), most),)
-    lines = check_facts(recipe(), on(CLUSTER, nodes=nodes(Resources(0)), node_types=types))
-    assert passes(lines) is fits
-    (line,) = [line for line in lines if line.name == "workers"]
-    assert ("after the autoscaler has added nodes" in line.message) is fits
-
-
-def test_an_unknown_kubernetes_autoscaler_is_mentioned() -> None:
-    reports = {"1": replace(REPORT, in_kubernetes=True)}
-    line = only_fault(on(CLUSTER, nodes=nodes(Resources(1)), reports=reports))
-    assert "Ray does not report whether an autoscaler" in line.message
-    assert "minReplicas" in line.remedy
-
-
-def test_users_of_cpus_are_listed() -> None:
-    busy = on(
-        CLUSTER,
-        nodes=nodes(Resources(4), free=Resources(1)),
-        holders=(Holder("replica of icd10", Resources(3)),),
-    )
-    line = only_fault(busy)
-    assert line.name == "free now"
-    assert (
-        line.message
-        == "resources for 1 of 2 workers are free now; used by replica of icd10 (3 CPUs)"
-    )
-
-
-def test_busy_resources_are_a_note_if_an_autoscaler_can_add_nodes() -> None:
-    types = (NodeType("worker", Resources(4), 3),)
-    lines = check_facts(
-        recipe(),
-        on(CLUSTER, nodes=nodes(Resources(4), free=Resources(0)), node_types=types, holders=None),
-    )
-    (line,) = [line for line in lines if line.name == "free now"]
-    assert line.state == "note"
-    assert "the dashboard does not answer" in line.message
 
 
 def test_rows_with_retrieved_examples_need_more_memory_and_cannot_be_streamed() -> None:
@@ -439,11 +409,24 @@ def test_rows_with_retrieved_examples_need_more_memory_and_cannot_be_streamed() 
     assert "requires them in memory" in results["training.with_retrieved"].message
 
 
+def test_the_rows_are_read_as_a_run_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Recipe) -> None:
+        raise ValueError("train has no rows left")
+
+    splits = SimpleNamespace(train=range(1200), validation=range(300), test=range(500))
+    expected = {
+        "1,200 train, 300 validation, 500 test": lambda _: SimpleNamespace(splits=splits),
+        "not read, because the training rows are streamed": lambda _: None,
+        "train has no rows left": refuse,
+    }
+    for message, inspect_rows in expected.items():
+        monkeypatch.setattr(preflight, "inspect_rows", inspect_rows)
+        assert preflight.check_rows(recipe()).message == message
+
+
 @pytest.mark.parametrize(("max_length", "fits"), [(511, True), (512, False)])
 def test_retrieved_examples_need_room_beside_the_longest_row(max_length: int, fits: bool) -> None:
     data = {"train": "s3://l/r", "max_length": max_length}
-    task = recipe(
-        task="chat", data=data, evaluation={"metric": "rouge_l"}, training={"with_retrieved": True}
-    )
-    lines = check_facts(task, replace(GOOD, model=replace(MODEL, is_causal=True)))
+    task = recipe(**CHAT, data=data, training={"with_retrieved": True})
+    lines = check_facts(task, with_model(is_causal=True))
     assert any("leaves no room for the examples" in line.message for line in lines) != fits

@@ -1,69 +1,39 @@
 """The requests to an endpoint that preflight announces."""
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
 from tailorbird.checks import preflight_facts
-from tailorbird.checks.preflight import check_facts
-from tailorbird.checks.preflight_endpoint import check_endpoint
+from tailorbird.checks.preflight import check_facts, check_requests
 from tailorbird.checks.preflight_facts import Table
 from tailorbird.config.endpoint import EndpointConfig
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.registry import hybrids
 from tailorbird.registry.endpoint import Endpoint
+from tests.build import recipe
 from tests.endpoint_server import completion, endpoint_server
-from tests.unit.checks.test_preflight import GOOD, recipe
+from tests.unit.checks.test_preflight import GOOD
 from tests.unit.serving.endpoint.versions import KEY, VARIABLE, endpoint_version
 
-TABLES = tuple(
-    Table(split, f"s3://lake/{split}", num_rows=300, num_files=1, num_read=1)
-    for split in ("train", "validation")
-)
 
-
-def lines(tables: tuple[Table, ...] = TABLES, **endpoint: Any) -> list[str]:
+def test_the_requests_to_endpoints_are_stated() -> None:
     config = EvaluationConfig(
-        endpoint=EndpointConfig(url="https://host/v1", model="m", **endpoint),
+        endpoint=EndpointConfig(url="https://host/v1", model="m"),
         prompt_draws=2,
         retrieved_examples=(4, 8),
     )
-    return [line for result in check_endpoint(config, tables) for line in result.lines()]
-
-
-def test_the_number_of_requests_on_validation_is_stated() -> None:
-    first, remedy = lines()
-    assert "https://host/v1 gets the texts of rows: 1,500 requests for 300 validation rows" in first
-    assert "set evaluation.endpoint.max_spend" in remedy
-    assert "max_spend" not in lines(price_input=1, price_output=1, max_spend=1)[1]
-    assert "5 requests for each validation row" in lines(TABLES[:1])[0]
-
-
-def test_without_an_endpoint_nothing_is_stated() -> None:
-    assert list(check_endpoint(EvaluationConfig(), TABLES)) == []
-
-
-@pytest.mark.parametrize(("named", "remedy"), [(None, True), ("other", True), ("m", False)])
-def test_the_requests_of_a_champion_are_stated_and_how_to_limit_them(
-    named: str | None, remedy: bool
-) -> None:
-    endpoint = EndpointConfig(url="https://host/v1", model=named) if named else None
-    of_champion = (Endpoint(url="https://host/v1", model="m"),)
-    champion, *_ = check_endpoint(
-        EvaluationConfig(endpoint=endpoint), TABLES, of_champion=of_champion
-    )
-    text = " ".join(champion.lines())
-    assert "the champion sends the texts of rows to https://host/v1: at most 300 requests" in text
-    assert ("set evaluation.endpoint with the model 'm'" in text) is remedy
-
-
-def test_the_limit_that_is_stored_with_the_champion_is_stated() -> None:
-    of_champion = (Endpoint(url="https://host/v1", model="m", max_spend=20),)
-    (champion,) = check_endpoint(EvaluationConfig(), TABLES, of_champion=of_champion)
-    text = " ".join(champion.lines())
-    assert "may cost 20, the max_spend of its version" in text
-    assert "to change this limit, set evaluation.endpoint with the model 'm'" in text
+    tables = (*GOOD.tables, Table("validation", "s3://lake/v", num_rows=300))
+    of_champion = (Endpoint(url="https://champion/v1", model="other"),)
+    facts = replace(GOOD, tables=tables, champion_endpoints=of_champion)
+    champion, endpoint = check_requests(config, facts)
+    assert champion.message.startswith("https://champion/v1 gets requests with the texts of rows")
+    assert "at most 300 for 300 validation rows" in champion.message
+    assert "'other'" in champion.remedy
+    assert "at most 1,500 for 300 validation rows" in endpoint.message
+    (endpoint,) = check_requests(config, GOOD)
+    assert "at most 5 for each validation row" in endpoint.message
+    assert list(check_requests(EvaluationConfig(), GOOD)) == []
 
 
 def test_the_endpoints_of_a_champion_are_those_of_its_parts(

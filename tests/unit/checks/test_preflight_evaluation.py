@@ -8,7 +8,8 @@ from tailorbird.checks.preflight import check_facts
 from tailorbird.checks.result import CheckResult
 from tailorbird.models.metadata import ModelMetadata
 from tailorbird.models.tensor_parallel.ranks import plan_ranks
-from tests.unit.checks.test_preflight import CLUSTER, GOOD, MODEL, REPORT, SHAPE, recipe
+from tests.build import recipe
+from tests.unit.checks.test_preflight import CLUSTER, GOOD, MODEL, REPORT, SHAPE
 
 LARGE = replace(
     MODEL, shape=replace(SHAPE, num_parameters=70_000_000_000), num_stored=70_000_000_000

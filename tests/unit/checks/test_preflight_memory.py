@@ -6,7 +6,8 @@ from cluster.resources import Resources
 from tailorbird.checks.doctor import GIB
 from tailorbird.checks.preflight import check_facts
 from tailorbird.checks.preflight_memory import tried_configs
-from tests.unit.checks.test_preflight import CLUSTER, REPORT, nodes, on, only_fault, recipe
+from tests.build import recipe
+from tests.unit.checks.test_preflight import CLUSTER, REPORT, nodes, on, only_fault
 
 
 def test_the_workers_of_a_node_must_fit_its_memory() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tailorbird.cli.next_steps import after_run, aligned, download
+from tailorbird.cli.next_steps import after_run, aligned
 from tailorbird.cli.train import print_verdict
 from tailorbird.config.loader import load_recipe
 from tests.docs.test_pages import unknown_part
@@ -32,15 +32,6 @@ def test_a_run_is_followed_by_the_commands_that_apply(
     assert title == "next steps:"
     assert [command[1] for command in commands] == verbs
     assert [part for command in commands if (part := unknown_part(command))] == []
-
-
-def test_a_path_with_a_space_is_quoted_and_the_version_is_named() -> None:
-    steps = "\n".join(after_run(RUN, winner=LORA, champion=PROBE, recipe="my task.yaml"))
-    assert "make lora-2 the champion: tailorbird promote 'my task.yaml'\n" in steps
-
-
-def test_a_download_goes_to_a_folder_that_the_uploaded_one_does_not_block() -> None:
-    assert download("s3://lake/icd10/") == "tailorbird data get s3://lake/icd10/ icd10-copy"
 
 
 def test_a_run_ends_with_one_panel(capsys: pytest.CaptureFixture[str]) -> None:

@@ -44,13 +44,6 @@ def test_a_report_is_written_to_a_file(run: str, tmp_path: Path) -> None:
     assert file.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
 
 
-def test_without_an_option_the_page_and_the_options_that_show_it_are_printed(run: str) -> None:
-    output = invoke("report", run)
-    assert f"page: {run}/report.html\n" in output
-    assert "add --open" in output
-    assert json.loads(invoke("report", run, "--json"))["file"] is None
-
-
 COMMANDS = """
 import json, sys
 from tailorbird.cli.app import app
@@ -108,18 +101,6 @@ def test_open_without_a_browser_names_the_file(run: str, monkeypatch: pytest.Mon
     done = CliRunner().invoke(app, ["report", run, "--open"])
     assert done.exit_code == ExitCode.USER_ERROR
     assert "no browser can be started on this machine; the page is in /" in done.stderr
-
-
-def test_a_verdict_that_holds_comes_with_the_command_that_shows_it(run: str) -> None:
-    assert f"to read its report: tailorbird report {run} --open\n" in invoke("verify", run)
-
-
-def test_a_comparison_comes_with_the_command_that_shows_the_first_version(run: str) -> None:
-    incumbent = json.loads(invoke("compare", run, run, "--json"))["first"].replace(
-        "full-1", "probe-1"
-    )
-    output = invoke("compare", incumbent, run)
-    assert f"to read the report of the first: tailorbird report {incumbent} --open\n" in output
 
 
 def test_a_file_and_a_folder_are_downloaded_into_a_new_folder(tmp_path: Path) -> None:

@@ -18,22 +18,14 @@ from tailorbird.registry.versions import (
     read_artifact_config,
     write_artifact_config,
 )
+from tests.build import version_config
 from tests.unit.pipeline.contexts import context_of, recipe_at, splits_of
 
 
 def config_of(
     code: str = "s3://m/code/c.zip", created_at: str = "2026-01-01T00:00:00+00:00"
 ) -> VersionConfig:
-    return VersionConfig(
-        kind="probe",
-        classes=("a", "b"),
-        base_model="s3://m/_base/x",
-        max_length=64,
-        dtype="float32",
-        code=code,
-        recipe_hash="r",
-        created_at=created_at,
-    )
+    return version_config(kind="probe", classes=("a", "b"), code=code, created_at=created_at)
 
 
 DATA = context_of(recipe_at(Path("/none")), splits_of()).inputs.data

@@ -84,13 +84,6 @@ def test_a_wrong_model_is_an_error_of_the_first_request(tmp_path: Path) -> None:
         assert len(server.bodies) == 1
 
 
-def test_a_model_that_is_not_listed_and_answers_is_a_note(tmp_path: Path) -> None:
-    with endpoint_server(by_last_letter, models=200, listed=b'{"data": [{"id": "n"}]}') as server:
-        assert "does not list the model 'm'" in notes(context_at(server, tmp_path))
-    with endpoint_server(by_last_letter, models=200, listed=b'{"data": [{"id": "m"}]}') as server:
-        assert "does not list" not in notes(context_at(server, tmp_path))
-
-
 @pytest.mark.parametrize(("fields", "limit"), [({}, 30), ({"max_tokens": 400}, 400)])
 def test_max_tokens_is_the_limit_of_all_requests_and_of_the_version(
     tmp_path: Path, fields: dict[str, Any], limit: int

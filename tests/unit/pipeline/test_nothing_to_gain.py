@@ -100,7 +100,7 @@ def test_no_training_starts_if_less_than_the_minimum_gain_is_left(
     assert no_training_line(context, headroom) == (
         "no training is started: the incumbent scores 100% on 320 validation rows, so at most "
         "0.94 points can be gained (95% bound), below the minimum gain of 1 point; to train "
-        "anyway, use --train-anyway"
+        "anyway, set tuning.train_anyway=true"
     )
 
 

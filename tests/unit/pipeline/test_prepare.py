@@ -23,8 +23,9 @@ from tailorbird.models.pretrained import dtype_name
 from tailorbird.pipeline import inputs
 from tailorbird.pipeline.prepare import RunContext, prepare
 from tailorbird.registry.test_set_ledger import record_test_access
-from tailorbird.registry.versions import TRAINING_ROWS, VersionConfig, register, write_config
+from tailorbird.registry.versions import TRAINING_ROWS, register, write_config
 from tests import small_chat, small_encoder
+from tests.build import version_config
 from tests.champions import set_champion
 from tests.progress import ProgressRecorder
 from tests.unit.pipeline.contexts import recipe_at
@@ -68,13 +69,6 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
 
 def prepared(recipe: Recipe) -> RunContext:
     return prepare(recipe, progress=SILENT)
-
-
-def test_an_example_that_is_a_test_row_is_refused(recipe: Recipe) -> None:
-    shown = prepared(recipe).splits.test.texts[0]
-    examples = recipe.serving.model_copy(update={"examples": ("another text", shown)})
-    with pytest.raises(DataError, match=f"serving.examples has a text of the test rows: '{shown}'"):
-        prepared(recipe.model_copy(update={"serving": examples}))
 
 
 def test_the_protocol_is_registered_once(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,15 +115,7 @@ def champion_of(
     if learned is not None:
         save_fingerprints((folder / TRAINING_ROWS).as_uri(), fingerprints(learned))
     (folder / "head.safetensors").write_bytes(b"weights")
-    config = {
-        "kind": "probe",
-        "base_model": "s3://m/base",
-        "max_length": 8,
-        "dtype": "float32",
-        "code": "s3://m/c.zip",
-    }
-    dated = {"recipe_hash": "0" * 64, "created_at": "2026-01-01T00:00:00+00:00"}
-    write_config(folder, VersionConfig.model_validate(config | dated | fields))
+    write_config(folder, version_config(**({"kind": "probe"} | fields)))
     version = register(recipe.task_uri, folder)
     set_champion(recipe.task_uri, version)
     return version.uri
@@ -161,13 +147,6 @@ def test_a_champion_of_another_task_is_refused(recipe: Recipe, tmp_path: Path) -
         ValueError, match=r"is for the task classification, but the recipe has the task chat; use"
     ):
         prepared(chat_recipe(recipe, encoder=None))
-
-
-def test_a_champion_of_the_same_classes_is_the_incumbent_of_the_run(
-    recipe: Recipe, tmp_path: Path
-) -> None:
-    uri = champion_of(recipe, tmp_path / "champion", classes=("x", "y", "z"))
-    assert prepared(recipe).registered.champion == uri
 
 
 def test_test_rows_that_the_champion_was_trained_on_are_registered_and_reported(

@@ -21,7 +21,6 @@ from tailorbird.pipeline.progress_record import (
     MAX_POINTS,
     ProgressRecord,
     recorded,
-    thinned,
 )
 from tailorbird.registry.run_progress import RunProgress
 from tailorbird.storage import StorageError
@@ -100,19 +99,10 @@ def test_the_record_stays_small_however_many_trials_epochs_and_notes_there_are(
     assert (
         current.contenders[-MAX_CONTENDERS // 2].name == f"trial {3 * MAX_CONTENDERS - 1:05}"
     )  # the best of the rest
-    assert len(current.contenders[0].curve) <= MAX_POINTS
+    assert len(current.contenders[0].curve) == MAX_POINTS
     assert current.contenders[0].curve[-1] == (1000, 0.5)
     assert len(current.notes) == MAX_NOTES
     assert len(current.model_dump_json()) < 64 << 10
-
-
-def test_thinning_keeps_the_last_point_and_the_order() -> None:
-    curve = tuple((epoch, epoch / 100) for epoch in range(MAX_POINTS + 1))
-    thin = thinned(curve)
-    assert len(thin) < len(curve)
-    assert thin[-1] == curve[-1]
-    assert list(thin) == sorted(set(thin))
-    assert thinned(curve[:-1]) == curve[:-1]
 
 
 def test_a_run_is_recorded_as_running_then_as_finished_and_its_events_are_passed_on(
@@ -126,25 +116,23 @@ def test_a_run_is_recorded_as_running_then_as_finished_and_its_events_are_passed
     assert [event.name for event in shown.of_kind(StageEvent)] == ["sweep"]
 
 
-def test_a_failed_run_is_recorded_with_its_error_on_one_line(paths: TaskPaths) -> None:
-    with (
-        pytest.raises(ValueError, match="too few"),
-        recorded(ProgressRecorder(), first=first(paths)),
-    ):
-        raise ValueError("too few\nrows")
-    assert (stored(paths).status, stored(paths).error) == ("failed", "ValueError: too few rows")
+STOPPED = "the driver was stopped (Ctrl-C or SIGTERM)"
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(143)])
-def test_a_stopped_run_is_recorded_with_what_stopped_it(
-    paths: TaskPaths, error: BaseException
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ValueError("too few\nrows"), "ValueError: too few rows"),
+        (KeyboardInterrupt(), STOPPED),
+        (SystemExit(143), STOPPED),
+    ],
+)
+def test_a_failed_or_stopped_run_is_recorded_with_the_reason(
+    paths: TaskPaths, error: BaseException, text: str
 ) -> None:
     with pytest.raises(type(error)), recorded(ProgressRecorder(), first=first(paths)):
         raise error
-    assert (stored(paths).status, stored(paths).error) == (
-        "failed",
-        "the driver was stopped (Ctrl-C or SIGTERM)",
-    )
+    assert (stored(paths).status, stored(paths).error) == ("failed", text)
 
 
 def test_progress_that_cannot_be_stored_is_reported_once_and_does_not_end_the_run(

@@ -3,7 +3,7 @@ cached stages."""
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial, wraps
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -174,18 +174,6 @@ def test_a_training_keeps_only_the_weights_of_its_result(
     assert storage.exists(f"{trained.weights}/head.safetensors")
 
 
-def test_a_run_without_an_event_queue_does_not_train(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(run, "note_shortage", lambda *_, **__: None)
-    baselines = (Baseline("probe", "s3://m/probe", 0.4, True, ""),)
-    with pytest.raises(
-        ValueError,
-        match="sweep of this recipe is not finished; run `tailorbird sweep RECIPE` first",
-    ):
-        run.run_sweep(context_of(recipe_at(tmp_path), splits_of()), baselines)
-
-
 def test_an_untrainable_chat_row_is_reported_before_the_baselines_are_fitted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,9 +229,8 @@ def test_a_model_that_one_gpu_cannot_hold_is_refused_before_the_baselines_as_by_
     context = context_of(recipe, splits_of(), base_model=base)
     fail_at_the_baselines(monkeypatch)
     monkeypatch.setattr(run, "prepare", lambda *_, **__: context)
-    evaluate = partial(run.run_pipeline, may_train=False)
     monkeypatch.setattr(preflight_evaluation, "gpu_bytes_of_cluster", lambda: (80 << 30, 1 << 10))
-    for start in (run.run_pipeline, run.sweep_only, run.baselines_only, evaluate):
+    for start in (run.run_pipeline, run.sweep_only, run.baselines_only):
         with pytest.raises(
             ValueError, match=r"the weights take .* GiB in bf16, and the smallest GPU has 0 GiB"
         ):

@@ -48,14 +48,6 @@ def chat(tmp_path: Path) -> RunContext:
     return context_of(recipe, splits, base_model=(tmp_path / "base").as_uri())
 
 
-def test_the_recipe_determines_the_task(tmp_path: Path, chat: RunContext) -> None:
-    classification = context_of(recipe_at(tmp_path), splits_of()).task
-    assert isinstance(classification, ClassificationTask)
-    assert isinstance(chat.task, ChatTask)
-    assert (classification.classes, chat.task.classes) == (("a", "b"), ())
-    assert classification.num_cost_rows > chat.task.num_cost_rows
-
-
 def test_a_training_uses_all_rows_or_a_random_sample(tmp_path: Path, chat: RunContext) -> None:
     task = context_of(recipe_at(tmp_path), splits_of(num_train=80)).task
     whole, part = task.training_task(), task.training_task(num_train_rows=20)

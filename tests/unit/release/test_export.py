@@ -40,13 +40,13 @@ from tailorbird.registry.versions import (
     PinnedVersion,
     Prompting,
     Retrieval,
-    VersionConfig,
     read_version,
     register,
     write_config,
 )
 from tailorbird.release.export import card_text, export_version
 from tests import small_chat
+from tests.build import version_config
 from tests.loaded import load_model
 from tests.unit import byte_level
 from tests.unit.evaluation.simulated import Simulation, evidence_of
@@ -105,18 +105,7 @@ def chat_version(folder: Path, *, kind: Kind, base: Path, prompting: Prompting =
         adapted.save_pretrained(files / "adapter")
     elif kind == "full":
         save_file(dict(adapted.named_parameters()), files / "model.safetensors")
-    config = VersionConfig(
-        kind=kind,
-        classes=(),
-        base_model=base.as_uri(),
-        max_length=64,
-        dtype="float32",
-        code="s3://none.zip",
-        recipe_hash="0" * 64,
-        created_at="2026-01-01T00:00:00+00:00",
-        prompting=prompting,
-    )
-    write_config(files, config)
+    write_config(files, version_config(kind=kind, base_model=base.as_uri(), prompting=prompting))
     return register((folder / "registry" / "task").as_uri(), files).uri
 
 

@@ -14,13 +14,13 @@ from tailorbird.registry.champion import Champion, ChangeReason, FormerChampion,
 from tailorbird.registry.versions import (
     ModelVersion,
     RegistryError,
-    VersionConfig,
     register,
     write_config,
 )
 from tailorbird.release import promotion, serving
 from tailorbird.release.promotion import promote_version
 from tailorbird.release.runs import PromotionRefused
+from tests.build import version_config
 from tests.finished_runs import candidate_record, verdict_of, write_finished_run
 
 BASE, CODE = "s3://models/_base/one", "s3://models/one.zip"
@@ -48,18 +48,8 @@ class Task:
         encoder = "encoder.onnx" if "engine" in changes else "encoder.safetensors"
         for file in ("head.safetensors", encoder):
             (folder / file).write_text(name)
-        config = VersionConfig(
-            kind=kind,
-            classes=("a", "b"),
-            base_model=base_model,
-            max_length=16,
-            dtype="float32",
-            code=code,
-            recipe_hash="0" * 64,
-            created_at="2026-01-01T00:00:00+00:00",
-            **changes,
-        )
-        write_config(folder, config)
+        fields = {"kind": kind, "base_model": base_model, "code": code} | changes
+        write_config(folder, version_config(classes=("a", "b"), **fields))
         return register(self.uri, folder)
 
     def promote(
@@ -309,13 +299,6 @@ def test_an_older_run_with_evidence_from_another_version_of_tailorbird_does_not_
         promote_version(task.uri)
     evidence.write_text(new.model_dump_json())
     assert promote_version(task.uri).uri == second.uri
-
-
-def test_an_expired_verdict_is_refused(task: Task) -> None:
-    first, second = task.register("1"), task.register("2")
-    with pytest.raises(PromotionRefused, match="expired at 2020-01-01"):
-        task.promote(second, incumbent=first, expires_at="2020-01-01T00:00:00+00:00")
-    assert task.champion is None
 
 
 def test_a_champion_that_was_chosen_for_its_cost_has_the_last_one_that_was_proven_better_as_its_anchor(

@@ -13,20 +13,15 @@ import yaml
 
 from serving.deploy.serve_client import ChallengerError, DeployError
 from serving.deploy.serve_schema import ServeApplication
-from tailorbird.config.loader import load_recipe
-from tailorbird.config.recipe import Recipe
 from tailorbird.registry.champion import Champion, ChangeReason
 from tailorbird.registry.versions import now
 from tailorbird.release import kube_api, rayservice, serving
-from tailorbird.release.kube_api import Changed, KubernetesError, patch_object, read_object
-from tailorbird.release.rayservice import RAYSERVICE, RayServiceRef, record_deployed, scale_clusters
-from tests.k8s.manifests import ROOT, build, cluster_of, of_kind
-from tests.k8s.test_autoscaler import autoscaling
+from tailorbird.release.kube_api import KubernetesError, update_rayservice
+from tailorbird.release.rayservice import RAYSERVICE, RayServiceRef, record_deployed
 from tests.unit.serving.deploy.registered import registered
 
 NAMESPACE, TOKEN = "prod", "t0ken"
 SERVICE = "rayservices/icd10-chapters"
-ACTIVE, PENDING = "rayclusters/icd10-chapters-a", "rayclusters/icd10-chapters-b"
 
 
 class Kubernetes(ThreadingHTTPServer):
@@ -120,12 +115,6 @@ def kubernetes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kubernetes]:
     server.server_close()
 
 
-def recipe(*overrides: str) -> Recipe:
-    return load_recipe(
-        ROOT / "recipes" / "icd10_chapters.yaml", overrides=("registry=s3://models", *overrides)
-    )
-
-
 def application(
     version: str, *, max_replicas: int = 2, name: str = "icd10-chapters"
 ) -> ServeApplication:
@@ -136,24 +125,15 @@ def application(
     )
 
 
-def group(name: str, least: int, most: int, replicas: int = 1) -> dict[str, Any]:
-    return {"groupName": name, "minReplicas": least, "maxReplicas": most, "replicas": replicas}
-
-
-def service_of(*applications: ServeApplication, groups: list[dict[str, Any]]) -> dict[str, Any]:
+def service_of(*applications: ServeApplication) -> dict[str, Any]:
     config = {
         "proxy_location": "EveryNode",
         "applications": [each.to_json() for each in applications],
     }
-    status = {
-        "activeServiceStatus": {"rayClusterName": ACTIVE.rpartition("/")[2]},
-        "pendingServiceStatus": {},
+    return {
+        "metadata": {"name": "icd10-chapters"},
+        "spec": {"serveConfigV2": yaml.safe_dump(config)},
     }
-    spec = {
-        "serveConfigV2": yaml.safe_dump(config),
-        "rayClusterConfig": {"workerGroupSpecs": groups},
-    }
-    return {"metadata": {"name": "icd10-chapters"}, "spec": spec, "status": status}
 
 
 def declared_in(service: dict[str, Any]) -> dict[str, Any]:
@@ -170,92 +150,13 @@ def deployed(monkeypatch: pytest.MonkeyPatch) -> ServeApplication:
     return new
 
 
-def test_a_changed_bound_reaches_the_running_cluster_and_the_next_one(
-    kubernetes: Kubernetes,
-) -> None:
-    """A RayService that is patched alone keeps its cluster, since the operator leaves the bounds
-    out of its hash."""
-    kubernetes.objects[SERVICE] = service_of(
-        application("full-1", max_replicas=8), groups=[group("cpu", 2, 9), group("gpu-spot", 0, 4)]
-    )
-    kubernetes.objects[SERVICE]["status"]["pendingServiceStatus"]["rayClusterName"] = (
-        PENDING.rpartition("/")[2]
-    )
-    kubernetes.objects[ACTIVE] = {
-        "spec": {"workerGroupSpecs": [group("cpu", 1, 3, 3), group("gpu-spot", 0, 4, 0)]}
-    }
-    kubernetes.objects[PENDING] = {
-        "spec": {"workerGroupSpecs": [group("cpu", 2, 9), group("gpu-spot", 0, 4, 0)]}
-    }
-    lines = scale_clusters(recipe("serving.max_replicas=8"))
-    assert kubernetes.objects[ACTIVE]["spec"]["workerGroupSpecs"] == [
-        group("cpu", 2, 9, 3),
-        group("gpu-spot", 0, 4, 0),
-    ]
-    assert lines == (
-        "icd10-chapters-a: cpu has 2 to 9 workers instead of 1 to 3",
-        "icd10-chapters-b: has the bounds already",
-    )
-    assert kubernetes.patches == [ACTIVE]
-
-
-def test_the_autoscaler_of_the_running_cluster_adds_nodes_up_to_the_new_bound(
-    kubernetes: Kubernetes,
-) -> None:
-    (manifest,) = of_kind(build("prod/service"), "RayService")
-    (rendered,) = cluster_of(manifest)["workerGroupSpecs"]
-    kubernetes.objects[SERVICE] = service_of(
-        application("full-1"), groups=[rendered | {"maxReplicas": 9}]
-    )
-    kubernetes.objects[ACTIVE] = {"spec": cluster_of(manifest)}
-    scale_clusters(recipe())
-    group = autoscaling(kubernetes.objects[ACTIVE]["spec"])["available_node_types"]["cpu"]
-    assert (group["min_workers"], group["max_workers"]) == (2, 9)
-
-
-def test_the_autoscaler_may_change_the_cluster_at_the_same_time(kubernetes: Kubernetes) -> None:
-    kubernetes.objects[SERVICE] = service_of(application("full-1"), groups=[group("cpu", 1, 9)])
-    kubernetes.objects[ACTIVE] = {"spec": {"workerGroupSpecs": [group("cpu", 1, 3, 1)]}}
-    (own,) = kubernetes.objects[ACTIVE]["spec"]["workerGroupSpecs"]
-    kubernetes.before_patch = lambda: own.update(replicas=3)
-    scale_clusters(recipe())
-    assert own == group("cpu", 1, 9, 3)
-
-
-def test_a_manifest_that_was_not_applied_is_not_scaled(kubernetes: Kubernetes) -> None:
-    kubernetes.objects[SERVICE] = service_of(application("full-1"), groups=[group("cpu", 1, 3)])
-    with pytest.raises(
-        KubernetesError, match=r"has serving.max_replicas=2, but the recipe has 8; first apply"
-    ):
-        scale_clusters(recipe("serving.max_replicas=8"))
-    with pytest.raises(
-        KubernetesError, match="prod/icd10-chapters does not serve s3://models/other"
-    ):
-        scale_clusters(recipe("name=other"))
-    kubernetes.objects[SERVICE]["status"] = {}
-    with pytest.raises(KubernetesError, match="has no cluster yet"):
-        scale_clusters(recipe())
-    assert kubernetes.patches == []
-
-
-def test_a_cluster_with_other_groups_is_not_patched(kubernetes: Kubernetes) -> None:
-    kubernetes.objects[SERVICE] = service_of(application("full-1"), groups=[group("cpu", 1, 9)])
-    groups = {"workerGroupSpecs": [group("large", 1, 3)]}
-    kubernetes.objects[ACTIVE] = {"metadata": {"name": "icd10-chapters-a"}, "spec": groups}
-    with pytest.raises(
-        KubernetesError,
-        match="cluster icd10-chapters-a has other worker groups than prod/icd10-chap",
-    ):
-        scale_clusters(recipe())
-
-
 def test_the_rayservice_gets_what_was_deployed_and_keeps_other_applications(
     kubernetes: Kubernetes, deployed: ServeApplication
 ) -> None:
     """The operator deploys serveConfigV2 again when it restarts, which would revert the
     promotion."""
     other = application("full-7", name="another-task")
-    kubernetes.objects[SERVICE] = service_of(application("full-1"), other, groups=[])
+    kubernetes.objects[SERVICE] = service_of(application("full-1"), other)
     assert record_deployed("s3://models/icd10-chapters") == f"{NAMESPACE}/icd10-chapters"
     declared = declared_in(kubernetes.objects[SERVICE])
     assert declared == {"icd10-chapters": deployed.to_json(), "another-task": other.to_json()}
@@ -266,10 +167,8 @@ def test_the_rayservice_gets_what_was_deployed_and_keeps_other_applications(
 def test_a_manifest_that_is_applied_at_the_same_time_is_not_overwritten(
     kubernetes: Kubernetes, deployed: ServeApplication
 ) -> None:
-    kubernetes.objects[SERVICE] = service_of(application("full-1"), groups=[])
-    applied = service_of(application("full-1"), application("full-9", name="new-task"), groups=[])[
-        "spec"
-    ]
+    kubernetes.objects[SERVICE] = service_of(application("full-1"))
+    applied = service_of(application("full-1"), application("full-9", name="new-task"))["spec"]
     kubernetes.before_patch = lambda: kubernetes.objects[SERVICE].update(spec=applied)
     record_deployed("s3://models/icd10-chapters")
     declared = declared_in(kubernetes.objects[SERVICE])
@@ -297,7 +196,7 @@ def test_a_switch_of_the_service_is_written_to_the_rayservice(
     monkeypatch.setattr(
         serving, "switch_version", lambda *_args, **_options: None
     )  # its tests use Serve's REST API
-    kubernetes.objects[SERVICE] = service_of(application("full-1"), groups=[])
+    kubernetes.objects[SERVICE] = service_of(application("full-1"))
     reason = ChangeReason(change="promotion", text="FINE_TUNE")
     version = registered("full-2")
     champion = Champion(
@@ -320,7 +219,7 @@ def test_the_champion_is_written_to_the_rayservice_if_only_the_challenger_cannot
 
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
     monkeypatch.setattr(serving, "switch_version", refuse)
-    kubernetes.objects[SERVICE] = service_of(application("full-1"), groups=[])
+    kubernetes.objects[SERVICE] = service_of(application("full-1"))
     version = registered("full-2")
     reason = ChangeReason(change="promotion", text="FINE_TUNE")
     champion = Champion(
@@ -334,7 +233,7 @@ def test_the_champion_is_written_to_the_rayservice_if_only_the_challenger_cannot
 def test_the_rayservice_of_another_task_is_not_changed(
     kubernetes: Kubernetes, deployed: ServeApplication
 ) -> None:
-    kubernetes.objects[SERVICE] = service_of(application("full-7", name="another-task"), groups=[])
+    kubernetes.objects[SERVICE] = service_of(application("full-7", name="another-task"))
     with pytest.raises(KubernetesError, match="does not serve s3://models/icd10-chapters"):
         record_deployed("s3://models/icd10-chapters")
     assert kubernetes.patches == []
@@ -364,19 +263,8 @@ def test_an_error_of_the_api_has_its_message_and_a_remedy(
 ) -> None:
     kubernetes.status = status
     with pytest.raises(KubernetesError, match=message) as error:
-        read_object("rayservices", namespace=NAMESPACE, name="x")
+        update_rayservice(lambda _: [], namespace=NAMESPACE, name="x")
     assert "not here or not allowed" in str(error.value)
-
-
-def test_a_patch_whose_test_fails_changes_nothing(kubernetes: Kubernetes) -> None:
-    kubernetes.objects[SERVICE] = {"spec": {"a": 1}}
-    patch = [
-        {"op": "test", "path": "/spec/a", "value": 2},
-        {"op": "replace", "path": "/spec/a", "value": 3},
-    ]
-    with pytest.raises(Changed):
-        patch_object("rayservices", patch, namespace=NAMESPACE, name="icd10-chapters")
-    assert kubernetes.objects[SERVICE] == {"spec": {"a": 1}}
 
 
 def test_a_pod_uses_the_token_and_the_namespace_of_its_account(
@@ -402,4 +290,4 @@ def test_outside_of_a_pod_a_proxy_and_a_namespace_are_required(
     with pytest.raises(KubernetesError, match="set it to NAMESPACE/NAME"):
         rayservice.rayservice_of_environment()
     with pytest.raises(KubernetesError, match="run `kubectl proxy` and set TAILORBIRD_KUBERNETES"):
-        read_object("rayservices", namespace=NAMESPACE, name="x")
+        update_rayservice(lambda _: [], namespace=NAMESPACE, name="x")

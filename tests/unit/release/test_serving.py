@@ -9,31 +9,20 @@ from serving.deploy.serve_client import DeployError
 from tailorbird.registry.versions import (
     ModelVersion,
     RegistryError,
-    VersionConfig,
     register,
     write_config,
 )
 from tailorbird.release import serving
 from tailorbird.release.runs import PromotionRefused
 from tailorbird.release.serving import challenger_version, stop_service
-
-CONFIG = {
-    "kind": "full",
-    "classes": ["a", "b"],
-    "base_model": "s3://models/_base/m",
-    "max_length": 32,
-    "dtype": "float32",
-    "code": "s3://models/toy/code/c.zip",
-    "recipe_hash": "0" * 64,
-    "created_at": "2026-05-01T12:00:00+00:00",
-}
+from tests.build import version_config
 
 
 @pytest.fixture
 def version(tmp_path: Path) -> ModelVersion:
     folder = tmp_path / "made"
     folder.mkdir()
-    write_config(folder, VersionConfig.model_validate(CONFIG))
+    write_config(folder, version_config(kind="full", classes=("a", "b")))
     for name in ("encoder.safetensors", "head.safetensors"):
         (folder / name).write_text(name)
     return register((tmp_path / "toy").as_uri(), folder)

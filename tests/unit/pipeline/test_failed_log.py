@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tailorbird import storage
-from tailorbird.pipeline.kept_log import run_and_keep_log
+from tailorbird.pipeline.failed_log import run_and_keep_log
 
 OUTPUT = (
     "import sys; print('to stdout', flush=True); print('to stderr', file=sys.stderr, flush=True); "
@@ -65,7 +65,7 @@ def test_the_log_of_a_stopped_driver_is_kept(tmp_path: Path) -> None:
     """Ray sends SIGTERM to the driver's process and to all of its children."""
     driver = "import signal, sys; print('begun', flush=True); signal.pause()"
     code = (
-        "import sys; from tailorbird.pipeline.kept_log import run_and_keep_log; "
+        "import sys; from tailorbird.pipeline.failed_log import run_and_keep_log; "
         f"sys.exit(run_and_keep_log([sys.executable, '-c', {driver!r}], "
         f"task_uri={(tmp_path / 'task').as_uri()!r}))"
     )
