@@ -69,7 +69,7 @@ OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
 
 @dataclass(frozen=True)
 class Mutation:
-    """A changed expression of a file, by its place and its new source."""
+    """A changed expression of a file, by its position and its new source."""
 
     file: str
     line: int
@@ -90,15 +90,15 @@ def mutations_of(file: str) -> list[Mutation]:
     """Return the possible mutations of a file in order, without those of annotations and
     messages."""
     tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
-    found: list[Mutation] = []
+    changes: list[Mutation] = []
     for node in _expressions(tree):
         changed = _changed(node)
         if changed is not None:
             assert node.end_lineno is not None
             assert node.end_col_offset is not None
-            place = (node.lineno, node.col_offset, node.end_lineno, node.end_col_offset)
-            found.append(Mutation(file, *place, source=f"({ast.unparse(changed)})"))
-    return found
+            position = (node.lineno, node.col_offset, node.end_lineno, node.end_col_offset)
+            changes.append(Mutation(file, *position, source=f"({ast.unparse(changed)})"))
+    return changes
 
 
 def _expressions(node: ast.AST) -> Iterator[ast.expr]:
@@ -268,8 +268,8 @@ def main() -> None:
             finally:
                 folders.put(folder)
             if alive:
-                place = f"{mutation.file}:{mutation.line}"
-                print(f"survived: {place}: {mutation.source} ({len(names)} tests)", flush=True)
+                position = f"{mutation.file}:{mutation.line}"
+                print(f"survived: {position}: {mutation.source} ({len(names)} tests)", flush=True)
             return alive
 
         with ThreadPoolExecutor(options.processes) as pool:
