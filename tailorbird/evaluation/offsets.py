@@ -43,7 +43,6 @@ class OffsetFit:
     score: float
     """Score of the validation rows. With offsets, each row is decided with offsets of other
     folds."""
-    unadjusted: float  # score of the highest logit
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def fit_offsets(
     unadjusted = score_of(metric, labels=rows.truth, outputs=plain)
     rule = _select_rule(rows)
     if rule is None:
-        return OffsetFit((), unadjusted, unadjusted)
+        return OffsetFit((), unadjusted)
 
     def select_and_fit(fitted: _Rows) -> FloatArray:
         selected = _select_rule(fitted)
@@ -100,8 +99,8 @@ def fit_offsets(
 
     score = score_of(metric, labels=rows.truth, outputs=_decide_by_fold(rows, select_and_fit))
     if score <= unadjusted:
-        return OffsetFit((), unadjusted, unadjusted)
-    return OffsetFit(tuple(rule(rows).tolist()), score, unadjusted)
+        return OffsetFit((), unadjusted)
+    return OffsetFit(tuple(rule(rows).tolist()), score)
 
 
 def _select_rule(rows: _Rows) -> FitOffsets | None:

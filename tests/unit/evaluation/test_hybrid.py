@@ -118,14 +118,6 @@ def test_there_is_no_cascade_if_the_cheap_part_is_wrong_on_its_most_confident_ro
     assert fit_hybrid(CASCADE, tables, metric="accuracy") is None
 
 
-def test_there_is_no_cascade_of_two_models_of_the_same_cost() -> None:
-    tables = {
-        "incumbent": answers(SURE >= 0.5, kind="probe"),
-        "candidate": answers(SURE < 0.5, kind="full"),
-    }
-    assert fit_hybrid(CASCADE, tables, metric="accuracy") is None
-
-
 def test_of_several_cascades_the_one_with_the_cheapest_second_part_is_frozen() -> None:
     right = np.ones(100, dtype=np.bool_)
     tables = {

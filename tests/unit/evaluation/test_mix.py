@@ -128,12 +128,6 @@ def test_the_weight_with_the_highest_score_is_selected() -> None:
     assert (record.weight, record.validation, record.unmixed) == (0.6, 1.0, 0.75)
 
 
-def test_the_largest_weight_is_selected_if_scores_are_equal() -> None:
-    logits = np.eye(3, dtype=np.float32)
-    record = select_weight(logits, logits, held_out=HeldOut(np.arange(3), "macro_f1"))
-    assert (record.weight, record.validation, record.unmixed) == (1.0, 1.0, 1.0)
-
-
 @pytest.mark.parametrize("weight", [0.3, 0.9])
 def test_a_mix_adds_the_weighted_calibrated_logits_of_both_models(
     model_uri: str, bag_uri: str, tmp_path: Path, weight: float
@@ -147,24 +141,6 @@ def test_a_mix_adds_the_weighted_calibrated_logits_of_both_models(
     assert mixed.version == model.version.model_copy(
         update={"kind": f"{model.version.kind}_bag", "temperature": 1.0}
     )
-
-
-def test_a_loaded_mix_has_the_logits_of_the_scaled_parts_bit_for_bit(
-    model_uri: str, bag_uri: str, tmp_path: Path
-) -> None:
-    write_mix(model_uri, bag_uri=bag_uri, weight=0.3, to=(tmp_path / "mix").as_uri())
-    mixed, model, bag = (load(uri) for uri in ((tmp_path / "mix").as_uri(), model_uri, bag_uri))
-    assert mixed.model is not None
-    assert mixed.bag is not None
-    assert model.model is not None
-    assert bag.bag is not None
-    with torch.no_grad():
-        for parameter in model.model.head.parameters():
-            parameter.mul_(float(np.float32(0.3 / 1.5)))
-    in_memory = LoadedClassifier(
-        model.model, model.tokenizer, CLASSES, 16, mixed.version, bag.bag.scaled((1 - 0.3) / 0.5)
-    )
-    np.testing.assert_array_equal(class_logits(mixed, ROWS), class_logits(in_memory, ROWS))
 
 
 def test_a_better_mix_is_written_and_a_registered_mix_serves_the_evaluated_predictions(

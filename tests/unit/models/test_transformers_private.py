@@ -61,17 +61,6 @@ def test_a_private_part_exists(path: str) -> None:
         assert value is not None, missing(path)
 
 
-def test_causal_model_types_are_recognized() -> None:
-    assert transformers_private.has_causal_model("llama")
-    assert not transformers_private.has_causal_model("made-up")
-
-
-def test_a_model_has_the_name_of_its_attention_implementation() -> None:
-    assert (
-        transformers_private.attention_implementation(small_chat.language_model().config) == "sdpa"
-    )
-
-
 def test_a_request_has_its_processor_arguments_and_token_lists() -> None:
     state = RequestState(
         request_id="a", initial_tokens=[1, 2, 3], logit_processor_kwargs={"temperature": 0.5}

@@ -26,7 +26,6 @@ from tailorbird.evaluation.baselines.classification import (
     fit_with_embeddings,
     majority,
     mix_fits,
-    offsets_note,
     store_baselines,
     unit,
 )
@@ -54,16 +53,6 @@ def test_a_probe_separates_separable_classes_and_notes_its_regularisation(num_cl
     assert fit.weights[0].shape == (8, num_classes)
     assert fit.score == 1.0
     assert fit.note().startswith("logistic regression, C = ")
-
-
-def test_the_regularisation_of_the_probe_is_selected_on_held_out_rows() -> None:
-    features, labels = clusters(3)
-    wrong = GENERATOR.permutation(labels)
-    held_out, truth = clusters(3)
-    noisy = np.where(GENERATOR.random(len(labels)) < 0.4, wrong, labels)
-    assert (
-        fit_probe(HeadData((features,), noisy, (held_out,), HeldOut(truth, "accuracy"))).score > 0.8
-    )
 
 
 def test_the_probe_does_not_depend_on_the_scale_of_the_embeddings() -> None:
@@ -100,13 +89,6 @@ def test_centroids_use_up_to_k_seeded_examples_per_class() -> None:
     np.testing.assert_allclose(everything[1], unit(features[labels == 1]).mean(0), atol=1e-6)
 
 
-def test_unit_vectors_have_length_one_and_a_zero_vector_stays_finite() -> None:
-    np.testing.assert_allclose(
-        np.linalg.norm(unit(GENERATOR.normal(size=(4, 8)).astype(np.float32)), axis=1), 1, rtol=1e-6
-    )
-    assert np.isfinite(unit(np.zeros((1, 8), dtype=np.float32))).all()
-
-
 def data_of(num_classes: int = 3) -> HeadData:
     """Return sparse features of training and validation rows that separate most of the classes."""
     (train, labels), (held_out, truth) = clusters(num_classes), clusters(num_classes)
@@ -127,16 +109,6 @@ def test_a_probe_with_a_bag_of_words_has_a_weight_for_both_blocks(num_classes: i
     expected = held_out @ both.weights[0] + data.features[0] @ both.weights[1] + both.bias
     np.testing.assert_allclose(both.logits, expected, rtol=1e-4, atol=1e-5)
     assert both.note() == f"{bag.note()}, embedding weight {both.embedding_weight:g}"
-
-
-def test_a_class_with_one_row_is_learned() -> None:
-    train = np.eye(5, dtype=np.float32)
-    labels = np.array([0, 0, 1, 1, 2])
-    data = HeadData((csr_matrix(train),), labels, (csr_matrix(train),), HeldOut(labels, "accuracy"))
-    bag = fit_bag(data)
-    embeddings = replace(data, train=(train,), features=(train,))
-    both = fit_with_embeddings(data, embeddings=embeddings, alone=bag)
-    assert (bag.score, both.score) == (1.0, 1.0)
 
 
 def test_a_stored_bag_of_words_is_float32_and_other_baselines_have_the_dtype_and_pooling_of_their_encoder(
@@ -195,25 +167,8 @@ def test_training_rows_of_one_class_are_refused(
         )
 
 
-def test_empty_validation_rows_are_refused() -> None:
-    train, none = Rows(("0", "1"), ("x", "y"), ("a", "b")), Rows((), (), ())
-    with pytest.raises(ValueError, match="validation has no rows"):
-        fit_baselines(
-            "s3://m/base",
-            train=train,
-            validation=none,
-            max_length=8,
-            config=EvaluationConfig(),
-            seed=0,
-        )
-
-
 def test_the_majority_is_the_most_frequent_label() -> None:
     assert majority(["b", "a", "b", "c"]) == "b"
-
-
-def test_the_first_of_equally_frequent_labels_in_the_alphabet_is_the_majority() -> None:
-    assert majority(["b", "a"]) == majority(["a", "b"]) == "a"
 
 
 def test_settings_are_selected_on_a_part_of_many_rows_and_the_head_learns_from_all(
@@ -248,13 +203,6 @@ def test_rows_are_embedded_until_the_time_is_over_with_every_class(
 
     monkeypatch.setattr(classification, "EMBEDDING_S", 600.0)
     assert embed_in_time(rows, embed=embed, seed=0)[0].tolist() == list(range(52))
-
-
-def test_an_offset_is_noted_with_the_classes_that_have_no_validation_rows() -> None:
-    assert offsets_note((), classes="ab", labels="ab") == ""
-    assert offsets_note((0.0, 1.25), classes="ab", labels="ab") == ", offset of b +1.25"
-    note = offsets_note((0.5, 1.25, 0.0), classes="abc", labels="ab")
-    assert note == ", offsets of 2 classes (without validation rows: 'c')"
 
 
 def test_a_bag_of_words_is_mixed_with_a_probe_of_fewer_rows() -> None:

@@ -4,7 +4,7 @@ configures."""
 import numpy as np
 
 from tailorbird.config.answers import AnswersConfig
-from tailorbird.data.rows import Rows, concat_rows
+from tailorbird.data.rows import Rows
 from tailorbird.evaluation.inference.row_predictions import text_predictions
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.paired import compare
@@ -43,8 +43,3 @@ def test_a_configured_metric_is_compared_pairwise() -> None:
         0.25,
         0.75,
     )
-
-
-def test_parts_of_the_rows_are_scored_in_the_same_way() -> None:
-    assert ROWS.take([1]).answers == ANSWERS
-    assert concat_rows([ROWS.take([0]), ROWS.take([2])]).answers == ANSWERS

