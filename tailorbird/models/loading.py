@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
-from weakref import WeakValueDictionary
 
 import torch
 from safetensors import SafetensorError
@@ -20,7 +19,6 @@ from tailorbird.models.causal_lm import ChatModel
 from tailorbird.models.classifier import Classifier, UnitLinear
 from tailorbird.models.errors import ModelError
 from tailorbird.models.lora import load_adapter, merge_layers
-from tailorbird.models.pooling.declared import read_pooling
 from tailorbird.models.pretrained import (
     cast_parameters,
     default_device,
@@ -28,6 +26,7 @@ from tailorbird.models.pretrained import (
     load_causal,
     load_encoder,
 )
+from tailorbird.models.retrieval.text_encoder import load_text_encoder
 from tailorbird.models.runtimes import load_exported
 from tailorbird.models.tensor_parallel.parts import load_divided
 from tailorbird.registry import versions
@@ -36,7 +35,6 @@ from tailorbird.registry.pooling import MEAN, Pooling
 from tailorbird.registry.version_files import require_intact, version_faults
 from tailorbird.registry.versions import (
     ModelVersion,
-    PinnedEncoder,
     PinnedVersion,
     Prompting,
     Retrieval,
@@ -48,12 +46,6 @@ from tailorbird.storage.paths import is_version_uri
 if TYPE_CHECKING:
     from tailorbird.models.bag_of_words import BagOfWords
     from tailorbird.models.retrieval.index import RetrievalIndex
-    from tailorbird.models.retrieval.text_encoder import TextEncoder
-
-_text_encoders: WeakValueDictionary[tuple[PinnedEncoder, str], "TextEncoder"] = (
-    WeakValueDictionary()
-)
-"""Encoders for retrieval that are in use, by pin and device."""
 
 Version = TypeVar("Version", bound=VersionConfig)
 
@@ -167,29 +159,6 @@ def load_retrieval_index(
     if retrieval.encoder is not None:
         encoder = load_text_encoder(retrieval.encoder, device=device)
     return load_index(folder, retrieval=retrieval, encoder=encoder)
-
-
-def load_text_encoder(pinned: PinnedEncoder, *, device: str | None = None) -> "TextEncoder":
-    """Load an encoder for retrieval, downloaded once per node. Versions with the same encoder share
-    its memory.
-
-    Raises DataError if it has no tokenizer, and the errors of `checked_files`, `read_pooling` and
-    `text_encoder`.
-    """
-    from tailorbird.models.retrieval.text_encoder import checked_files, text_encoder
-
-    device = device or default_device()
-    if (known := _text_encoders.get((pinned, device))) is not None:
-        return known
-    folder = checked_files(pinned)
-    encoder = load_encoder(folder, dtype=getattr(torch, pinned.dtype))
-    tokenizer = load_tokenizer(folder)
-    pooling = read_pooling(folder.as_uri(), purpose="retrieval")
-    loaded = text_encoder(
-        encoder, tokenizer=tokenizer, pinned=pinned, pooling=pooling, device=device
-    )
-    _text_encoders[pinned, device] = loaded
-    return loaded
 
 
 def load_chat_weights(

@@ -23,6 +23,7 @@ from tailorbird.models.pretrained import load_encoder
 from tailorbird.registry.kinds import Kind
 from tailorbird.registry.pooling import MEAN, Pooling
 from tailorbird.registry.versions import VersionConfig, read_artifact_config, register, write_config
+from tests.build import version_config
 from tests.loaded import load_model
 from tests.unit.data.test_tokenize import BERT, WORDS, wordpiece
 from tests.unit.models.test_bag_of_words import bag_of, write_bag
@@ -84,15 +85,11 @@ def artifact(
         else:
             save_file(encoder.state_dict(), folder / "encoder.safetensors")
         save_file(torch.nn.Linear(16, len(classes)).state_dict(), folder / "head.safetensors")
-    config = VersionConfig(
+    config = version_config(
         kind=kind,
         classes=classes,
         base_model=base.as_uri(),
         max_length=16,
-        dtype="float32",
-        code="s3://none.zip",
-        recipe_hash="0" * 64,
-        created_at="2026-01-01T00:00:00+00:00",
         temperature=0.5 if kind == "bag_of_words" else 1.5,
         pooling=pooling,
     )

@@ -21,8 +21,9 @@ from tailorbird.evaluation.gates.suites import AnsweredSuite, suites_gate
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.models.causal_lm import ChatModel, as_tensors
-from tailorbird.registry.versions import Prompting, VersionConfig, write_config
+from tailorbird.registry.versions import Prompting, write_config
 from tests import small_chat
+from tests.build import version_config
 
 LETTERS = "abcdefgh"
 NAMES = [first + second for first in LETTERS for second in LETTERS]
@@ -82,17 +83,7 @@ def predictions(folder: Path, lm: torch.nn.Module, rows: Rows) -> Predictions:
     if not folder.exists():
         small_chat.save(folder / "base", lm)
         prompting = Prompting(system=None, max_new_tokens=12)
-        config = VersionConfig(
-            kind="zero_shot",
-            classes=(),
-            base_model=(folder / "base").as_uri(),
-            max_length=64,
-            dtype="float32",
-            code="",
-            recipe_hash="",
-            created_at="",
-            prompting=prompting,
-        )
+        config = version_config(base_model=(folder / "base").as_uri(), prompting=prompting)
         (folder / "version").mkdir()
         write_config(folder / "version", config)
     return predict_rows((folder / "version").as_uri(), rows=rows)

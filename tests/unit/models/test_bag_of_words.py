@@ -23,11 +23,10 @@ from tailorbird.models.errors import ModelError
 from tailorbird.models.loading import LoadedClassifier
 from tailorbird.registry.versions import (
     ModelVersion,
-    VersionConfig,
-    now,
     register,
     write_config,
 )
+from tests.build import version_config
 from tests.loaded import load_model
 
 TEXTS = ("injury of the retina", "chronic pain in the eardrum", "nail infection", "größe ½ 日本")
@@ -54,15 +53,11 @@ def write_bag(folder: Path, bag: BagOfWords) -> None:
 def artifact(folder: Path, *, base_model: str = "s3://missing/base") -> Path:
     """Return the folder of an artifact whose base model does not exist."""
     write_bag(folder, bag_of())
-    config = VersionConfig(
+    config = version_config(
         kind="bag_of_words",
         classes=("x", "y", "z"),
         base_model=base_model,
         max_length=16,
-        dtype="float32",
-        code="s3://none.zip",
-        recipe_hash="0" * 64,
-        created_at=now(),
         temperature=0.5,
     )
     write_config(folder, config)

@@ -30,6 +30,7 @@ from tailorbird.registry.versions import (
     register,
     write_config,
 )
+from tests.build import version_config
 from tests.unit.models.test_bag_of_words import bag_of, write_bag
 
 ROWS = [[1, 2, 3], [4], [5, 6, 7, 8], list(range(1, 31)), [9, 9]]
@@ -73,16 +74,8 @@ def evaluated(base: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelVers
 
 
 def config_of(base: Path, *, kind: Kind) -> VersionConfig:
-    return VersionConfig(
-        kind=kind,
-        classes=("a", "b", "c"),
-        base_model=base.as_uri(),
-        max_length=32,
-        dtype="float32",
-        code="s3://models/toy/code/c.zip",
-        recipe_hash="0" * 64,
-        created_at="2026-05-01T12:00:00+00:00",
-        temperature=1.5,
+    return version_config(
+        kind=kind, classes=("a", "b", "c"), base_model=base.as_uri(), max_length=32, temperature=1.5
     )
 
 

@@ -28,6 +28,7 @@ from tailorbird.registry.versions import (
 )
 from tailorbird.storage.node_cache import local_copy
 from tests import small_encoder
+from tests.build import pairs, version_config
 from tests.loaded import load_model
 from tests.small_chat import save
 
@@ -36,10 +37,8 @@ VALIDATION = (("a blue sky", "sky"), ("leaf of green", "leaf"), ("", "sky"), ("z
 PROMPTING = Prompting(system="s", max_new_tokens=3)
 
 
-def rows_of(pairs: tuple[tuple[str, str], ...]) -> Rows:
-    texts, answers = (tuple(column) for column in zip(*pairs, strict=True))
-    ids = tuple(map(str, range(len(pairs))))
-    return Rows(ids, texts, answers, conversations=tuple((("user", text),) for text in texts))
+def rows_of(content: tuple[tuple[str, str], ...]) -> Rows:
+    return pairs(content, chat=True)
 
 
 @pytest.fixture(scope="module")
@@ -71,17 +70,7 @@ def fit(
 
 
 def config_of(base: str) -> VersionConfig:
-    return VersionConfig(
-        kind="zero_shot",
-        classes=(),
-        base_model=base,
-        max_length=64,
-        dtype="float32",
-        code="",
-        recipe_hash="",
-        created_at="",
-        prompting=PROMPTING,
-    )
+    return version_config(base_model=base, prompting=PROMPTING)
 
 
 @pytest.fixture(scope="module")

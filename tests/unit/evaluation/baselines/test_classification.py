@@ -32,7 +32,8 @@ from tailorbird.evaluation.baselines.classification import (
 from tailorbird.evaluation.baselines.linear_head import Head, HeadData, HeldOut, fit_linear
 from tailorbird.models.bag_of_words import BagOfWords, fit_vectorizers
 from tailorbird.registry.pooling import Pooling
-from tailorbird.registry.versions import VersionConfig, now, read_artifact_config
+from tailorbird.registry.versions import read_artifact_config
+from tests.build import version_config
 
 GENERATOR = np.random.default_rng(0)
 
@@ -125,15 +126,8 @@ def test_a_stored_bag_of_words_is_float32_and_other_baselines_have_the_dtype_and
         baseline = Baseline(kind, None, 0.5, servable=True, note="")
         fitted.append(FittedBaseline(baseline, part, words, 2.0, (0.0, 1.5)))
     results = BaselineResults(tuple(fitted), "bfloat16", own)
-    config = VersionConfig(
-        kind="zero_shot",
-        classes=("a", "b"),
-        base_model="s3://m/base",
-        max_length=8,
-        dtype="bfloat16",
-        code="s3://none.zip",
-        recipe_hash="0" * 64,
-        created_at=now(),
+    config = version_config(
+        classes=("a", "b"), base_model="s3://m/base", max_length=8, dtype="bfloat16"
     )
     store_baselines(uri, results, config=config)
     stored = {kind: read_artifact_config(f"{uri}/{kind}") for kind in parts}

@@ -38,6 +38,7 @@ from tailorbird.registry.versions import (
     register,
 )
 from tailorbird.storage.node_cache import local_copy
+from tests import build
 from tests.endpoint_server import (
     MODEL,
     Answer,
@@ -55,15 +56,8 @@ CLASSES = ("leaf", "rose", "sky")
 CONFIG = EvaluationConfig(prompt_shots=2, prompt_draws=2, retrieved_examples=(1, 2))
 
 
-def rows_of(pairs: tuple[tuple[str, str], ...], *, chat: bool = False) -> Rows:
-    texts, labels = (tuple(column) for column in zip(*pairs, strict=True))
-    ids = tuple(map(str, range(len(pairs))))
-    return Rows(
-        ids,
-        texts,
-        labels,
-        conversations=tuple((("user", text),) for text in texts) if chat else None,
-    )
+def rows_of(content: tuple[tuple[str, str], ...], *, chat: bool = False) -> Rows:
+    return build.pairs(content, chat=chat)
 
 
 def version_config(*, chat: bool, prompting: Prompting | None = None) -> VersionConfig:

@@ -19,7 +19,8 @@ from tailorbird.evaluation.inference.serving_cost import Seconds, usage_of
 from tailorbird.models.classifier import Classifier
 from tailorbird.models.loading import LoadedClassifier, load_artifact
 from tailorbird.registry.hybrid_routing import PARTS, Routing
-from tailorbird.registry.versions import VersionConfig, read_artifact_config, write_config
+from tailorbird.registry.versions import read_artifact_config, write_config
+from tests.build import version_config
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "heart", "lung")
 
@@ -46,15 +47,8 @@ def uris(tmp_path: Path) -> dict[str, str]:
             {"weight": torch.zeros(len(classes), 8), "bias": torch.zeros(len(classes))},
             folder / "head.safetensors",
         )
-        version = VersionConfig(
-            kind="probe",
-            classes=classes,
-            base_model=f"file://{base}",
-            max_length=8,
-            dtype="float32",
-            code="",
-            recipe_hash="",
-            created_at="",
+        version = version_config(
+            kind="probe", classes=classes, base_model=f"file://{base}", max_length=8
         )
         write_config(folder, version)
     return {role: f"file://{tmp_path / role}" for role in ("candidate", "incumbent")}

@@ -26,7 +26,8 @@ from tailorbird.models.errors import ModelError
 from tailorbird.models.generation import answer_prompts
 from tailorbird.models.loading import load_chat
 from tailorbird.models.lora import add_adapter
-from tailorbird.registry.versions import Prompting, VersionConfig, write_config
+from tailorbird.registry.versions import Prompting, write_config
+from tests.build import version_config
 from tests.small_chat import WORDS, language_model, model_of, save
 
 pytestmark = pytest.mark.long
@@ -58,16 +59,8 @@ def write_versions(folder: Path, *, tied: bool) -> None:
         prompting = (
             PROMPTING if name in KINDS else PROMPTING.model_copy(update={"response_format": FORMAT})
         )
-        version = VersionConfig(
-            kind=kind,
-            classes=(),
-            base_model=(folder / "base").as_uri(),
-            max_length=64,
-            dtype="float32",
-            code="",
-            recipe_hash="",
-            created_at="",
-            prompting=prompting,
+        version = version_config(
+            kind=kind, base_model=(folder / "base").as_uri(), prompting=prompting
         )
         write_config(folder / name, version)
     lm: Any = LlamaForCausalLM.from_pretrained(folder / "base")

@@ -6,6 +6,7 @@ import pytest
 from tailorbird.data.rows import DataError, Rows, concat_rows, query_of
 from tailorbird.models.retrieval import index as retrieval
 from tailorbird.models.retrieval.index import RetrievalIndex, build_index
+from tests.build import pairs
 
 PAIRS = (
     ("acute bronchitis", "J20"),
@@ -17,17 +18,9 @@ PAIRS = (
 
 
 def rows_of(
-    pairs: tuple[tuple[str, str], ...] = PAIRS, *, keys: tuple[str, ...] | None = None
+    content: tuple[tuple[str, str], ...] = PAIRS, *, keys: tuple[str, ...] | None = None
 ) -> Rows:
-    ids = tuple(str(number) for number in range(len(pairs)))
-    texts, answers = (tuple(column) for column in zip(*pairs, strict=True))
-    return Rows(
-        ids,
-        texts,
-        answers,
-        split_keys=keys,
-        conversations=tuple((("user", text),) for text in texts),
-    )
+    return pairs(content, chat=True, split_keys=keys)
 
 
 def queries(index: RetrievalIndex, text: str, *, k: int = 1) -> list[str]:
@@ -119,8 +112,8 @@ def test_copies_with_the_same_answer_are_indexed_once() -> None:
 def test_a_training_row_excludes_itself_its_copies_and_its_group() -> None:
     rows = rows_of((*PAIRS, ("Acute  BRONCHITIS", "J21")), keys=("a", "b", "c", "c", "d", "e"))
     index = build_index(rows, seed=0)
-    pairs = zip(rows.texts, index.exclusions(rows), strict=True)
-    results = [index.nearest(text, k=6, excluded=excluded) for text, excluded in pairs]
+    searched = zip(rows.texts, index.exclusions(rows), strict=True)
+    results = [index.nearest(text, k=6, excluded=excluded) for text, excluded in searched]
     for row, neighbours in enumerate(results):
         texts = {
             query_of(index.turns(position)[:-1]).lower().replace("  ", " ")
