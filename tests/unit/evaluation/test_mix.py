@@ -8,7 +8,6 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertModel
 
 from serving.engines.classify import predict_texts
 from tailorbird.data.rows import Rows
@@ -27,6 +26,7 @@ from tests.build import version_config
 from tests.loaded import load_model
 from tests.unit.data.test_tokenize import BERT, WORDS, wordpiece
 from tests.unit.models.test_bag_of_words import bag_of, write_bag
+from tests.unit.models.tiny_bert import tiny_bert
 
 TEXTS = (
     "acute pain",
@@ -46,15 +46,7 @@ METHODS: tuple[Kind, ...] = ("full", "lora")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny random BERT and its tokenizer."""
     folder = wordpiece(tmp_path_factory.mktemp("base"), **BERT)
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(WORDS),
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-    )
-    BertModel(config).save_pretrained(folder)
+    tiny_bert(vocabulary=len(WORDS)).save_pretrained(folder)
     return folder
 
 

@@ -12,7 +12,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from transformers import BertConfig, BertModel
 
 from tailorbird import storage
 from tailorbird.config.model_uri import ModelUri, parse_model_uri
@@ -21,6 +20,7 @@ from tailorbird.models.base_model import FetchError, StagedModel, model_files, s
 from tailorbird.models.pooling.declared import read_pooling
 from tailorbird.registry.pooling import Pooling
 from tailorbird.storage.node_cache import sha256_files
+from tests.unit.models.tiny_bert import tiny_bert
 
 MODULES = {"Transformer": "", "Pooling": "1_Pooling"}
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -29,14 +29,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    config = BertConfig(
-        vocab_size=50,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-    )
-    BertModel(config).save_pretrained(folder)
+    tiny_bert(num_layers=1).save_pretrained(folder)
     (folder / "LICENSE").write_text("the license")
     (folder / "script.py").write_text("")
     return folder

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import BertConfig, BertModel
 
 from tailorbird.data.tokenize import collate
 from tailorbird.evaluation.baselines.linear_head import Head
@@ -20,18 +19,11 @@ from tailorbird.models.classifier import (
 )
 from tailorbird.models.loading import load_weights
 from tailorbird.models.pretrained import without_pooler
+from tests.unit.models.tiny_bert import tiny_bert
 
 
 def tiny_encoder(seed: int = 0) -> torch.nn.Module:
-    torch.manual_seed(seed)
-    config = BertConfig(
-        vocab_size=50,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-    )
-    encoder: torch.nn.Module = without_pooler(BertModel(config)).eval()
+    encoder: torch.nn.Module = without_pooler(tiny_bert(seed=seed)).eval()
     return encoder
 
 

@@ -14,7 +14,7 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertModel
+from transformers import BertModel
 
 from tailorbird.models.classifier import Classifier, logits_rows
 from tailorbird.models.errors import ModelError
@@ -26,6 +26,7 @@ from tailorbird.models.pretrained import (
     share_weights,
     without_pooler,
 )
+from tests.unit.models.tiny_bert import tiny_bert
 
 ROWS = [[1, 2, 3], [4], [5, 6, 7, 8]]
 
@@ -33,15 +34,7 @@ ROWS = [[1, 2, 3], [4], [5, 6, 7, 8]]
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
     """A folder with a tiny random BERT."""
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=50,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-    )
-    BertModel(config).save_pretrained(tmp_path / "base")
+    tiny_bert().save_pretrained(tmp_path / "base")
     return tmp_path / "base"
 
 
@@ -111,15 +104,8 @@ def test_peft_2892_an_adapter_with_missing_weights_is_rejected(
 
 def test_an_adapter_of_another_base_model_is_rejected(base: Path, tmp_path: Path) -> None:
     save_version(base, tmp_path / "lora")
-    config = BertConfig(
-        vocab_size=50,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-    )
     with pytest.raises(ModelError):
-        load_weights(tmp_path / "lora", encoder=without_pooler(BertModel(config)), kind="lora")
+        load_weights(tmp_path / "lora", encoder=without_pooler(tiny_bert(width=32)), kind="lora")
 
 
 def test_the_encoder_is_loaded_without_its_pooler_in_the_requested_dtype(base: Path) -> None:

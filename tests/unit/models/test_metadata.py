@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 import pytest
-from transformers import BertConfig, BertModel
 
 from tailorbird.data.rows import DataError
 from tailorbird.data.task_data import CLASSIFICATION, ChatData
@@ -19,18 +18,12 @@ from tailorbird.models.metadata import (
 )
 from tailorbird.models.pretrained import load_encoder
 from tests import small_chat
+from tests.unit.models.tiny_bert import tiny_bert
 
 
 @pytest.fixture
 def encoder(tmp_path: Path) -> Path:
-    config = BertConfig(
-        vocab_size=50,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-    )
-    BertModel(config).save_pretrained(tmp_path)
+    tiny_bert().save_pretrained(tmp_path)
     small_chat.tokenizer().save_pretrained(tmp_path)
     return tmp_path
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import BertConfig, BertModel, BertTokenizerFast
+from transformers import BertTokenizerFast
 
 from tailorbird.data.fingerprints import fingerprints, save_fingerprints
 from tailorbird.data.rows import Rows
@@ -32,6 +32,7 @@ from tailorbird.registry.versions import (
 )
 from tests.build import version_config
 from tests.unit.models.test_bag_of_words import bag_of, write_bag
+from tests.unit.models.tiny_bert import tiny_bert
 
 ROWS = [[1, 2, 3], [4], [5, 6, 7, 8], list(range(1, 31)), [9, 9]]
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{number}" for number in range(45)))
@@ -41,15 +42,7 @@ WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{number}" for num
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small random BERT and a tokenizer."""
     folder = tmp_path_factory.mktemp("base")
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=50,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-    )
-    BertModel(config).save_pretrained(folder)
+    tiny_bert(width=32).save_pretrained(folder)
     (folder / "vocab.txt").write_text("\n".join(WORDS))
     BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
     return folder

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import BertConfig, BertModel, BertTokenizerFast
+from transformers import BertTokenizerFast
 
 from cluster.ranks.process_group import Group
 from tailorbird.data.rows import Rows
@@ -21,6 +21,7 @@ from tailorbird.models.loading import LoadedClassifier, load_artifact
 from tailorbird.registry.hybrid_routing import PARTS, Routing
 from tailorbird.registry.versions import read_artifact_config, write_config
 from tests.build import version_config
+from tests.unit.models.tiny_bert import tiny_bert
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "heart", "lung")
 
@@ -29,15 +30,7 @@ WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "heart", "lung")
 def uris(tmp_path: Path) -> dict[str, str]:
     """Return the URIs of two heads, with 2 and 3 classes, on a tiny random BERT."""
     base = tmp_path / "base"
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(WORDS),
-        hidden_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        intermediate_size=8,
-    )
-    BertModel(config).save_pretrained(base)
+    tiny_bert(width=8, num_layers=1, vocabulary=len(WORDS)).save_pretrained(base)
     (tmp_path / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
     BertTokenizerFast(vocab=str(tmp_path / "vocab.txt")).save_pretrained(base)
     for role, classes in (("incumbent", ("a", "b")), ("candidate", ("a", "b", "c"))):
