@@ -207,7 +207,7 @@ def _joined(parts: Sequence[Any]) -> Any:
     return tuple(chain.from_iterable(parts))
 
 
-def align(first: Predictions, *others: Predictions) -> None:
+def align(first: Predictions, *tables: Predictions) -> None:
     """Check that all tables have the same rows, in the same order, with the same labels and finite
     scores.
 
@@ -221,7 +221,7 @@ def align(first: Predictions, *others: Predictions) -> None:
             f"{first.model} has row id {row_id!r} more than once; row ids must be unique"
         )
 
-    for table in (first, *others):
+    for table in (first, *tables):
         for what, values in {"score": table.scores, **table.measures}.items():
             invalid = np.flatnonzero(~np.isfinite(values))
             if invalid.size:
@@ -231,7 +231,7 @@ def align(first: Predictions, *others: Predictions) -> None:
                     f"{table.row_ids[position]!r}; scores must be finite"
                 )
 
-    for other in others:
+    for other in tables:
         pair = f"{first.model} and {other.model}"
         if len(first) != len(other):
             raise VerdictRefused(

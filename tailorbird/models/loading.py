@@ -217,25 +217,20 @@ def weight_errors(folder: Path) -> Iterator[None]:
         raise ModelError(f"the weights in {folder} do not fit their base model: {first}") from None
 
 
-def load_causal_state(lm: nn.Module, state: dict[str, torch.Tensor]) -> None:
+def load_causal_state(lm: Any, state: dict[str, torch.Tensor]) -> None:
     """Set all parameters of a causal language model without copying. Tied parameters are stored
     under one name.
 
     Raises RuntimeError, as torch does, for a missing or unexpected parameter, or one of another
     shape.
     """
-    known = dict(lm.named_parameters())
-    if names := sorted(set(state) ^ set(known)):
+    known = {name for name, _ in lm.named_parameters()}
+    if names := sorted(known ^ set(state)):
         raise RuntimeError(
             f"{len(names)} weights are missing or unexpected, for example {names[0]}"
         )
-    for name, parameter in known.items():
-        given = tuple(state[name].shape)
-        if given != parameter.shape:
-            raise RuntimeError(
-                f"the weight {name} has the shape {given} instead of {tuple(parameter.shape)}"
-            )
-        parameter.data = state[name]
+    lm.load_state_dict(state, strict=False, assign=True)  # strict would require tied names
+    lm.tie_weights()
 
 
 def _tensors(file: Path) -> dict[str, torch.Tensor]:
@@ -298,7 +293,9 @@ def _load(
         return _load_classifier(folder, config, device=weights_device)
     index = load_retrieval_index(folder, retrieval=config.prompting.retrieval, device=device)
     if not config.spec.uses_base:
-        return LoadedChat(None, None, config.prompting, config, index)
+        return LoadedChat(
+            model=None, tokenizer=None, prompting=config.prompting, version=config, index=index
+        )
 
     base = local_copy(config.base_model)
     loaded: PretrainedModels = {}
@@ -308,27 +305,36 @@ def _load(
     if key not in loaded:
         model = load_chat(folder, base=base, kind=config.kind, dtype=getattr(torch, config.dtype))
         loaded[key] = _ready(model, weights_device)
-    return LoadedChat(loaded[key], load_tokenizer(base), config.prompting, config, index)
+    return LoadedChat(
+        model=loaded[key],
+        tokenizer=load_tokenizer(base),
+        prompting=config.prompting,
+        version=config,
+        index=index,
+    )
 
 
 def _load_classifier(folder: Path, config: Version, *, device: str) -> LoadedClassifier[Version]:
     bag = load_bag_of_words(folder, kind=config.kind)
-    if not config.spec.uses_base:
-        return LoadedClassifier(None, None, config.classes, config.max_length, config, bag)
-    base = local_copy(config.base_model)
-    if config.engine == "torch":
-        # The head is in fp32, as in evaluation, because a bfloat16 head changes the class of close
-        # predictions.
-        dtype = getattr(torch, config.dtype)
-        encoder = load_encoder(base, dtype=dtype if config.spec.base == "unchanged" else None)
-        model = load_weights(
-            folder, encoder=encoder, kind=config.kind, dtype=dtype, pooling=config.pooling
-        ).to(device)
-    else:
-        model = load_exported(folder, head=load_head(folder, kind=config.kind))
+    model: Classifier | None = None
+    tokenizer = None
+    if config.spec.uses_base:
+        base = local_copy(config.base_model)
+        tokenizer = load_tokenizer(base)
+        if config.engine == "torch":
+            # The head is in fp32, as in evaluation, because a bfloat16 head changes the class of
+            # close predictions.
+            dtype = getattr(torch, config.dtype)
+            encoder = load_encoder(base, dtype=dtype if config.spec.base == "unchanged" else None)
+            model = load_weights(
+                folder, encoder=encoder, kind=config.kind, dtype=dtype, pooling=config.pooling
+            ).to(device)
+        else:
+            model = load_exported(folder, head=load_head(folder, kind=config.kind))
+        model.eval().requires_grad_(False)
     return LoadedClassifier(
-        model=model.eval().requires_grad_(False),
-        tokenizer=load_tokenizer(base),
+        model=model,
+        tokenizer=tokenizer,
         classes=config.classes,
         max_length=config.max_length,
         version=config,

@@ -37,11 +37,6 @@ class TextEncoder:
     tokenizer: "PreTrainedTokenizerBase" = field(repr=False)
     max_length: int
 
-    @property
-    def width(self) -> int:
-        """Number of values of an embedding."""
-        return int(self.model.head.in_features)
-
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return the embeddings of texts with length 1, [N, D]; zeros for a blank text.
 

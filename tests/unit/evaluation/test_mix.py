@@ -22,6 +22,7 @@ from tailorbird.models.pretrained import load_encoder
 from tailorbird.registry.kinds import Kind
 from tailorbird.registry.pooling import MEAN, Pooling
 from tailorbird.registry.versions import VersionConfig, read_artifact_config, register, write_config
+from tests import build
 from tests.build import version_config
 from tests.loaded import load_model
 from tests.unit.data.test_tokenize import BERT, WORDS, wordpiece
@@ -38,7 +39,7 @@ TEXTS = (
     "?!",
 )
 CLASSES = ("x", "y", "z")
-ROWS = Rows(tuple(map(str, range(len(TEXTS)))), TEXTS, ("x", "y", "z", "x", "y", "z", "x"))
+ROWS = build.rows(TEXTS, ("x", "y", "z", "x", "y", "z", "x"))
 METHODS: tuple[Kind, ...] = ("full", "lora")
 
 

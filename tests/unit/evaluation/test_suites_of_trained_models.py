@@ -22,7 +22,7 @@ from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.models.causal_lm import ChatModel, as_tensors
 from tailorbird.registry.versions import Prompting, write_config
-from tests import small_chat
+from tests import build, small_chat
 from tests.build import version_config
 
 LETTERS = "abcdefgh"
@@ -44,22 +44,13 @@ SECRETS = {
 
 
 def rows_of(answers: Mapping[str, str]) -> Rows:
-    prompts = tuple(answers)
-    conversations = tuple((("user", prompt),) for prompt in prompts)
-    return Rows(
-        tuple(map(str, range(len(prompts)))),
-        prompts,
-        tuple(answers.values()),
-        conversations=conversations,
-    )
+    return build.pairs(tuple(answers.items()), chat=True)
 
 
 def suite_of(answers: Mapping[str, str]) -> Rows:
-    rows, n = rows_of(answers), len(answers)
+    n = len(answers)
     columns = SuiteColumns(("exact_match",) * n, ((),) * n, ("",) * n, ("",) * n)
-    return Rows(
-        rows.row_ids, rows.texts, rows.labels, conversations=rows.conversations, suite=columns
-    )
+    return replace(rows_of(answers), suite=columns)
 
 
 def trained(

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from serving.engines.classify import predict_texts
-from tailorbird.data.rows import Rows
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.models import bag_of_words
 from tailorbird.models.bag_of_words import (
@@ -26,6 +25,7 @@ from tailorbird.registry.versions import (
     register,
     write_config,
 )
+from tests import build
 from tests.build import version_config
 from tests.loaded import load_model
 
@@ -191,7 +191,7 @@ def test_evaluation_and_serving_give_the_same_predictions_without_a_base_model(
     assert (loaded.model, loaded.tokenizer) == (None, None)
     texts = (*TEXTS, *UNKNOWN)
     served = predict_texts(loaded, texts, batch_size=2)
-    rows = Rows(tuple(map(str, range(len(texts)))), texts, ("x",) * len(texts))
+    rows = build.rows(texts, ("x",) * len(texts))
     evaluated = predict_rows(version.uri, rows=rows)
     assert [prediction.label for prediction in served] == list(evaluated.outputs)
     np.testing.assert_array_equal([prediction.score for prediction in served], evaluated.calibrated)

@@ -15,6 +15,7 @@ from tailorbird.data.fingerprints import fingerprints, save_fingerprints
 from tailorbird.data.rows import Rows
 from tailorbird.evaluation.inference.predict import class_logits
 from tailorbird.evaluation.trained_rows import training_fingerprints
+from tailorbird.models import export as export_module
 from tailorbird.models.classifier import Classifier, embed_rows, logits_rows
 from tailorbird.models.export import export_int8, write_graph
 from tailorbird.models.loading import LoadedClassifier, load_artifact
@@ -180,9 +181,9 @@ def test_a_missing_engine_and_a_corrupt_file_raise_engine_error(
 
 
 def test_the_error_for_a_missing_export_package_gives_the_install_command(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = Classifier(load_encoder(base), torch.nn.Linear(32, 3)).eval()
-    monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(EngineError):
-        write_graph(model, tmp_path / "graph.onnx", max_length=32)
+    (tmp_path / EXPORTED_ENCODER).write_bytes(b"graph")
+    monkeypatch.setitem(sys.modules, "onnxruntime.quantization", None)
+    with pytest.raises(EngineError, match="pip install"):
+        export_module._quantize(tmp_path / EXPORTED_ENCODER)

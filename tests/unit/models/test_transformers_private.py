@@ -40,13 +40,6 @@ def test_the_installed_version_of_transformers_is_the_expected_one() -> None:
         f"{BATCHING}.cb_logits_processors:ContinuousBatchingLogitsProcessor.fill_defaults",
         f"{BATCHING}.cb_logits_processors:ContinuousBatchingLogitsProcessor.prepare_tensor_args",
         f"{BATCHING}.cb_logits_processors:ContinuousBatchingLogitsProcessor.supported_kwargs",
-        f"{BATCHING}.cb_logits_processors:ContinuousBatchingLogitsProcessorList",
-        f"{BATCHING}.utils:WorkloadHints",
-        "transformers.integrations.sdpa_attention:sdpa_attention_forward",
-        "transformers.masking_utils:create_causal_mask",
-        "transformers.masking_utils:packed_sequence_mask_function",
-        "transformers.masking_utils:sdpa_mask",
-        "transformers.models.auto.modeling_auto:MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
     ],
 )
 def test_a_private_part_exists(path: str) -> None:

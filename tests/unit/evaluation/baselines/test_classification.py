@@ -9,7 +9,6 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from tailorbird.config.evaluation import EvaluationConfig
-from tailorbird.data.rows import Rows
 from tailorbird.evaluation.baselines import classification
 from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.evaluation.baselines.classification import (
@@ -33,6 +32,7 @@ from tailorbird.evaluation.baselines.linear_head import Head, HeadData, HeldOut,
 from tailorbird.models.bag_of_words import BagOfWords, fit_vectorizers
 from tailorbird.registry.pooling import Pooling
 from tailorbird.registry.versions import read_artifact_config
+from tests import build
 from tests.build import version_config
 
 GENERATOR = np.random.default_rng(0)
@@ -147,7 +147,7 @@ def test_a_stored_bag_of_words_is_float32_and_other_baselines_have_the_dtype_and
 def test_training_rows_of_one_class_are_refused(
     texts: tuple[str, ...], labels: tuple[str, ...]
 ) -> None:
-    train = Rows(tuple(map(str, range(len(texts)))), texts, labels)
+    train = build.rows(texts, labels)
     with pytest.raises(
         ValueError, match=r"needs two classes, but train has \['a'\]; check data.label"
     ):
@@ -183,7 +183,7 @@ def test_rows_are_embedded_until_the_time_is_over_with_every_class(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     labels = ("a",) * 50 + ("b", "c")
-    rows = Rows(tuple(map(str, range(52))), tuple(f"text {number}" for number in range(52)), labels)
+    rows = build.rows(tuple(f"text {number}" for number in range(52)), labels)
     monkeypatch.setattr(classification, "EMBEDDED_AT_ONCE", 8)
     monkeypatch.setattr(classification, "EMBEDDING_S", 0.0)
 

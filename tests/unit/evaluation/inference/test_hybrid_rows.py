@@ -13,16 +13,14 @@ from tailorbird.evaluation.inference.hybrid_rows import predict_hybrid
 from tailorbird.evaluation.inference.row_predictions import label_predictions, text_predictions
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
 from tailorbird.registry.hybrid_routing import PartName, Routing
+from tests import build
 
 N = 12
 TEXTS = tuple(
     f"row {index % 9}" for index in range(N)
 )  # some texts are repeated, so rows have documents
-ROWS = Rows(
-    tuple(map(str, range(N))),
-    TEXTS,
-    ("a", "b") * (N // 2),
-    groups={"sex": tuple("fm"[row % 3 > 0] for row in range(N))},
+ROWS = build.rows(
+    TEXTS, ("a", "b") * (N // 2), groups={"sex": tuple("fm"[row % 3 > 0] for row in range(N))}
 )
 CASCADE, GROUP = (
     Routing(by="cascade", threshold=0.5),

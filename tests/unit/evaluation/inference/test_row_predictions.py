@@ -8,12 +8,12 @@ from tailorbird.data.rows import Rows
 from tailorbird.evaluation.inference.row_predictions import text_predictions
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.paired import compare
+from tests import build
 
 ANSWERS = AnswersConfig.model_validate(
     {"numeric": {"absolute": 1}, "choice": {"options": ["3", "4"]}}
 )
-ROWS = Rows(
-    tuple(map(str, range(4))),
+ROWS = build.rows(
     ("a", "b", "c", "d"),
     ("3", "4", "3", "4"),
     conversations=tuple((("user", text),) for text in "abcd"),

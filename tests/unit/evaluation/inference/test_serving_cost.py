@@ -20,6 +20,7 @@ from tailorbird.models.classifier import Classifier
 from tailorbird.models.loading import LoadedClassifier, load_artifact
 from tailorbird.registry.hybrid_routing import PARTS, Routing
 from tailorbird.registry.versions import read_artifact_config, write_config
+from tests import build
 from tests.build import version_config
 from tests.unit.models.tiny_bert import tiny_bert
 
@@ -48,7 +49,7 @@ def uris(tmp_path: Path) -> dict[str, str]:
 
 
 def rows_of(texts: list[str]) -> Rows:
-    return Rows(tuple(map(str, range(len(texts)))), tuple(texts), ("a",) * len(texts))
+    return build.rows(tuple(texts), ("a",) * len(texts))
 
 
 def test_the_order_alternates_after_a_warm_up_and_times_are_per_thousand_rows(

@@ -20,6 +20,7 @@ from tailorbird.models.generation import log_likelihoods
 from tailorbird.models.loading import LoadedChat, load_artifact
 from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.versions import Prompting, write_config
+from tests import build
 from tests.build import version_config
 from tests.endpoint_server import MODEL, Reply, completion, endpoint_server, question
 from tests.small_chat import save
@@ -32,11 +33,10 @@ def suite(*rows: tuple[str, str, str, tuple[str, ...], str]) -> Rows:
     prompts, metrics, expectations, options, counterparts = (
         tuple(column) for column in zip(*rows, strict=True)
     )
-    return Rows(
-        tuple(map(str, range(len(rows)))),
+    return build.rows(
         prompts,
         expectations,
-        conversations=tuple((("user", prompt),) for prompt in prompts),
+        chat=True,
         groups={"group": ("a",) * len(rows)},
         suite=SuiteColumns(metrics, options, counterparts, ("",) * len(rows)),
     )
@@ -56,11 +56,8 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("chat")
     save(folder / "base")
     base = (folder / "base").as_uri()
-    train = Rows(
-        ("0", "1"),
-        ("a zebra", "b"),
-        ("zebra", "x"),
-        conversations=((("user", "a zebra"),), (("user", "b"),)),
+    train = build.rows(
+        ("a zebra", "b"), ("zebra", "x"), conversations=((("user", "a zebra"),), (("user", "b"),))
     )
     results = fit_prompt_baselines(
         base,

@@ -9,16 +9,12 @@ from tailorbird.data.rows import Conversation, DataError, Rows, concat_rows
 from tailorbird.models.retrieval.chat_prompt import chat_prompt, nearest_answer
 from tailorbird.models.retrieval.index import build_index
 from tailorbird.registry.versions import Prompting, Retrieval
+from tests import build
 from tests.small_chat import TEMPLATE, tokenizer
 
 QUESTIONS = ("blue sky", "blue skies", "green leaf", "red rose")
 CONVERSATION: Conversation = (("user", "green leaf"), ("assistant", "ok"), ("user", "a blue sky"))
-ROWS = Rows(
-    ("0", "1", "2", "3"),
-    QUESTIONS,
-    ("a0", "a1", "a2", "a3"),
-    conversations=tuple((("user", q),) for q in QUESTIONS),
-)
+ROWS = build.rows(QUESTIONS, ("a0", "a1", "a2", "a3"), chat=True)
 INDEX = build_index(ROWS, seed=0)
 
 

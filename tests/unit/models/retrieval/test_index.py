@@ -6,6 +6,7 @@ import pytest
 from tailorbird.data.rows import DataError, Rows, concat_rows, query_of
 from tailorbird.models.retrieval import index as retrieval
 from tailorbird.models.retrieval.index import RetrievalIndex, build_index
+from tests import build
 from tests.build import pairs
 
 PAIRS = (
@@ -71,7 +72,7 @@ def test_rows_without_any_n_gram_can_be_indexed() -> None:
     assert index.answer(neighbours.rows[0]) == "a"
 
 
-SYSTEM_ONLY = Rows(("0",), ("s",), ("a",), conversations=((("system", "s"),),))
+SYSTEM_ONLY = build.rows(("s",), ("a",), conversations=((("system", "s"),),))
 
 
 @pytest.mark.parametrize("rows", [rows_of().take([]), SYSTEM_ONLY])
@@ -168,12 +169,8 @@ def test_every_turn_that_is_trained_on_is_indexed_with_the_trained_turns_before_
         ("assistant", "now"),
         ("user", "why"),
     )
-    rows = Rows(
-        ("0", "1"),
-        ("", ""),
-        ("so", "so"),
-        conversations=(turns, turns),
-        untrained_turns=((), (1, 3)),
+    rows = build.rows(
+        ("", ""), ("so", "so"), conversations=(turns, turns), untrained_turns=((), (1, 3))
     )
     index = build_index(rows, seed=0)
     examples = {index.turns(row) for row in range(len(index))}
@@ -186,7 +183,7 @@ def test_every_turn_that_is_trained_on_is_indexed_with_the_trained_turns_before_
 
 def test_turns_contain_the_answer_and_no_system_message() -> None:
     turns = (("system", "s"), ("user", "first"), ("assistant", "a"), ("user", "second"))
-    index = build_index(Rows(("0",), ("first\na\nsecond",), ("b",), conversations=(turns,)), seed=0)
+    index = build_index(build.rows(("first\na\nsecond",), ("b",), conversations=(turns,)), seed=0)
     assert {index.turns(row) for row in range(len(index))} == {
         turns[1:3],
         (*turns[1:], ("assistant", "b")),

@@ -5,14 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tailorbird.data.rows import Rows
 from tailorbird.models.errors import ModelError
 from tailorbird.models.loading import load_retrieval_index
 from tailorbird.models.retrieval.files import index_files, index_sha256
 from tailorbird.models.retrieval.index import RetrievalIndex, build_index, embed_index
 from tailorbird.models.retrieval.text_encoder import load_text_encoder
 from tailorbird.registry.versions import PinnedEncoder, Retrieval
-from tests import small_encoder
+from tests import build, small_encoder
 
 PAIRS = (("red rose", "rose"), ("green leaf", "leaf"), ("blue sky", "sky"), ("blue skies", "sky"))
 
@@ -20,9 +19,7 @@ PAIRS = (("red rose", "rose"), ("green leaf", "leaf"), ("blue sky", "sky"), ("bl
 def index_of(pairs: tuple[tuple[str, str], ...] = PAIRS) -> RetrievalIndex:
     texts, answers = (tuple(column) for column in zip(*pairs, strict=True))
     turns = tuple((("user", text),) for text in texts)
-    return build_index(
-        Rows(tuple(map(str, range(len(texts)))), texts, answers, conversations=turns), seed=0
-    )
+    return build_index(build.rows(texts, answers, conversations=turns), seed=0)
 
 
 @pytest.fixture
