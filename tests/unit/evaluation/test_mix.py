@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from serving.engines.classify import predict_texts
 from tailorbird.data.rows import Rows
@@ -15,7 +15,6 @@ from tailorbird.evaluation.baselines.linear_head import HeldOut
 from tailorbird.evaluation.inference.predict import class_logits, predict_rows
 from tailorbird.evaluation.mix import mix_with_bag, write_mix
 from tailorbird.evaluation.mix_weight import select_weight
-from tailorbird.models.export import export_int8
 from tailorbird.models.loading import LoadedClassifier, load_artifact
 from tailorbird.models.lora import add_adapter
 from tailorbird.models.pretrained import load_encoder
@@ -179,22 +178,3 @@ def test_models_with_other_classes_or_another_order_are_refused(
             metric="accuracy",
             to=(tmp_path / "mix").as_uri(),
         )
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("kind", ["full", "lora"])
-def test_an_export_keeps_the_bag_of_words(
-    base: Path, bag_uri: str, tmp_path: Path, kind: Kind
-) -> None:
-    model_uri = artifact(tmp_path / "model", kind=kind, base=base)
-    write_mix(model_uri, bag_uri=bag_uri, weight=0.3, to=(tmp_path / "mix").as_uri())
-    version = register((tmp_path / "registry" / "task").as_uri(), tmp_path / "mix")
-    export_int8(version.uri, code="s3://none.zip", to=(tmp_path / "export").as_uri())
-    exported = load((tmp_path / "export").as_uri())
-    assert exported.bag is not None
-    difference = np.abs(class_logits(exported, ROWS) - class_logits(load(version.uri), ROWS)).max()
-    assert difference < 0.05
-    names = set(load_file(tmp_path / "export" / "bag_of_words.safetensors"))
-    assert names >= {"weight", "bias"}
-    registered = register((tmp_path / "registry" / "task").as_uri(), tmp_path / "export")
-    assert registered.version.startswith(f"{version.kind.replace('_', '-')}-onnxruntime-int8-")
