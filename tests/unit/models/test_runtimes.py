@@ -120,9 +120,9 @@ def test_an_exported_graph_has_the_pooling_of_the_version(
     model = Classifier(load_encoder(base), torch.nn.Linear(32, 3), pooling=pooling).eval()
     write_graph(model, tmp_path / EXPORTED_ENCODER, max_length=32)
     rows = [[1, *row] for row in ROWS]  # no row has only tokens that are skipped
-    ours = load_exported(tmp_path, head=model.head)
+    graph = load_exported(tmp_path, head=model.head)
     np.testing.assert_allclose(
-        embed_rows(ours, rows, pad_id=0), embed_rows(model, rows, pad_id=0), atol=1e-5
+        embed_rows(graph, rows, pad_id=0), embed_rows(model, rows, pad_id=0), atol=1e-5
     )
 
 
@@ -142,8 +142,8 @@ def test_int8_approximates_the_logits_of_torch_with_a_smaller_file(
     evaluated: ModelVersion, export: Path, tmp_path: Path
 ) -> None:
     with_torch, int8 = load(evaluated.uri), load(export.as_uri())
-    ours, theirs = logits_of(int8, ROWS), logits_of(with_torch, ROWS)
-    assert 0 < np.abs(ours - theirs).max() < 0.1 * np.abs(theirs).max()
+    int8_values, torch_values = logits_of(int8, ROWS), logits_of(with_torch, ROWS)
+    assert 0 < np.abs(int8_values - torch_values).max() < 0.1 * np.abs(torch_values).max()
     write_graph(model_of(with_torch), tmp_path / "whole.onnx", max_length=32)
     assert (export / EXPORTED_ENCODER).stat().st_size < (tmp_path / "whole.onnx").stat().st_size
 

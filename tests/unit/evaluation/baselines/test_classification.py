@@ -119,28 +119,22 @@ def test_a_stored_bag_of_words_is_float32_and_other_baselines_have_the_dtype_and
     head = Head(np.zeros((2, 1), dtype=np.float32), np.zeros(2, dtype=np.float32))
     vectorizers, terms = fit_vectorizers(["x", "y"], num_classes=2)
     bag = BagOfWords(vectorizers, np.zeros((terms.shape[1], 2), dtype=np.float32), head.bias)
-    own = Pooling(mode="cls", normalize=True, prompt="query: ")
+    pooling = Pooling(mode="cls", normalize=True, prompt="query: ")
     parts = {"probe": (head, None), "probe_bag": (head, bag), "bag_of_words": (None, bag)}
     fitted = []
     for kind, (part, words) in parts.items():
         baseline = Baseline(kind, None, 0.5, servable=True, note="")
         fitted.append(FittedBaseline(baseline, part, words, 2.0, (0.0, 1.5)))
-    results = BaselineResults(tuple(fitted), "bfloat16", own)
+    results = BaselineResults(tuple(fitted), "bfloat16", pooling)
     config = version_config(
         classes=("a", "b"), base_model="s3://m/base", max_length=8, dtype="bfloat16"
     )
     store_baselines(uri, results, config=config)
-    stored = {kind: read_artifact_config(f"{uri}/{kind}") for kind in parts}
-    assert {kind: item.dtype for kind, item in stored.items()} == {
-        "probe": "bfloat16",
-        "probe_bag": "bfloat16",
-        "bag_of_words": "float32",
-    }
-    assert {item.pooling for item in stored.values()} == {own}
-    assert {(kind, 2.0) for kind in stored} == {
-        (item.kind, item.temperature) for item in stored.values()
-    }
-    assert {item.offsets for item in stored.values()} == {(0.0, 1.5)}
+    for kind in parts:
+        stored = read_artifact_config(f"{uri}/{kind}")
+        assert stored.dtype == ("float32" if kind == "bag_of_words" else "bfloat16")
+        assert (stored.kind, stored.pooling) == (kind, pooling)
+        assert (stored.temperature, stored.offsets) == (2.0, (0.0, 1.5))
 
 
 @pytest.mark.parametrize(("texts", "labels"), [(("x",), ("a",)), (("x", "y"), ("a", "a"))])

@@ -243,8 +243,8 @@ def test_the_prices_of_the_recipe_apply_to_its_endpoint_if_that_was_registered_w
 
 def test_the_limit_of_a_version_holds_unless_the_recipe_names_its_endpoint(tmp_path: Path) -> None:
     with endpoint_server(echo) as server:
-        ours = Endpoint.model_validate({"url": server.url, "model": "m"} | PRICED)
-        other = ours.model_copy(update={"model": "n"})
+        endpoint = Endpoint.model_validate({"url": server.url, "model": "m"} | PRICED)
+        other = endpoint.model_copy(update={"model": "n"})
         for limits in (RequestLimits(), RequestLimits(max_spend=9.0, recipe=other)):
             with pytest.raises(errors.EndpointSpendExceeded):
                 texts(server, tmp_path, *range(5), limits=limits, max_spend=2.0)
@@ -254,10 +254,10 @@ def test_the_limit_of_a_version_holds_unless_the_recipe_names_its_endpoint(tmp_p
                 server,
                 tmp_path,
                 *range(5),
-                limits=RequestLimits(max_spend=3.0, recipe=ours),
+                limits=RequestLimits(max_spend=3.0, recipe=endpoint),
                 max_spend=2.0,
             )
-        without = RequestLimits(recipe=ours)  # the recipe sets no limit
+        without = RequestLimits(recipe=endpoint)  # the recipe sets no limit
         assert len(texts(server, tmp_path, *range(5), limits=without, max_spend=2.0)) == 5
 
 

@@ -36,8 +36,8 @@ def test_the_configured_metrics_are_scored_and_stored() -> None:
 
 
 def test_a_configured_metric_is_compared_pairwise() -> None:
-    ours, theirs = predictions_of("3", "4", "3", "4"), predictions_of("9", "9", "3", "9")
-    comparison = compare(ours, other=theirs, metric="numeric", alpha=0.05)
+    candidate, other = predictions_of("3", "4", "3", "4"), predictions_of("9", "9", "3", "9")
+    comparison = compare(candidate, other=other, metric="numeric", alpha=0.05)
     assert (comparison.candidate_score, comparison.other_score, comparison.gain) == (
         1.0,
         0.25,

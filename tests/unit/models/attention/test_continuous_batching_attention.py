@@ -57,9 +57,9 @@ def packed_pass(
 @pytest.mark.parametrize("window", [1, 4])
 def test_results_equal_masked_attention_over_all_keys(requests: Requests, window: int) -> None:
     states, options = packed_pass(requests, window=window)
-    own, _ = _attention(MODULE, *states, scaling=0.3, **options)
+    separate, _ = _attention(MODULE, *states, scaling=0.3, **options)
     together, _ = sdpa_attention_forward(MODULE, *states, scaling=0.3)
-    torch.testing.assert_close(own, together, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(separate, together, rtol=1e-5, atol=1e-5)
 
 
 BIAS = torch.randn(1, HEADS, 4, 16)

@@ -121,7 +121,7 @@ def test_models_on_gpus_use_flash_attention_if_they_support_it(
 def test_torch_has_the_arguments_of_the_kernel() -> None:
     kernel = packed_attention._varlen_kernel()
     parameters = inspect.signature(kernel).parameters
-    own = inspect.signature(reference_varlen_attn).parameters
-    assert [(p.name, p.kind) for p in own.values()] == [
-        (name, parameters[name].kind) for name in own
+    expected = inspect.signature(reference_varlen_attn).parameters
+    assert [(p.name, p.kind) for p in expected.values()] == [
+        (name, parameters[name].kind) for name in expected
     ]

@@ -37,9 +37,11 @@ def test_the_examples_are_nearest_to_the_last_turn_of_the_user_and_the_nearest_i
     assert nearest_answer(CONVERSATION, index=INDEX).text == "a0"
 
 
-@pytest.mark.parametrize(("num_fitting", "kept"), [(3, (2, 1, 0)), (2, (1, 0)), (1, (0,)), (0, ())])
+@pytest.mark.parametrize(
+    ("num_fitting", "included"), [(3, (2, 1, 0)), (2, (1, 0)), (1, (0,)), (0, ())]
+)
 def test_examples_that_exceed_the_limit_are_omitted_the_least_similar_first(
-    num_fitting: int, kept: tuple[int, ...]
+    num_fitting: int, included: tuple[int, ...]
 ) -> None:
     whole = chat_prompt(
         CONVERSATION, tokenizer=tokenizer(), prompting=prompting_of(num_fitting or 1), index=INDEX
@@ -51,13 +53,15 @@ def test_examples_that_exceed_the_limit_are_omitted_the_least_similar_first(
         prompting=prompting_of(4, max_tokens=limit),
         index=INDEX,
     )
-    assert prompt.examples == tuple(chain.from_iterable(map(example, kept)))
-    assert len(prompt.tokens) <= limit or not kept
+    assert prompt.examples == tuple(chain.from_iterable(map(example, included)))
+    assert len(prompt.tokens) <= limit or not included
 
 
 def test_a_conversation_with_a_system_message_keeps_it() -> None:
-    own = (("system", "t"), *CONVERSATION)
-    prompt = chat_prompt(own, tokenizer=tokenizer(), prompting=prompting_of(1), index=INDEX)
+    conversation = (("system", "t"), *CONVERSATION)
+    prompt = chat_prompt(
+        conversation, tokenizer=tokenizer(), prompting=prompting_of(1), index=INDEX
+    )
     expected = (("system", "t"), *example(0), *CONVERSATION)
     assert prompt.tokens == prompt_tokens(expected, tokenizer=tokenizer(), system=None)
 
