@@ -28,7 +28,7 @@ def rows() -> list[Tokens]:
     ]
 
 
-SCALED = {
+SCALED: dict[str, dict[str, Any]] = {
     "granite": {"logits_scaling": 8.0},
     "cohere": {"logit_scale": 0.1},
     "gemma2": {"final_logit_softcapping": 0.5},  # eager attention adds the mask to the scores

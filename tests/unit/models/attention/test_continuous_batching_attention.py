@@ -70,7 +70,7 @@ def test_other_passes_use_masked_attention_over_all_keys(
     case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     states, options = packed_pass([(1, 7), (3, 9)])
-    bias = {"position_bias": BIAS if case == "position bias" else None}
+    bias: dict[str, Any] = {"position_bias": BIAS if case == "position bias" else None}
     if case == "few":
         monkeypatch.setattr(continuous_batching_attention, "MAX_TOGETHER", 2)
     elif case == "outside":
