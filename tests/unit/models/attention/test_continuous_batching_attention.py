@@ -70,15 +70,17 @@ def test_other_passes_use_masked_attention_over_all_keys(
     case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     states, options = packed_pass([(1, 7), (3, 9)])
-    bias: dict[str, Any] = {"position_bias": BIAS if case == "position bias" else None}
     if case == "few":
         monkeypatch.setattr(continuous_batching_attention, "MAX_TOGETHER", 2)
     elif case == "outside":
         options = {}
     elif case == "shared keys":  # of another layer
         options["cu_seq_lens_k"] = {"full_attention": options["cu_seq_lens_k"]}
-    together, _ = sdpa_attention_forward(MODULE, *states, scaling=0.3, **bias)
-    assert torch.equal(_attention(MODULE, *states, scaling=0.3, **bias, **options)[0], together)
+    else:
+        options["position_bias"] = BIAS
+    bias = options.get("position_bias")
+    together, _ = sdpa_attention_forward(MODULE, *states, scaling=0.3, position_bias=bias)
+    assert torch.equal(_attention(MODULE, *states, scaling=0.3, **options)[0], together)
 
 
 def test_on_another_device_than_a_cpu_no_value_is_read() -> None:
