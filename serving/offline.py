@@ -220,7 +220,7 @@ def _of_endpoint(
         bodies = [request_body(row.turns, version=version, index=index) for row in rows]
         try:
             answers = fetch_answers(
-                bodies, endpoint=endpoint, parent=parent, limits=limits, kept=kept
+                bodies, endpoint=endpoint, parent=parent, limits=limits, listed=kept
             )
         except (EndpointError, s3.StorageError):
             raise

@@ -7,7 +7,7 @@ training rows.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import compress
 
 import numpy as np
@@ -43,7 +43,6 @@ class OffsetFit:
     score: float
     """Score of the validation rows. With offsets, each row is decided with offsets of other
     folds."""
-    unadjusted: float  # score of the highest logit
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class _Rows:
         documents = None
         if self.documents is not None:
             documents = tuple(compress(self.documents, rows))
-        return _Rows(self.logits[rows], self.truth[rows], self.metric, documents)
+        return replace(self, logits=self.logits[rows], truth=self.truth[rows], documents=documents)
 
     @property
     def candidates(self) -> IntArray:
@@ -85,12 +84,17 @@ def fit_offsets(
     fold. The score comes from nested folds, in which the rule is selected again: the score that
     selected the rule would be too high.
     """
-    rows = _Rows(np.asarray(logits, dtype=np.float64), np.asarray(truth), metric, documents)
+    rows = _Rows(
+        logits=np.asarray(logits, dtype=np.float64),
+        truth=np.asarray(truth),
+        metric=metric,
+        documents=documents,
+    )
     plain = decide(rows.logits)
     unadjusted = score_of(metric, labels=rows.truth, outputs=plain)
     rule = _select_rule(rows)
     if rule is None:
-        return OffsetFit((), unadjusted, unadjusted)
+        return OffsetFit((), unadjusted)
 
     def select_and_fit(fitted: _Rows) -> FloatArray:
         selected = _select_rule(fitted)
@@ -100,8 +104,8 @@ def fit_offsets(
 
     score = score_of(metric, labels=rows.truth, outputs=_decide_by_fold(rows, select_and_fit))
     if score <= unadjusted:
-        return OffsetFit((), unadjusted, unadjusted)
-    return OffsetFit(tuple(rule(rows).tolist()), score, unadjusted)
+        return OffsetFit((), unadjusted)
+    return OffsetFit(tuple(rule(rows).tolist()), score)
 
 
 def _select_rule(rows: _Rows) -> FitOffsets | None:
@@ -174,7 +178,7 @@ def _offsets_of_all_classes(rows: _Rows) -> FloatArray:
     best = score_of(rows.metric, labels=rows.truth, outputs=decide(rows.logits))
     for _ in range(NUM_PASSES):
         for label in rows.candidates.tolist():
-            adjusted = _Rows(rows.logits + offsets, rows.truth, rows.metric)
+            adjusted = replace(rows, logits=rows.logits + offsets)
             score, change = _best_offset(adjusted, ranked, label)
             if score > best + 1e-12:
                 best = score

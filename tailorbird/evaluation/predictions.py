@@ -4,10 +4,10 @@ recomputed."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence, Set, Sized
+from collections.abc import Mapping, Sequence, Set, Sized
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,10 +24,17 @@ LOGPROBS = "logprobs"
 TRAINING_TEXT = "contains_training_text"
 """Measure of answers to a suite: 1 in all rows if the model, or a part of a hybrid, stores training
 rows as text."""
-COLUMNS = ("row_id", "label", "output", "score", "confidence", "calibrated")
-
-
-Value = TypeVar("Value")
+COLUMNS = {
+    "row_id": "row_ids",
+    "label": "labels",
+    "output": "outputs",
+    "score": "scores",
+    "confidence": "confidences",
+    "calibrated": "calibrated",
+}
+"""Columns of a table by name, with their fields."""
+ROW_COLUMNS = (*COLUMNS.values(), "groups", "measures", "clusters", "logprobs")
+"""Fields of `Predictions` with a value, or several, for each row."""
 
 
 class VerdictRefused(ValueError):
@@ -79,30 +86,12 @@ class Predictions:
 
     def take(self, rows: Sequence[int]) -> Predictions:
         """Return the predictions for the rows at these positions, in that order."""
-        positions = np.array(rows, dtype=np.int64)
-
-        def pick(column: Sequence[Value]) -> tuple[Value, ...]:
-            return tuple(column[row] for row in rows)
-
-        clusters = None
-        if self.clusters is not None:
-            clusters = pick(self.clusters)
-        logprobs = None
-        if self.logprobs is not None:
-            logprobs = pick(self.logprobs)
-        return replace(
-            self,
-            row_ids=pick(self.row_ids),
-            labels=pick(self.labels),
-            outputs=pick(self.outputs),
-            scores=self.scores[positions],
-            confidences=self.confidences[positions],
-            calibrated=self.calibrated[positions],
-            groups={name: pick(values) for name, values in self.groups.items()},
-            measures={name: values[positions] for name, values in self.measures.items()},
-            clusters=clusters,
-            logprobs=logprobs,
-        )
+        changes = {}
+        for name in ROW_COLUMNS:
+            column = getattr(self, name)
+            if column is not None:
+                changes[name] = _picked(column, rows)
+        return replace(self, **changes)
 
     def without(self, row_ids: Set[str]) -> Predictions:
         """Return the predictions without some test rows, and without the changed rows (`<row
@@ -138,14 +127,11 @@ class Predictions:
         """
         import pyarrow as pa
 
-        columns = {
-            "row_id": pa.array(self.row_ids, pa.string()),
-            "label": pa.array(self.labels, pa.string()),
-            "output": pa.array(self.outputs, pa.string()),
-            "score": pa.array(self.scores),
-            "confidence": pa.array(self.confidences),
-            "calibrated": pa.array(self.calibrated),
-        }
+        columns = {}
+        for name, field_name in COLUMNS.items():
+            values = getattr(self, field_name)
+            kind = None if isinstance(values, np.ndarray) else pa.string()
+            columns[name] = pa.array(values, kind)
         for name, groups in self.groups.items():
             columns[GROUP_PREFIX + name] = pa.array(groups, pa.string())
         for name, values in self.measures.items():
@@ -168,34 +154,20 @@ class Predictions:
                 f"{table.schema.metadata}; give a table that Predictions.to_table wrote"
             )
 
-        def texts(name: str) -> tuple[str, ...]:
-            return tuple(table[name].to_pylist())
-
-        def numbers(name: str) -> NDArray[np.float64]:
-            # `to_numpy` would import pandas.
-            return np.array(table[name].to_pylist(), dtype=np.float64)
-
-        groups = [name for name in names if name.startswith(GROUP_PREFIX)]
-        measures = [name for name in names if name.startswith(MEASURE_PREFIX)]
-        clusters = None
-        if CLUSTER in names:
-            clusters = texts(CLUSTER)
-        logprobs = None
-        if LOGPROBS in names:
-            logprobs = tuple(map(tuple, table[LOGPROBS].to_pylist()))
-        return cls(
-            model=model.decode(),
-            row_ids=texts("row_id"),
-            labels=texts("label"),
-            outputs=texts("output"),
-            scores=numbers("score"),
-            confidences=numbers("confidence"),
-            calibrated=numbers("calibrated"),
-            groups={name.removeprefix(GROUP_PREFIX): texts(name) for name in groups},
-            measures={name.removeprefix(MEASURE_PREFIX): numbers(name) for name in measures},
-            clusters=clusters,
-            logprobs=logprobs,
-        )
+        columns: dict[str, Any] = {"groups": {}, "measures": {}}
+        for name in names:
+            values = tuple(table[name].to_pylist())
+            if name.startswith(GROUP_PREFIX):
+                columns["groups"][name.removeprefix(GROUP_PREFIX)] = values
+            elif name.startswith(MEASURE_PREFIX):
+                columns["measures"][name.removeprefix(MEASURE_PREFIX)] = values
+            elif name == CLUSTER:
+                columns["clusters"] = values
+            elif name == LOGPROBS:
+                columns["logprobs"] = tuple(map(tuple, values))
+            elif name in COLUMNS:
+                columns[COLUMNS[name]] = values
+        return cls(model=model.decode(), **columns)
 
 
 def joined_predictions(tables: Sequence[Predictions], *, model: str) -> Predictions:
@@ -203,42 +175,39 @@ def joined_predictions(tables: Sequence[Predictions], *, model: str) -> Predicti
 
     Rows of a table without log-probabilities have none if another table has them.
     """
-    groups = {}
-    for name in tables[0].groups:
-        groups[name] = _chained(table.groups[name] for table in tables)
-
-    measures = {}
-    for name in tables[0].measures:
-        if all(name in table.measures for table in tables):
-            measures[name] = np.concatenate([table.measures[name] for table in tables])
-
-    clusters = None
-    if tables[0].clusters is not None:
-        clusters = _chained(table.clusters or () for table in tables)
-    logprobs = None
-    if any(table.logprobs is not None for table in tables):
-        logprobs = _chained(map(table.logprobs_of, range(len(table))) for table in tables)
-
-    return Predictions(
-        model=model,
-        row_ids=_chained(table.row_ids for table in tables),
-        labels=_chained(table.labels for table in tables),
-        outputs=_chained(table.outputs for table in tables),
-        scores=np.concatenate([table.scores for table in tables]),
-        confidences=np.concatenate([table.confidences for table in tables]),
-        calibrated=np.concatenate([table.calibrated for table in tables]),
-        groups=groups,
-        measures=measures,
-        clusters=clusters,
-        logprobs=logprobs,
-    )
+    columns: dict[str, Any] = {}
+    for name in ROW_COLUMNS:
+        parts = []
+        for table in tables:
+            part = getattr(table, name)
+            parts.append(((),) * len(table) if part is None else part)
+        columns[name] = _joined(parts)
+    for name in ("clusters", "logprobs"):
+        if all(getattr(table, name) is None for table in tables):
+            columns[name] = None
+    return Predictions(model=model, **columns)
 
 
-def _chained(columns: Iterable[Iterable[Value]]) -> tuple[Value, ...]:
-    return tuple(chain.from_iterable(columns))
+def _picked(column: Any, rows: Sequence[int]) -> Any:
+    """Return the values of a column, or of each column of a mapping, at these positions."""
+    if isinstance(column, Mapping):
+        return {name: _picked(values, rows) for name, values in column.items()}
+    if isinstance(column, np.ndarray):
+        return column[np.array(rows, dtype=np.int64)]
+    return tuple(column[row] for row in rows)
 
 
-def align(first: Predictions, *others: Predictions) -> None:
+def _joined(parts: Sequence[Any]) -> Any:
+    """Return the values of all parts of a column, or of each column that all mappings have."""
+    if isinstance(parts[0], Mapping):
+        common = [name for name in parts[0] if all(name in part for part in parts)]
+        return {name: _joined([part[name] for part in parts]) for name in common}
+    if isinstance(parts[0], np.ndarray):
+        return np.concatenate(parts)
+    return tuple(chain.from_iterable(parts))
+
+
+def align(first: Predictions, *tables: Predictions) -> None:
     """Check that all tables have the same rows, in the same order, with the same labels and finite
     scores.
 
@@ -252,7 +221,7 @@ def align(first: Predictions, *others: Predictions) -> None:
             f"{first.model} has row id {row_id!r} more than once; row ids must be unique"
         )
 
-    for table in (first, *others):
+    for table in (first, *tables):
         for what, values in {"score": table.scores, **table.measures}.items():
             invalid = np.flatnonzero(~np.isfinite(values))
             if invalid.size:
@@ -262,7 +231,7 @@ def align(first: Predictions, *others: Predictions) -> None:
                     f"{table.row_ids[position]!r}; scores must be finite"
                 )
 
-    for other in others:
+    for other in tables:
         pair = f"{first.model} and {other.model}"
         if len(first) != len(other):
             raise VerdictRefused(

@@ -3,7 +3,6 @@
 import logging
 import shutil
 import tempfile
-from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -76,7 +75,6 @@ def export_int8(uri: str, *, code: str, to: str) -> None:
 def write_graph(model: Classifier, file: Path, *, max_length: int) -> None:
     """Write encoder and pooling to an ONNX file, for any batch size and up to `max_length`
     tokens."""
-    _require("onnx", "onnxscript")
     ids = torch.ones((EXAMPLE_ROWS, min(EXAMPLE_TOKENS, max_length)), dtype=torch.int64)
     mask = torch.ones_like(ids)
     mask[0, ids.shape[1] // 2 :] = 0  # without padding, transformers omits the mask from the graph
@@ -99,9 +97,7 @@ def write_graph(model: Classifier, file: Path, *, max_length: int) -> None:
             verbose=False,
         )
     except Exception as error:  # torch, onnxscript and onnx raise various exceptions
-        raise EngineError(
-            f"the encoder cannot be exported to ONNX: {first_line(error)}; serve it with torch"
-        ) from None
+        raise _export_error(error) from None
 
 
 def _quantize(file: Path) -> None:
@@ -110,11 +106,10 @@ def _quantize(file: Path) -> None:
     Weights use 7 bits, because 8 bits overflow on machines without VNNI (ONNX Runtime, Quantize
     ONNX models).
     """
-    _require("onnx", "onnxruntime")
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
     unquantized = file.rename(file.with_suffix(".fp32.onnx"))
     try:
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
         quantize_dynamic(
             unquantized,
             file,
@@ -124,18 +119,12 @@ def _quantize(file: Path) -> None:
             weight_type=QuantType.QInt8,
         )
     except Exception as error:  # onnx and onnxruntime raise various exceptions
-        raise EngineError(
-            f"the encoder cannot be quantized: {error}; serve it with torch"
-        ) from None
+        raise _export_error(error) from None
     unquantized.unlink()
 
 
-def _require(*packages: str) -> None:
-    for name in packages:
-        try:
-            import_module(name)
-        except ImportError as error:
-            raise EngineError(
-                f"the export needs the package {name}, which cannot be imported ({error}); "
-                f"{INSTALL}"
-            ) from None
+def _export_error(error: Exception) -> EngineError:
+    return EngineError(
+        f"the encoder cannot be exported to ONNX: {first_line(error)}; if a package is missing, "
+        f"{INSTALL}; otherwise serve it with torch"
+    )

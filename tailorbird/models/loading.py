@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
-from weakref import WeakValueDictionary
 
 import torch
 from safetensors import SafetensorError
@@ -20,7 +19,6 @@ from tailorbird.models.causal_lm import ChatModel
 from tailorbird.models.classifier import Classifier, UnitLinear
 from tailorbird.models.errors import ModelError
 from tailorbird.models.lora import load_adapter, merge_layers
-from tailorbird.models.pooling.declared import read_pooling
 from tailorbird.models.pretrained import (
     cast_parameters,
     default_device,
@@ -28,6 +26,7 @@ from tailorbird.models.pretrained import (
     load_causal,
     load_encoder,
 )
+from tailorbird.models.retrieval.text_encoder import load_text_encoder
 from tailorbird.models.runtimes import load_exported
 from tailorbird.models.tensor_parallel.parts import load_divided
 from tailorbird.registry import versions
@@ -36,7 +35,6 @@ from tailorbird.registry.pooling import MEAN, Pooling
 from tailorbird.registry.version_files import require_intact, version_faults
 from tailorbird.registry.versions import (
     ModelVersion,
-    PinnedEncoder,
     PinnedVersion,
     Prompting,
     Retrieval,
@@ -48,12 +46,6 @@ from tailorbird.storage.paths import is_version_uri
 if TYPE_CHECKING:
     from tailorbird.models.bag_of_words import BagOfWords
     from tailorbird.models.retrieval.index import RetrievalIndex
-    from tailorbird.models.retrieval.text_encoder import TextEncoder
-
-_text_encoders: WeakValueDictionary[tuple[PinnedEncoder, str], "TextEncoder"] = (
-    WeakValueDictionary()
-)
-"""Encoders for retrieval that are in use, by pin and device."""
 
 Version = TypeVar("Version", bound=VersionConfig)
 
@@ -169,29 +161,6 @@ def load_retrieval_index(
     return load_index(folder, retrieval=retrieval, encoder=encoder)
 
 
-def load_text_encoder(pinned: PinnedEncoder, *, device: str | None = None) -> "TextEncoder":
-    """Load an encoder for retrieval, downloaded once per node. Versions with the same encoder share
-    its memory.
-
-    Raises DataError if it has no tokenizer, and the errors of `checked_files`, `read_pooling` and
-    `text_encoder`.
-    """
-    from tailorbird.models.retrieval.text_encoder import checked_files, text_encoder
-
-    device = device or default_device()
-    if (known := _text_encoders.get((pinned, device))) is not None:
-        return known
-    folder = checked_files(pinned)
-    encoder = load_encoder(folder, dtype=getattr(torch, pinned.dtype))
-    tokenizer = load_tokenizer(folder)
-    pooling = read_pooling(folder.as_uri(), purpose="retrieval")
-    loaded = text_encoder(
-        encoder, tokenizer=tokenizer, pinned=pinned, pooling=pooling, device=device
-    )
-    _text_encoders[pinned, device] = loaded
-    return loaded
-
-
 def load_chat_weights(
     folder: Path, *, lm: nn.Module, kind: Kind, dtype: torch.dtype | None = torch.float32
 ) -> ChatModel:
@@ -248,25 +217,20 @@ def weight_errors(folder: Path) -> Iterator[None]:
         raise ModelError(f"the weights in {folder} do not fit their base model: {first}") from None
 
 
-def load_causal_state(lm: nn.Module, state: dict[str, torch.Tensor]) -> None:
+def load_causal_state(lm: Any, state: dict[str, torch.Tensor]) -> None:
     """Set all parameters of a causal language model without copying. Tied parameters are stored
     under one name.
 
     Raises RuntimeError, as torch does, for a missing or unexpected parameter, or one of another
     shape.
     """
-    known = dict(lm.named_parameters())
-    if names := sorted(set(state) ^ set(known)):
+    known = {name for name, _ in lm.named_parameters()}
+    if names := sorted(known ^ set(state)):
         raise RuntimeError(
             f"{len(names)} weights are missing or unexpected, for example {names[0]}"
         )
-    for name, parameter in known.items():
-        given = tuple(state[name].shape)
-        if given != parameter.shape:
-            raise RuntimeError(
-                f"the weight {name} has the shape {given} instead of {tuple(parameter.shape)}"
-            )
-        parameter.data = state[name]
+    lm.load_state_dict(state, strict=False, assign=True)  # strict would require tied names
+    lm.tie_weights()
 
 
 def _tensors(file: Path) -> dict[str, torch.Tensor]:
@@ -329,7 +293,9 @@ def _load(
         return _load_classifier(folder, config, device=weights_device)
     index = load_retrieval_index(folder, retrieval=config.prompting.retrieval, device=device)
     if not config.spec.uses_base:
-        return LoadedChat(None, None, config.prompting, config, index)
+        return LoadedChat(
+            model=None, tokenizer=None, prompting=config.prompting, version=config, index=index
+        )
 
     base = local_copy(config.base_model)
     loaded: PretrainedModels = {}
@@ -339,27 +305,36 @@ def _load(
     if key not in loaded:
         model = load_chat(folder, base=base, kind=config.kind, dtype=getattr(torch, config.dtype))
         loaded[key] = _ready(model, weights_device)
-    return LoadedChat(loaded[key], load_tokenizer(base), config.prompting, config, index)
+    return LoadedChat(
+        model=loaded[key],
+        tokenizer=load_tokenizer(base),
+        prompting=config.prompting,
+        version=config,
+        index=index,
+    )
 
 
 def _load_classifier(folder: Path, config: Version, *, device: str) -> LoadedClassifier[Version]:
     bag = load_bag_of_words(folder, kind=config.kind)
-    if not config.spec.uses_base:
-        return LoadedClassifier(None, None, config.classes, config.max_length, config, bag)
-    base = local_copy(config.base_model)
-    if config.engine == "torch":
-        # The head is in fp32, as in evaluation, because a bfloat16 head changes the class of close
-        # predictions.
-        dtype = getattr(torch, config.dtype)
-        encoder = load_encoder(base, dtype=dtype if config.spec.base == "unchanged" else None)
-        model = load_weights(
-            folder, encoder=encoder, kind=config.kind, dtype=dtype, pooling=config.pooling
-        ).to(device)
-    else:
-        model = load_exported(folder, head=load_head(folder, kind=config.kind))
+    model: Classifier | None = None
+    tokenizer = None
+    if config.spec.uses_base:
+        base = local_copy(config.base_model)
+        tokenizer = load_tokenizer(base)
+        if config.engine == "torch":
+            # The head is in fp32, as in evaluation, because a bfloat16 head changes the class of
+            # close predictions.
+            dtype = getattr(torch, config.dtype)
+            encoder = load_encoder(base, dtype=dtype if config.spec.base == "unchanged" else None)
+            model = load_weights(
+                folder, encoder=encoder, kind=config.kind, dtype=dtype, pooling=config.pooling
+            ).to(device)
+        else:
+            model = load_exported(folder, head=load_head(folder, kind=config.kind))
+        model.eval().requires_grad_(False)
     return LoadedClassifier(
-        model=model.eval().requires_grad_(False),
-        tokenizer=load_tokenizer(base),
+        model=model,
+        tokenizer=tokenizer,
         classes=config.classes,
         max_length=config.max_length,
         version=config,

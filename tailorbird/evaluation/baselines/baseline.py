@@ -29,7 +29,7 @@ NUM_REPLACING = 3  # baselines that may replace the incumbent
 
 
 @dataclass(frozen=True)
-class Others:
+class OtherBaselines:
     """The baselines other than the incumbent that predict the test rows."""
 
     tested: tuple[Baseline, ...]  # best on validation first
@@ -49,7 +49,7 @@ def select_incumbent(baselines: Sequence[Baseline]) -> Baseline:
     return champion or max(servable, key=lambda baseline: baseline.validation)
 
 
-def other_baselines(baselines: Sequence[Baseline]) -> Others:
+def other_baselines(baselines: Sequence[Baseline]) -> OtherBaselines:
     """Return the servable baselines other than the incumbent that predict the test rows, best on
     validation first.
 
@@ -66,4 +66,4 @@ def other_baselines(baselines: Sequence[Baseline]) -> Others:
     if named and not spec_of(incumbent.kind).calls_endpoint and named[0] not in replacing:
         replacing.append(named[0])
     tested = [one for one in ranked if one in replacing or spec_of(one.kind).is_always_tested]
-    return Others(tuple(tested), tuple(baseline.kind for baseline in replacing))
+    return OtherBaselines(tuple(tested), tuple(baseline.kind for baseline in replacing))

@@ -16,11 +16,12 @@ from tailorbird.evaluation.baselines.prompts import tried_prompts
 from tailorbird.evaluation.inference.chat_answers import answer_rows
 from tailorbird.evaluation.statistics.answer_metrics import per_row
 from tailorbird.models.generation import context_length
-from tailorbird.models.loading import load_pretrained_chat, load_text_encoder
+from tailorbird.models.loading import load_pretrained_chat
 from tailorbird.models.pretrained import dtype_name
 from tailorbird.models.retrieval.chat_prompt import nearest_answer
 from tailorbird.models.retrieval.files import index_files, index_sha256
 from tailorbird.models.retrieval.index import RetrievalIndex, build_index, embed_index
+from tailorbird.models.retrieval.text_encoder import load_text_encoder
 from tailorbird.registry.kinds import spec_of
 from tailorbird.registry.versions import (
     Dtype,

@@ -12,7 +12,6 @@ from cluster.progress import current_progress
 from tailorbird import storage
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.data.copies import documents
-from tailorbird.data.quality import listed
 from tailorbird.data.rows import Rows
 from tailorbird.data.splits import classes_first
 from tailorbird.data.tokenize import encode_texts, label_indices, labels_of, load_tokenizer
@@ -126,7 +125,7 @@ def fit_baselines(
     ) -> None:
         """Add a servable baseline with its logits [N, L] for the validation rows, and report its
         score."""
-        note += offsets_note(fit.offsets, classes=classes, labels=validation.labels)
+        note += offsets_note(fit.offsets, classes=classes)
         temperature = fit_temperature(logits, labels=truth)
         baseline = Baseline(kind, None, fit.score, servable=True, note=note)
         results.append(
@@ -261,19 +260,15 @@ def embed_in_time(
     return rows[in_order], features[in_order]
 
 
-def offsets_note(offsets: Sequence[float], *, classes: Sequence[str], labels: Sequence[str]) -> str:
-    """Return the offsets for reports, with the classes that have none for lack of validation
-    rows."""
+def offsets_note(offsets: Sequence[float], *, classes: Sequence[str]) -> str:
+    """Return the offsets for reports."""
     changed = {label: offset for label, offset in zip(classes, offsets, strict=False) if offset}
     if not changed:
         return ""
     if len(changed) == 1:
         [(label, offset)] = changed.items()
         return f", offset of {label} {offset:+.2f}"
-    note = f", offsets of {len(changed)} classes"
-    if missing := sorted(set(classes) - set(labels)):
-        note += f" (without validation rows: {listed(missing)})"
-    return note
+    return f", offsets of {len(changed)} classes"
 
 
 def majority(train_labels: Sequence[str]) -> str:

@@ -1,8 +1,7 @@
 """Baselines on an external endpoint: the prompt alone, with fixed examples, and with retrieved
 examples."""
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -73,9 +72,9 @@ def fit_endpoint_baselines(
         require_answers(answers, rows=validation, version=version)
 
         answered = [answer for answer in answers if answer.model]
-        shares_without = _shares_without_parameters(answered)
+        refused = set(chain.from_iterable(answer.omitted for answer in answered))
         reported = answered[0].model if answered else pinned.reported_model
-        omitted = tuple(sorted({*pinned.omitted, *shares_without}))
+        omitted = tuple(sorted({*pinned.omitted, *refused}))
         pinned = pinned.model_copy(update={"reported_model": reported, "omitted": omitted})
 
         predictions = endpoint_predictions(answers, rows=validation, version=version)
@@ -83,7 +82,7 @@ def fit_endpoint_baselines(
         note = _note(
             f"{reported}: {prompt.note}",
             answers,
-            shares_without=shares_without,
+            omitted=sorted(refused),
             classes=version.classes,
         )
         baseline = Baseline(version.kind, None, score, servable=True, note=note)
@@ -115,13 +114,13 @@ def _note(
     detail: str,
     answers: Sequence[EndpointAnswer],
     *,
-    shares_without: Mapping[str, float],
+    omitted: Sequence[str],
     classes: tuple[str, ...],
 ) -> str:
     """Return the description of a prompt with what is unusual about its answers; `classes` is empty
     for chat.
 
-    `shares_without` is `_shares_without_parameters`.
+    `omitted` are the parameters without which some requests were sent.
     """
     notes = [detail]
     if classes:
@@ -130,13 +129,6 @@ def _note(
             share = labels.count(None) / len(labels)
             notes.append(f"{share:.1%} of the answers are no label")
     notes.append(str(count_answers(answers, classes=classes)))
-    for name, share in shares_without.items():
-        notes.append(f"{share:.1%} of the requests had no {name}, which the endpoint refused")
+    if omitted:
+        notes.append(f"sent without {', '.join(omitted)}, which the endpoint refused")
     return "; ".join(filter(None, notes))
-
-
-def _shares_without_parameters(answers: Sequence[EndpointAnswer]) -> dict[str, float]:
-    """Return the share of the answers whose request was sent without a parameter, for each that was
-    left out."""
-    counts = Counter(chain.from_iterable(answer.omitted for answer in answers))
-    return {name: count / len(answers) for name, count in sorted(counts.items())}

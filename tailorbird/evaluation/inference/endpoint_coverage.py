@@ -31,16 +31,15 @@ class AnswerCounts:
         """Return a description for notes; empty if the endpoint completed all answers."""
         parts = []
         if self.refused:
-            parts.append(f"{self._share(self.refused)} refused for the text, counted as wrong")
+            parts.append(
+                f"{self.refused:,} of {self.rows:,} rows refused for the text, counted as wrong"
+            )
         if self.truncated:
-            part = f"{self._share(self.truncated)} with an answer that ends at max_tokens"
-            if self.empty:
-                part += f", {self.empty:,} of them empty and wrong"
-            parts.append(part)
+            parts.append(
+                f"{self.truncated:,} of {self.rows:,} rows with an answer that ends at max_tokens, "
+                f"{self.empty:,} of them empty and wrong"
+            )
         return "; ".join(parts)
-
-    def _share(self, number: int) -> str:
-        return f"{number:,} of {self.rows:,} rows ({number / self.rows:.1%})"
 
 
 def count_answers(answers: Sequence[EndpointAnswer], *, classes: tuple[str, ...]) -> AnswerCounts:
@@ -77,20 +76,18 @@ def require_answers(
             "reason less, and start the run again"
         )
     if counts.refused > limit:
-        refused = [position for position, answer in enumerate(answers) if answer.refused]
-        codes = ", ".join(sorted({str(answers[position].finish_reason) for position in refused}))
-        positions = listed([rows.row_ids[position] for position in refused])
-        settings = ["evaluation.endpoint.max_tokens"]
-        if version.spec.has_shots:
-            settings.append("evaluation.prompt_shots")
-        if version.spec.has_index:
-            settings.append("evaluation.retrieved_tokens")
+        refused = [
+            row_id for row_id, answer in zip(rows.row_ids, answers, strict=True) if answer.refused
+        ]
+        codes = sorted({str(answer.finish_reason) for answer in answers if answer.refused})
         raise EndpointAnswersMissing(
             f"{stated} ({version.kind}) refused {counts.refused:,} of {counts.rows:,} requests "
-            f"because of their texts ({codes}), and at most {MAX_SHARE:.0%} may be: the validation "
-            f"rows at the positions {positions} of their file. Lower {' or '.join(settings)} if "
-            "they are too long, or set evaluation.endpoint.revision to a new text if the provider "
-            "accepts them now, or remove these validation rows; start the run again"
+            f"because of their texts ({', '.join(codes)}), and at most {MAX_SHARE:.0%} may be: the "
+            f"validation rows at the positions {listed(refused)} of their file. If they are too "
+            "long, lower evaluation.endpoint.max_tokens, evaluation.prompt_shots or "
+            "evaluation.retrieved_tokens; if the provider accepts them now, set "
+            "evaluation.endpoint.revision to a new text; else remove these rows. Start the run "
+            "again"
         )
 
 

@@ -105,7 +105,7 @@ def fetch_answers(
     endpoint: Endpoint,
     parent: str,
     limits: RequestLimits,
-    kept: dict[str, StoredAnswers] | None = None,
+    listed: dict[str, StoredAnswers] | None = None,
 ) -> tuple[EndpointAnswer, ...]:
     """Return the answer to each request, from S3 if it is stored there: under `parent`, a task or a
     batch's output.
@@ -116,9 +116,9 @@ def fetch_answers(
     `EndpointAnswer.refused`), which is stored too. After another error, no request starts, and
     those that have started are completed and stored.
 
-    The stored answers are listed in each call. A caller with many calls gives a dictionary `kept`,
-    in which the list remains until an error; answers that another process stores meanwhile are
-    neither used nor counted as spend.
+    The stored answers are listed in each call. A caller with many calls gives a dictionary
+    `listed`, in which the list remains until an error; answers that another process stores
+    meanwhile are neither used nor counted as spend.
 
     Raises EndpointSpendExceeded if a further request could exceed `limits.max_spend_of(endpoint)`,
     the errors of `complete`, and ValueError before the first request if the spend is limited and a
@@ -129,7 +129,7 @@ def fetch_answers(
     root = folder = TaskPaths(parent).endpoint_answers(endpoint_key)
     if endpoint.revision is not None:
         folder += f"/{digest({'revision': endpoint.revision})[:16]}"
-    stored = kept.pop(folder, None) if kept else None
+    stored = listed.pop(folder, None) if listed else None
     stored = stored or _stored(root, folder=folder, endpoint=endpoint)
     names = [request_sha256(body, url=endpoint.url) for body in bodies]
     answers = _read({name: stored.uris[name] for name in names if name in stored.uris})
@@ -158,8 +158,8 @@ def fetch_answers(
                 endpoint=endpoint,
             )
         answers |= sent
-    if kept is not None:
-        kept[folder] = stored
+    if listed is not None:
+        listed[folder] = stored
     return tuple(answers[name] for name in names)
 
 

@@ -306,11 +306,10 @@ def _wrong_case(text: str, seed: str) -> str:
 
 
 def _white_space(text: str, seed: str) -> str:
-    """Add a space within the text or around it."""
-    blanks = [match.start() for match in re.finditer(" ", text)]
-    if not blanks or _hashed(seed, "edge") % 4 == 0:
-        return f" {text} "
-    at = blanks[_hashed(seed, "blank") % len(blanks)]
+    """Add a space next to another one, or at an end of the text."""
+    spaces = [match.start() for match in re.finditer(" ", text)]
+    positions = [0, *spaces, len(text)]
+    at = positions[_hashed(seed, "blank") % len(positions)]
     return text[:at] + " " + text[at:]
 
 

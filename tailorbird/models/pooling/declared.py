@@ -120,7 +120,9 @@ def _num_tokens(uri: str, prompt: str) -> int:
         return 0
     tokenizer = load_tokenizer(local_copy(uri))
     tokens = tokenizer(prompt)["input_ids"]
-    return len(tokens) - (tokens[-1] in tokenizer.all_special_ids)
+    if tokens[-1] in tokenizer.all_special_ids:
+        tokens = tokens[:-1]
+    return len(tokens)
 
 
 def _unsupported(uri: str, given: str, *, allowed: str) -> PoolingError:

@@ -98,10 +98,5 @@ def _parse(
     postings = Postings(arrays["columns"], arrays["idf"], matrix)
     if encoder is None:
         return RetrievalIndex(postings, table)
-    rows = arrays.get(EMBEDDINGS, np.zeros((0, 0), dtype=np.float16))
-    if rows.shape != (len(table), encoder.width):
-        raise ValueError(
-            f"{MATRIX_FILE} has embeddings of shape {list(rows.shape)}, but {len(table)} rows and "
-            f"the encoder {encoder.pinned.uri} require {[len(table), encoder.width]}"
-        )
-    return RetrievalIndex(postings, table, Embeddings(encoder, weight, rows.astype(np.float32)))
+    rows = arrays[EMBEDDINGS].astype(np.float32)
+    return RetrievalIndex(postings, table, Embeddings(encoder, weight, rows))

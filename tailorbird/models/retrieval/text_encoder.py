@@ -4,18 +4,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from tailorbird.config.base import digest
-from tailorbird.data.tokenize import encode_texts
+from tailorbird.data.tokenize import encode_texts, load_tokenizer
 from tailorbird.models.classifier import Classifier, embed_rows, zero_head
 from tailorbird.models.errors import ModelError
-from tailorbird.models.pretrained import cast_parameters
-from tailorbird.registry.pooling import Pooling
+from tailorbird.models.pooling.declared import read_pooling
+from tailorbird.models.pretrained import default_device, load_encoder
 from tailorbird.registry.versions import PinnedEncoder
 from tailorbird.storage.node_cache import local_copy, sha256_files
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 MAX_TEXT_TOKENS = 128  # that are embedded, if the encoder accepts as many
 PROBE = "a text that every encoder can embed"
+_in_memory: WeakValueDictionary[tuple[PinnedEncoder, str], "TextEncoder"] = WeakValueDictionary()
+"""Encoders that are in use, by pin and device."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,11 +36,6 @@ class TextEncoder:
     model: Classifier = field(repr=False)  # its head is not used
     tokenizer: "PreTrainedTokenizerBase" = field(repr=False)
     max_length: int
-
-    @property
-    def width(self) -> int:
-        """Number of values of an embedding."""
-        return int(self.model.head.in_features)
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return the embeddings of texts with length 1, [N, D]; zeros for a blank text.
@@ -79,27 +76,29 @@ def checked_files(pinned: PinnedEncoder) -> Path:
     return folder
 
 
-def text_encoder(
-    encoder: nn.Module,
-    *,
-    tokenizer: "PreTrainedTokenizerBase",
-    pinned: PinnedEncoder,
-    pooling: Pooling,
-    device: str,
-) -> TextEncoder:
-    """Return a pretrained model as an encoder; raise ModelError if it cannot embed a text."""
-    config: Any = encoder.config
-    encoder = cast_parameters(encoder, getattr(torch, pinned.dtype))
-    model = Classifier(encoder, zero_head(int(config.hidden_size), 1), pooling=pooling)
-    longest = int(getattr(config, "max_position_embeddings", None) or MAX_TEXT_TOKENS)
-    result = TextEncoder(
+def load_text_encoder(pinned: PinnedEncoder, *, device: str | None = None) -> TextEncoder:
+    """Load an encoder for retrieval, downloaded once per node. Versions with the same encoder share
+    its memory.
+
+    Raises ModelError if it cannot embed a text, DataError if it has no tokenizer, and the errors of
+    `checked_files` and `read_pooling`.
+    """
+    device = device or default_device()
+    if (known := _in_memory.get((pinned, device))) is not None:
+        return known
+    folder = checked_files(pinned)
+    encoder: Any = load_encoder(folder, dtype=getattr(torch, pinned.dtype))
+    pooling = read_pooling(folder.as_uri(), purpose="retrieval")
+    model = Classifier(encoder, zero_head(int(encoder.config.hidden_size), 1), pooling=pooling)
+    longest = int(getattr(encoder.config, "max_position_embeddings", None) or MAX_TEXT_TOKENS)
+    loaded = TextEncoder(
         pinned,
         model=model.to(device).eval().requires_grad_(False),
-        tokenizer=tokenizer,
+        tokenizer=load_tokenizer(folder),
         max_length=min(longest, MAX_TEXT_TOKENS),
     )
     try:
-        [embedding] = result.embed([PROBE])
+        [embedding] = loaded.embed([PROBE])
         if not abs(float(np.linalg.norm(embedding)) - 1) < 1e-3:
             raise ValueError("its embedding is zero or not finite")
     except Exception as error:  # models that are no text encoders raise various exceptions
@@ -107,4 +106,5 @@ def text_encoder(
             f"the retrieval encoder {pinned.uri} cannot embed a text ({type(error).__name__}: "
             f"{error}); name a text encoder, or omit evaluation.retrieval_encoder"
         ) from None
-    return result
+    _in_memory[pinned, device] = loaded
+    return loaded

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 from tailorbird import storage
 from tailorbird.data.rows import Rows
-from tailorbird.models.loading import load_retrieval_index, load_text_encoder
+from tailorbird.models.loading import load_retrieval_index
 from tailorbird.models.retrieval.files import index_files, index_sha256
 from tailorbird.models.retrieval.index import RetrievalIndex, build_index, embed_index
+from tailorbird.models.retrieval.text_encoder import load_text_encoder
 from tailorbird.registry.versions import Retrieval
 from tailorbird.storage.node_cache import local_copy
 

@@ -28,10 +28,9 @@ def load_divided(
     fault = division_fault(rank_divisor(lm), num_ranks=num_ranks)
     if fault is not None:
         raise ModelError(fault)
-    for name, weight in (
-        () if changed is None else _changed_weights(changed, dtype=dtype, device=lm.device)
-    ):
-        _set_part(lm.get_parameter(name), weight)
+    if changed is not None:
+        for name, weight in _changed_weights(changed, dtype=dtype, device=lm.device):
+            _set_part(lm.get_parameter(name), weight)
     return lm
 
 

@@ -19,6 +19,7 @@ from tailorbird.models import base_model, loading
 from tailorbird.models.generation import answer_prompts
 from tailorbird.models.retrieval.files import index_files, index_sha256
 from tailorbird.models.retrieval.index import build_index, embed_index
+from tailorbird.models.retrieval.text_encoder import load_text_encoder
 from tailorbird.registry import versions as registry
 from tailorbird.registry.hybrid_routing import Routing
 from tailorbird.registry.hybrids import hybrid_config
@@ -123,9 +124,7 @@ class Service:
             index = build_index(TRAINING_ROWS, seed=0)
             embedded: dict[str, Any] = {}
             if KINDS[kind].has_index:
-                index = embed_index(
-                    index, encoder=loading.load_text_encoder(self.encoder), weight=0.75
-                )
+                index = embed_index(index, encoder=load_text_encoder(self.encoder), weight=0.75)
                 embedded = {"encoder": self.encoder, "embedding_weight": 0.75}
             files = index_files(index)
             for name, content in files.items():

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tailorbird.config.evaluation import HybridConfig
 from tailorbird.evaluation.gates.cost import RowTokens, ServingUsage, Tokens, tokens_by_round
 from tailorbird.evaluation.hybrid import (
+    FrozenHybrid,
     PartUsage,
     apply_routing,
     best_of_each_cost,
@@ -23,6 +24,8 @@ from tailorbird.registry.hybrid_routing import NO_GROUP, Routing
 CASCADE = HybridConfig(by="cascade")
 BY_SEX = HybridConfig(by="group", column="sex")
 SURE = np.linspace(0, 0.99, 100)
+ALL = np.ones(100, dtype=np.bool_)
+NONE = ~ALL
 
 
 def answers(
@@ -43,6 +46,14 @@ def answers(
         calibrated=sure,
         groups={"sex": sex} if sex else {},
     )
+
+
+def cascade(**right: NDArray[np.bool_]) -> FrozenHybrid | None:
+    """Return the cascade of models that are right on these rows: `incumbent` and `candidate` are
+    `full` and `lora`, and each other role is its kind."""
+    kinds = {"incumbent": "full", "candidate": "lora"}
+    tables = {role: answers(rows, kind=kinds.get(role, role)) for role, rows in right.items()}
+    return fit_hybrid(CASCADE, tables, metric="accuracy")
 
 
 def test_the_cheap_part_of_a_cascade_answers_the_rows_on_which_it_is_confident_and_right() -> None:
@@ -71,12 +82,11 @@ def test_the_cheap_part_of_a_cascade_answers_the_rows_on_which_it_is_confident_a
 def test_the_cheap_part_answers_more_rows_if_that_costs_less_than_one_standard_error() -> None:
     lost = np.zeros(100, dtype=np.bool_)
     lost[[21, 25]] = True
-    tables = {
-        "incumbent": answers((np.arange(100) % 5 > 0) | lost, kind="full"),
-        "candidate": answers(np.zeros(100, dtype=np.bool_), kind="lora"),
-        "bag_of_words": answers((SURE >= 0.15) & ~lost, kind="bag_of_words"),
-    }
-    hybrid = fit_hybrid(CASCADE, tables, metric="accuracy")
+    hybrid = cascade(
+        incumbent=(np.arange(100) % 5 > 0) | lost,
+        candidate=NONE,
+        bag_of_words=(SURE >= 0.15) & ~lost,
+    )
     assert hybrid is not None
     # With 70 rows it scores 0.95, with 80 rows 0.94 (the standard error is 0.017), and with 90 rows
     # 0.91.
@@ -99,47 +109,23 @@ def test_a_cheap_part_that_is_the_best_model_can_be_combined_with_a_model_that_i
 
 def test_a_larger_share_that_scores_higher_by_chance_is_not_used() -> None:
     wrong = (SURE >= 0.6) & (SURE < 0.7)  # the fourth tenth
-    tables = {
-        "incumbent": answers(np.ones(100, dtype=np.bool_), kind="full"),
-        "candidate": answers(np.zeros(100, dtype=np.bool_), kind="lora"),
-        "nearest": answers(~wrong, kind="nearest"),
-    }
-    hybrid = fit_hybrid(CASCADE, tables, metric="accuracy")
+    hybrid = cascade(incumbent=ALL, candidate=NONE, nearest=~wrong)
     assert hybrid is not None
     assert hybrid.share_to_second == pytest.approx(0.7)
 
 
 def test_there_is_no_cascade_if_the_cheap_part_is_wrong_on_its_most_confident_rows() -> None:
-    tables = {
-        "incumbent": answers(np.ones(100, dtype=np.bool_), kind="full"),
-        "candidate": answers(np.zeros(100, dtype=np.bool_), kind="lora"),
-        "bag_of_words": answers(SURE < 0.5, kind="bag_of_words"),
-    }
-    assert fit_hybrid(CASCADE, tables, metric="accuracy") is None
-
-
-def test_there_is_no_cascade_of_two_models_of_the_same_cost() -> None:
-    tables = {
-        "incumbent": answers(SURE >= 0.5, kind="probe"),
-        "candidate": answers(SURE < 0.5, kind="full"),
-    }
-    assert fit_hybrid(CASCADE, tables, metric="accuracy") is None
+    assert cascade(incumbent=ALL, candidate=NONE, bag_of_words=SURE < 0.5) is None
 
 
 def test_of_several_cascades_the_one_with_the_cheapest_second_part_is_frozen() -> None:
-    right = np.ones(100, dtype=np.bool_)
-    tables = {
-        "incumbent": answers(right, kind="full"),
-        "candidate": answers(right, kind="lora"),
-        "nearest": answers(SURE >= 0.5, kind="nearest"),
-        "endpoint_zero_shot": answers(right, kind="endpoint_zero_shot"),
-    }
-    hybrid = fit_hybrid(CASCADE, tables, metric="accuracy")
+    nearest = SURE >= 0.5
+    hybrid = cascade(incumbent=ALL, candidate=ALL, nearest=nearest, endpoint_zero_shot=ALL)
     assert hybrid is not None
     assert hybrid.parts == ("nearest", "incumbent")
-    tables["incumbent"] = answers(SURE >= 0.2, kind="full")
-    tables["candidate"] = answers(SURE >= 0.3, kind="lora")
-    hybrid = fit_hybrid(CASCADE, tables, metric="accuracy")
+    hybrid = cascade(
+        incumbent=SURE >= 0.2, candidate=SURE >= 0.3, nearest=nearest, endpoint_zero_shot=ALL
+    )
     # Only the endpoint is right on all rows. The incumbent can answer more of them than `nearest`.
     assert hybrid is not None
     assert hybrid.parts == ("incumbent", "endpoint_zero_shot")

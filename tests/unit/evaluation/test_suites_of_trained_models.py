@@ -21,8 +21,9 @@ from tailorbird.evaluation.gates.suites import AnsweredSuite, suites_gate
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.models.causal_lm import ChatModel, as_tensors
-from tailorbird.registry.versions import Prompting, VersionConfig, write_config
-from tests import small_chat
+from tailorbird.registry.versions import Prompting, write_config
+from tests import build, small_chat
+from tests.build import version_config
 
 LETTERS = "abcdefgh"
 NAMES = [first + second for first in LETTERS for second in LETTERS]
@@ -43,22 +44,13 @@ SECRETS = {
 
 
 def rows_of(answers: Mapping[str, str]) -> Rows:
-    prompts = tuple(answers)
-    conversations = tuple((("user", prompt),) for prompt in prompts)
-    return Rows(
-        tuple(map(str, range(len(prompts)))),
-        prompts,
-        tuple(answers.values()),
-        conversations=conversations,
-    )
+    return build.pairs(tuple(answers.items()), chat=True)
 
 
 def suite_of(answers: Mapping[str, str]) -> Rows:
-    rows, n = rows_of(answers), len(answers)
+    n = len(answers)
     columns = SuiteColumns(("exact_match",) * n, ((),) * n, ("",) * n, ("",) * n)
-    return Rows(
-        rows.row_ids, rows.texts, rows.labels, conversations=rows.conversations, suite=columns
-    )
+    return replace(rows_of(answers), suite=columns)
 
 
 def trained(
@@ -82,17 +74,7 @@ def predictions(folder: Path, lm: torch.nn.Module, rows: Rows) -> Predictions:
     if not folder.exists():
         small_chat.save(folder / "base", lm)
         prompting = Prompting(system=None, max_new_tokens=12)
-        config = VersionConfig(
-            kind="zero_shot",
-            classes=(),
-            base_model=(folder / "base").as_uri(),
-            max_length=64,
-            dtype="float32",
-            code="",
-            recipe_hash="",
-            created_at="",
-            prompting=prompting,
-        )
+        config = version_config(base_model=(folder / "base").as_uri(), prompting=prompting)
         (folder / "version").mkdir()
         write_config(folder / "version", config)
     return predict_rows((folder / "version").as_uri(), rows=rows)

@@ -8,7 +8,6 @@ import pytest
 from tailorbird import storage
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.data.fingerprints import fingerprints, save_fingerprints
-from tailorbird.data.rows import Rows
 from tailorbird.evaluation.trained_rows import (
     require_enough_rows,
     trained_rows,
@@ -25,8 +24,9 @@ from tailorbird.registry.versions import (
     register,
     write_config,
 )
+from tests import build
 
-TEST = Rows(("0", "1", "2"), ("My knee", "a rash", "an eye"), ("a", "b", "a"))
+TEST = build.rows(("My knee", "a rash", "an eye"), ("a", "b", "a"))
 
 
 def version_of(

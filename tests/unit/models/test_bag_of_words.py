@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from serving.engines.classify import predict_texts
-from tailorbird.data.rows import Rows
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.models import bag_of_words
 from tailorbird.models.bag_of_words import (
@@ -20,15 +19,14 @@ from tailorbird.models.bag_of_words import (
     vocabulary_limit,
 )
 from tailorbird.models.errors import ModelError
-from tailorbird.models.loading import LoadedClassifier, load_artifact
+from tailorbird.models.loading import LoadedClassifier
 from tailorbird.registry.versions import (
     ModelVersion,
-    RegistryError,
-    VersionConfig,
-    now,
     register,
     write_config,
 )
+from tests import build
+from tests.build import version_config
 from tests.loaded import load_model
 
 TEXTS = ("injury of the retina", "chronic pain in the eardrum", "nail infection", "größe ½ 日本")
@@ -55,15 +53,11 @@ def write_bag(folder: Path, bag: BagOfWords) -> None:
 def artifact(folder: Path, *, base_model: str = "s3://missing/base") -> Path:
     """Return the folder of an artifact whose base model does not exist."""
     write_bag(folder, bag_of())
-    config = VersionConfig(
+    config = version_config(
         kind="bag_of_words",
         classes=("x", "y", "z"),
         base_model=base_model,
         max_length=16,
-        dtype="float32",
-        code="s3://none.zip",
-        recipe_hash="0" * 64,
-        created_at=now(),
         temperature=0.5,
     )
     write_config(folder, config)
@@ -133,24 +127,14 @@ def test_invalid_stored_options_are_refused(tmp_path: Path, change: dict[str, An
     stored = json.loads((tmp_path / bag_of_words.TERMS_FILE).read_bytes())
     stored["options"]["words"] |= change
     (tmp_path / bag_of_words.TERMS_FILE).write_text(json.dumps(stored))
-    with pytest.raises(ModelError, match="run the recipe again"):
+    with pytest.raises(ModelError):
         load_bag(tmp_path)
-
-
-def test_the_logits_of_a_text_do_not_depend_on_the_other_texts() -> None:
-    bag = bag_of()
-    alone = np.concatenate([bag.logits([text]) for text in (*TEXTS, *UNKNOWN)])
-    np.testing.assert_array_equal(bag.logits([*TEXTS, *UNKNOWN]), alone)
 
 
 def test_a_text_without_a_known_n_gram_has_the_bias_as_logits() -> None:
     bag = bag_of()
     for text in UNKNOWN:
         np.testing.assert_array_equal(bag.logits([text])[0], bag.bias)
-
-
-def test_no_texts_give_no_logits() -> None:
-    assert bag_of().logits([]).shape == (0, 3)
 
 
 def test_above_the_limit_only_the_most_frequent_n_grams_are_kept(
@@ -176,20 +160,6 @@ def test_the_vocabulary_shrinks_with_more_classes_down_to_a_minimum(
         assert num_classes * limit * len(bag_of_words.NGRAMS) <= bag_of_words.MAX_WEIGHTS
 
 
-def test_the_vocabulary_is_fitted_with_the_limit_for_its_classes(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(bag_of_words, "MIN_TERMS", 1)
-    monkeypatch.setattr(bag_of_words, "MAX_WEIGHTS", 24)
-    for num_classes, num_terms in ((3, 4), (6, 2)):
-        vectorizers, features = fit_vectorizers(TEXTS, num_classes=num_classes)
-        assert [len(vectorizer.vocabulary_) for vectorizer in vectorizers.values()] == [
-            num_terms,
-            num_terms,
-        ]
-        assert features.shape[1] * num_classes == 24
-
-
 def test_texts_of_punctuation_have_n_grams_of_characters_only() -> None:
     vectorizers, _ = fit_vectorizers(["++", "--"], num_classes=3)
     assert list(vectorizers) == ["characters"]
@@ -210,7 +180,7 @@ def test_damaged_files_are_refused(tmp_path: Path, damage: str) -> None:
         (tmp_path / bag_of_words.WEIGHTS_FILE).write_bytes(b"no tensors")
     else:
         (tmp_path / bag_of_words.WEIGHTS_FILE).unlink()
-    with pytest.raises(ModelError, match="run the recipe again"):
+    with pytest.raises(ModelError):
         load_bag(tmp_path).logits(TEXTS)
 
 
@@ -221,22 +191,8 @@ def test_evaluation_and_serving_give_the_same_predictions_without_a_base_model(
     assert (loaded.model, loaded.tokenizer) == (None, None)
     texts = (*TEXTS, *UNKNOWN)
     served = predict_texts(loaded, texts, batch_size=2)
-    rows = Rows(tuple(map(str, range(len(texts)))), texts, ("x",) * len(texts))
+    rows = build.rows(texts, ("x",) * len(texts))
     evaluated = predict_rows(version.uri, rows=rows)
     assert [prediction.label for prediction in served] == list(evaluated.outputs)
     np.testing.assert_array_equal([prediction.score for prediction in served], evaluated.calibrated)
     assert evaluated.model == "bag_of_words"
-
-
-def test_a_version_without_its_weights_is_not_registered(tmp_path: Path) -> None:
-    folder = artifact(tmp_path / "artifact")
-    (folder / bag_of_words.WEIGHTS_FILE).unlink()
-    with pytest.raises(RegistryError, match=r"bag_of_words\.safetensors is missing"):
-        register((tmp_path / "registry" / "task").as_uri(), folder)
-
-
-def test_an_artifact_is_loaded_like_a_version(tmp_path: Path) -> None:
-    loaded = load_artifact(artifact(tmp_path / "artifact").as_uri())
-    assert isinstance(loaded, LoadedClassifier)
-    assert loaded.bag is not None
-    np.testing.assert_array_equal(loaded.bag.logits(TEXTS), bag_of().logits(TEXTS))

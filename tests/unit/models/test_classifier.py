@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import BertConfig, BertModel
 
 from tailorbird.data.tokenize import collate
 from tailorbird.evaluation.baselines.linear_head import Head
@@ -17,22 +16,14 @@ from tailorbird.models.classifier import (
     device_batches,
     embed_rows,
     logits_rows,
-    zero_head,
 )
 from tailorbird.models.loading import load_weights
 from tailorbird.models.pretrained import without_pooler
+from tests.unit.models.tiny_bert import tiny_bert
 
 
 def tiny_encoder(seed: int = 0) -> torch.nn.Module:
-    torch.manual_seed(seed)
-    config = BertConfig(
-        vocab_size=50,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-    )
-    encoder: torch.nn.Module = without_pooler(BertModel(config)).eval()
+    encoder: torch.nn.Module = without_pooler(tiny_bert(seed=seed)).eval()
     return encoder
 
 
@@ -66,25 +57,6 @@ def test_the_embedding_is_the_mean_over_tokens_without_padding() -> None:
         hidden = MODEL.encoder(input_ids=ids[:1], attention_mask=mask[:1]).last_hidden_state
     torch.testing.assert_close(embedded, refilled, atol=1e-6, rtol=0)
     torch.testing.assert_close(embedded[0], hidden[0].mean(0), atol=1e-6, rtol=0)
-
-
-def test_embeddings_are_in_fp32_and_in_the_order_of_the_rows() -> None:
-    rows = [[1, 2], [3], [4, 5, 6, 7], [8, 9], [3]]
-    embeddings = embed_rows(MODEL, rows, pad_id=0, batch_size=2)
-    assert embeddings.shape == (5, 16)
-    assert embeddings.dtype == np.float32
-    np.testing.assert_allclose(embeddings[1], embeddings[4], atol=1e-6)
-    np.testing.assert_allclose(embeddings[2], embed_rows(MODEL, rows[2:3], pad_id=0)[0], atol=1e-6)
-    assert logits_rows(MODEL, rows, pad_id=0).shape == (5, 3)
-
-
-def test_no_rows_give_no_logits() -> None:
-    assert logits_rows(MODEL, [], pad_id=0).shape == (0, 3)
-
-
-def test_a_head_of_zeros_gives_equal_logits() -> None:
-    model = Classifier(MODEL.encoder, zero_head(16, 4))
-    np.testing.assert_array_equal(logits_rows(model, [[1, 2]], pad_id=0), np.zeros((1, 4)))
 
 
 def test_a_head_in_column_major_order_is_stored_and_loaded(tmp_path: Path) -> None:

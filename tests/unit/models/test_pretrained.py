@@ -7,20 +7,11 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel
 
 from tailorbird.models.pretrained import cast_parameters, load_causal, load_encoder
 from tests.small_chat import language_model, model_of, save
 
 LENGTH = 200
-SIZES = {
-    "vocab_size": 50,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-}
-NO_IDS = {"bos_token_id": None, "eos_token_id": None, "cls_token_id": None, "sep_token_id": None}
 
 
 def buffers(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -65,44 +56,6 @@ def test_a_language_model_loaded_in_bf16_is_one_that_was_cast(
         assert torch.equal(loaded(input_ids=ids).logits, cast(input_ids=ids).logits)
     if kind != "gemma3_text":  # rounds the buffer when it uses it
         assert_equal_models(loaded, cast)
-
-
-@pytest.mark.parametrize(
-    ("kind", "fields"),
-    [
-        ("bert", {}),
-        ("roberta", {}),
-        ("modernbert", NO_IDS | {"local_attention": 16, "global_attn_every_n_layers": 2}),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_an_encoder_loaded_in_bf16_is_one_that_was_cast(
-    kind: str, fields: dict[str, Any], tmp_path: Path
-) -> None:
-    torch.manual_seed(0)
-    AutoModel.from_config(
-        AutoConfig.for_model(kind, **SIZES, pad_token_id=0, **fields)
-    ).save_pretrained(tmp_path)
-    loaded, cast = (
-        load_encoder(tmp_path, dtype=torch.bfloat16),
-        cast_parameters(load_encoder(tmp_path), torch.bfloat16),
-    )
-    assert_equal_models(loaded, cast)
-    ids = torch.arange(LENGTH)[None] % 50
-    with torch.no_grad():
-        states = [model.eval()(input_ids=ids).last_hidden_state for model in (loaded, cast)]
-    assert torch.equal(*states)
-
-
-def test_a_module_that_is_cast_as_a_whole_has_rounded_buffers(tmp_path: Path) -> None:
-    save(tmp_path, language_model(width=64))
-    ids = torch.arange(LENGTH)[None] % 40
-    loaded, cast = (
-        load_causal(tmp_path, dtype=torch.bfloat16),
-        load_causal(tmp_path).to(torch.bfloat16),
-    )
-    with torch.no_grad():
-        assert not torch.equal(cast(input_ids=ids).logits, loaded(input_ids=ids).logits)
 
 
 def test_a_decoder_used_as_an_encoder_keeps_no_keys_and_values(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.task_data import data_task
-from tailorbird.models.tensor_parallel.plan import division_fault, rank_divisor
+from tailorbird.models.tensor_parallel.plan import rank_divisor
 from tailorbird.models.tensor_parallel.ranks import Ranks, comparison_ranks, plan_ranks
 from tests.small_chat import model_of, save
 
@@ -21,12 +21,6 @@ def test_the_number_of_ranks_must_divide_the_heads_of_a_plan_with_divided_keys(
 ) -> None:
     """The plans of OLMo 2 and Phi 3 gather keys; there is none for GPT-2."""
     assert rank_divisor(model_of(kind)) == divisor
-
-
-def test_the_reason_why_a_model_cannot_be_divided_names_the_numbers_that_work() -> None:
-    assert [division_fault(8, num_ranks=number) for number in (1, 2, 8)] == [None] * 3
-    assert "only among a divisor of 8" in str(division_fault(8, num_ranks=3))
-    assert "because of its type or its heads" in str(division_fault(1, num_ranks=2))
 
 
 def test_models_that_are_compared_use_as_many_ranks_as_gpus_or_one_if_a_model_cannot_be_divided() -> (

@@ -40,13 +40,6 @@ def test_the_installed_version_of_transformers_is_the_expected_one() -> None:
         f"{BATCHING}.cb_logits_processors:ContinuousBatchingLogitsProcessor.fill_defaults",
         f"{BATCHING}.cb_logits_processors:ContinuousBatchingLogitsProcessor.prepare_tensor_args",
         f"{BATCHING}.cb_logits_processors:ContinuousBatchingLogitsProcessor.supported_kwargs",
-        f"{BATCHING}.cb_logits_processors:ContinuousBatchingLogitsProcessorList",
-        f"{BATCHING}.utils:WorkloadHints",
-        "transformers.integrations.sdpa_attention:sdpa_attention_forward",
-        "transformers.masking_utils:create_causal_mask",
-        "transformers.masking_utils:packed_sequence_mask_function",
-        "transformers.masking_utils:sdpa_mask",
-        "transformers.models.auto.modeling_auto:MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
     ],
 )
 def test_a_private_part_exists(path: str) -> None:
@@ -59,17 +52,6 @@ def test_a_private_part_exists(path: str) -> None:
             else inspect.get_annotations(value).get(name)
         )
         assert value is not None, missing(path)
-
-
-def test_causal_model_types_are_recognized() -> None:
-    assert transformers_private.has_causal_model("llama")
-    assert not transformers_private.has_causal_model("made-up")
-
-
-def test_a_model_has_the_name_of_its_attention_implementation() -> None:
-    assert (
-        transformers_private.attention_implementation(small_chat.language_model().config) == "sdpa"
-    )
 
 
 def test_a_request_has_its_processor_arguments_and_token_lists() -> None:

@@ -17,13 +17,6 @@ def test_the_incumbent_is_the_best_servable_baseline_on_validation() -> None:
     assert select_incumbent(baselines).kind == "centroid"
 
 
-def test_the_first_of_equal_baselines_is_the_incumbent() -> None:
-    assert (
-        select_incumbent([baseline("bag_of_words", 0.7), baseline("probe", 0.7)]).kind
-        == "bag_of_words"
-    )
-
-
 def test_a_champion_is_the_incumbent_even_if_a_baseline_scores_higher_on_validation() -> None:
     assert select_incumbent([baseline("champion", 0.6), baseline("probe", 0.7)]).kind == "champion"
 

@@ -15,23 +15,20 @@ from tailorbird.evaluation.baselines.chat import (
     fit_prompt_baselines,
     store_prompt_baselines,
 )
-from tailorbird.evaluation.gates.cost import MIN_ROUNDS
 from tailorbird.evaluation.inference.chat_answers import Answer
 from tailorbird.evaluation.inference.predict import predict_rows
-from tailorbird.evaluation.inference.serving_cost import measure_serving
 from tailorbird.evaluation.statistics.scoring import score_table
-from tailorbird.models.errors import ModelError
 from tailorbird.models.loading import LoadedChat, PretrainedModels, load_artifact
 from tailorbird.registry.versions import (
     INDEX_FILES,
     PinnedEncoder,
     Prompting,
-    RegistryError,
     VersionConfig,
     register,
 )
 from tailorbird.storage.node_cache import local_copy
 from tests import small_encoder
+from tests.build import pairs, version_config
 from tests.loaded import load_model
 from tests.small_chat import save
 
@@ -40,10 +37,8 @@ VALIDATION = (("a blue sky", "sky"), ("leaf of green", "leaf"), ("", "sky"), ("z
 PROMPTING = Prompting(system="s", max_new_tokens=3)
 
 
-def rows_of(pairs: tuple[tuple[str, str], ...]) -> Rows:
-    texts, answers = (tuple(column) for column in zip(*pairs, strict=True))
-    ids = tuple(map(str, range(len(pairs))))
-    return Rows(ids, texts, answers, conversations=tuple((("user", text),) for text in texts))
+def rows_of(content: tuple[tuple[str, str], ...]) -> Rows:
+    return pairs(content, chat=True)
 
 
 @pytest.fixture(scope="module")
@@ -75,17 +70,7 @@ def fit(
 
 
 def config_of(base: str) -> VersionConfig:
-    return VersionConfig(
-        kind="zero_shot",
-        classes=(),
-        base_model=base,
-        max_length=64,
-        dtype="float32",
-        code="",
-        recipe_hash="",
-        created_at="",
-        prompting=PROMPTING,
-    )
+    return version_config(base_model=base, prompting=PROMPTING)
 
 
 @pytest.fixture(scope="module")
@@ -147,19 +132,6 @@ def test_the_prompt_is_limited_by_the_recipe_and_by_the_context_of_the_model(
     assert prompting.retrieval.max_prompt_tokens == limit
 
 
-def test_a_single_training_row_gives_all_baselines(base: str, tmp_path: Path) -> None:
-    results = fit(base, train=PAIRS[:1])
-    stored = store_prompt_baselines(tmp_path.as_uri(), results, config=config_of(base))
-    assert [baseline.kind for baseline in stored] == [
-        "nearest",
-        "zero_shot",
-        "few_shot",
-        "retrieved",
-    ]
-    table = predict_rows(f"{tmp_path.as_uri()}/nearest", rows=rows_of(VALIDATION))
-    assert table.scores.tolist() == [1, 0, 1, 0]
-
-
 @pytest.mark.parametrize("kind", ["nearest", "retrieved"])
 def test_a_stored_baseline_has_its_validation_score(base: str, artifacts: str, kind: str) -> None:
     expected = {baseline.kind: baseline.validation for baseline, _ in fit(base).baselines}
@@ -198,34 +170,6 @@ def test_nearest_is_loaded_without_its_base_model(artifacts: str, tmp_path: Path
     assert version.contains_training_text
 
 
-def test_a_version_without_its_index_is_not_registered(artifacts: str, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_bytes(
-        (local_copy(f"{artifacts}/retrieved") / "config.json").read_bytes()
-    )
-    with pytest.raises(RegistryError, match=r"retrieval\.safetensors is missing"):
-        register((tmp_path / "registry" / "task").as_uri(), tmp_path)
-
-
-def test_an_artifact_with_the_index_of_another_training_set_is_refused(
-    base: str, artifacts: str, tmp_path: Path
-) -> None:
-    config = config_of(base)
-    store_prompt_baselines(tmp_path.as_uri(), fit(base, train=PAIRS[:2]), config=config)
-    (tmp_path / "nearest" / "config.json").write_bytes(
-        (local_copy(f"{artifacts}/nearest") / "config.json").read_bytes()
-    )
-    with pytest.raises(ModelError, match="has the digest"):
-        load_artifact(f"{tmp_path.as_uri()}/nearest")
-
-
-@pytest.mark.parametrize("kind", ["nearest", "retrieved"])
-def test_a_config_of_these_kinds_requires_the_index(base: str, kind: str) -> None:
-    with pytest.raises(
-        ValueError, match=f"`prompting.retrieval` is required for the kind `{kind}`"
-    ):
-        VersionConfig.model_validate(config_of(base).model_dump() | {"kind": kind})
-
-
 def test_artifacts_with_the_same_language_model_share_its_memory(artifacts: str) -> None:
     pretrained: PretrainedModels = {}
     uris = [f"{artifacts}/{kind}" for kind in ("zero_shot", "few_shot", "retrieved")]
@@ -236,14 +180,6 @@ def test_artifacts_with_the_same_language_model_share_its_memory(artifacts: str)
     assert models[0] is models[1] is models[2]
     assert len({id(model) for model in models[2:]}) == 4
     assert len(pretrained) == 1
-
-
-def test_the_cost_of_nearest_is_measured(artifacts: str) -> None:
-    uris = {"incumbent": f"{artifacts}/nearest", "candidate": f"{artifacts}/retrieved"}
-    costs = measure_serving(uris, rows=rows_of(VALIDATION[:1])).serving
-    assert {role: len(usage.cpu_s) for role, usage in costs.items()} == dict.fromkeys(
-        uris, MIN_ROUNDS
-    )
 
 
 SYNONYMS = (("azure", "sky"), ("azure a", "sky"), ("leaf of green", "leaf"))

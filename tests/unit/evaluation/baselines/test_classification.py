@@ -9,7 +9,6 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from tailorbird.config.evaluation import EvaluationConfig
-from tailorbird.data.rows import Rows
 from tailorbird.evaluation.baselines import classification
 from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.evaluation.baselines.classification import (
@@ -26,14 +25,15 @@ from tailorbird.evaluation.baselines.classification import (
     fit_with_embeddings,
     majority,
     mix_fits,
-    offsets_note,
     store_baselines,
     unit,
 )
 from tailorbird.evaluation.baselines.linear_head import Head, HeadData, HeldOut, fit_linear
 from tailorbird.models.bag_of_words import BagOfWords, fit_vectorizers
 from tailorbird.registry.pooling import Pooling
-from tailorbird.registry.versions import VersionConfig, now, read_artifact_config
+from tailorbird.registry.versions import read_artifact_config
+from tests import build
+from tests.build import version_config
 
 GENERATOR = np.random.default_rng(0)
 
@@ -54,16 +54,6 @@ def test_a_probe_separates_separable_classes_and_notes_its_regularisation(num_cl
     assert fit.weights[0].shape == (8, num_classes)
     assert fit.score == 1.0
     assert fit.note().startswith("logistic regression, C = ")
-
-
-def test_the_regularisation_of_the_probe_is_selected_on_held_out_rows() -> None:
-    features, labels = clusters(3)
-    wrong = GENERATOR.permutation(labels)
-    held_out, truth = clusters(3)
-    noisy = np.where(GENERATOR.random(len(labels)) < 0.4, wrong, labels)
-    assert (
-        fit_probe(HeadData((features,), noisy, (held_out,), HeldOut(truth, "accuracy"))).score > 0.8
-    )
 
 
 def test_the_probe_does_not_depend_on_the_scale_of_the_embeddings() -> None:
@@ -100,13 +90,6 @@ def test_centroids_use_up_to_k_seeded_examples_per_class() -> None:
     np.testing.assert_allclose(everything[1], unit(features[labels == 1]).mean(0), atol=1e-6)
 
 
-def test_unit_vectors_have_length_one_and_a_zero_vector_stays_finite() -> None:
-    np.testing.assert_allclose(
-        np.linalg.norm(unit(GENERATOR.normal(size=(4, 8)).astype(np.float32)), axis=1), 1, rtol=1e-6
-    )
-    assert np.isfinite(unit(np.zeros((1, 8), dtype=np.float32))).all()
-
-
 def data_of(num_classes: int = 3) -> HeadData:
     """Return sparse features of training and validation rows that separate most of the classes."""
     (train, labels), (held_out, truth) = clusters(num_classes), clusters(num_classes)
@@ -129,16 +112,6 @@ def test_a_probe_with_a_bag_of_words_has_a_weight_for_both_blocks(num_classes: i
     assert both.note() == f"{bag.note()}, embedding weight {both.embedding_weight:g}"
 
 
-def test_a_class_with_one_row_is_learned() -> None:
-    train = np.eye(5, dtype=np.float32)
-    labels = np.array([0, 0, 1, 1, 2])
-    data = HeadData((csr_matrix(train),), labels, (csr_matrix(train),), HeldOut(labels, "accuracy"))
-    bag = fit_bag(data)
-    embeddings = replace(data, train=(train,), features=(train,))
-    both = fit_with_embeddings(data, embeddings=embeddings, alone=bag)
-    assert (bag.score, both.score) == (1.0, 1.0)
-
-
 def test_a_stored_bag_of_words_is_float32_and_other_baselines_have_the_dtype_and_pooling_of_their_encoder(
     tmp_path: Path,
 ) -> None:
@@ -146,42 +119,29 @@ def test_a_stored_bag_of_words_is_float32_and_other_baselines_have_the_dtype_and
     head = Head(np.zeros((2, 1), dtype=np.float32), np.zeros(2, dtype=np.float32))
     vectorizers, terms = fit_vectorizers(["x", "y"], num_classes=2)
     bag = BagOfWords(vectorizers, np.zeros((terms.shape[1], 2), dtype=np.float32), head.bias)
-    own = Pooling(mode="cls", normalize=True, prompt="query: ")
+    pooling = Pooling(mode="cls", normalize=True, prompt="query: ")
     parts = {"probe": (head, None), "probe_bag": (head, bag), "bag_of_words": (None, bag)}
     fitted = []
     for kind, (part, words) in parts.items():
         baseline = Baseline(kind, None, 0.5, servable=True, note="")
         fitted.append(FittedBaseline(baseline, part, words, 2.0, (0.0, 1.5)))
-    results = BaselineResults(tuple(fitted), "bfloat16", own)
-    config = VersionConfig(
-        kind="zero_shot",
-        classes=("a", "b"),
-        base_model="s3://m/base",
-        max_length=8,
-        dtype="bfloat16",
-        code="s3://none.zip",
-        recipe_hash="0" * 64,
-        created_at=now(),
+    results = BaselineResults(tuple(fitted), "bfloat16", pooling)
+    config = version_config(
+        classes=("a", "b"), base_model="s3://m/base", max_length=8, dtype="bfloat16"
     )
     store_baselines(uri, results, config=config)
-    stored = {kind: read_artifact_config(f"{uri}/{kind}") for kind in parts}
-    assert {kind: item.dtype for kind, item in stored.items()} == {
-        "probe": "bfloat16",
-        "probe_bag": "bfloat16",
-        "bag_of_words": "float32",
-    }
-    assert {item.pooling for item in stored.values()} == {own}
-    assert {(kind, 2.0) for kind in stored} == {
-        (item.kind, item.temperature) for item in stored.values()
-    }
-    assert {item.offsets for item in stored.values()} == {(0.0, 1.5)}
+    for kind in parts:
+        stored = read_artifact_config(f"{uri}/{kind}")
+        assert stored.dtype == ("float32" if kind == "bag_of_words" else "bfloat16")
+        assert (stored.kind, stored.pooling) == (kind, pooling)
+        assert (stored.temperature, stored.offsets) == (2.0, (0.0, 1.5))
 
 
 @pytest.mark.parametrize(("texts", "labels"), [(("x",), ("a",)), (("x", "y"), ("a", "a"))])
 def test_training_rows_of_one_class_are_refused(
     texts: tuple[str, ...], labels: tuple[str, ...]
 ) -> None:
-    train = Rows(tuple(map(str, range(len(texts)))), texts, labels)
+    train = build.rows(texts, labels)
     with pytest.raises(
         ValueError, match=r"needs two classes, but train has \['a'\]; check data.label"
     ):
@@ -195,25 +155,8 @@ def test_training_rows_of_one_class_are_refused(
         )
 
 
-def test_empty_validation_rows_are_refused() -> None:
-    train, none = Rows(("0", "1"), ("x", "y"), ("a", "b")), Rows((), (), ())
-    with pytest.raises(ValueError, match="validation has no rows"):
-        fit_baselines(
-            "s3://m/base",
-            train=train,
-            validation=none,
-            max_length=8,
-            config=EvaluationConfig(),
-            seed=0,
-        )
-
-
 def test_the_majority_is_the_most_frequent_label() -> None:
     assert majority(["b", "a", "b", "c"]) == "b"
-
-
-def test_the_first_of_equally_frequent_labels_in_the_alphabet_is_the_majority() -> None:
-    assert majority(["b", "a"]) == majority(["a", "b"]) == "a"
 
 
 def test_settings_are_selected_on_a_part_of_many_rows_and_the_head_learns_from_all(
@@ -234,7 +177,7 @@ def test_rows_are_embedded_until_the_time_is_over_with_every_class(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     labels = ("a",) * 50 + ("b", "c")
-    rows = Rows(tuple(map(str, range(52))), tuple(f"text {number}" for number in range(52)), labels)
+    rows = build.rows(tuple(f"text {number}" for number in range(52)), labels)
     monkeypatch.setattr(classification, "EMBEDDED_AT_ONCE", 8)
     monkeypatch.setattr(classification, "EMBEDDING_S", 0.0)
 
@@ -248,13 +191,6 @@ def test_rows_are_embedded_until_the_time_is_over_with_every_class(
 
     monkeypatch.setattr(classification, "EMBEDDING_S", 600.0)
     assert embed_in_time(rows, embed=embed, seed=0)[0].tolist() == list(range(52))
-
-
-def test_an_offset_is_noted_with_the_classes_that_have_no_validation_rows() -> None:
-    assert offsets_note((), classes="ab", labels="ab") == ""
-    assert offsets_note((0.0, 1.25), classes="ab", labels="ab") == ", offset of b +1.25"
-    note = offsets_note((0.5, 1.25, 0.0), classes="abc", labels="ab")
-    assert note == ", offsets of 2 classes (without validation rows: 'c')"
 
 
 def test_a_bag_of_words_is_mixed_with_a_probe_of_fewer_rows() -> None:

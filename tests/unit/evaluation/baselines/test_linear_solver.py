@@ -103,16 +103,6 @@ def test_a_fit_does_not_change_its_start() -> None:
     assert not start[0].any()
 
 
-def test_features_of_zeros_give_the_shares_of_the_classes() -> None:
-    nothing = csr_matrix((200, 4), dtype=np.float32)
-    weights, bias = minimise(
-        (nothing,), SoftmaxLoss(LABELS, weights=EQUAL), c=1.0, start=zeros((nothing,))
-    )
-    assert not weights.any()
-    shares = np.exp(bias[0]) / np.exp(bias[0]).sum()
-    np.testing.assert_allclose(shares, np.bincount(LABELS) / 200, atol=0.02)
-
-
 @pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
 @pytest.mark.parametrize("c", [0.01, 1.0, 300.0])
 def test_a_fit_lowers_the_objective_at_any_scale_and_regularisation(scale: float, c: float) -> None:

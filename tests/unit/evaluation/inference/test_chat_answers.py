@@ -1,7 +1,6 @@
 """Answers in a response format: evaluation, validation at ZeRO stage 3 and batch jobs with one
 model."""
 
-import gc
 import json
 from dataclasses import replace
 from typing import Any
@@ -21,7 +20,6 @@ from tailorbird.data.rows import Rows, SuiteColumns
 from tailorbird.evaluation.inference.chat_answers import answer_rows
 from tailorbird.models.causal_lm import ChatModel
 from tailorbird.models.generation import answer_prompts, greedy
-from tailorbird.models.grammar import compiler
 from tailorbird.models.grammar.compiler import FormatError, grammar_for
 from tailorbird.models.grammar.processor import GrammarLogits
 from tailorbird.models.loading import LoadedChat
@@ -66,13 +64,6 @@ def test_answers_to_suites_are_free_texts() -> None:
     )
 
 
-def test_the_confidence_is_that_among_the_allowed_tokens() -> None:
-    one_way = ChoiceFormat(type="choice", choice=("abc", "xyz"))
-    for answer in answers_of(one_way):
-        assert 0 < answer.confidence <= 1
-        assert answer.logprobs[-1] == 0  # only the end of the turn can follow
-
-
 def test_a_batch_answers_as_the_evaluation() -> None:
     prompting = prompting_of(CHOICE)
     loaded = LoadedChat(ChatModel(LM), TOKENIZER, prompting, version(prompting))
@@ -104,25 +95,8 @@ def test_generation_in_step_gives_the_answers_of_the_evaluation() -> None:
         assert set(tokens[len(answer.tokens) :]) <= {END}
 
 
-def test_a_format_is_compiled_once_for_a_model() -> None:
-    lm = language_model()
-    first = grammar_for(CHOICE, lm=lm, tokenizer=TOKENIZER)
-    assert first is not None
-    first.fault = "it was slow"
-    again = grammar_for(CHOICE, lm=lm, tokenizer=TOKENIZER)
-    assert again is not None
-    assert again.compiled is first.compiled
-    assert again.fault is None
-    num_models = len(compiler._COMPILERS)
-    del lm
-    gc.collect()
-    assert len(compiler._COMPILERS) < num_models
-
-
 def test_a_model_that_cannot_write_the_format_is_an_error() -> None:
     letters, lm = small_chat.tokenizer(), small_chat.language_model()
     prompting = prompting_of(JsonObjectFormat(type="json_object"))
-    with pytest.raises(
-        FormatError, match="has no token with which an answer in this format can continue"
-    ):
+    with pytest.raises(FormatError):
         answer_rows(ChatModel(lm), ROWS, tokenizer=letters, prompting=prompting)

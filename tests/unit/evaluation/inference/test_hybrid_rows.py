@@ -13,16 +13,14 @@ from tailorbird.evaluation.inference.hybrid_rows import predict_hybrid
 from tailorbird.evaluation.inference.row_predictions import label_predictions, text_predictions
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
 from tailorbird.registry.hybrid_routing import PartName, Routing
+from tests import build
 
 N = 12
 TEXTS = tuple(
     f"row {index % 9}" for index in range(N)
 )  # some texts are repeated, so rows have documents
-ROWS = Rows(
-    tuple(map(str, range(N))),
-    TEXTS,
-    ("a", "b") * (N // 2),
-    groups={"sex": tuple("fm"[row % 3 > 0] for row in range(N))},
+ROWS = build.rows(
+    TEXTS, ("a", "b") * (N // 2), groups={"sex": tuple("fm"[row % 3 > 0] for row in range(N))}
 )
 CASCADE, GROUP = (
     Routing(by="cascade", threshold=0.5),
@@ -68,20 +66,20 @@ def test_the_predictions_are_those_of_the_routing_of_all_rows(
     routing: Routing, is_chat: bool
 ) -> None:
     first, second = Part("first", is_chat=is_chat), Part("second", is_chat=is_chat)
-    ours = predict_hybrid(routing, rows=ROWS, predict=by_part(first=first, second=second))
-    kept, routed = list(first.predicted), list(second.predicted)
+    hybrid = predict_hybrid(routing, rows=ROWS, predict=by_part(first=first, second=second))
+    answered, routed = list(first.predicted), list(second.predicted)
     tables = [ModelPredictions(part(ROWS)) for part in (first, second)]
-    theirs = apply_routing(routing, first=tables[0], second=tables[1]).clean
-    ours_by_column, theirs_by_column = ours.to_table().to_pydict(), theirs.to_table().to_pydict()
-    assert (ours.model, ours_by_column.keys()) == (theirs.model, theirs_by_column.keys())
-    for name, column in ours_by_column.items():
-        assert str(column) == str(theirs_by_column[name])  # as text, NaN equals NaN
-    assert ours.clusters is not None
+    expected = apply_routing(routing, first=tables[0], second=tables[1]).clean
+    columns, expected_columns = hybrid.to_table().to_pydict(), expected.to_table().to_pydict()
+    assert (hybrid.model, columns.keys()) == (expected.model, expected_columns.keys())
+    for name, column in columns.items():
+        assert str(column) == str(expected_columns[name])  # as text, NaN equals NaN
+    assert hybrid.clusters is not None
     if routing is CASCADE:
-        assert kept == list(ROWS.row_ids)
+        assert answered == list(ROWS.row_ids)
         assert routed == [row for row in ROWS.row_ids if int(row) * 5 % 7 / 7 < 0.5]
     else:
-        assert sorted(kept + routed, key=int) == list(ROWS.row_ids)
+        assert sorted(answered + routed, key=int) == list(ROWS.row_ids)
         assert routed == [row for row in ROWS.row_ids if int(row) % 3 == 0]
 
 

@@ -1,7 +1,5 @@
 """Tests of swaps and typing errors, and of texts that must not change."""
 
-import re
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +8,6 @@ from tailorbird.data.rows import Rows
 from tailorbird.evaluation.inference.perturbations import (
     AGES,
     NAME_POSITIONS,
-    NAMES,
     SEXES,
     add_typo,
     add_typos,
@@ -135,17 +132,6 @@ def test_names_are_replaced_by_names_of_another_origin_and_the_same_sex() -> Non
             assert NAME_POSITIONS[other][0] != origin
 
 
-def test_different_names_stay_different_and_a_repeated_name_stays_the_same() -> None:
-    first, second, again = (
-        swap_name("Fatima called Emily, and Fatima came", seed="7")
-        .replace(",", "")
-        .split()[::2][:3]
-    )
-    assert {first, second, again} & set(NAME_POSITIONS)
-    words = re.findall(r"\w+", swap_name("Fatima called Emily, and Fatima came", seed="7"))
-    assert words[0] == words[4] != words[2]
-
-
 def test_only_capitalised_names_that_are_not_eponyms_are_replaced() -> None:
     assert (
         swap_name("jamal, KEVIN's chart, Jamal-Brian", seed="0")
@@ -160,15 +146,6 @@ def test_only_capitalised_names_that_are_not_eponyms_are_replaced() -> None:
     assert upper.isupper()
 
 
-def test_the_word_lists_are_consistent() -> None:
-    assert (
-        len(NAME_POSITIONS) == sum(len(names) for sexes in NAMES for names in sexes) == 80
-    )  # names are unique
-    assert {len(names) for sexes in NAMES for names in sexes} == {5}
-    assert all(SEXES[SEXES[word]] == word for word in SEXES)
-    assert not set(SEXES) & set(AGES)
-
-
 def test_counterfactuals_are_one_row_per_kind_with_other_fields_unchanged() -> None:
     rows = rows_of("A cough", "Emily is a 45-year-old woman", "An elderly patient")
     changed = swap_demographics(rows)
@@ -178,12 +155,6 @@ def test_counterfactuals_are_one_row_per_kind_with_other_fields_unchanged() -> N
     assert changed.split_keys == ("key 1",) * 3 + ("key 2",)
     assert changed.groups == {"site": ("site 1",) * 3 + ("site 2",)}
     assert swap_demographics(rows) == changed
-
-
-def test_texts_without_a_person_have_no_counterfactuals() -> None:
-    changed = swap_demographics(rows_of("Kinking of ureter", "", "Typhoid fever"))
-    assert len(changed) == 0
-    assert changed.groups == {"site": ()}
 
 
 def test_add_typos_changes_each_text_and_no_other_field() -> None:

@@ -4,16 +4,16 @@ configures."""
 import numpy as np
 
 from tailorbird.config.answers import AnswersConfig
-from tailorbird.data.rows import Rows, concat_rows
+from tailorbird.data.rows import Rows
 from tailorbird.evaluation.inference.row_predictions import text_predictions
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.paired import compare
+from tests import build
 
 ANSWERS = AnswersConfig.model_validate(
     {"numeric": {"absolute": 1}, "choice": {"options": ["3", "4"]}}
 )
-ROWS = Rows(
-    tuple(map(str, range(4))),
+ROWS = build.rows(
     ("a", "b", "c", "d"),
     ("3", "4", "3", "4"),
     conversations=tuple((("user", text),) for text in "abcd"),
@@ -36,15 +36,10 @@ def test_the_configured_metrics_are_scored_and_stored() -> None:
 
 
 def test_a_configured_metric_is_compared_pairwise() -> None:
-    ours, theirs = predictions_of("3", "4", "3", "4"), predictions_of("9", "9", "3", "9")
-    comparison = compare(ours, other=theirs, metric="numeric", alpha=0.05)
+    candidate, other = predictions_of("3", "4", "3", "4"), predictions_of("9", "9", "3", "9")
+    comparison = compare(candidate, other=other, metric="numeric", alpha=0.05)
     assert (comparison.candidate_score, comparison.other_score, comparison.gain) == (
         1.0,
         0.25,
         0.75,
     )
-
-
-def test_parts_of_the_rows_are_scored_in_the_same_way() -> None:
-    assert ROWS.take([1]).answers == ANSWERS
-    assert concat_rows([ROWS.take([0]), ROWS.take([2])]).answers == ANSWERS

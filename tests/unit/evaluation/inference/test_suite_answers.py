@@ -19,7 +19,9 @@ from tailorbird.evaluation.statistics.text_metrics import words_sha256
 from tailorbird.models.generation import log_likelihoods
 from tailorbird.models.loading import LoadedChat, load_artifact
 from tailorbird.registry.endpoint import Endpoint
-from tailorbird.registry.versions import Prompting, VersionConfig, write_config
+from tailorbird.registry.versions import Prompting, write_config
+from tests import build
+from tests.build import version_config
 from tests.endpoint_server import MODEL, Reply, completion, endpoint_server, question
 from tests.small_chat import save
 
@@ -31,11 +33,10 @@ def suite(*rows: tuple[str, str, str, tuple[str, ...], str]) -> Rows:
     prompts, metrics, expectations, options, counterparts = (
         tuple(column) for column in zip(*rows, strict=True)
     )
-    return Rows(
-        tuple(map(str, range(len(rows)))),
+    return build.rows(
         prompts,
         expectations,
-        conversations=tuple((("user", prompt),) for prompt in prompts),
+        chat=True,
         groups={"group": ("a",) * len(rows)},
         suite=SuiteColumns(metrics, options, counterparts, ("",) * len(rows)),
     )
@@ -55,11 +56,8 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("chat")
     save(folder / "base")
     base = (folder / "base").as_uri()
-    train = Rows(
-        ("0", "1"),
-        ("a zebra", "b"),
-        ("zebra", "x"),
-        conversations=((("user", "a zebra"),), (("user", "b"),)),
+    train = build.rows(
+        ("a zebra", "b"), ("zebra", "x"), conversations=((("user", "a zebra"),), (("user", "b"),))
     )
     results = fit_prompt_baselines(
         base,
@@ -69,17 +67,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> str:
         config=EvaluationConfig(metric="token_f1", prompt_shots=1, prompt_draws=1),
         seed=0,
     )
-    config = VersionConfig(
-        kind="zero_shot",
-        classes=(),
-        base_model=base,
-        max_length=64,
-        dtype="float32",
-        code="",
-        recipe_hash="",
-        created_at="",
-        prompting=PROMPTING,
-    )
+    config = version_config(base_model=base, prompting=PROMPTING)
     store_prompt_baselines((folder / "stored").as_uri(), results, config=config)
     return (folder / "stored").as_uri()
 
@@ -156,15 +144,9 @@ def test_an_endpoint_answers_the_rows_that_need_no_likelihoods_and_gets_no_other
     with endpoint_server(reply) as server:
         uri = tmp_path / "task" / "stages" / "endpoint"
         uri.mkdir(parents=True)
-        config = VersionConfig(
+        config = version_config(
             kind="endpoint_zero_shot",
-            classes=(),
             base_model="s3://m/base",
-            max_length=64,
-            dtype="float32",
-            code="",
-            recipe_hash="",
-            created_at="",
             prompting=PROMPTING,
             endpoint=Endpoint(url=server.url, model="m", reported_model=MODEL),
         )

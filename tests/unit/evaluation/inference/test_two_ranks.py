@@ -16,7 +16,6 @@ from transformers import LlamaForCausalLM
 from cluster.ranks.process_group import Group, current_group, join_group, on_first_rank
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.config.formats.response_format import ChoiceFormat
-from tailorbird.data.rows import Rows
 from tailorbird.evaluation.baselines.chat import ChatBaselines, fit_prompt_baselines
 from tailorbird.evaluation.gates.cost import MIN_ROUNDS, MeasuredCosts
 from tailorbird.evaluation.inference.predict import predict_rows
@@ -26,7 +25,9 @@ from tailorbird.models.errors import ModelError
 from tailorbird.models.generation import answer_prompts
 from tailorbird.models.loading import load_chat
 from tailorbird.models.lora import add_adapter
-from tailorbird.registry.versions import Prompting, VersionConfig, write_config
+from tailorbird.registry.versions import Prompting, write_config
+from tests import build
+from tests.build import version_config
 from tests.small_chat import WORDS, language_model, model_of, save
 
 pytestmark = pytest.mark.long
@@ -35,12 +36,7 @@ pytestmark = pytest.mark.long
 TOLERANCE = 1e-5
 KINDS, DTYPES = ("zero_shot", "lora", "full"), (torch.float32, torch.bfloat16)
 QUESTIONS = ("abc", "what is a dog", "x", "zzzz zzzz zzzz", "one two three four five six")
-ROWS = Rows(
-    tuple(map(str, range(len(QUESTIONS)))),
-    QUESTIONS,
-    tuple(text[::-1] for text in QUESTIONS),
-    conversations=tuple((("user", text),) for text in QUESTIONS),
-)
+ROWS = build.rows(QUESTIONS, tuple(text[::-1] for text in QUESTIONS), chat=True)
 PROMPTING = Prompting(system="s", max_new_tokens=12)
 FORMAT = ChoiceFormat(type="choice", choice=("abba", "no"))
 
@@ -58,16 +54,8 @@ def write_versions(folder: Path, *, tied: bool) -> None:
         prompting = (
             PROMPTING if name in KINDS else PROMPTING.model_copy(update={"response_format": FORMAT})
         )
-        version = VersionConfig(
-            kind=kind,
-            classes=(),
-            base_model=(folder / "base").as_uri(),
-            max_length=64,
-            dtype="float32",
-            code="",
-            recipe_hash="",
-            created_at="",
-            prompting=prompting,
+        version = version_config(
+            kind=kind, base_model=(folder / "base").as_uri(), prompting=prompting
         )
         write_config(folder / name, version)
     lm: Any = LlamaForCausalLM.from_pretrained(folder / "base")

@@ -49,58 +49,38 @@ def packed_pass(
 @pytest.mark.parametrize(
     "requests",
     [
-        [(1, 7)],
         [(1, 7), (1, 9), (1, 5)],
         [(1, 3), (1, 90), (1, 4), (1, 31)],
         [(4, 4), (1, 9), (3, 8), (1, 1)],
-        [(5, 5), (2, 2)],
     ],
 )
 @pytest.mark.parametrize("window", [1, 4])
 def test_results_equal_masked_attention_over_all_keys(requests: Requests, window: int) -> None:
     states, options = packed_pass(requests, window=window)
-    own, _ = _attention(MODULE, *states, scaling=0.3, **options)
+    separate, _ = _attention(MODULE, *states, scaling=0.3, **options)
     together, _ = sdpa_attention_forward(MODULE, *states, scaling=0.3)
-    torch.testing.assert_close(own, together, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(separate, together, rtol=1e-5, atol=1e-5)
 
 
-def test_a_request_does_not_depend_on_the_other_requests() -> None:
-    states, options = packed_pass([(1, 9), (1, 7), (3, 8)])
-    before, _ = _attention(MODULE, *states, scaling=0.3, **options)
-    query, key, value, mask = states
-    for tokens, keys in ((slice(0, 1), slice(0, 9)), (slice(2, 5), slice(16, 24))):
-        query[:, :, tokens], key[:, :, keys], value[:, :, keys] = 9.0, torch.nan, torch.nan
-    after, _ = _attention(MODULE, query, key, value, mask, scaling=0.3, **options)
-    assert torch.equal(before[:, 1], after[:, 1])
+BIAS = torch.randn(1, HEADS, 4, 16)
 
 
-def test_few_requests_use_masked_attention_over_all_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(continuous_batching_attention, "MAX_TOGETHER", 2)
+@pytest.mark.parametrize("case", ["few", "outside", "shared keys", "position bias"])
+def test_other_passes_use_masked_attention_over_all_keys(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     states, options = packed_pass([(1, 7), (3, 9)])
-    together, _ = sdpa_attention_forward(MODULE, *states, scaling=0.3)
+    if case == "few":
+        monkeypatch.setattr(continuous_batching_attention, "MAX_TOGETHER", 2)
+    elif case == "outside":
+        options = {}
+    elif case == "shared keys":  # of another layer
+        options["cu_seq_lens_k"] = {"full_attention": options["cu_seq_lens_k"]}
+    else:
+        options["position_bias"] = BIAS
+    bias = options.get("position_bias")
+    together, _ = sdpa_attention_forward(MODULE, *states, scaling=0.3, position_bias=bias)
     assert torch.equal(_attention(MODULE, *states, scaling=0.3, **options)[0], together)
-
-
-def test_outside_continuous_batching_the_attention_is_unchanged() -> None:
-    states, _ = packed_pass([(1, 7), (3, 9)])
-    own, _ = sdpa_attention_forward(MODULE, *states, scaling=0.3)
-    assert torch.equal(_attention(MODULE, *states, scaling=0.3)[0], own)
-
-
-def test_a_layer_with_keys_of_another_layer_uses_masked_attention() -> None:
-    states, options = packed_pass([(1, 7), (3, 9)])
-    own, _ = sdpa_attention_forward(MODULE, *states, scaling=0.3)
-    shared = options | {"cu_seq_lens_k": {"full_attention": options["cu_seq_lens_k"]}}
-    assert torch.equal(_attention(MODULE, *states, scaling=0.3, **shared)[0], own)
-
-
-def test_a_position_bias_uses_masked_attention() -> None:
-    states, options = packed_pass([(1, 7), (3, 9)])
-    bias = torch.randn(1, HEADS, 4, 16)
-    own, _ = sdpa_attention_forward(MODULE, *states, scaling=0.3, position_bias=bias)
-    assert torch.equal(
-        _attention(MODULE, *states, scaling=0.3, position_bias=bias, **options)[0], own
-    )
 
 
 def test_on_another_device_than_a_cpu_no_value_is_read() -> None:

