@@ -110,6 +110,7 @@ def test_properties_keep_their_order() -> None:
         ("/$ref", {"$ref": "#/$defs/a"}),
         ("", {"$ref": "https://example.com/schema"}),
         ("#", {"$ref": "#"}),
+        ("#", {"anyOf": [{"anyOf": [{"$ref": "#"}, {}]}]}),
         (
             "#/$defs/a",
             {
