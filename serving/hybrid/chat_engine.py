@@ -116,16 +116,16 @@ class HybridChatEngine(ChatEngine):
 
     def num_tokens(self, prompt: EngineInput, *, max_new_tokens: int | None) -> int:
         return max(
-            part.num_tokens(of_part, max_new_tokens=self._limit(part, max_new_tokens))
-            for part, of_part in self._inputs(prompt)
+            part.num_tokens(part_prompt, max_new_tokens=self._limit(part, max_new_tokens))
+            for part, part_prompt in self._inputs(prompt)
         )
 
     def require_room(self, prompt: EngineInput, *, max_new_tokens: int | None) -> None:
         """Raise RequestError 400 if a prompt and its answer exceed the length of each part that may
         answer."""
         errors = [
-            self._room_error(part, of_part, max_new_tokens=max_new_tokens)
-            for part, of_part in self._inputs(prompt)
+            self._room_error(part, part_prompt, max_new_tokens=max_new_tokens)
+            for part, part_prompt in self._inputs(prompt)
         ]
         refusals = [error for error in errors if error is not None]
         if len(refusals) == len(errors):
@@ -155,38 +155,42 @@ class HybridChatEngine(ChatEngine):
     def _inputs(self, prompt: EngineInput) -> list[tuple[ChatEngine, EngineInput]]:
         assert isinstance(prompt, HybridInput)
         pairs = ((self.first, prompt.first), (self.second, prompt.second))
-        return [(part, of_part) for part, of_part in pairs if of_part is not None]
+        return [(part, part_prompt) for part, part_prompt in pairs if part_prompt is not None]
 
     async def answers(
         self, request: GenerationRequest, *, streaming: bool
     ) -> AsyncGenerator[PartialAnswer, None]:
-        of_first = self._fitting(request, "first")
-        of_second = self._fitting(request, "second")
-        second_is_away = of_second is None or self._states["second"].is_away
-        kept = None
-        if of_first is not None and (second_is_away or not self._states["first"].is_away):
-            kept = await self._first_answer(request, of_first)
-        if kept is not None and not self._is_routed(_confidence(kept)):
-            yield _shown(kept, request)
+        first_prompt = self._fitting(request, "first")
+        second_prompt = self._fitting(request, "second")
+        second_is_away = second_prompt is None or self._states["second"].is_away
+        first_answer = None
+        if first_prompt is not None and (second_is_away or not self._states["first"].is_away):
+            first_answer = await self._first_answer(request, first_prompt)
+        if first_answer is not None and not self._is_routed(_confidence(first_answer)):
+            yield _shown(first_answer, request)
             return
-        if of_second is not None and (kept is None or not self._states["second"].is_away):
+        if second_prompt is not None and (
+            first_answer is None or not self._states["second"].is_away
+        ):
             started = False
             try:
-                answers = self._part_answers("second", request, of_second, streaming=streaming)
+                answers = self._part_answers("second", request, second_prompt, streaming=streaming)
                 async with aclosing(answers):
                     async for answer in answers:
                         if not started:
                             self._states["second"].answered()
                         started = True
-                        yield answer._replace(is_fallback=kept is None)
+                        yield answer._replace(is_fallback=first_answer is None)
                 return
             except Exception as error:
-                if started or (is_client_error(error) and (kept is None or not is_too_long(error))):
+                if started or (
+                    is_client_error(error) and (first_answer is None or not is_too_long(error))
+                ):
                     raise
                 self._states["second"].failed(error)
-        if kept is None:
+        if first_answer is None:
             raise no_part_answers()
-        yield _shown(kept, request)._replace(is_fallback=True)
+        yield _shown(first_answer, request)._replace(is_fallback=True)
 
     async def _first_answer(
         self, request: GenerationRequest, prompt: EngineInput
@@ -219,21 +223,21 @@ class HybridChatEngine(ChatEngine):
         """
         part = self._part(name)
         limit = self._limit(part, request.max_new_tokens)
-        of_part = request._replace(engine=part, prompt=prompt, max_new_tokens=limit)
+        part_request = request._replace(engine=part, prompt=prompt, max_new_tokens=limit)
         async with AsyncExitStack() as stack:
             async with asyncio.timeout(self._timeout_s):
-                of_part = await part.prepared(of_part)
-                await stack.enter_async_context(part.slot(of_part, client=client_name()))
+                part_request = await part.prepared(part_request)
+                await stack.enter_async_context(part.slot(part_request, client=client_name()))
                 answers = await stack.enter_async_context(
-                    aclosing(part.answers(of_part, streaming=streaming))
+                    aclosing(part.answers(part_request, streaming=streaming))
                 )
                 answer = await anext(answers)
-            yield _of_part(answer, name=name, prompt=prompt)
+            yield _named_answer(answer, name=name, prompt=prompt)
             async for answer in answers:
-                yield _of_part(answer, name=name, prompt=prompt)
+                yield _named_answer(answer, name=name, prompt=prompt)
 
 
-def _of_part(answer: PartialAnswer, *, name: PartName, prompt: EngineInput) -> PartialAnswer:
+def _named_answer(answer: PartialAnswer, *, name: PartName, prompt: EngineInput) -> PartialAnswer:
     """Return the answer of a part, with the number of tokens of its prompt unless an endpoint has
     counted them."""
     if answer.num_prompt_tokens is None:

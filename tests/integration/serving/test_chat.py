@@ -3,7 +3,6 @@
 The engine is vLLM if it is installed, otherwise transformers.
 """
 
-import itertools
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -213,41 +212,6 @@ def test_retrieved_and_stored_answers_equal_those_of_the_evaluation(service: Ser
         assert (
             service.ask("abc").version == service.nearest.version
         )  # the canary answers every request
-    finally:
-        service.deploy(service.first)
-
-
-def test_a_cascade_answers_with_the_stored_answer_where_it_is_confident_and_otherwise_with_the_model(
-    service: Service, tmp_path: Path
-) -> None:
-    rows = rows_of(QUESTIONS)
-    similarities = sorted(predict_rows(service.nearest.uri, rows=rows).confidences.tolist())
-    widest, threshold = max(
-        (high - low, (low + high) / 2) for low, high in itertools.pairwise(similarities)
-    )
-    assert widest > 0.02  # another batch changes a similarity by less
-    cascade = service.register_cascade(tmp_path, threshold=threshold)
-    service.deploy(cascade)
-    try:
-        table = predict_rows(cascade.uri, rows=rows)
-        probes = [parity._probe(rows, table, row, version=cascade) for row in range(len(rows))]
-        assert parity.check_parity(probes, url=service.url, version=cascade).matching == len(
-            QUESTIONS
-        )
-        stored = predict_rows(service.nearest.uri, rows=rows).confidences >= threshold
-        assert 0 < stored.sum() < len(QUESTIONS)
-        for question, is_stored in zip(QUESTIONS, stored, strict=True):
-            whole = service.ask(question)
-            chunks = list(
-                service.ask(question, stream=True, stream_options={"include_usage": True})
-            )
-            parts = [chunk.choices[0].delta.content or "" for chunk in chunks[:-1]]
-            assert "".join(parts) == whole.choices[0].message.content
-            assert (sum(map(bool, parts)) == 1) == is_stored
-            for choice in (whole.choices[0], chunks[-2].choices[0]):
-                assert choice.model_extra["answered_by"] == ("first" if is_stored else "second")
-                assert "fallback" not in choice.model_extra
-            assert chunks[-1].usage == whole.usage
     finally:
         service.deploy(service.first)
 

@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 import requests
-import torch
 
 from serving.deploy import rollout
 from serving.engines.classify import predict_texts
 from tailorbird.config.serving import ServingConfig
-from tailorbird.models import classifier, loading
+from tailorbird.models import loading
 from tests.fuzz import fuzz
 from tests.integration.serving.classification.service import (
     CLASSES,
@@ -90,26 +89,6 @@ def test_a_body_without_a_declared_length_is_limited(service: Service) -> None:
         f"{service.url}/v1/classify", data=iter([b'{"input": "', b"a" * 100_000]), timeout=60
     )
     assert (answer.status_code, answer.json()["error"]["type"]) == (413, "body_too_large")
-
-
-def test_served_scores_are_scaled_by_the_temperature(service: Service) -> None:
-    service.deploy(service.swapped)
-    try:
-        loaded = load_model(service.swapped.uri, loading.LoadedClassifier)
-        assert loaded.model is not None
-        assert loaded.tokenizer is not None
-        tokens = loaded.encode(TEXTS)
-        logits = classifier.logits_rows(
-            loaded.model, tokens, pad_id=int(loaded.tokenizer.pad_token_id)
-        )
-        expected = torch.softmax(torch.from_numpy(logits) / 10.0, dim=-1)
-        results = service.ask({"input": TEXTS, "scores": True})["results"]
-        assert [CLASSES.index(result["label"]) for result in results] == logits.argmax(-1).tolist()
-        for result, row in zip(results, expected.tolist(), strict=True):
-            assert result["scores"] == pytest.approx(dict(zip(CLASSES, row, strict=True)), abs=2e-3)
-            assert result["score"] == pytest.approx(max(row), abs=2e-3)
-    finally:
-        service.deploy(service.first)
 
 
 @pytest.mark.long
