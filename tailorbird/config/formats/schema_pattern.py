@@ -91,8 +91,7 @@ def _element(operator: object, value: Any) -> _Part:
         alternatives = _joined([_sequence(branch) for branch in value[1]], "|")
         return alternatives._replace(text=f"({alternatives.text})")
     if operator is ops.SUBPATTERN and not value[1] and not value[2]:
-        inside = _sequence(value[3])
-        return inside._replace(text=f"({inside.text})")
+        return _sequence(value[3])
     if operator in (ops.MAX_REPEAT, ops.MIN_REPEAT):
         part = _sequence(value[2])
         if len(value[2]) > 1 or value[2][0][0] not in _ONE_CHARACTER:

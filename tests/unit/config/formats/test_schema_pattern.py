@@ -53,8 +53,8 @@ def test_a_text_matches_the_rewritten_pattern_if_the_whole_pattern_matches_it(
     [
         ("^[A-Z]{2}$", "[A-Z][A-Z]"),
         ("a{1,3}", "[a]([a]([a]|)|)"),
-        ("^(a|b)$", "([a-b])"),
-        ("a+?(?P<name>b)", "[a]+([b])"),
+        ("^(a|b)$", "[ab]"),
+        ("a+?(?P<name>b)", "[a]+[b]"),
         (r"[ -~]", r"[ -!#-\[\]-~]"),
         (r"\d{2,}", "[0-9][0-9][0-9]*"),
         ("[^b-fd-xa\xa1-\U0010ffff]", r"[ -!#-\[\]-`y-~]"),
@@ -71,7 +71,7 @@ def test_counts_and_anchors_are_written_as_groups(pattern: str, expected: str) -
         3, "", "a" * 257, "((", "(?=a)b", "(?i)a", "(?i:a)", r"a\b", r"(a)\1", r"\W", r"\x41", "a++",
         "a^b", "a$b", "(a|b$)c", 'say "hi"', r"\\", "\n", "[^ -\U0010ffff]", "[^\0-\U0010ffff]",
         "[]a]", "^$", f"a{{{MAX_SIZE + 1}}}", "((a{100}){100}){100}", "a(((){3000}){3000}){3000}",
-        "(a{0}){3000}", "a{0}", f"({'()' * 100}a){{256}}",
+        "(a{0}){3000}", "a{0}", f"[{''.join(map(chr, range(0x100, 0x1C0, 2)))}]{{200}}",
     ],
 )  # fmt: skip
 def test_other_patterns_are_refused(pattern: object) -> None:
