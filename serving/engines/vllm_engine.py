@@ -92,11 +92,12 @@ class _Server:
     def can_serve(self, version: "ModelVersion", *, lora_rank: int) -> bool:
         """Return True if a version whose adapter has this rank (0 without one) can share the
         server's base model."""
-        same = self.running and (self.base, self.options.dtype) == (
-            version.base_model,
-            version.dtype,
+        return (
+            self.running
+            and self.base == version.base_model
+            and self.options.dtype == version.dtype
+            and lora_rank <= self.options.max_lora_rank
         )
-        return same and lora_rank <= self.options.max_lora_rank
 
 
 class VllmPool:
