@@ -1,7 +1,5 @@
 import os
 import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import psutil
@@ -142,23 +140,3 @@ def test_a_file_is_not_the_folder_of_a_stack(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(stack.StackError, match="is not a folder"):
         stack.up(tmp_path / "file")
-
-
-def test_running_stacks_are_known_by_their_processes(tmp_path: Path) -> None:
-    running, unfinished = tmp_path / "running", tmp_path / "unfinished"
-    code = "import sys; print(flush=True); sys.stdin.read()"
-    children = []
-    for folder in (running, unfinished):
-        folder.mkdir()
-        command = [sys.executable, "-c", code, stack.SUPERVISOR, str(folder)]
-        children.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
-    try:
-        for child in children:
-            assert child.stdout is not None
-            child.stdout.readline()
-        started = psutil.Process(children[0].pid).create_time()
-        _write(running, _state(pid=children[0].pid, started=started))
-        assert {running, unfinished} & set(stack.running_folders()) == {running}
-    finally:
-        for child in children:
-            child.communicate()
