@@ -307,9 +307,10 @@ def test_the_token_of_another_cluster_is_sent_to_the_given_address(
 
 
 def test_a_stack_that_is_stopped_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stack, "running_folders", list)
     assert connection.stack_hint(tmp_path) is None
     (tmp_path / stack.KEYS_FILE).touch()
     assert connection.stack_hint(tmp_path) == (
         f"the stack of {tmp_path} is not running; run `tailorbird stack up` to start it"
     )
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    assert connection.stack_hint(tmp_path) is None

@@ -256,12 +256,6 @@ def test_gauges_are_in_the_prometheus_text_format() -> None:
     assert all(metrics.count(f"# TYPE {name} gauge\n") == 1 for name in names)
 
 
-@pytest.mark.parametrize("answers", [0, 10])
-def test_answers_without_labels_have_no_accuracy(answers: int) -> None:
-    result = Quality(answers, 0, 0, (0.0, 1.0))
-    assert (result.accuracy, result.coverage) == (None, 0.0)
-
-
 def test_the_course_of_the_comparison_ends_with_the_e_values_of_the_decision() -> None:
     reports = [
         day_of("2026-03-02", units=range(40, 90)),

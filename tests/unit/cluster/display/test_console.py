@@ -210,11 +210,6 @@ def test_json_has_one_object_a_line_for_each_event() -> None:
     assert objects[7]["config"] == CONFIG
 
 
-def test_json_is_not_colored_on_a_terminal() -> None:
-    lines = printed(console(is_terminal=True), RUN, as_json=True).splitlines()
-    assert all(json.loads(line) for line in lines)
-
-
 def view(events: Sequence[ProgressEvent], *, width: int) -> list[str]:
     """Return the live view after events that are 10 s apart, at 12 s after the last one."""
     clock, out = Clock(), console(width=width)
@@ -247,14 +242,6 @@ def test_the_live_view_has_the_activity_the_stages_and_all_contenders(
         ["trial", "337d2", "0.700", "1", "completed", *settings.split()],
     ]
     assert all(len(line) <= width for line in lines)
-
-
-def test_a_planned_stage_is_in_the_view_before_it_starts() -> None:
-    lines = view(RUN[:3], width=80)
-    assert [line.split() for line in lines[1:]] == [
-        ["▸", "data", "32", "s"],
-        ["baselines", "about", "20", "s"],
-    ]
 
 
 def test_the_contenders_remain_on_a_terminal_at_the_end() -> None:

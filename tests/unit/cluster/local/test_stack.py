@@ -61,21 +61,6 @@ def test_the_error_for_an_invalid_state_file_names_it(tmp_path: Path) -> None:
         stack.status(tmp_path)
 
 
-def test_the_environment_configures_s3_ray_jobs_and_serve() -> None:
-    assert _state().environment() == {
-        "AWS_ENDPOINT_URL": "http://127.0.0.1:1",
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_REGION": "us-east-1",
-        "RAY_ADDRESS": "127.0.0.1:2",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": "/tmp/token",
-        "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:3",
-        "TAILORBIRD_SERVE_URL": "http://127.0.0.1:4",
-        "TAILORBIRD_STACK_DASHBOARD": "http://127.0.0.1:3",
-    }
-
-
 def test_jobs_and_replicas_recognize_the_token_of_a_stack_before_its_state_is_written(
     tmp_path: Path,
 ) -> None:
