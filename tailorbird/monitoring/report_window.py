@@ -142,7 +142,6 @@ class ReportWindow:
             feedback_scores=measure(audited=False, by_person=True),
             audit_scores=measure(audited=True, by_person=True),
             redacted=traffic.redacted,
-            confident=quality.confident_share(traffic),
             groups=self._group_gate(traffic),
         )
         if stored is not None and has_same_answers:
