@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tailorbird.config.formats.json_schema import (
@@ -182,7 +182,6 @@ def _with_properties(schemas: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-@settings(max_examples=500, deadline=None)
 @given(
     st.dictionaries(NAMES, JSON, max_size=4),
     st.dictionaries(

@@ -8,7 +8,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tailorbird.config.formats.response_format import (
@@ -98,7 +98,6 @@ def answers(grammar: Grammar, *, seed: int, count: int) -> list[str]:
     return [answer for answer in texts if answer is not None]
 
 
-@settings(max_examples=60, deadline=None)
 @given(SCHEMAS, st.integers(0, 1000))
 def test_every_answer_satisfies_the_schema(schema: Any, seed: int) -> None:
     for answer in answers(COMPILER.compile(schema_format(schema)), seed=seed, count=3):
