@@ -77,11 +77,6 @@ def test_the_yearly_net_is_the_value_minus_training_plus_the_saving_in_serving()
     assert net_of(cheaper, training_cpu_s=7200).at(0.04) == pytest.approx(240 - 0.72 + 0.60)
 
 
-def test_a_training_that_is_paid_over_two_years_halves_in_the_yearly_net() -> None:
-    two_years = TERMS.model_copy(update={"horizon_months": 24})
-    assert net_of(SAME, training_cpu_s=7200, terms=two_years).at(0.04) == pytest.approx(240 - 0.36)
-
-
 def test_the_interval_combines_those_of_the_gain_and_of_the_saving() -> None:
     net = net_of(on_cpu(incumbent=(1e5, 2e5, 3e5, 2e5, 2e5), candidate=(1e5,) * 5))
     # 100,000 s per 1,000 rows, with a standard deviation of 70,711 s over five rounds; 12,000 rows

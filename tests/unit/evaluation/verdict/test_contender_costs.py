@@ -20,7 +20,6 @@ from tests.unit.evaluation.simulated import (
 COST = {
     "value_of_correct": 0.5,
     "requests_per_month": 10_000 / 12,
-    "horizon_months": 24,
     "price_per_cpu_hour": 3.6,
 }
 SECONDS = {

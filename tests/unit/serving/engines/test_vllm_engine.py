@@ -419,7 +419,9 @@ def test_the_options_of_a_gpu_server_use_all_gpus_of_the_replica(
     versions: dict[str, ModelVersion],
 ) -> None:
     config = ServingConfig(
-        engine="vllm", gpus_per_replica=4, vllm={"quantization": "fp8", "max_model_len": 4096}
+        engine="vllm",
+        gpus_per_replica=4,
+        engine_options={"quantization": "fp8", "max_model_len": 4096},
     )
     files = version_files(versions["a"], merge_adapters=False)
     options = server_options(files, config=config, folder=files.base)
