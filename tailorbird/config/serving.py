@@ -83,8 +83,8 @@ class ServingConfig(ConfigSection):
     max_body_bytes: int = Field(default=1 << 20, ge=1024)
     """Maximum size of a request body in bytes. Larger requests are answered with 413."""
     max_queued_requests: int = Field(default=1024, ge=1)
-    """Maximum number of waiting requests of a replica, of which a client holds at most what is left
-    for others. Their texts and tokens are limited too: 4 and 256 each on average."""
+    """Maximum number of waiting requests of a replica, shared fairly by clients. Their texts and
+    tokens are limited too: 4 and 256 each on average."""
     max_new_tokens: int | None = Field(default=None, ge=1)
     """(chat only) Maximum number of generated tokens that a request can set. By default, the limit
     of the model's evaluation."""
