@@ -180,6 +180,11 @@ def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
             {"zero_optimization": {"round_robin_gradients": True}},
             "zero_optimization.round_robin_gradients is not supported; remove it",
         ),
+        (
+            "training",
+            {"zero_stage": 3, "torch_compile": True},
+            "training: torch_compile requires zero_stage",
+        ),
         ("training.seed", -1, r"training.seed: .*greater than or equal to 0 \(given: -1\)"),
         ("name", "Has Spaces", "name: .*pattern.*given: 'Has Spaces'"),
         ("task", "regression", "task: .*'classification'.*given: 'regression'"),
@@ -312,17 +317,6 @@ def test_a_missing_or_binary_file_is_rejected_with_its_name(tmp_path: Path) -> N
         load_recipe(tmp_path / "binary.yaml")
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"zero_stage": 3, "torch_compile": True}, "torch_compile requires zero_stage 0, 1 or 2"),
-    ],
-)
-def test_options_that_exclude_each_other_are_rejected(fields: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        TrainingConfig.model_validate(fields)
-
-
 def test_overrides_are_parsed_as_yaml_and_create_missing_sections(tmp_path: Path) -> None:
     overrides = (
         "training.epochs=7",
@@ -390,37 +384,6 @@ def test_a_challenger_has_one_version_and_one_share(
 ) -> None:
     with pytest.raises(RecipeError, match=message):
         load_recipe(written(tmp_path, minimal() | {"serving": {"challenger": challenger}}))
-
-
-@pytest.mark.parametrize("arm", ["canary", "shadow"])
-def test_a_chat_challenger_can_be_a_canary_or_a_shadow(tmp_path: Path, arm: str) -> None:
-    chat = minimal() | {"task": "chat", "evaluation": {"metric": "exact_match"}}
-    serving = {"request_log": "s3://lake/log", "challenger": {"version": "candidate", arm: 0.1}}
-    assert (
-        load_recipe(written(tmp_path, chat | {"serving": serving})).serving.challenger is not None
-    )
-
-
-def test_overrides_set_and_remove_the_challenger(tmp_path: Path) -> None:
-    path = written(tmp_path, minimal())
-    on = load_recipe(
-        path, overrides=("serving.challenger={version: full-1, canary: 0.1}",)
-    ).serving.challenger
-    assert on is not None
-    assert (on.version, on.canary, on.shadow) == ("full-1", 0.1, None)
-    path = written(tmp_path, minimal() | {"serving": {"challenger": on.model_dump()}})
-    assert load_recipe(path, overrides=("serving.challenger=null",)).serving.challenger is None
-    assert load_recipe(
-        path, overrides=("serving.challenger.canary=0.5",)
-    ).serving.challenger == on.model_copy(update={"canary": 0.5})
-
-
-@pytest.mark.parametrize(
-    "field", [{"retrieved_examples": []}, {"retrieved_examples": [1, 0]}, {"retrieved_tokens": 0}]
-)
-def test_retrieval_needs_at_least_one_example_and_one_token(field: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError, match=f"evaluation.{next(iter(field))}"):
-        Recipe.model_validate(chat(**field))
 
 
 def test_an_encoder_for_retrieval_is_a_model_uri_of_a_chat_recipe() -> None:
