@@ -55,7 +55,7 @@ def test_gpus_and_options_that_an_engine_supports_are_accepted(fields: dict[str,
         ({"gpus_per_replica": 2}, "gpus_per_replica 2 requires engine: vllm"),
         (
             {"engine_options": {"max_model_len": 4096}},
-            "vllm applies to engine: vllm only; set the engine, or remove vllm",
+            "engine_options applies to engine: vllm only",
         ),
         (
             {"engine": "vllm", "max_replicas_per_node": 1},
