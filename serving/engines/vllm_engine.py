@@ -201,7 +201,7 @@ class VllmPool:
                 raise RuntimeError(
                     f"the replica's GPU memory holds {most} base model(s), each "
                     f"{options.gpu_share:.0%} of a GPU, and this version needs another one; remove "
-                    "the challenger first, or lower serving.vllm.gpu_memory_utilization"
+                    "the challenger first, or lower serving.engine_options.gpu_memory_utilization"
                 )
             time.sleep(0.2)
 
@@ -409,7 +409,7 @@ def server_options(files: VersionFiles, *, config: ServingConfig, folder: Path) 
     """Return the options of the server for a version whose model is in `folder`."""
     gpus = config.gpus_per_replica
     version = files.loaded.version
-    share = config.vllm.get("gpu_memory_utilization", GPU_SHARE * min(gpus, 1))
+    share = config.engine_options.get("gpu_memory_utilization", GPU_SHARE * min(gpus, 1))
     return ServerOptions(
         name=version.base_model.rstrip("/").rpartition("/")[2]
         if files.shares_base
@@ -421,7 +421,7 @@ def server_options(files: VersionFiles, *, config: ServingConfig, folder: Path) 
         max_loras=1 + config.versions + STAGED_ADAPTERS,
         num_gpus=gpus,
         gpu_share=share if gpus else 0.0,
-        options=config.vllm,
+        options=config.engine_options,
     )
 
 

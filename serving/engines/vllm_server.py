@@ -92,7 +92,7 @@ class ServerOptions:
     gpu_share: float = 0.0
     """Share of each GPU's memory that the engine uses."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """`serving.vllm` of the recipe."""
+    """`serving.engine_options` of the recipe."""
 
     def engine_kwargs(self) -> dict[str, Any]:
         """Return the fields of vLLM's `EngineArgs`, except the model and its folder."""
