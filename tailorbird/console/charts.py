@@ -8,10 +8,8 @@ from tailorbird.evaluation.statistics.paired import wilson_interval
 from tailorbird.monitoring.report import Report
 from tailorbird.pages.charts import (
     Axis,
-    Box,
     Chart,
     Dot,
-    Mark,
     PlotMark,
     around,
     course,
@@ -21,9 +19,6 @@ from tailorbird.pages.charts import (
     vertical,
 )
 from tailorbird.registry.watch_record import ChallengerRecord
-
-TRAFFIC_HEIGHT = 48.0
-MIN_COLUMNS = 14  # columns that a chart of traffic has room for
 
 
 def day_axis(days: Sequence[str]) -> Axis:
@@ -50,26 +45,6 @@ def score_interval(score: float | None, num_rows: int | None) -> tuple[float, fl
     if score is None or not num_rows:
         return None
     return wilson_interval(round(score * num_rows), n=num_rows)
-
-
-def traffic(reports: Sequence[Report]) -> Chart:
-    """Return the rows of each report as columns, from 0."""
-    most = max((report.rows for report in reports), default=0)
-    y = Axis(0.0, most or 1.0, TRAFFIC_HEIGHT)
-    width = 100 / max(len(reports), MIN_COLUMNS)
-    marks: list[Mark] = []
-    for index, report in enumerate(reports):
-        column = Box(
-            x=round(width * (index + 0.1), 2),
-            y=y.down(report.rows),
-            width=round(0.8 * width, 2),
-            height=y.at(report.rows),
-            title=f"{report.day}: {report.rows:,} rows",
-        )
-        marks.append(column)
-    marks.append(horizontal(TRAFFIC_HEIGHT, 0, 100))
-    label = f"rows of {len(reports)} reports, at most {most:,}"
-    return Chart(tuple(marks), TRAFFIC_HEIGHT + 1, label)
 
 
 def drift(reports: Sequence[Report], name: str) -> Chart:

@@ -41,17 +41,6 @@ class Answer:
     """Position of the input in its request, from 0."""
 
 
-class Answers(tuple[Answer, ...]):
-    """Answers in the order of their inputs. A notebook shows them as a table."""
-
-    __slots__ = ()
-
-    def _repr_html_(self) -> str:
-        from tailorbird.interface.notebook import answers_html
-
-        return answers_html(self)
-
-
 def last_text(value: Input) -> str:
     """Return the text of an input: of a conversation, its last message.
 

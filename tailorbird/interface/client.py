@@ -10,7 +10,8 @@ from typing import Any, Self, TypedDict, TypeVar, Unpack, overload
 
 import httpx2
 
-from tailorbird.interface.answer import Answer, Answers, Input, last_text
+from tailorbird.interface.answer import Answer, Input, last_text
+from tailorbird.interface.answers import Answers
 from tailorbird.interface.responses import (
     Classified,
     Completion,

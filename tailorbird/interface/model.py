@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, overload
 
-from tailorbird.interface.answer import Answer, Answers, Input, last_text
+from tailorbird.interface.answer import Answer, Input, last_text
+from tailorbird.interface.answers import Answers
 from tailorbird.interface.environment import use_running_stack
 from tailorbird.interface.predicted_tasks import PREDICTED_TASKS
 

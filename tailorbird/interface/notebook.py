@@ -9,7 +9,6 @@ from jinja2 import Environment
 from markupsafe import escape
 
 from tailorbird.interface.answer import Answer
-from tailorbird.pages import charts
 from tailorbird.pages.environment import environment
 
 if TYPE_CHECKING:
@@ -38,18 +37,11 @@ def answers_html(answers: Sequence[Answer]) -> str:
     """Return the first `MAX_ROWS` answers of a version as a table in a frame, with confidences as
     bars from 0 to 1."""
     shown = answers[:MAX_ROWS]
-    bars = []
-    for answer in shown:
-        bar = None
-        if answer.confidence is not None:
-            label = f"confidence {answer.confidence:.2f}"
-            bar = charts.share_bar(answer.confidence, interval=None, label=label)
-        bars.append(bar)
     parts = any(answer.answered_by for answer in shown)
     page = (
         _templates()
         .get_template("answers.html")
-        .render(rows=list(zip(shown, bars, strict=True)), num_answers=len(answers), parts=parts)
+        .render(rows=shown, num_answers=len(answers), parts=parts)
     )
     height = min(MAX_HEIGHT, HEAD_HEIGHT + ROW_HEIGHT * len(shown))
     return framed(page, title=f"{len(answers)} answers", height=height)

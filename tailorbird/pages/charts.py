@@ -39,20 +39,19 @@ def vertical(x: float, top: float, bottom: float, *, kind: str = "axis") -> Line
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle; `title` is its tooltip."""
+    """A rectangle."""
 
     x: float
     y: float
     width: float
     height: float
-    kind: str = "bar"
-    title: str = ""
+    kind: str
     shape: ClassVar[str] = "box"
 
 
 @dataclass(frozen=True)
 class Dot:
-    """A circle with a radius in pixels."""
+    """A circle with a radius in pixels; `title` is its tooltip."""
 
     x: float
     y: float
@@ -121,16 +120,13 @@ class Axis:
         last = math.floor(self.high / step + 1e-9)
         return tuple(round(index * step, 10) for index in range(first, last + 1))
 
-    def across(self, y: float, *, grid: bool = False) -> list[Mark]:
-        """Return the horizontal axis at `y` with its values and its name, and with lines from the
-        top if `grid`."""
+    def across(self, y: float) -> list[Mark]:
+        """Return the horizontal axis at `y` with its name, and with lines from the top at its
+        values."""
         marks: list[Mark] = [horizontal(y, 0, self.length)]
         for value in self.ticks():
             x = self.at(value)
-            if grid:
-                marks.append(vertical(x, 0, y, kind="grid"))
-            else:
-                marks.append(vertical(x, y, y + 5))
+            marks.append(vertical(x, 0, y, kind="grid"))
             marks.append(Text(x, y + 18, self.form(value), anchor="middle"))
         if self.name:
             marks.append(Text(self.length, y + 36, self.name, kind="name", anchor="end"))
@@ -153,14 +149,13 @@ def around(
     length: float = 100.0,
     name: str = "",
     form: Form = Axis.form,
-    num_ticks: int = 4,
 ) -> Axis:
     """Return an axis that contains all values with a margin on both sides."""
     contained = list(values)
     low = min(contained)
     high = max(contained)
     room = 0.08 * (high - low or 0.01)
-    return Axis(low - room, high + room, length, name=name, form=form, num_ticks=num_ticks)
+    return Axis(low - room, high + room, length, name=name, form=form)
 
 
 def interval_marks(
@@ -220,28 +215,6 @@ def plot(marks: Iterable[PlotMark], *, x: Axis, y: Axis, label: str) -> Chart:
     """Return a chart with two axes of marks whose positions are values of the axes."""
     drawn = (*y.up(), *x.across(y.length), *placed(marks, x=x, y=y))
     return Chart(drawn, y.length, label, kind="plot medium")
-
-
-def share_bar(
-    value: float, *, interval: tuple[float, float] | None, label: str, chosen: bool = False
-) -> Chart:
-    """Return a bar from 0 to `value` on an axis from 0 to 1, with its interval; the label gets the
-    interval too."""
-    axis = Axis(0.0, 1.0)
-    kind = "bar chosen" if chosen else "bar"
-    marks: list[Mark] = [
-        Box(x=0, y=4, width=100, height=12, kind="track"),
-        Box(x=0, y=4, width=axis.at(value), height=12, kind=kind),
-    ]
-    if interval is not None:
-        label += " ({:.3f} to {:.3f})".format(*interval)
-        marks += interval_marks(interval, axis=axis, y=10)
-    return Chart(tuple(marks), 20, label)
-
-
-def axis_strip(axis: Axis) -> Chart:
-    """Return an axis with its values, to be drawn below strips with the same axis."""
-    return Chart(tuple(axis.across(1)), 22, label="axis", kind="ends")
 
 
 def sparkline(values: Sequence[float | None], *, limit: float, label: str) -> Chart:

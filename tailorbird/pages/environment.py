@@ -8,8 +8,6 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Undefined
 from markupsafe import Markup, escape
 
-from tailorbird.pages import charts
-
 COMPONENTS = Path(__file__).parent / "templates"
 
 
@@ -27,7 +25,6 @@ def environment(folder: Path, *, undefined: type[Undefined] = StrictUndefined) -
         extensions=["jinja2.ext.do"],
     )
     templates.filters["prose"] = prose
-    templates.globals["charts"] = charts
     return templates
 
 

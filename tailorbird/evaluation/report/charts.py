@@ -4,34 +4,20 @@ to each chart."""
 from collections.abc import Sequence
 
 from tailorbird.config.metrics import METRICS
-from tailorbird.evaluation.gates.base import Bound, Gate
-from tailorbird.evaluation.report.evidence import (
-    BASELINE,
-    TrialRecord,
-)
+from tailorbird.evaluation.gates.base import Gate
+from tailorbird.evaluation.report.evidence import BASELINE, TrialRecord
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.pages.charts import (
     Axis,
     Chart,
-    Dot,
     PlotMark,
     Text,
     around,
-    band,
     course,
     horizontal,
-    interval_marks,
     plot,
-    vertical,
 )
 from tailorbird.registry.run_progress import ContenderProgress
-
-
-def signed_points(share: float) -> str:
-    """Return a value of an axis in points."""
-    if share:
-        return f"{100 * share:+.4g}"
-    return "0"
 
 
 def whole(value: float) -> str:
@@ -39,17 +25,6 @@ def whole(value: float) -> str:
     if value == int(value) and value:
         return f"{value:g}"
     return ""
-
-
-def gain(value: float, interval: tuple[float, float], minimum: float) -> Chart:
-    """Return the gain and its interval, with a line at 0 and a band up to the minimum gain."""
-    low, high = interval
-    axis = around((low, high, 0.0, minimum), form=signed_points, num_ticks=5)
-    marks = band(0.0, minimum, axis=axis, height=40) + axis.across(40)
-    marks += interval_marks(interval, axis=axis, y=20, tone="chosen")
-    marks.append(Dot(axis.at(value), 20, radius=4.5, kind="dot chosen"))
-    label = f"gain {100 * value:+.2f} points, interval {100 * low:+.2f} to {100 * high:+.2f}"
-    return Chart(tuple(marks), 62, label)
 
 
 def outcome_counts(verdict: Verdict) -> dict[str, int]:
@@ -79,28 +54,6 @@ def factor_of(gate: Gate) -> float:
     if gate.name == "cost":
         return 1.0
     return 100.0
-
-
-def axis_of(gate: Gate) -> Axis:
-    """Return an axis for all bounds of a gate, in points or in the recipe's currency."""
-    values = [0.0]
-    for bound in gate.bounds:
-        values += [*bound.interval, bound.limit]
-    return around(values, form=lambda value: f"{factor_of(gate) * value:,.4g}", num_ticks=3)
-
-
-def bound(bound: Bound, axis: Axis, tone: str, factor: float) -> Chart:
-    """Return the interval of a bound, with dashed lines at 0 and at its limit; its text has values
-    times `factor`."""
-    guides = [vertical(axis.at(value), 0, 26, kind="guide") for value in (0.0, bound.limit)]
-    whisker = interval_marks(bound.interval, axis=axis, y=13, tone=tone)
-    dot = Dot(axis.at(bound.estimate), 13, radius=4.5, kind=f"dot {tone}")
-    low, high = bound.interval
-    label = (
-        f"{factor * bound.estimate:.2f}, interval {factor * low:.2f} to {factor * high:.2f}, "
-        f"limit {factor * bound.limit:.2f}"
-    )
-    return Chart((*guides, *whisker, dot), 26, label)
 
 
 def contenders_of(trials: Sequence[TrialRecord]) -> list[ContenderProgress]:

@@ -106,7 +106,7 @@ def contenders(evidence: Evidence) -> Chart:
 
     height = ROW_HEIGHT * len(rows)
     marks: list[Mark] = band(incumbent, incumbent + verdict.minimum_gain, axis=axis, height=height)
-    marks += axis.across(height, grid=True)
+    marks += axis.across(height)
     descriptions = []
     for number, row in enumerate(rows, start=1):
         y = ROW_HEIGHT * number - 16

@@ -12,7 +12,6 @@ from tailorbird.evaluation.report.evidence import Evidence
 from tailorbird.evaluation.report.sentences import details
 from tailorbird.evaluation.verdict.explain import gate_sentences, known_rows
 from tailorbird.evaluation.verdict.formatting import between, named, points, sentence
-from tailorbird.evaluation.verdict.parts import TestedHybrid
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.registry.kinds import spec_of
 
@@ -145,38 +144,16 @@ def _what(evidence: Evidence, *, role: str) -> str:
     kind = evidence.versions[role].kind
     spec = spec_of(kind)
     description = f"{spec.architecture or task.architecture}kind `{kind}`"
-    if role == "hybrid":
-        assert evidence.verdict.hybrid is not None  # the role requires a hybrid
-        description = _hybrid(evidence, evidence.verdict.hybrid)
+    hybrid = evidence.verdict.hybrid
+    if role == "hybrid" and hybrid is not None:
+        first = evidence.versions[hybrid.first].uri
+        second = evidence.versions[hybrid.second].uri
+        description = f"`{first}` and `{second}` in a routing by {hybrid.routing.by}"
+        description += f", {hybrid.share_to_second:.0%} of the test rows to the second"
     model = f"{task.model} for the task `{evidence.name}`"
     if spec.uses_base:
         model += f", based on `{evidence.base_model.source}`"
     return f"{model}: {description}. It is {_role_name(role)} of run `{evidence.run}`."
-
-
-def _hybrid(evidence: Evidence, hybrid: TestedHybrid) -> str:
-    """Return the parts of a hybrid, their scores alone, and the rule that routes between them."""
-    names = []
-    for role in (hybrid.first, hybrid.second):
-        part = evidence.verdict.model(role)
-        names.append(
-            f"`{evidence.versions[role].uri}` (kind `{part.kind}`, alone {part.score:.4f})"
-        )
-    first, second = names
-    share = (
-        f"{hybrid.share_to_second:.0%} of the test rows ({hybrid.validation_share_to_second:.0%} "
-        "on validation)"
-    )
-    if hybrid.routing.by == "group":
-        values = ", ".join(hybrid.routing.values)
-        return (
-            f"{second} answers rows whose {hybrid.routing.column} is {values}, {share}; {first} "
-            "answers all others"
-        )
-    return (
-        f"a cascade. {first} answers each row first. {second} answers instead where that "
-        f"confidence is below {hybrid.routing.threshold:.4g}: {share}"
-    )
 
 
 def _title(name: str) -> str:
@@ -208,10 +185,8 @@ def _scores(evidence: Evidence, *, role: str) -> str:
 
 def _groups(verdict: Verdict, *, role: str) -> str:
     gate = _gates(verdict, role=role).get("groups")
-    if gate is None and verdict.candidate is None:
-        return "No model was trained, so the scores of single groups are not known."
     if gate is None:
-        return "The recipe has no groups gate, so the scores of single groups are not known."
+        return "The scores of single groups are not known."
     if not gate.bounds:
         return gate.note
     rows = []

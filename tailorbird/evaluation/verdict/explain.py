@@ -19,7 +19,7 @@ from tailorbird.evaluation.verdict.formatting import (
     sentence,
     size,
 )
-from tailorbird.evaluation.verdict.inputs import Anchor, VerdictInputs
+from tailorbird.evaluation.verdict.inputs import VerdictInputs
 from tailorbird.evaluation.verdict.parts import TestedModel
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.evaluation.verdict.relation import Relation
@@ -37,7 +37,7 @@ def explain(verdict: Verdict, *, inputs: VerdictInputs, protocol: TestProtocol) 
         _answers(verdict),
         _no_training(verdict),
         _compared(verdict),
-        _deciding(verdict, anchor=inputs.anchor),
+        _deciding(verdict),
         _replacement(verdict),
         cost_text(verdict),
         _gates(verdict, protocol=protocol),
@@ -130,7 +130,7 @@ def _score_of(verdict: Verdict, model: TestedModel) -> str:
     return f"{model.role} ({_score(verdict.metric, model.score)}{stopped})"
 
 
-def _deciding(verdict: Verdict, *, anchor: Anchor | None) -> str:
+def _deciding(verdict: Verdict) -> str:
     """Return the comparison that decides, and by which part of *dominates*; empty if `_replacement`
     has it."""
     relation = verdict.closest
@@ -139,16 +139,15 @@ def _deciding(verdict: Verdict, *, anchor: Anchor | None) -> str:
         return ""
     if not relation.dominates:
         pair = f"{named(relation.first)} does not dominate {named(relation.second)}"
-        return f"{pair}: {relation.gain_text()}; {_why_not(verdict, relation, anchor=anchor)}"
+        return f"{pair}: {relation.gain_text()}; {_why_not(verdict, relation)}"
     return _dominance(verdict, relation)
 
 
-def _dominance(verdict: Verdict, relation: Relation, *, level: str = "") -> str:
-    """Return by which part of *dominates* the first model dominates the second; `level` follows the
-    gain."""
+def _dominance(verdict: Verdict, relation: Relation) -> str:
+    """Return by which part of *dominates* the first model dominates the second."""
     first = named(relation.first)
     second = named(relation.second)
-    gain = f"{relation.gain_text()}{level}"
+    gain = relation.gain_text()
     if relation.is_better:
         least = f"the interval is above 0 and the gain at least {size(verdict.minimum_gain)}"
         return f"{first} is proven better than {second}: {gain}; {least}"
@@ -159,7 +158,7 @@ def _dominance(verdict: Verdict, relation: Relation, *, level: str = "") -> str:
     return f"{first} costs less than {second} and is non-inferior: {gain}; {limit}"
 
 
-def _why_not(verdict: Verdict, relation: Relation, *, anchor: Anchor | None) -> str:
+def _why_not(verdict: Verdict, relation: Relation) -> str:
     low, high = relation.interval
     if high < 0:
         return "it is worse"
@@ -171,13 +170,10 @@ def _why_not(verdict: Verdict, relation: Relation, *, anchor: Anchor | None) -> 
             f"{size(verdict.minimum_gain)}"
         )
     if relation.is_cheaper and relation.is_non_inferior:
-        proven = "the last champion that was proven better"
-        if anchor is not None and anchor.predictions is None:
-            return (
-                f"it costs less and is non-inferior, but {proven} does not predict these rows: "
-                f"{anchor.problem}"
-            )
-        return f"it costs less and is non-inferior, but not to {proven}"
+        return (
+            "it costs less and is non-inferior, but this is not shown for the last champion that "
+            "was proven better"
+        )
     if relation.is_cheaper:
         margin = points(-verdict.non_inferiority_margin)
         return (
@@ -193,11 +189,7 @@ def _replacement(verdict: Verdict) -> str:
     """Return why another model replaces the incumbent, if no fine-tuned model is eligible."""
     if verdict.selected == INCUMBENT or verdict.outcome in (Outcome.FINE_TUNE, Outcome.HYBRID):
         return ""
-    num_replacing = sum(model.may_replace for model in verdict.models)
-    level = ""
-    if verdict.model(verdict.selected).may_replace and num_replacing > 1:
-        level = f", at alpha / {num_replacing} because {num_replacing} models could replace it"
-    reason = _dominance(verdict, verdict.relation(verdict.selected, INCUMBENT), level=level)
+    reason = _dominance(verdict, verdict.relation(verdict.selected, INCUMBENT))
     return f"the incumbent is replaced, because {reason}"
 
 
@@ -311,7 +303,7 @@ def what_would_change(verdict: Verdict) -> str:
         )
     power = verdict.power
     if verdict.candidate is None or power is None:
-        return _what_would_start_a_training(verdict)
+        return "a training starts with tuning.train_anyway=true, or with a lower minimum gain"
     expected = size(verdict.expected_gain)
     needed = f"{rows_text(power.rows_needed)} would do so in 80% of tests"
     if power.rows_needed is None:
@@ -339,18 +331,8 @@ def what_would_change(verdict: Verdict) -> str:
         )
     if verdict.blocked_by:
         blocking = listed([named(role) for role in verdict.blocked_by])
-        is_blocked_by_all = len(verdict.blocked_by) == len(verdict.required)
-        also = "" if is_blocked_by_all else "also "
-        return f"a candidate that {also}dominates {blocking} would be chosen; {chosen}"
+        return f"a candidate that dominates {blocking} would be chosen; {chosen}"
     return chosen
-
-
-def _what_would_start_a_training(verdict: Verdict) -> str:
-    if verdict.headroom is None:
-        lower = ""
-    else:
-        lower = f" below the {at_most(verdict.headroom.most)} points that can be gained"
-    return f"a training starts with tuning.train_anyway=true, or with a minimum gain{lower}"
 
 
 def failed_gates(gates: tuple[Gate, ...], *, owner: str = "the") -> tuple[str, ...]:

@@ -106,11 +106,18 @@ def test_the_key_is_read_from_the_environment_and_is_in_no_representation(
     assert key[0] not in str(invalid.value)
 
 
-def test_the_pieces_of_a_streamed_answer_are_the_answer_of_the_chat(
+def test_the_pieces_of_a_streamed_answer_are_the_answer_of_the_listed_model(
     connect: Connect, key: tuple[str, str]
 ) -> None:
-    client = connect(
-        application(Chat, ServingConfig(api_keys=key[1]), FakeEngine("a dog")), api_key=key[0]
+    engine = FakeEngine("a dog")
+    engine.version = version(PROMPTING)
+    client = connect(application(Chat, ServingConfig(api_keys=key[1]), engine), api_key=key[0])
+    (model,) = client.models()
+    assert (model.id, model.version, model.kind, model.digest) == (
+        "champion",
+        engine.version.version,
+        engine.version.kind,
+        "d",
     )
     conversation = [
         {"role": "system", "content": "be brief"},
@@ -203,21 +210,6 @@ def test_a_stream_is_read_while_the_service_generates_and_closed_at_any_piece() 
         received.close()  # type: ignore[attr-defined]
         client.close()
     assert len(sent) < 10_000
-
-
-def test_models_are_listed(connect: Connect, key: tuple[str, str]) -> None:
-    engine = FakeEngine("a dog")
-    served = version(PROMPTING)
-    engine.version = served
-    (model,) = connect(
-        application(Chat, ServingConfig(api_keys=key[1]), engine), api_key=key[0]
-    ).models()
-    assert (model.id, model.version, model.kind, model.digest) == (
-        "champion",
-        served.version,
-        served.kind,
-        "d",
-    )
 
 
 def test_a_proxy_in_the_environment_does_not_see_requests_without_encryption(

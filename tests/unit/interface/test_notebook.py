@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tailorbird.interface.answer import Answer, Answers
+from tailorbird.interface.answer import Answer
+from tailorbird.interface.answers import Answers
 from tailorbird.interface.notebook import BASE, framed, report_html
 from tests.browser import OpenPage
 from tests.unit.evaluation.report.test_html import Page, evidence_for
@@ -32,7 +33,7 @@ def test_answers_are_a_table_in_which_texts_are_escaped() -> None:
     page = page_in(Answers([ANSWER, replace(ANSWER, confidence=None)])._repr_html_())
     assert "<td>Fear of &lt;b&gt;flying&lt;/b&gt;</td>" in page
     assert '<th scope="row">a &amp; b</th>' in page
-    assert page.count('<rect class="bar"') == 1
+    assert page.count('<meter value="0.875"') == 1
     assert "not known" in page
     assert ">Answers of probe-1</h1>" in page
     assert "answered by" not in page

@@ -2,17 +2,7 @@
 
 import pytest
 
-from tailorbird.pages.charts import (
-    Axis,
-    Chart,
-    Dot,
-    Line,
-    Text,
-    around,
-    axis_strip,
-    share_bar,
-    sparkline,
-)
+from tailorbird.pages.charts import Axis, Box, Chart, Dot, Line, Text, around, sparkline
 from tailorbird.pages.environment import COMPONENTS, environment
 
 
@@ -38,12 +28,6 @@ def test_positions_are_clamped_to_the_axis_and_point_upwards_on_request() -> Non
     assert around([3.0, 3.0]).at(3.0) == 50
 
 
-def test_an_axis_has_its_values_where_strips_of_the_same_scale_have_them() -> None:
-    scale = Axis(-0.05, 0.15, num_ticks=3)
-    labels = {mark.text: mark.x for mark in axis_strip(scale).marks if isinstance(mark, Text)}
-    assert labels == {"0": scale.at(0.0), "0.1": scale.at(0.1)}
-
-
 def test_a_sparkline_omits_unknown_values_and_marks_those_above_the_limit() -> None:
     chart = sparkline([0.1, None, 0.5], limit=0.3, label="x")
     dots = [mark for mark in chart.marks if isinstance(mark, Dot)]
@@ -56,7 +40,7 @@ def test_a_chart_is_drawn_with_every_mark_and_escaped_text() -> None:
         Text(1, 2, "<b>", shift=-8, rise=3),
         Dot(3, 4, title="<i>"),
         Line(0, 0, 100, 0),
-        *share_bar(0.5, interval=None, label="").marks,
+        Box(x=0, y=4, width=50, height=12, kind="band"),
     )
     template = environment(COMPONENTS).from_string(
         '{% import "components.html" as ui %}{{ ui.chart(chart) }}'
@@ -69,6 +53,6 @@ def test_a_chart_is_drawn_with_every_mark_and_escaped_text() -> None:
         '<text class="label" x="1%" y="2" text-anchor="start" dx="-8" dy="-3">&lt;b&gt;</text>',
         '<circle class="dot" cx="3%" cy="4" r="4.0"><title>&lt;i&gt;</title></circle>',
         '<line class="axis" x1="0%" y1="0" x2="100%" y2="0"/>',
-        '<rect class="bar" x="0%" y="4" width="50.0%" height="12"></rect>',
+        '<rect class="band" x="0%" y="4" width="50%" height="12"/>',
     ):
         assert expected in svg

@@ -17,7 +17,7 @@ from tailorbird.config.serving import ServingConfig
 from tailorbird.evaluation.report.evidence import PairedExample
 from tailorbird.evaluation.report.html import to_html
 from tailorbird.evaluation.verdict.formatting import points
-from tailorbird.interface.answer import Answers
+from tailorbird.interface.answers import Answers
 from tailorbird.monitoring.recommendation import recommend
 from tailorbird.monitoring.render import render_page
 from tailorbird.monitoring.report import Report

@@ -96,7 +96,7 @@ def test_properties_keep_their_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "schema"),
+    ("path", "schema"),
     [
         ("/type", {"type": "person"}),
         ("/type", {"type": []}),
@@ -171,8 +171,8 @@ def test_properties_keep_their_order() -> None:
         ("", {"description": "a" * 20000}),
     ],
 )
-def test_other_schemas_are_refused_with_the_place(place: str, schema: Any) -> None:
-    with pytest.raises(ValueError, match=re.escape(place) or r"\w"):
+def test_other_schemas_are_refused_with_the_path(path: str, schema: Any) -> None:
+    with pytest.raises(ValueError, match=re.escape(path) or r"\w"):
         supported_schema(schema)
 
 

@@ -32,6 +32,16 @@ def terms(base: CostTerms = TERMS, **changes: Any) -> CostTerms:
     return CostTerms.model_validate(base.model_dump() | changes)
 
 
+def on_cpu(seconds: float) -> ServingUsage:
+    return ServingUsage((seconds,) * 5)
+
+
+ALWAYS = terms(min_replicas=2, cpus_per_replica=3)
+CALLS = ServingUsage((10.0,) * 5, tokens=TOKENS)
+ONE_CALLING: dict[str, Any] = {"endpoint": ENDPOINT, "min_replicas": 1}
+HOURS = 730 * 12
+
+
 def total(usage: ServingUsage, prices: CostTerms = TERMS) -> float:
     """Return the cost of serving for a year."""
     return float(yearly_cost(usage, terms=prices).serving.mean())
@@ -48,36 +58,39 @@ def ratio_of(
     return compare_costs(costs, terms=prices, alpha=alpha).ratio
 
 
-def test_without_provisioned_replicas_busy_time_is_paid() -> None:
-    # 500 CPU-seconds per 1,000 rows are 6,000 in a year of 12,000 rows, at 0.0001 each.
-    assert total(ServingUsage((500.0,) * 5)) == pytest.approx(0.60)
-    # A replica with two cores is busy for half of the time, and costs twice as much.
-    assert total(ServingUsage((500.0,) * 5), terms(cpus_per_replica=2)) == pytest.approx(0.60)
-
-
-def test_replicas_that_always_run_are_paid_and_busy_time_within_them_is_not_added() -> None:
-    always = terms(min_replicas=2, cpus_per_replica=3)
-    assert total(ServingUsage((500.0,) * 5), always) == pytest.approx(2 * 730 * 12 * 3 * 0.36)
-    # 2 replicas with 3 cores have 15,768,000 CPU-seconds a month. Above them, busy time is paid.
-    above = ServingUsage((2 * 15_768_000.0,) * 5)
-    assert total(above, always) == pytest.approx(2 * 2 * 730 * 12 * 3 * 0.36)
-
-
-def test_a_replica_is_paid_with_its_cores_and_gpus_while_either_is_busy() -> None:
-    # 300 GPU-seconds and 20 CPU-seconds per 1,000 rows: 3,600 s of replicas in a year, with one
-    # core and one GPU.
-    assert total(ServingUsage((20.0,) * 5, (300.0,) * 5), ON_GPU) == pytest.approx(3.6 + 0.36)
-    assert total(ServingUsage((300.0,) * 5, (20.0,) * 5), ON_GPU) == pytest.approx(3.6 + 0.36)
-    # Half a GPU is busy for twice as long; its core is paid for that time.
-    half = terms(ON_GPU, gpus_per_replica=0.5)
-    assert total(ServingUsage((20.0,) * 5, (300.0,) * 5), half) == pytest.approx(3.6 + 2 * 0.36)
-
-
-def test_the_tokens_of_an_endpoint_are_paid_in_addition_to_the_replica_that_calls_it() -> None:
-    usage = ServingUsage((10.0,) * 5, tokens=TOKENS)
-    prices = terms(endpoint=ENDPOINT, token_prices=(0.001, 0.004))
-    # 12 times 100,000 input and 20,000 output tokens; 120 CPU-seconds.
-    assert total(usage, prices) == pytest.approx(12 * (0.10 + 0.08) + 0.012)
+@pytest.mark.parametrize(
+    ("usage", "prices", "expected"),
+    [
+        # 500 CPU-seconds per 1,000 rows are 6,000 in a year of 12,000 rows, at 0.0001 each. A
+        # replica with two cores is busy for half of the time, and costs twice as much.
+        (on_cpu(500.0), TERMS, 0.60),
+        (on_cpu(500.0), terms(cpus_per_replica=2), 0.60),
+        # 2 replicas with 3 cores have 15,768,000 CPU-seconds a month. Above them, busy time is
+        # paid; within them, nothing is added.
+        (on_cpu(500.0), ALWAYS, 2 * HOURS * 3 * 0.36),
+        (on_cpu(2 * 15_768_000.0), ALWAYS, 2 * 2 * HOURS * 3 * 0.36),
+        # 300 GPU-seconds and 20 CPU-seconds per 1,000 rows: 3,600 s of replicas in a year, with
+        # one core and one GPU. Half a GPU is busy for twice as long, and its core is paid then.
+        (ServingUsage((20.0,) * 5, (300.0,) * 5), ON_GPU, 3.6 + 0.36),
+        (ServingUsage((300.0,) * 5, (20.0,) * 5), ON_GPU, 3.6 + 0.36),
+        (
+            ServingUsage((20.0,) * 5, (300.0,) * 5),
+            terms(ON_GPU, gpus_per_replica=0.5),
+            3.6 + 2 * 0.36,
+        ),
+        # 12 times 100,000 input and 20,000 output tokens; 120 CPU-seconds.
+        (CALLS, terms(endpoint=ENDPOINT, token_prices=(0.001, 0.004)), 12 * 0.18 + 0.012),
+        # The replicas that call an endpoint have no GPU.
+        (CALLS, terms(ON_GPU, token_prices=(0, 0), **ONE_CALLING), HOURS * 0.36),
+        (
+            ServingUsage((10.0,) * 5, (10.0,) * 5),
+            terms(ON_GPU, token_prices=(0, 0), **ONE_CALLING),
+            HOURS * (0.36 + 3.6),
+        ),
+    ],
+)
+def test_the_cost_of_a_year(usage: ServingUsage, prices: CostTerms, expected: float) -> None:
+    assert total(usage, prices) == pytest.approx(expected)
 
 
 def test_the_prices_of_the_version_apply_if_the_recipe_does_not_name_its_endpoint() -> None:
@@ -104,7 +117,7 @@ def test_the_replicas_of_an_endpoint_have_no_gpu() -> None:
     [
         (
             {"price_per_cpu_hour": None},
-            ServingUsage((1.0,) * 5),
+            on_cpu(1.0),
             "evaluation.cost.price_per_cpu_hour is not set",
         ),
         (
@@ -114,7 +127,7 @@ def test_the_replicas_of_an_endpoint_have_no_gpu() -> None:
         ),
         (
             {"gpus_per_replica": 1, "price_per_gpu_hour": 1},
-            ServingUsage((1.0,) * 5),
+            on_cpu(1.0),
             "serving.gpus_per_replica has changed",
         ),
         (
@@ -123,13 +136,8 @@ def test_the_replicas_of_an_endpoint_have_no_gpu() -> None:
             "serving.gpus_per_replica has changed",
         ),
         (
-            {"endpoint": ENDPOINT},
-            ServingUsage((1.0,) * 5, tokens=TOKENS),
-            "evaluation.endpoint has no price_input and price_output for m at https://host/v1",
-        ),
-        (
             {"endpoint": "other at https://host/v1", "token_prices": (1, 1)},
-            ServingUsage((1.0,) * 5, tokens=TOKENS),
+            CALLS,
             "evaluation.endpoint has no price_input and price_output for m at https://host/v1",
         ),
         (
@@ -139,7 +147,7 @@ def test_the_replicas_of_an_endpoint_have_no_gpu() -> None:
         ),
         (
             {},
-            ServingUsage((1.0,) * 5, tokens=TOKENS),
+            CALLS,
             "evaluation.endpoint has no price_input and price_output for m at https://host/v1",
         ),
     ],
@@ -156,11 +164,15 @@ def test_a_missing_price_is_named_and_never_0(
     assert phrase in costs.missing
 
 
-def test_the_training_is_priced_by_what_it_used() -> None:
+def test_the_training_is_priced_by_what_it_used_over_the_months_of_the_horizon() -> None:
     used = TrainingUsage(cpu_s=7200, gpu_s=3600)
     on_gpu = ServingUsage((1.0,) * 5, (1.0,) * 5)
     assert yearly_cost(on_gpu, terms=ON_GPU, training=used).training == pytest.approx(3.60 + 0.72)
     assert yearly_cost(CHEAP, terms=terms(price_per_cpu_hour=None)).missing_for_training == ()
+    used = TrainingUsage(cpu_s=7200)
+    cost = yearly_cost(CHEAP, terms=terms(), training=used)
+    assert cost.training == pytest.approx(0.72)
+    assert cost.serving.mean() == pytest.approx(total(CHEAP))
 
 
 def test_without_the_price_of_the_training_there_is_a_ratio_and_no_net() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from tailorbird.config.serving import ServingConfig
 from tailorbird.evaluation.gates.cost import ServingDevice, ServingUsage, TrainingUsage
+from tailorbird.evaluation.report.charts import factor_of
 from tailorbird.evaluation.report.console import verdict_lines
 from tailorbird.evaluation.report.costs import cost_sentence, costs_by_digest
 from tailorbird.evaluation.report.evidence import (
@@ -147,7 +148,9 @@ def formats_of(value: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("outcome", SIMULATIONS)
-def test_report_and_console_show_the_outcome_and_every_sentence(outcome: str) -> None:
+def test_report_and_console_show_the_outcome_every_sentence_and_the_values_at_their_paths(
+    outcome: str,
+) -> None:
     evidence = evidence_for(outcome)
     assert evidence.verdict.outcome == outcome
     page = Page(to_html(evidence))
@@ -159,18 +162,13 @@ def test_report_and_console_show_the_outcome_and_every_sentence(outcome: str) ->
         assert lines[number - 1] == f"  {number}. {sentence}"
     assert all(sentence in page.text for sentence in evidence.verdict.sentences)
 
-
-@pytest.mark.parametrize("outcome", SIMULATIONS)
-def test_each_figure_equals_the_value_at_its_path_in_the_evidence(outcome: str) -> None:
-    evidence = evidence_for(outcome)
-    figures = Page(to_html(evidence)).figures
-    for path, text in figures:
+    for path, text in page.figures:
         value = value_at(evidence, path)
         if path.startswith(
             ("verdict.", "scores.", "cost.", "curve.", "reliability.")
         ) and not path.endswith(".kind"):
             assert text in formats_of(value), path
-    paths = {path for path, _ in figures}
+    paths = {path for path, _ in page.figures}
     for number, relation in enumerate(evidence.verdict.relations):
         here = f"verdict.relations.{number}"
         assert {
@@ -218,14 +216,12 @@ def test_a_further_access_to_the_test_rows_is_reported_with_its_level() -> None:
     assert "different rows; alpha 0.05" in Page(to_html(evidence_for())).text
 
 
-def test_the_fields_of_the_documentation_duties_exist_in_the_evidence() -> None:
-    fields = [field for duty in load_duties()["duties"] for field in duty["fields"]]
-    for field in fields:
-        assert value_at(evidence_for(), field) is not None, field
-
-
-def test_the_number_of_rows_on_which_both_models_are_right_is_printed() -> None:
+def test_the_fields_of_the_duties_exist_and_the_rows_on_which_both_models_are_right_are_printed() -> (
+    None
+):
     evidence = evidence_for()
+    fields = [field for duty in load_duties()["duties"] for field in duty["fields"]]
+    assert all(value_at(evidence, field) is not None for field in fields)
     text = Page(to_html(evidence)).text
     verdict = evidence.verdict
     gained = verdict.relation("candidate", "incumbent").only_first_right
@@ -287,7 +283,7 @@ def test_gpu_seconds_are_never_called_cpu_seconds() -> None:
     sentence = cost_sentence(evidence)
     assert sentence == (
         "cost: measured on NVIDIA H100; training used 2 GPU-hours and 10 CPU-hours; 10,000 "
-        "requests a month, with the training paid over 12 months, at least 0 replicas, each with "
+        "requests a month, with the training paid in one year, at least 0 replicas, each with "
         "1 CPU core and 1 GPU; prices in the recipe's currency: 0.1 per CPU-hour, 3.6 per "
         "GPU-hour"
     )
@@ -312,10 +308,10 @@ def test_gpu_seconds_are_never_called_cpu_seconds() -> None:
     assert all(text in formats_of(value_at(evidence, path)) for path, text in measured)
     (gate,) = [gate for gate in evidence.verdict.gates if gate.name == "cost"]
     assert "training -8.20" in gate.note
-
-
-def test_a_cost_that_was_not_measured_has_no_sentence() -> None:
-    assert cost_sentence(evidence_for("STAY")) is None
+    # Its bounds are in the currency, not in points.
+    assert factor_of(gate) == 1
+    at = f"verdict.models.1.gates.{evidence.verdict.gates.index(gate)}.bounds.0.estimate"
+    assert (at, f"{gate.bounds[0].estimate:,.0f}") in page.figures
 
 
 def test_the_cost_of_registered_versions_is_in_words_by_digest() -> None:
@@ -330,6 +326,7 @@ def test_the_cost_of_registered_versions_is_in_words_by_digest() -> None:
     unpriced = costs_by_digest(evidence_of(Simulation(costs=on_cpu(SECONDS))))
     assert "0.6 CPU-seconds for 1,000 answers" in unpriced.values()
     assert costs_by_digest(evidence_for("STAY")) == {}
+    assert cost_sentence(evidence_for("STAY")) is None
 
 
 def test_a_missing_price_is_shown_as_not_assessable_and_not_as_0() -> None:

@@ -18,7 +18,6 @@ from tailorbird.evaluation.statistics.paired import (
     midp_values,
     newcombe_limits,
     newcombe_paired_interval,
-    paired_counts,
     wilson_interval,
 )
 
@@ -121,22 +120,13 @@ def test_equal_models_are_proven_better_at_most_at_half_of_alpha() -> None:
         assert np.mean(midp_values(cells[:, 1], only_other=cells[:, 2]) < 0.05) <= 0.05 + 0.0033
 
 
-def test_accuracy_and_paired_counts_are_counted_from_scores() -> None:
-    candidate, other = np.array([1.0, 1, 1, 0, 0]), np.array([1.0, 0, 0, 1, 0])
-    assert candidate.mean() == 0.6
-    assert paired_counts(candidate, other=other) == PairedCounts(1, 2, 1, 1)
-
-
 def test_accuracy_is_compared_by_newcombe_and_mcnemar() -> None:
-    candidate, other = predictions("aabaa", labels="aabbb"), predictions("abbba", labels="aabbb")
+    candidate, other = predictions("aabba", labels="aabbb"), predictions("abbaa", labels="aabbb")
     comparison = compare(candidate, other=other, metric="accuracy", alpha=0.1)
-    counts = PairedCounts(both_right=2, only_candidate_right=1, only_other_right=1, neither_right=1)
+    counts = PairedCounts(both_right=2, only_candidate_right=2, only_other_right=0, neither_right=1)
     assert comparison.counts == counts
-    assert (comparison.candidate_score, comparison.other_score, comparison.gain) == (
-        0.6,
-        0.6,
-        counts.gain,
-    )
+    assert (comparison.candidate_score, comparison.other_score) == (0.8, 0.4)
+    assert comparison.gain == counts.gain == 0.4
     assert comparison.interval == newcombe_paired_interval(counts, alpha=0.1)
     assert comparison.lowest == comparison.interval[0]
     assert comparison.p_value == mcnemar_midp(counts)
@@ -156,6 +146,11 @@ def test_macro_f1_is_compared_by_the_jackknife_with_the_same_counts() -> None:
     assert comparison.p_value == pytest.approx(2.0**-39)  # the models differ on 40 rows
     assert comparison.standard_error is not None
     assert 0 < comparison.standard_error < 0.1
+    swap = compare(other, other=candidate, metric="macro_f1", alpha=0.05)
+    low, high = comparison.interval
+    assert (swap.gain, *swap.interval) == pytest.approx((-comparison.gain, -high, -low))
+    assert comparison.lowest <= low
+    assert swap.lowest <= -high
 
 
 def test_different_rows_and_unknown_metrics_are_refused() -> None:
@@ -218,13 +213,10 @@ def test_the_wilson_interval_equals_statsmodels() -> None:
     assert wilson_interval(0, n=10)[0] == pytest.approx(0)
 
 
-@pytest.mark.parametrize(("num_right", "n"), [(11, 10), (-1, 10), (0, 0)])
-def test_the_wilson_interval_of_invalid_counts_is_refused(num_right: int, n: int) -> None:
-    with pytest.raises(ValueError, match="num_right"):
-        wilson_interval(num_right, n=n)
-
-
-@pytest.mark.parametrize("table", [(0, 0, 0, 0), (5, -1, 2, 1)])
-def test_empty_and_negative_paired_counts_are_refused(table: tuple[int, int, int, int]) -> None:
-    with pytest.raises(ValueError, match="at least one row"):
-        PairedCounts(*table)
+def test_invalid_counts_are_refused() -> None:
+    for num_right, n in ((11, 10), (-1, 10), (0, 0)):
+        with pytest.raises(ValueError, match="num_right"):
+            wilson_interval(num_right, n=n)
+    for table in ((0, 0, 0, 0), (5, -1, 2, 1)):
+        with pytest.raises(ValueError, match="at least one row"):
+            PairedCounts(*table)

@@ -358,7 +358,7 @@ def test_what_is_selected_may_serve_and_no_model_that_may_replace_the_incumbent_
         if (
             entry.role == INCUMBENT
             or not entry.passes
-            or not (entry.may_replace or entry.is_fine_tuned)
+            or not (entry.may_replace or entry.role == CANDIDATE)
         ):
             return False
         return world.relate(

@@ -63,14 +63,6 @@ def simulated(simulation: Simulation) -> Case:
     return inputs_of_tables(simulation, tables_of(simulation)), protocol_of(simulation)
 
 
-def with_anchor(count: int | None) -> Case:
-    """Return a cheaper candidate with an anchor that is right on `count` rows, or that cannot
-    predict them."""
-    table = None if count is None else predictions("lora", right(count))
-    anchor = Anchor(table, "" if table else "it has other classes")
-    return replace(CHEAPER, anchor=anchor), PRICED
-
-
 def with_endpoint(count: int, *, seconds: float | None = None) -> Case:
     """Return an endpoint that is right on `count` rows, by default at an unknown price."""
     inputs = inputs_of_right(
@@ -97,8 +89,10 @@ STATES: dict[str, Callable[[], Case]] = {
         measured(inputs_of(*models(1200, 60, 80, 660)), candidate=1.0),
         PRICED,
     ),
-    "cheaper, inferior to the anchor": lambda: with_anchor(1330),
-    "cheaper, without the anchor": lambda: with_anchor(None),
+    "cheaper, inferior to the anchor": lambda: (
+        replace(CHEAPER, anchor=Anchor(predictions("lora", right(1330)))),
+        PRICED,
+    ),
     "worth less than its cost": lambda: (
         replace(measured(BETTER), training=TrainingUsage(cpu_s=260.0)),
         PRICED,
@@ -203,14 +197,8 @@ def test_a_verdict_has_at_most_eight_sentences_with_the_answers_the_models_and_t
             change,
         )
 
-
-@pytest.mark.parametrize("state", STATES)
-def test_no_sentence_says_more_than_the_intervals_of_its_comparison(state: str) -> None:
-    verdict = verdict_of(state)
-    closest = closest_of(verdict)
+    # No sentence says more than the intervals of its comparison.
     gain, least, margin = closest.gain, verdict.minimum_gain, verdict.non_inferiority_margin
-    low, high = closest.interval
-    deciding = verdict.sentences[2]
     claims = {
         "is proven better than": low > 0 and gain >= least,
         "the interval is above 0": low > 0,
@@ -243,14 +231,9 @@ def test_no_sentence_says_more_than_the_intervals_of_its_comparison(state: str) 
         ),
         (
             "cheaper, inferior to the anchor",
-            "is non-inferior, but not to the last champion that was proven better",
-        ),
-        (
-            "cheaper, without the anchor",
-            "that was proven better does not predict these rows: it has other classes",
+            "but this is not shown for the last champion that was proven better",
         ),
         ("worth less than its cost", "the gain is worth less than its further cost (net -0.01)"),
-        ("a baseline replaces", "at alpha / 2 because 2 models could replace it"),
         (
             "out of reach over one of two",
             "The candidate does not dominate the incumbent: +0.10 points",
@@ -362,8 +345,7 @@ def test_without_a_candidate_the_first_sentences_say_that_there_is_nothing_to_ga
         "+0.12); a gain of 1 point is ruled out.",
         "Bag_of_words is at most 0.39 points below the incumbent and needs 7% of its "
         "CPU-seconds per row; set evaluation.cost to let the cost count.",
-        "A training starts with tuning.train_anyway=true, or with a minimum gain below the 0.26 "
-        "points that can be gained.",
+        "A training starts with tuning.train_anyway=true, or with a lower minimum gain.",
     )
 
 
