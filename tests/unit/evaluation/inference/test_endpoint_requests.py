@@ -322,14 +322,15 @@ def test_a_stored_answer_contains_neither_the_request_nor_the_key(
 
 
 def test_answers_above_their_largest_price_at_the_same_time_raise_later_reservations_once() -> None:
-    endpoint = Endpoint(url="http://127.0.0.1/v1", model="m", price_input=0.0, price_output=500.0)
+    fields = {"url": "http://h/v1", "model": "m", "max_spend": 2 * 6 + 7}
+    endpoint = Endpoint.model_validate(fields | PRICED)
     (body,) = bodies(0)  # costs at most 1
     answer = EndpointAnswer(
         "text", None, input_tokens=0, output_tokens=12, model="m", logprobs=None
     )  # costs 6
 
     async def is_granted() -> bool:
-        limit = SpendLimit(2 * 6 + 7, endpoint=endpoint, spent=0.0)
+        limit = SpendLimit(endpoint, spent=0.0)
         async with limit.reserved(body) as first, limit.reserved(body) as second:
             assert first is not None
             assert second is not None
