@@ -67,7 +67,7 @@ test-slow: $(SETUP)
 	$(BIN)/pytest -m slow $(TWO_STACKS)
 
 test-long: $(SETUP)
-	$(BIN)/pytest -m long
+	$(BIN)/pytest -m "long or hypothesis" --hypothesis-profile=search
 
 check: $(SETUP)
 	$(BIN)/ruff check .

@@ -1,7 +1,6 @@
 """Connect to Ray and S3, configured by the environment or by the embedded stack of a folder."""
 
 import os
-import shlex
 import signal
 import socket
 import threading
@@ -40,20 +39,10 @@ def use_stack(folder: Path) -> None:
 
 
 def stack_hint(folder: Path) -> str | None:
-    """Return how to use a stack of this user, if Ray and S3 are not configured and the stack of
-    `folder` does not run.
-
-    Return None if Ray or S3 are configured, or if no stack is known.
-    """
+    """Return how to start the stack of `folder` if it has stopped; None without a stack, or if Ray
+    or S3 are configured."""
     if any(os.environ.get(name) for name in _CONFIGURED_BY):
         return None
-    running = stack.running_folders()
-    if running:
-        names = " and in ".join(map(str, running))
-        return (
-            f"a stack runs in {names}; to use it: export "
-            f"TAILORBIRD_HOME={shlex.quote(str(running[0]))}"
-        )
     if (folder / stack.KEYS_FILE).exists():
         return f"the stack of {folder} is not running; run `tailorbird stack up` to start it"
     return None

@@ -50,7 +50,11 @@ def forward_events(progress: ProgressReporter) -> Iterator[Any]:
     def follow() -> None:
         while True:
             last = over.wait(POLL_S)
-            for event in ray.get(queue.fetch.remote()):
+            try:
+                events = ray.get(queue.fetch.remote())
+            except Exception:  # after Ctrl-C or SIGTERM, Ray may be shut down at any point
+                return
+            for event in events:
                 progress.report(event)
             if last:
                 return

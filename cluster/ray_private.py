@@ -72,19 +72,6 @@ def preemption_context() -> Any:
     return get_train_context().preemption_context
 
 
-def torch_trainer(function: Callable[[], Any], *, workers_per_node: int, **options: Any) -> Any:
-    """Return a TorchTrainer whose number of workers, if it is a range, is limited by
-    `whole_node_policy`."""
-    from ray.train.torch import TorchTrainer
-
-    class WholeNodeTrainer(TorchTrainer):  # type: ignore[misc]
-        def _initialize_and_run_controller(self, **arguments: Any) -> Any:
-            policy = whole_node_policy(self.scaling_config, workers_per_node=workers_per_node)
-            return super()._initialize_and_run_controller(**arguments | {"scaling_policy": policy})
-
-    return (TorchTrainer if workers_per_node == 1 else WholeNodeTrainer)(function, **options)
-
-
 def kill_train_controllers() -> None:
     """Kill the controllers of this driver's Ray Train runs, and with them their workers. Their
     `fit` then raises.
@@ -98,27 +85,6 @@ def kill_train_controllers() -> None:
     for name, actor in actors(job_id=global_worker.current_job_id).items():
         if actor["ActorClassName"] == "TrainController" and actor["State"] != "DEAD":
             global_worker.core_worker.kill_actor(ActorID.from_hex(name), True)
-
-
-def whole_node_policy(scaling_config: Any, *, workers_per_node: int) -> Any:
-    """Return Ray Train's elastic scaling policy, limited to multiples of `workers_per_node`.
-
-    Ray Train counts the workers that fit all nodes together. This policy counts only whole
-    multiples on each node.
-    """
-    from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
-
-    class WholeNodePolicy(ElasticScalingPolicy):  # type: ignore[misc]
-        def _count_possible_workers(self, reserved_resources: Any) -> int:
-            counts = (
-                int(super(WholeNodePolicy, self)._count_possible_workers({node: resources}))
-                for node, resources in reserved_resources.items()
-            )
-            whole = sum(count - count % workers_per_node for count in counts)
-            most: int = self.scaling_config.max_workers
-            return min(whole, most)
-
-    return WholeNodePolicy(scaling_config)
 
 
 def run_in_main_thread(function: Callable[[], None]) -> None:

@@ -10,10 +10,18 @@ from serving.http.server_middleware import SETTINGS
 from serving.served_tasks import RETRY_AFTER_S, SERVED_TASKS
 from tailorbird.config.serving import ServingConfig
 
-LOOK_BACK_S = 2.0
-UPSCALE_DELAY_S = 3.0
-"""Seconds of higher load before replicas start. With less than `LOOK_BACK_S`, requests that waited
-for a cold start would count as load."""
+AUTOSCALING = {
+    "target_ongoing_requests": 32.0,
+    # Longer than the look-back period, so that requests that waited for a cold start do not count
+    # as load.
+    "upscale_delay_s": 3.0,
+    "look_back_period_s": 2.0,
+    "downscale_delay_s": 10.0,
+    "downscale_to_zero_delay_s": 60.0,
+    "metrics_interval_s": 0.5,
+}
+"""Options of Serve's autoscaler that `serving.autoscaling` can override. `initial_replicas` is not
+set: Serve would scale to it at each change of `user_config`."""
 SPARE_REQUESTS = 256
 """Requests that Serve sends to a replica beyond the replica's own limit. The replica refuses
 requests by client, which Serve's queue does not distinguish, and in its own error format."""
@@ -55,14 +63,7 @@ def deployment_options(config: ServingConfig, *, task: str) -> dict[str, Any]:
         "autoscaling_config": AutoscalingConfig(
             min_replicas=config.min_replicas,
             max_replicas=config.max_replicas,
-            # `initial_replicas` is not set: Serve would scale to it at each change of
-            # `user_config`.
-            target_ongoing_requests=config.target_ongoing_requests,
-            upscale_delay_s=UPSCALE_DELAY_S,
-            downscale_delay_s=config.downscale_delay_s,
-            downscale_to_zero_delay_s=config.downscale_to_zero_delay_s,
-            look_back_period_s=LOOK_BACK_S,
-            metrics_interval_s=0.5,
+            **AUTOSCALING | config.autoscaling,
         ),
         "max_ongoing_requests": config.max_requests(task) + SPARE_REQUESTS,
         "max_queued_requests": config.max_queued_requests,

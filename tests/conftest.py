@@ -17,11 +17,9 @@ from tests.browser import BROWSER, Browser, OpenPage
 from tests.shared_run import SHARE_THE_SMALL_RUN
 
 settings.register_profile(
-    "repeatable", deadline=None, derandomize=True, database=None, max_examples=100
+    "repeatable", deadline=None, derandomize=True, database=None, max_examples=25
 )
-settings.register_profile(
-    "search", deadline=None, max_examples=1000
-)  # pytest --hypothesis-profile=search
+settings.register_profile("search", deadline=None, max_examples=1000)  # make test-long
 settings.load_profile("repeatable")
 
 RAY_STARTS = (

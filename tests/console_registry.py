@@ -156,14 +156,13 @@ def add_reports(
                 DriftStatistic("unfamiliar", "share of far texts", value, 0.02, 1.0, 900),
                 DriftStatistic("classes", "change in the classes", 0.4 * value, 0.02, 1.0, 900),
             ),
-            audit=Quality(900, labelled, right, (share - 0.07, share + 0.06), 0.83),
-            feedback=Quality(900, 14, 6, (0.2, 0.7), 0.83),
-            confident=0.62 + 0.01 * (number % 4),
+            audit=Quality(900, labelled, right, (share - 0.07, share + 0.06)),
+            feedback=Quality(900, 14, 6, (0.2, 0.7)),
             groups=gate("groups", (bound,)),
-            audit_scores=Quality(900, 40, 31.5, (0.64, 0.88), None)
+            audit_scores=Quality(900, 40, 31.5, (0.64, 0.88))
             if chat and number >= num_days - 3
             else NO_ANSWERS,
-            feedback_scores=Quality(900, 25, 9.0, (0.2, 0.55), None) if chat else NO_ANSWERS,
+            feedback_scores=Quality(900, 25, 9.0, (0.2, 0.55)) if chat else NO_ANSWERS,
         )
         storage.write_bytes(paths.daily_report(day), report.model_dump_json().encode())
         reports.append(report)

@@ -154,8 +154,8 @@ def _death_message(text: str) -> str:
     if _exceeded_node(text):
         return (
             "Ray killed its process because the node ran out of memory; set "
-            "training.gradient_checkpointing, lower training.batch_size, or raise "
-            "training.gradient_accumulation_steps (or lower training.batch_tokens)"
+            "training.gradient_checkpointing, or lower training.batch_size or "
+            "training.batch_tokens"
         )
     if "node has died" in text or "node died" in text or "node was terminated" in text.lower():
         return (

@@ -68,8 +68,8 @@ def finetune(
             retries = f" after {config.max_failures} retries"
         advice = (
             "run it again to resume from the last checkpoint; you may change "
-            "training.gradient_checkpointing, checkpoint_interval_s, max_failures and "
-            "start_timeout_s (any other change of the training section starts a new training)"
+            "training.gradient_checkpointing, checkpoint_interval_s and max_failures (any other "
+            "change of the training section starts a new training)"
         )
         cause = describe_failure(error, uri=uri)
         raise TrainingFailed(f"training failed{retries}: {cause}; {advice}") from error
@@ -101,8 +101,7 @@ def _run_until_it_fits(
                 raise
             if events is not None:
                 events.put.remote(NoteEvent(failure.retry))
-            limits = {"batch_tokens": failure.batch_tokens, "gradient_accumulation_steps": 1}
-            config = config.model_copy(update=limits)
+            config = config.model_copy(update={"batch_tokens": failure.batch_tokens})
         else:
             return outcome
 
@@ -134,11 +133,11 @@ def build_torch_trainer(
     separately after a preemption, at most `max_failures` times.
     """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
 
     fixed = config.min_workers == config.max_workers
-    timeout_s = config.start_timeout_s or (START_TIMEOUT_S if fixed else ELASTIC_START_TIMEOUT_S)
-    os.environ[START_TIMEOUT] = str(timeout_s)  # Ray Train reads it from the environment only
+    # Ray Train reads it from the environment only, where an operator may set it.
+    os.environ.setdefault(START_TIMEOUT, str(START_TIMEOUT_S if fixed else ELASTIC_START_TIMEOUT_S))
     resources: dict[str, float] = {"CPU": config.cpus_per_worker}
     if config.gpus_per_worker:
         resources["GPU"] = config.gpus_per_worker
@@ -147,9 +146,8 @@ def build_torch_trainer(
         num_workers = config.max_workers
     store, path = filesystem(uri, retry_policy=PERSISTENT)
     folder, _, name = path.rpartition("/")
-    return ray_private.torch_trainer(
+    return TorchTrainer(
         function,
-        workers_per_node=config.workers_per_node,
         torch_config=TorchConfig(timeout_s=PROCESS_GROUP_TIMEOUT_S),
         scaling_config=ScalingConfig(
             num_workers=num_workers,

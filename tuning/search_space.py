@@ -15,8 +15,6 @@ def param_space(config: TuningConfig) -> dict[str, Any]:
     def sampler(distribution: Distribution) -> Any:
         if distribution.choice is not None:
             return tune.choice(list(distribution.choice))
-        if distribution.uniform is not None:
-            return tune.uniform(*distribution.uniform)
         assert distribution.log_uniform is not None  # the config requires exactly one
         return tune.loguniform(*distribution.log_uniform)
 
@@ -34,7 +32,4 @@ def max_epochs(training: TrainingConfig, config: TuningConfig) -> int:
     distribution = config.space.get("epochs")
     if distribution is None:
         return training.epochs
-    return max(
-        int(value)
-        for value in distribution.choice or distribution.uniform or distribution.log_uniform or ()
-    )
+    return max(int(value) for value in distribution.choice or distribution.log_uniform or ())

@@ -39,7 +39,7 @@ class TrialRecord(BaseModel, extra="forbid"):
         """The values with which worker groups train the trial."""
         if self.batch_tokens is None:
             return self.config
-        return self.config | {"batch_tokens": self.batch_tokens, "gradient_accumulation_steps": 1}
+        return self.config | {"batch_tokens": self.batch_tokens}
 
     @property
     def scores(self) -> tuple[float, ...]:

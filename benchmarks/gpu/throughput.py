@@ -85,8 +85,8 @@ def cases(reduced: bool) -> tuple[Case, ...]:
             Case("tiny_encoder", "encoder", "classification", BERT_TINY, full, 64, num_steps=6),
         )
     # 8,192 tokens in a micro-batch of a chat model, 16,384 in one of the encoder.
-    short = config(batch_size=8, gradient_accumulation_steps=2)
-    long = config(batch_size=2, gradient_accumulation_steps=2, gradient_checkpointing=True)
+    short = config(batch_size=8, batch_tokens=8192)
+    long = config(batch_size=2, batch_tokens=8192, gradient_checkpointing=True)
     lora = config(batch_size=2, method="lora", gradient_checkpointing=True)
     encoder_128, encoder_512 = config(batch_size=128), config(batch_size=32)
     return (
@@ -241,8 +241,8 @@ def _trainer(case: Case, task: TrainingTask, runtime: TaskRuntime) -> Figures:
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder, _without_rank_variables():
         arguments = TrainingArguments(
             output_dir=folder,
-            per_device_train_batch_size=config.batch_size // config.gradient_accumulation_steps,
-            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            per_device_train_batch_size=config.batch_size // (2 if config.batch_tokens else 1),
+            gradient_accumulation_steps=2 if config.batch_tokens else 1,
             max_steps=case.num_steps,
             learning_rate=config.learning_rate,
             bf16=on_gpu,

@@ -72,67 +72,81 @@ def display(
     """
     if lines is None or (lines.is_terminal and console.is_terminal):
         lines = console
-    if as_json or not console.is_terminal:
-        log = LogDisplay(console, as_json=as_json, lines=lines, clock=clock)
-        with _ticking(log), reporting_to(ProgressReporter(log.report)) as progress:
-            yield progress
-        return
-    terminal = TerminalDisplay(console, lines=lines, clock=clock)
-    with Live(console=console, transient=True, get_renderable=terminal.view):
-        try:
-            with reporting_to(ProgressReporter(terminal.report)) as progress:
-                yield progress
-        finally:
-            terminal.close()
+    shown = Display(console, lines=lines, as_json=as_json, clock=clock)
+    with shown.updated(), reporting_to(ProgressReporter(shown.report)) as progress:
+        yield progress
 
 
-class LogDisplay:
-    """Writer of one line per event, and of a line about the current activity after a silence."""
+class Display:
+    """Printer of events as lines: in a log, also of the current activity after a silence; on a
+    terminal, above a live view of the run."""
 
     def __init__(
-        self,
-        console: Console,
-        *,
-        as_json: bool = False,
-        lines: Console | None = None,
-        clock: Clock = time.monotonic,
+        self, console: Console, *, lines: Console, as_json: bool = False, clock: Clock
     ) -> None:
         self._console = console
-        self._lines = lines or console
+        self._lines = lines
         self._as_json = as_json
+        self._is_live = console.is_terminal and not as_json
         self._clock = clock
         self._lock = threading.Lock()
         self._started = self._printed = self._steps_printed = clock()
         self._state = State(since=self._started)
         self._allowed_s = SILENCE_S
+        self._spinner = Spinner("dots")
+
+    @contextmanager
+    def updated(self) -> Iterator[None]:
+        """Update the live view, or call `tick` every second in a log, until the block ends.
+
+        The table of contenders is then printed below the notes, where it remains.
+        """
+        if not self._is_live:
+            with _ticking(self):
+                yield
+            return
+        with Live(console=self._console, transient=True, get_renderable=self.view):
+            try:
+                yield
+            finally:
+                if self._state.rows:
+                    self._console.print(score_table(self._state))
 
     def report(self, event: ProgressEvent) -> None:
-        """Print the event, unless it only changes the current activity."""
+        """Print the event, unless it only changes the current activity or the live view."""
         with self._lock:
             now = self._clock()
             before = self._state
-            self._state = next_state(self._state, event, now=now)
-            if self._state.activity != before.activity or self._state.stage != before.stage:
+            self._state = next_state(before, event, now=now)
+            is_new_stage = self._state.stage != before.stage
+            if is_new_stage or self._state.activity != before.activity:
                 self._allowed_s = SILENCE_S
-            if _is_repeated(event, before):
+            if not self._is_printed(event, before=before, now=now):
                 return
-            if isinstance(event, StepEvent | RowsEvent):
-                if now - self._steps_printed < LOG_INTERVAL_S:
-                    return
-                self._steps_printed = now
             if self._as_json:
-                self._print_json(_event_name(event), asdict(event), now=now)
+                name = type(event).__name__.removesuffix("Event").lower()
+                self._print_json(name, asdict(event), now=now)
                 return
-            if (
-                self._state.stage != before.stage
-                and before.stage
-                and now - before.since >= MIN_SHOWN_S
-            ):
-                self._print(f"  {before.stage} took {duration(now - before.since)}", now=now)
+            seconds = now - before.since
+            if is_new_stage and before.stage and seconds >= MIN_SHOWN_S:
+                self._print(f"  {before.stage} took {duration(seconds)}", now=now)
+            console = self._lines if isinstance(event, LineEvent) else self._console
             for line in log_lines(event):
-                self._print(
-                    line, now=now, console=self._lines if isinstance(event, LineEvent) else None
-                )
+                self._print(line, now=now, console=console)
+
+    def _is_printed(self, event: ProgressEvent, *, before: State, now: float) -> bool:
+        """False for what the live view shows, for frequent steps, and for a score that was reported
+        before: while the stage ran in a worker, and then with its result."""
+        if self._is_live:
+            return isinstance(event, StageEvent | NoteEvent | LineEvent | PlanEvent)
+        if isinstance(event, StepEvent | RowsEvent):
+            if now - self._steps_printed < LOG_INTERVAL_S:
+                return False
+            self._steps_printed = now
+        if isinstance(event, ScoreEvent):
+            known = before.rows.get(event.contender)
+            return known is None or known.score != event.score
+        return True
 
     def tick(self) -> None:
         """Print the current activity if nothing was printed for the allowed time."""
@@ -140,14 +154,12 @@ class LogDisplay:
             now = self._clock()
             if now - self._printed < self._allowed_s:
                 return
-            if self._as_json:
-                self._allowed_s = SILENCE_S
-            else:
-                self._allowed_s = min(LOG_INTERVAL_S, 2 * self._allowed_s)
             line = activity_line(self._state, now=now)
             if self._as_json:
+                self._allowed_s = SILENCE_S
                 self._print_json("alive", {"stage": self._state.stage, "text": line}, now=now)
             else:
+                self._allowed_s = min(LOG_INTERVAL_S, 2 * self._allowed_s)
                 self._print(f"  … {line}", now=now)
 
     def _print(self, line: str, *, now: float, console: Console | None = None) -> None:
@@ -160,52 +172,11 @@ class LogDisplay:
         content = {"event": name, "elapsed_s": round(now - self._started, 1), **values}
         self._print(json.dumps(content, default=str), now=now)
 
-
-class TerminalDisplay:
-    """Printer of stages, notes and lines above a live view of the run."""
-
-    def __init__(
-        self, console: Console, *, lines: Console | None = None, clock: Clock = time.monotonic
-    ) -> None:
-        self._console = console
-        self._lines = lines or console
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._state = State(since=clock())
-        self._spinner = Spinner("dots")
-
-    def report(self, event: ProgressEvent) -> None:
-        """Change the live view. Stages, notes, lines and plans are also printed above it."""
-        with (
-            self._lock
-        ):  # not while printing, for which rich waits until its thread has called `view`
-            now = self._clock()
-            before = self._state
-            self._state = next_state(self._state, event, now=now)
-        if isinstance(event, StageEvent):
-            if before.stage not in ("", event.name):
-                took = duration(now - before.since)
-                self._console.print(
-                    f"  [green]✓[/green] {escape(before.stage)} took {took}", highlight=False
-                )
-            self._console.print(
-                f"[bold]{escape(printable(event.text))}[/bold]", highlight=False, soft_wrap=True
-            )
-        elif isinstance(event, NoteEvent | LineEvent | PlanEvent):
-            if isinstance(event, LineEvent):
-                console = self._lines
-            else:
-                console = self._console
-            for line in log_lines(event):
-                console.print(
-                    printable(line), markup=False, emoji=False, highlight=False, soft_wrap=True
-                )
-
     def view(self) -> RenderableType:
         """Return the live view: the current activity, the stages and the contenders.
 
         The activity is first, because rich crops the view at the end if the terminal has too few
-        lines.
+        lines. It takes no lock, because rich calls it while `report` waits to print.
         """
         now = self._clock()
         state = self._state
@@ -216,11 +187,6 @@ class TerminalDisplay:
         if state.rows:
             parts.append(score_table(state))
         return Group(*parts)
-
-    def close(self) -> None:
-        """Print the table of contenders below the notes, where it remains."""
-        if self._state.rows:
-            self._console.print(score_table(self._state))
 
 
 def log_lines(event: ProgressEvent) -> list[str]:
@@ -267,7 +233,7 @@ def score_table(state: State) -> Table:
 
 
 @contextmanager
-def _ticking(log: LogDisplay) -> Iterator[None]:
+def _ticking(log: Display) -> Iterator[None]:
     """Call the display's `tick` every second in a thread until the block ends."""
     over = threading.Event()
 
@@ -283,16 +249,3 @@ def _ticking(log: LogDisplay) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
-
-
-def _is_repeated(event: ProgressEvent, before: State) -> bool:
-    """True for a score that was reported before: while the stage ran in a worker, and then with its
-    result."""
-    if not isinstance(event, ScoreEvent):
-        return False
-    known = before.rows.get(event.contender)
-    return known is not None and known.score == event.score
-
-
-def _event_name(event: ProgressEvent) -> str:
-    return type(event).__name__.removesuffix("Event").lower()

@@ -29,10 +29,9 @@ OWN_DASHBOARD = "TAILORBIRD_STACK_DASHBOARD"
 token may be sent."""
 SECRET_FIELDS = {"access_key", "secret_key", "token"}
 """Fields of StackState that commands print only on request."""
-START_TIMEOUT_S = 300
+START_TIMEOUT_S = 180
 STOP_TIMEOUT_S = 45
 POLL_S = 0.05
-LOG_TAIL_CHARS = 1500
 
 
 class StackError(ValueError):
@@ -70,17 +69,6 @@ class StackState(StoredModel):
             "TAILORBIRD_SERVE_URL": f"http://127.0.0.1:{self.serve_port}",
             OWN_DASHBOARD: self.dashboard_url,
         }
-
-
-def running_folders() -> list[Path]:
-    """Return the folders of this user's running stacks, from the command lines of all processes."""
-    folders = []
-    for process in psutil.process_iter(["cmdline", "uids"]):
-        command = process.info["cmdline"] or []
-        uids = process.info["uids"]
-        if SUPERVISOR in command[:-1] and uids is not None and uids.effective == os.geteuid():
-            folders.append(Path(command[command.index(SUPERVISOR) + 1]))
-    return sorted(folder for folder in folders if status(folder) is not None)
 
 
 def up(folder: Path, *, num_cpus: int | None = None) -> StackState:
@@ -200,8 +188,10 @@ def _wait_until_ready(folder: Path, child: "subprocess.Popen[bytes]") -> StackSt
 
 
 def _log(folder: Path) -> str:
+    """Return the last line of the stack's log, which contains the reason."""
     path = folder / LOG_FILE
-    return f"see {path}, which ends:\n{path.read_text(errors='replace')[-LOG_TAIL_CHARS:].strip()}"
+    lines = path.read_text(errors="replace").strip().splitlines() or ["(empty)"]
+    return f"its log {path} ends with: {lines[-1]}"
 
 
 def family(pid: int) -> list[psutil.Process]:

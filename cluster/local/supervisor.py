@@ -21,7 +21,7 @@ from cluster.local.processes import Process, program, start
 from cluster.local.ray_env import Keys, environment, stack_keys, write_private
 from cluster.local.stack import POLL_S, STATE_FILE, StackError, StackState, await_end, family
 
-SERVER_START_TIMEOUT_S = 150
+SERVER_START_TIMEOUT_S = 120
 SERVER_STOP_TIMEOUT_S = 30
 MAX_RAY_STARTS = 3
 WATCH_S = 1.0

@@ -69,9 +69,8 @@ class PartResult(_Stored):
 
     part: int
     num_rows: int = 0
-    started: float | None = None
-    """Start time by `time.time()`; None if the part was already stored."""
-    ended: float | None = None
+    is_new: bool = False
+    """False if the part was already stored."""
     error: str | None = None
     """Reason why the part cannot be scored, or None."""
     is_storage_error: bool = False

@@ -57,27 +57,14 @@ class ScoringResult:
     num_rows: int
     num_parts: int
     num_new: int  # rows that this call scored; the other rows were already stored
-    busy_s: float
-    """Seconds from the start of the first part to the end of the last part, without the start of
-    the workers and the loading of the model."""
-    num_unanswered: int = 0
+    num_unanswered: int
     """Rows that the endpoint refused, or for which it named no class."""
 
     def line(self) -> str:
         """Return a one-line summary."""
-        if self.busy_s:
-            rate = f", {self.num_new / self.busy_s:,.0f} rows/s after the workers started"
-        else:
-            rate = ""
-        before = self.num_rows - self.num_new
-        stored = f" ({before:,} were already stored)" if before else ""
-        if self.num_unanswered:
-            null = f", {self.num_unanswered:,} of them without an answer (null)"
-        else:
-            null = ""
         return (
-            f"{self.num_rows:,} rows in, {self.num_rows:,} rows out{null}{stored}, "
-            f"{self.num_parts} parts{rate}"
+            f"{self.num_rows:,} rows in {self.num_parts} parts, {self.num_new:,} of them scored by "
+            f"this call; {self.num_unanswered:,} rows have no answer (null)"
         )
 
 
@@ -172,28 +159,6 @@ def score_batch(
         raise BatchError(f"{batch.input} has no rows; give files with at least one row")
     _claim(OutputClaim(batch=batch, inputs=inputs, part_rows=part_rows))
     total = sum(part.num_rows for part in parts)
-    manifest_uri = f"{batch.output}/{MANIFEST}"
-    if storage.exists(manifest_uri):
-        on_progress(total, total)
-        stored = OutputManifest.model_validate(storage.read_json(manifest_uri))
-        return ScoringResult(manifest_uri, total, len(parts), 0, 0.0, stored.num_unanswered)
-    results: dict[int, PartResult] = {}
-    num_done = 0
-    with closing(_score_parts(parts, batch, config, version=version, limits=limits)) as running:
-        for result in running:
-            if result.error is not None:
-                raise _error(result, batch=batch)
-            results[result.part] = result
-            num_done += result.num_rows
-            on_progress(num_done, total)
-    _require_all_rows(parts, results, output=batch.output)
-    if storage.heads([file.uri for file in inputs]) != [
-        (file.etag, file.size_bytes) for file in inputs
-    ]:
-        raise BatchError(
-            f"{batch.input} changed during the batch; score it again to another output"
-        )
-    num_unanswered = sum(result.num_unanswered for result in results.values())
     manifest = OutputManifest(
         batch=batch,
         model=version.name,
@@ -201,14 +166,46 @@ def score_batch(
         inputs=inputs,
         num_rows=total,
         num_parts=len(parts),
-        num_unanswered=num_unanswered,
     )
+    manifest_uri = f"{batch.output}/{MANIFEST}"
+    if storage.exists(manifest_uri):
+        on_progress(total, total)
+        stored = OutputManifest.model_validate(storage.read_json(manifest_uri))
+        return _scored(stored, num_new=0)
+    results: list[PartResult] = []
+    num_done = 0
+    with closing(_score_parts(parts, batch, config, version=version, limits=limits)) as running:
+        for result in running:
+            if result.error is not None:
+                raise _error(result, batch=batch)
+            results.append(result)
+            num_done += result.num_rows
+            on_progress(num_done, total)
+    if num_done != total:
+        raise BatchError(
+            f"{batch.output} has {num_done:,} rows, not {total:,}; score the input again to "
+            "another output"
+        )
+    if storage.heads([file.uri for file in inputs]) != [
+        (file.etag, file.size_bytes) for file in inputs
+    ]:
+        raise BatchError(
+            f"{batch.input} changed during the batch; score it again to another output"
+        )
+    num_unanswered = sum(result.num_unanswered for result in results)
+    manifest = manifest.model_copy(update={"num_unanswered": num_unanswered})
     storage.write_json(manifest_uri, manifest.model_dump(mode="json"))
-    num_new = sum(result.num_rows for result in results.values() if result.started)
-    started = [result.started for result in results.values() if result.started]
-    ended = [result.ended for result in results.values() if result.ended]
-    busy_s = max(ended) - min(started) if started else 0.0
-    return ScoringResult(manifest_uri, total, len(parts), num_new, busy_s, num_unanswered)
+    return _scored(manifest, num_new=sum(result.num_rows for result in results if result.is_new))
+
+
+def _scored(manifest: OutputManifest, *, num_new: int) -> ScoringResult:
+    return ScoringResult(
+        manifest=f"{manifest.batch.output}/{MANIFEST}",
+        num_rows=manifest.num_rows,
+        num_parts=manifest.num_parts,
+        num_new=num_new,
+        num_unanswered=manifest.num_unanswered,
+    )
 
 
 def request_limits(config: ServingConfig) -> RequestLimits:
@@ -393,19 +390,3 @@ def _score_parts(
     )
     for row in dataset.iter_rows():
         yield PartResult.model_validate_json(row["result"])
-
-
-def _require_all_rows(
-    parts: Sequence[Part], results: dict[int, PartResult], *, output: str
-) -> None:
-    """Raise BatchError unless each part has a result with the part's number of rows."""
-    for part in parts:
-        if part.number in results:
-            num_rows = results[part.number].num_rows
-        else:
-            num_rows = 0
-        if num_rows != part.num_rows:
-            raise BatchError(
-                f"{output}: part {part.number} has {num_rows} rows, not {part.num_rows}; delete "
-                "its file and repeat the request"
-            )

@@ -32,7 +32,7 @@ class VllmModel:
         self.loaded = files.loaded
         with model_folder(files) as folder:
             options = server_options(files, config=config, folder=folder)
-            if options.num_gpus and "gpu_memory_utilization" not in config.vllm:
+            if options.num_gpus and "gpu_memory_utilization" not in config.engine_options:
                 options = replace(options, gpu_share=USABLE_SHARE * min(options.num_gpus, 1))
             self._engine = OfflineEngine(replace(options, max_loras=1), adapter=files.adapter)
         self.max_length = self._engine.max_length

@@ -3,7 +3,6 @@ Parquet file."""
 
 import io
 import os
-import time
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -96,7 +95,6 @@ class PartScorer:
             raise self._failed
         if self._model is None:
             self._model = _load(batch, config=self._config, limits=self._limits)
-        started = time.time()
         table = score_part(part, batch, model=self._model)
         if storage.head(part.uri)[0] != part.etag:
             raise DataError(
@@ -116,8 +114,7 @@ class PartScorer:
         return PartResult(
             part=part.number,
             num_rows=table.num_rows,
-            started=started,
-            ended=time.time(),
+            is_new=True,
             num_unanswered=num_unanswered,
         )
 

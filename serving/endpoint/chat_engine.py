@@ -127,15 +127,12 @@ class EndpointChatEngine(ChatEngine):
         assert isinstance(prompt, EndpointPrompt)
         assert endpoint is not None  # a version of an endpoint kind
         max_tokens = request.max_new_tokens or self.prompting.max_new_tokens
-        try:
-            format = self.format_of(request)
-            body = chat_body(
-                prompt.messages, model=endpoint.model, max_tokens=max_tokens, format=format
-            )
-        except ValueError as error:
-            raise RequestError(
-                400, "invalid_request", f"response_format: {error}", param="response_format"
-            ) from None
+        body = chat_body(
+            prompt.messages,
+            model=endpoint.model,
+            max_tokens=max_tokens,
+            format=self.format_of(request),  # `require_format` has refused what an endpoint lacks
+        )
         del body["logprobs"]  # they only serve the evaluation
         if request.stops:
             body["stop"] = list(request.stops)

@@ -124,7 +124,7 @@ def _predictions(loaded: "LoadedClassifier[ModelVersion]", logits: np.ndarray) -
         logits, offsets=loaded.version.offsets
     )  # not from `scores`: they can be rounded to ties
     is_most_probable = answers == logits.argmax(axis=-1)
-    of_answers = at_index(scores, answers)
+    answer_scores = at_index(scores, answers)
     return [
         Prediction(
             loaded.classes[index],
@@ -134,7 +134,7 @@ def _predictions(loaded: "LoadedClassifier[ModelVersion]", logits: np.ndarray) -
             classes=loaded.classes,
         )
         for index, score, row, most_probable in zip(
-            answers.tolist(), of_answers.tolist(), scores, is_most_probable.tolist(), strict=True
+            answers.tolist(), answer_scores.tolist(), scores, is_most_probable.tolist(), strict=True
         )
     ]
 

@@ -46,11 +46,11 @@ class TransformersEngine(LanguageModelEngine):
         self._sampler = Sampler()
         self._grammars = compiler_for(loaded.lm, tokenizer=loaded.tokenizer)
         self._compiling = FairSlots(1)  # compiling takes up to seconds; clients take turns
-        self._own: dict[
+        self._version_grammars: dict[
             str, Grammar
         ] = {}  # of the version's format, by key; formats of clients cannot replace it
         if (format := loaded.prompting.response_format) is not None:
-            self._own[format_key(format)] = self._grammars.compile(format, keep=False)
+            self._version_grammars[format_key(format)] = self._grammars.compile(format, keep=False)
         options = {"max_requests_per_batch": max_batch_size, **cache_options(num_gpus)}
         self._manager = _start(loaded, sampler=self._sampler, end_id=self.end_id, options=options)
         self.max_length = _max_length(loaded.lm, self._manager)
@@ -124,7 +124,7 @@ class TransformersEngine(LanguageModelEngine):
                 tokens = output.generated_tokens[num_yielded:]
                 num_yielded += len(tokens)
                 if ended and matcher is not None and grammar is not None:
-                    _require_usable(matcher, is_own=grammar.is_own)
+                    _require_usable(matcher, is_version_format=grammar.is_version_format)
                 yield tokens, ended
         finally:
             self._sampler.recorded.pop(request_id, None)
@@ -136,9 +136,9 @@ class TransformersEngine(LanguageModelEngine):
     async def _grammar(self, format: StructuredFormat) -> Grammar:
         """Return the grammar of a format, compiled in a thread if it is not kept. Raises
         RequestError 400."""
-        own = self._own.get(format_key(format))
-        if own is not None:
-            return own
+        version_grammar = self._version_grammars.get(format_key(format))
+        if version_grammar is not None:
+            return version_grammar
         try:
             grammar = self._grammars.known(format)
             if grammar is None:
@@ -152,13 +152,13 @@ class TransformersEngine(LanguageModelEngine):
         return grammar
 
 
-def _require_usable(matcher: "AnswerMatcher", *, is_own: bool) -> None:
+def _require_usable(matcher: "AnswerMatcher", *, is_version_format: bool) -> None:
     """Raise RequestError if the answer failed: 500 because of the model, and 400 because of the
     client's format."""
     try:
         matcher.require_usable()
     except FormatError as error:
-        if not is_own:
+        if not is_version_format:
             raise refused_format(error) from None
         message = f"the model cannot answer in the format of its version: {error}"
         raise RequestError(500, "engine_failed", message) from None

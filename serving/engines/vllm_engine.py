@@ -92,11 +92,12 @@ class _Server:
     def can_serve(self, version: "ModelVersion", *, lora_rank: int) -> bool:
         """Return True if a version whose adapter has this rank (0 without one) can share the
         server's base model."""
-        same = self.running and (self.base, self.options.dtype) == (
-            version.base_model,
-            version.dtype,
+        return (
+            self.running
+            and self.base == version.base_model
+            and self.options.dtype == version.dtype
+            and lora_rank <= self.options.max_lora_rank
         )
-        return same and lora_rank <= self.options.max_lora_rank
 
 
 class VllmPool:
@@ -140,7 +141,7 @@ class VllmPool:
         if folder is None:
             return None
         self._num_adapters += 1
-        # a former engine of the same version may still answer
+        # a previous engine of the same version may still answer
         name = f"{version.version}-{self._num_adapters}"
         try:
             ray.get(server.actor.add_adapter.remote(name, str(folder)), timeout=ADAPTER_S)
@@ -200,7 +201,7 @@ class VllmPool:
                 raise RuntimeError(
                     f"the replica's GPU memory holds {most} base model(s), each "
                     f"{options.gpu_share:.0%} of a GPU, and this version needs another one; remove "
-                    "the challenger first, or lower serving.vllm.gpu_memory_utilization"
+                    "the challenger first, or lower serving.engine_options.gpu_memory_utilization"
                 )
             time.sleep(0.2)
 
@@ -232,14 +233,16 @@ class GrammarTexts:
     """Grammars of formats as text, which are those of the evaluation. Clients take turns; recent
     grammars are kept."""
 
-    def __init__(self, *, own: StructuredFormat | None, compiler: GrammarCompiler) -> None:
-        """Convert the version's own format, which clients' formats cannot replace. Raises
+    def __init__(
+        self, *, version_format: StructuredFormat | None, compiler: GrammarCompiler
+    ) -> None:
+        """Convert the version's format, which clients' formats cannot replace. Raises
         FormatError."""
-        if own is None:
-            self._own = {}
+        if version_format is None:
+            self._version_texts = {}
         else:
-            self._own = {format_key(own): str(grammar_of(own))}
-        self.own_texts = set(self._own.values())
+            self._version_texts = {format_key(version_format): str(grammar_of(version_format))}
+        self.version_texts = set(self._version_texts.values())
         self._compiler = compiler
         self._recent: dict[str, str] = {}
         self._converting = FairSlots(
@@ -249,7 +252,7 @@ class GrammarTexts:
     async def text_of(self, format: StructuredFormat) -> str:
         """Return the grammar of a format; raise RequestError 400 if there is none."""
         key = format_key(format)
-        known = self._own.get(key) or self._recent.get(key)
+        known = self._version_texts.get(key) or self._recent.get(key)
         if known is not None:
             return known
         try:
@@ -284,7 +287,9 @@ class VllmEngine(LanguageModelEngine):
         tokenizer = loaded.tokenizer
         end_id: Any = tokenizer.eos_token_id
         compiler = GrammarCompiler(tokenizer, vocab_size=len(tokenizer), end_id=end_id)
-        self._grammars = GrammarTexts(own=loaded.prompting.response_format, compiler=compiler)
+        self._grammars = GrammarTexts(
+            version_format=loaded.prompting.response_format, compiler=compiler
+        )
 
     @property
     def running(self) -> bool:
@@ -329,7 +334,7 @@ class VllmEngine(LanguageModelEngine):
         except RayTaskError as error:
             if isinstance(error.cause, EngineStopped) or not self.running:
                 raise _stopped_error() from None
-            if grammar is None or grammar in self._grammars.own_texts:
+            if grammar is None or grammar in self._grammars.version_texts:
                 raise engine_failed() from error
             _log.warning("vLLM failed to generate an answer in a client's format: %s", error.cause)
             raise refused_format(
@@ -404,7 +409,7 @@ def server_options(files: VersionFiles, *, config: ServingConfig, folder: Path) 
     """Return the options of the server for a version whose model is in `folder`."""
     gpus = config.gpus_per_replica
     version = files.loaded.version
-    share = config.vllm.get("gpu_memory_utilization", GPU_SHARE * min(gpus, 1))
+    share = config.engine_options.get("gpu_memory_utilization", GPU_SHARE * min(gpus, 1))
     return ServerOptions(
         name=version.base_model.rstrip("/").rpartition("/")[2]
         if files.shares_base
@@ -416,7 +421,7 @@ def server_options(files: VersionFiles, *, config: ServingConfig, folder: Path) 
         max_loras=1 + config.versions + STAGED_ADAPTERS,
         num_gpus=gpus,
         gpu_share=share if gpus else 0.0,
-        options=config.vllm,
+        options=config.engine_options,
     )
 
 

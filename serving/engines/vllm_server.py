@@ -92,7 +92,7 @@ class ServerOptions:
     gpu_share: float = 0.0
     """Share of each GPU's memory that the engine uses."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """`serving.vllm` of the recipe."""
+    """`serving.engine_options` of the recipe."""
 
     def engine_kwargs(self) -> dict[str, Any]:
         """Return the fields of vLLM's `EngineArgs`, except the model and its folder."""
@@ -300,25 +300,18 @@ def _token_delta(response: Any) -> TokenDelta | None:
 def _likelihoods(logprobs: Any) -> list[Likelihood]:
     """Return the log-probabilities of a choice, whose tokens have the form `token_id:7`."""
 
-    def id_of(token: str) -> int:
-        return int(token.rpartition(":")[2])
+    def token_id(name: str) -> int:
+        return int(name.rpartition(":")[2])
 
     if not logprobs:
         return []
+    likelihoods = []
     columns = (logprobs["tokens"], logprobs["token_logprobs"], logprobs["top_logprobs"])
-    return [
-        Likelihood(
-            id_of(token),
-            logprob,
-            tuple(
-                sorted(
-                    ((id_of(name), value) for name, value in likely.items() if value > IMPOSSIBLE),
-                    key=lambda pair: -pair[1],
-                )
-            ),
-        )
-        for token, logprob, likely in zip(*columns, strict=True)
-    ]
+    for token, logprob, likely in zip(*columns, strict=True):
+        possible = [(token_id(name), value) for name, value in likely.items() if value > IMPOSSIBLE]
+        possible.sort(key=lambda pair: -pair[1])
+        likelihoods.append(Likelihood(token_id(token), logprob, tuple(possible)))
+    return likelihoods
 
 
 def _event_fields(event: Any) -> Any:

@@ -16,7 +16,7 @@ from serving.engines.base_chat import (
     PartialAnswer,
     StoredAnswer,
 )
-from serving.http.schemas import RequestError, is_client_error, is_too_long, no_part_answers
+from serving.http.schemas import is_client_error, is_too_long, no_part_answers
 from serving.hybrid.part_state import PartState
 from serving.limits import client_name
 from tailorbird.config.formats.response_format import ResponseFormat
@@ -77,27 +77,45 @@ class HybridChatEngine(ChatEngine):
 
     def chat_prompt(self, conversation: Conversation, *, max_new_tokens: int | None) -> HybridInput:
         """Return the input of the parts that may answer; see `ChatEngine.chat_prompt`."""
-        first = self._prompt("first", conversation, max_new_tokens=max_new_tokens)
+        refusals: list[Exception] = []
+        first = self._prompt(
+            "first", conversation, max_new_tokens=max_new_tokens, refusals=refusals
+        )
         if isinstance(first, StoredAnswer) and not self._is_routed(first.similarity):
             return HybridInput(first, None)
-        second = self._prompt("second", conversation, max_new_tokens=max_new_tokens)
+        second = self._prompt(
+            "second", conversation, max_new_tokens=max_new_tokens, refusals=refusals
+        )
         if first is None and second is None:
-            raise no_part_answers()
+            raise refusals[-1] if refusals else no_part_answers()
         return HybridInput(first, second)
 
     def _prompt(
-        self, name: PartName, conversation: Conversation, *, max_new_tokens: int | None
+        self,
+        name: PartName,
+        conversation: Conversation,
+        *,
+        max_new_tokens: int | None,
+        refusals: list[Exception],
     ) -> EngineInput | None:
+        """Return the input of a part, or None if it fails or, as then added to `refusals`, the
+        prompt and its answer exceed its length."""
         part = self._part(name)
+        limit = self._limit(part, max_new_tokens)
         try:
-            return part.chat_prompt(conversation, max_new_tokens=self._limit(part, max_new_tokens))
+            prompt = part.chat_prompt(conversation, max_new_tokens=limit)
+            part.require_room(prompt, max_new_tokens=limit)
         except DataError:
             raise
         except Exception as error:
-            if is_client_error(error):
+            if is_too_long(error):
+                refusals.append(error)
+            elif is_client_error(error):
                 raise
-            self._states[name].failed(error)
+            else:
+                self._states[name].failed(error)
             return None
+        return prompt
 
     def _part(self, name: PartName) -> ChatEngine:
         if name == "first":
@@ -115,78 +133,49 @@ class HybridChatEngine(ChatEngine):
         return bool(routes_to_second(self._routing, confidences=[confidence])[0])
 
     def num_tokens(self, prompt: EngineInput, *, max_new_tokens: int | None) -> int:
-        return max(
-            part.num_tokens(of_part, max_new_tokens=self._limit(part, max_new_tokens))
-            for part, of_part in self._inputs(prompt)
-        )
-
-    def require_room(self, prompt: EngineInput, *, max_new_tokens: int | None) -> None:
-        """Raise RequestError 400 if a prompt and its answer exceed the length of each part that may
-        answer."""
-        errors = [
-            self._room_error(part, of_part, max_new_tokens=max_new_tokens)
-            for part, of_part in self._inputs(prompt)
-        ]
-        refusals = [error for error in errors if error is not None]
-        if len(refusals) == len(errors):
-            raise refusals[-1]
-
-    def _room_error(
-        self, part: ChatEngine, prompt: EngineInput, *, max_new_tokens: int | None
-    ) -> RequestError | None:
-        try:
-            part.require_room(prompt, max_new_tokens=self._limit(part, max_new_tokens))
-        except RequestError as error:
-            return error
-        return None
-
-    def _fitting(self, request: GenerationRequest, name: PartName) -> EngineInput | None:
-        """Return the input of a part, or None if the part has none or if the input exceeds its
-        length."""
-        assert isinstance(request.prompt, HybridInput)
-        prompt: EngineInput | None = getattr(request.prompt, name)
-        if prompt is None:
-            return None
-        error = self._room_error(self._part(name), prompt, max_new_tokens=request.max_new_tokens)
-        if error is None:
-            return prompt
-        return None
-
-    def _inputs(self, prompt: EngineInput) -> list[tuple[ChatEngine, EngineInput]]:
         assert isinstance(prompt, HybridInput)
-        pairs = ((self.first, prompt.first), (self.second, prompt.second))
-        return [(part, of_part) for part, of_part in pairs if of_part is not None]
+        totals = []
+        for part, part_prompt in ((self.first, prompt.first), (self.second, prompt.second)):
+            if part_prompt is not None:
+                limit = self._limit(part, max_new_tokens)
+                totals.append(part.num_tokens(part_prompt, max_new_tokens=limit))
+        return max(totals)
 
     async def answers(
         self, request: GenerationRequest, *, streaming: bool
     ) -> AsyncGenerator[PartialAnswer, None]:
-        of_first = self._fitting(request, "first")
-        of_second = self._fitting(request, "second")
-        second_is_away = of_second is None or self._states["second"].is_away
-        kept = None
-        if of_first is not None and (second_is_away or not self._states["first"].is_away):
-            kept = await self._first_answer(request, of_first)
-        if kept is not None and not self._is_routed(_confidence(kept)):
-            yield _shown(kept, request)
+        assert isinstance(request.prompt, HybridInput)
+        first_prompt = request.prompt.first
+        second_prompt = request.prompt.second
+        second_is_away = second_prompt is None or self._states["second"].is_away
+        first_answer = None
+        if first_prompt is not None and (second_is_away or not self._states["first"].is_away):
+            first_answer = await self._first_answer(request, first_prompt)
+        if first_answer is not None and not self._is_routed(_confidence(first_answer)):
+            yield _shown(first_answer, request)
             return
-        if of_second is not None and (kept is None or not self._states["second"].is_away):
+        if second_prompt is not None and (
+            first_answer is None or not self._states["second"].is_away
+        ):
             started = False
             try:
-                answers = self._part_answers("second", request, of_second, streaming=streaming)
+                answers = self._part_answers("second", request, second_prompt, streaming=streaming)
                 async with aclosing(answers):
                     async for answer in answers:
                         if not started:
                             self._states["second"].answered()
                         started = True
-                        yield answer._replace(is_fallback=kept is None)
+                        yield answer._replace(is_fallback=first_answer is None)
                 return
             except Exception as error:
-                if started or (is_client_error(error) and (kept is None or not is_too_long(error))):
+                if started or (
+                    is_client_error(error) and (first_answer is None or not is_too_long(error))
+                ):
                     raise
                 self._states["second"].failed(error)
-        if kept is None:
+        if first_answer is None:
             raise no_part_answers()
-        yield _shown(kept, request)._replace(is_fallback=True)
+        yield _shown(first_answer, request)._replace(is_fallback=True)
 
     async def _first_answer(
         self, request: GenerationRequest, prompt: EngineInput
@@ -219,21 +208,21 @@ class HybridChatEngine(ChatEngine):
         """
         part = self._part(name)
         limit = self._limit(part, request.max_new_tokens)
-        of_part = request._replace(engine=part, prompt=prompt, max_new_tokens=limit)
+        part_request = request._replace(engine=part, prompt=prompt, max_new_tokens=limit)
         async with AsyncExitStack() as stack:
             async with asyncio.timeout(self._timeout_s):
-                of_part = await part.prepared(of_part)
-                await stack.enter_async_context(part.slot(of_part, client=client_name()))
+                part_request = await part.prepared(part_request)
+                await stack.enter_async_context(part.slot(part_request, client=client_name()))
                 answers = await stack.enter_async_context(
-                    aclosing(part.answers(of_part, streaming=streaming))
+                    aclosing(part.answers(part_request, streaming=streaming))
                 )
                 answer = await anext(answers)
-            yield _of_part(answer, name=name, prompt=prompt)
+            yield _named_answer(answer, name=name, prompt=prompt)
             async for answer in answers:
-                yield _of_part(answer, name=name, prompt=prompt)
+                yield _named_answer(answer, name=name, prompt=prompt)
 
 
-def _of_part(answer: PartialAnswer, *, name: PartName, prompt: EngineInput) -> PartialAnswer:
+def _named_answer(answer: PartialAnswer, *, name: PartName, prompt: EngineInput) -> PartialAnswer:
     """Return the answer of a part, with the number of tokens of its prompt unless an endpoint has
     counted them."""
     if answer.num_prompt_tokens is None:

@@ -92,9 +92,12 @@ class HybridQueue:
         return answers.complete()
 
     async def _by_group(self, answers: "_Answers", routed: NDArray[np.bool_]) -> None:
-        own: list[tuple[PartName, NDArray[np.bool_]]] = [("first", ~routed), ("second", routed)]
-        own = [(name, rows) for name, rows in own if not self._is_skipped(name)]
-        tasks = [asyncio.create_task(self._answer(name, answers, rows)) for name, rows in own]
+        available: list[tuple[PartName, NDArray[np.bool_]]] = [
+            ("first", ~routed),
+            ("second", routed),
+        ]
+        available = [(name, rows) for name, rows in available if not self._is_skipped(name)]
+        tasks = [asyncio.create_task(self._answer(name, answers, rows)) for name, rows in available]
         try:
             await asyncio.gather(*tasks)
         finally:  # if one part raises an error of the request, the other one need not answer
@@ -117,7 +120,7 @@ class HybridQueue:
         await self._answer(
             "second", answers, missing if self._is_skipped("second") else missing | routed
         )
-        answers.mark_fallback(missing | (routed & answers.of("first")))
+        answers.mark_fallback(missing | (routed & answers.answered_by("first")))
 
     def _is_skipped(self, name: PartName) -> bool:
         """Return True if a part has timed out repeatedly, and the other one has not."""
@@ -125,8 +128,7 @@ class HybridQueue:
         return self._states[name].is_away and not self._states[other].is_away
 
     async def _answer(self, name: PartName, answers: "_Answers", rows: NDArray[np.bool_]) -> None:
-        """Store a part's answers to the rows of a mask. Rows that fail keep their former answer, if
-        any."""
+        """Store a part's answers to the rows of a mask. Rows that fail keep a previous answer."""
         indices = np.flatnonzero(rows).tolist()
         state = self._states[name]
         if not indices:
@@ -171,10 +173,10 @@ class _Answers:
         """The mask of the texts without a prediction."""
         return np.array([result is None for result in self.results], dtype=np.bool_)
 
-    def of(self, name: PartName) -> NDArray[np.bool_]:
+    def answered_by(self, name: PartName) -> NDArray[np.bool_]:
         """Return the mask of the texts with a prediction of a part."""
-        of_part = [result is not None and result.answered_by == name for result in self.results]
-        return np.array(of_part, dtype=np.bool_)
+        answered = [result is not None and result.answered_by == name for result in self.results]
+        return np.array(answered, dtype=np.bool_)
 
     def mark_fallback(self, rows: NDArray[np.bool_]) -> None:
         """Mark the predictions of the rows of a mask as those of a part that should not have
@@ -187,12 +189,10 @@ class _Answers:
     def complete(self) -> list[Prediction]:
         """Return all predictions. If one is missing, raise the error of the text, or RequestError
         503."""
+        for index, refusal in self.refusals.items():
+            if self.results[index] is None:
+                raise error_of_text(refusal, index=index)
         present = [result for result in self.results if result is not None]
         if len(present) < len(self.results):
-            index = next((index for index in self.refusals if self.results[index] is None), None)
-            raise (
-                no_part_answers()
-                if index is None
-                else error_of_text(self.refusals[index], index=index)
-            )
+            raise no_part_answers()
         return present

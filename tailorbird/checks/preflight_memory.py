@@ -19,7 +19,6 @@ SIZES = (
     "method",
     "batch_size",
     "batch_tokens",
-    "gradient_accumulation_steps",
     "gradient_checkpointing",
     "lora_r",
     "parameter_dtype",

@@ -37,25 +37,17 @@ class JsonFieldsConfig(ConfigSection):
 
 class RegexConfig(ConfigSection):
     pattern: str = Field(min_length=1)
-    """Regular expression in Python's syntax. Its first match in the answer is compared with that in
-    the reference."""
-    group: int | str = 1
-    """Number or name of the group that is compared; 0 is the whole match. White space around it is
-    ignored."""
+    """Regular expression in Python's syntax. Its first group, or the whole match without one, is
+    compared in the answer and the reference, without white space around it."""
 
     @model_validator(mode="after")
-    def _pattern_has_the_group(self) -> Self:
+    def _pattern_compiles(self) -> Self:
         try:
-            compiled = regex.compile(self.pattern)
+            regex.compile(self.pattern)
         except (regex.error, RecursionError, OverflowError) as error:
             raise ValueError(
                 f"pattern {self.pattern!r} is not a regular expression: {error}"
             ) from None
-        if self.group not in (*range(compiled.groups + 1), *compiled.groupindex):
-            raise ValueError(
-                f"pattern {self.pattern!r} has no group {self.group!r}; add parentheses, or set "
-                "`group: 0`"
-            )
         return self
 
 
@@ -67,9 +59,6 @@ class NumericConfig(ConfigSection):
 
     absolute: float = Field(default=0.0, ge=0)
     """Largest difference that counts as equal."""
-    relative: float = Field(default=0.0, ge=0)
-    """Largest difference that counts as equal, as a share of the reference. One of the two
-    tolerances is enough."""
 
 
 class ChoiceConfig(ConfigSection):

@@ -39,10 +39,9 @@ class DataConfig(ConfigSection):
     """(chat only) Maximum number of tokens that the model generates for an answer. Raise it if the
     answers in the data are longer."""
     response_format: StructuredFormat | None = None
-    """(chat only) Format of generated answers in evaluation, batches and serving: `{type:
-    json_object}`, `{type: json_schema, json_schema: {schema: ...}}` or `{type: choice, choice:
-    [...]}`. By default, any text. It does not apply to suites, answers of `nearest`, and endpoints
-    that refuse the parameter."""
+    """(chat only) Format of generated answers: `{type: json_object}`, `{type: json_schema,
+    json_schema: {schema: ...}}` or `{type: choice, choice: [...]}`. It does not apply to suites and
+    `nearest`. By default, any text."""
     split_by: str | None = None
     """Column with an identifier, such as a document or patient id. Rows with the same value go to
     the same split and count as dependent. By default, only copies do."""

@@ -97,8 +97,6 @@ class CostConfig(ConfigSection):
     """Value of one more correct answer, in any currency."""
     requests_per_month: float = Field(gt=0)
     """Number of texts or conversations answered per month."""
-    horizon_months: float = Field(default=12, gt=0)
-    """Number of months over which the cost of the training is spread, in equal parts."""
     price_per_cpu_hour: float | None = Field(default=None, ge=0)
     """Price of one CPU core per hour, in the same currency, for training and serving. 0 if the
     price of a GPU-hour includes the CPU cores."""

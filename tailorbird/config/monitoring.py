@@ -14,9 +14,6 @@ class MonitoringConfig(ConfigSection):
     label_days: int = Field(default=30, ge=0)
     """Number of days after a monitoring window for which feedback on its answers counts; the daily
     report is then final."""
-    false_alarms_per_year: float = Field(default=1.0, ge=0.1, le=50)
-    """Expected number of days per year on which drift is reported although there is none. Lower it
-    for fewer false alarms at the cost of detecting drift later."""
     min_labels: int = Field(default=300, ge=50)
     """Minimum number of newly labelled rows for a re-evaluation of the champion."""
     rollback: Literal["propose", "automatic"] = "propose"

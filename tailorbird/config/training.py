@@ -8,16 +8,15 @@ from tailorbird.config.base import ConfigSection
 
 DEEPSPEED_FIELDS = {
     "train_batch_size": "batch_size",
-    "train_micro_batch_size_per_gpu": "batch_size and gradient_accumulation_steps",
-    "gradient_accumulation_steps": "gradient_accumulation_steps",
+    "train_micro_batch_size_per_gpu": "batch_size and batch_tokens",
+    "gradient_accumulation_steps": "batch_tokens",
     "zero_optimization.stage": "zero_stage",
     "zero_optimization.offload_optimizer": "offload",
     "zero_optimization.offload_param": "offload",
-    "zero_optimization.zero_hpz_partition_size": "zero_hpz_partition_size",
     "bf16": "parameter_dtype",
     "bfloat16": "parameter_dtype",
     "fp16": "parameter_dtype",
-    "optimizer": "learning_rate and weight_decay",
+    "optimizer": "learning_rate",
     "scheduler": "learning_rate",
     "torch_autocast": "parameter_dtype",
     "amp": "parameter_dtype",
@@ -31,19 +30,11 @@ class WorkerRange(ConfigSection):
     """Minimum number of workers with which training starts or resumes."""
     max: int = Field(ge=1)
     """Maximum number of workers, used if the cluster has room for them."""
-    workers_per_node: int = Field(default=1, ge=1)
-    """Number of workers of a whole node, of which the number of workers is a multiple. Set it to
-    the GPUs of a node to grow by whole nodes."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.max < self.min:
             raise ValueError(f"max {self.max} must be at least min {self.min}")
-        for name, value in (("min", self.min), ("max", self.max)):
-            if value % self.workers_per_node:
-                raise ValueError(
-                    f"{name} {value} must be a multiple of workers_per_node {self.workers_per_node}"
-                )
         return self
 
 
@@ -93,13 +84,10 @@ class TrainingConfig(ConfigSection):
     """Number of passes over the training rows."""
     batch_size: int = Field(default=32, ge=1)
     """Number of rows per optimizer step, over all workers, whatever their number. It must be at
-    least the number of workers times `gradient_accumulation_steps`."""
-    gradient_accumulation_steps: int = Field(default=1, ge=1)
-    """Number of micro-batches into which each of `num_workers.max` workers splits its rows of a
-    step, to use less memory. Fewer workers have proportionally more."""
+    least the number of workers."""
     batch_tokens: int | None = Field(default=None, ge=1)
-    """Maximum number of tokens of a micro-batch, counted as rows times the longest row, instead of
-    `gradient_accumulation_steps`. It is halved when a GPU runs out of memory."""
+    """Maximum number of tokens of a micro-batch, counted as rows times the longest row, to use less
+    memory. It is halved when a GPU runs out of memory."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass instead of storing them, which uses less memory
     and more time."""
@@ -112,9 +100,6 @@ class TrainingConfig(ConfigSection):
     torch_compile: bool = False
     """Compile the transformer layers with `torch.compile`. Compilation takes minutes, and then
     steps are faster. It requires ZeRO stages 0 to 2 and, on CPUs, a C++ compiler."""
-    zero_hpz_partition_size: int = Field(default=1, ge=1)
-    """(ZeRO stage 3) Number of neighbouring workers that share a second copy of the parameters for
-    the backward pass; set it to the GPUs per node."""
     deepspeed: dict[str, Any] = Field(default_factory=dict)
     """Further options of DeepSpeed's configuration file. Options that a field of this section sets
     are not allowed."""
@@ -133,9 +118,6 @@ class TrainingConfig(ConfigSection):
     attention: Literal["auto", "flash", "dense"] = "auto"
     """(chat only) Attention of packed conversations: `flash` is variable-length flash attention on
     GPUs, `dense` masks all pairs, and `auto` takes `flash` if it is supported."""
-    weight_decay: float = Field(default=0.01, ge=0)
-    """Weight decay of AdamW. It applies to matrices of the base model or the adapters, not to
-    vectors or the head."""
     lora_r: int = Field(default=16, ge=1)
     """Rank of the LoRA adapters, whose output is multiplied by 2. Raise it if LoRA underfits."""
     lora_dropout: float = Field(default=0.05, ge=0, lt=1)
@@ -146,18 +128,13 @@ class TrainingConfig(ConfigSection):
     max_failures: int = Field(default=2, ge=0)
     """Maximum number of failures of workers, nodes or S3, and separately of preemptions, after
     which training resumes. In a sweep, a finished trial resets the count."""
-    start_timeout_s: float | None = Field(default=None, gt=0)
-    """Number of seconds that a training waits for its workers, three times. By default 600, or 120
-    if `num_workers` is a range. Raise it for nodes that start slowly."""
 
     @model_validator(mode="after")
     def _every_micro_batch_has_rows(self) -> Self:
-        least = self.max_workers * self.gradient_accumulation_steps
-        if self.batch_size < least:
-            divisor = f"num_workers {self.max_workers}"
-            if self.gradient_accumulation_steps > 1:
-                divisor += f" times gradient_accumulation_steps {self.gradient_accumulation_steps}"
-            raise ValueError(f"batch_size {self.batch_size} must be at least {divisor}")
+        if self.batch_size < self.max_workers:
+            raise ValueError(
+                f"batch_size {self.batch_size} must be at least num_workers {self.max_workers}"
+            )
         return self
 
     @property
@@ -172,20 +149,12 @@ class TrainingConfig(ConfigSection):
             return self.num_workers
         return self.num_workers.max
 
-    @property
-    def workers_per_node(self) -> int:
-        """Number of workers that a node runs, of which the number of workers is a multiple; 1
-        without a range."""
-        if isinstance(self.num_workers, int):
-            return 1
-        return self.num_workers.workers_per_node
-
     def accumulation_steps(self, num_workers: int) -> int:
-        """Return the number of micro-batches of each of `num_workers` workers in a step; 1 with
-        `batch_tokens`."""
+        """Return the number of micro-batches of each of `num_workers` workers in a step, more if
+        there are fewer workers than the maximum; 1 with `batch_tokens`."""
         if self.batch_tokens is not None:
             return 1
-        return -(-self.gradient_accumulation_steps * self.max_workers // num_workers)
+        return -(-self.max_workers // num_workers)
 
     def micro_batch_size(self, num_workers: int) -> int:
         """Return the maximum number of rows of a micro-batch with `num_workers` workers."""
@@ -202,15 +171,6 @@ class TrainingConfig(ConfigSection):
         return self
 
     @model_validator(mode="after")
-    def _one_rule_for_micro_batches(self) -> Self:
-        if self.batch_tokens is not None and self.gradient_accumulation_steps > 1:
-            raise ValueError(
-                "batch_tokens and gradient_accumulation_steps both split the rows of a step; "
-                "remove one of them"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _attention_fits_the_device(self) -> Self:
         if self.attention == "flash" and self.gpus_per_worker == 0:
             raise ValueError(
@@ -219,19 +179,7 @@ class TrainingConfig(ConfigSection):
         return self
 
     @model_validator(mode="after")
-    def _options_fit_the_stage_and_workers(self) -> Self:
-        size = self.zero_hpz_partition_size
-        if size > 1 and self.zero_stage != 3:
-            raise ValueError(
-                f"zero_hpz_partition_size {size} requires zero_stage 3, not {self.zero_stage}"
-            )
-        for num_workers in range(self.min_workers, self.max_workers + 1, self.workers_per_node):
-            if num_workers % size:
-                raise ValueError(
-                    f"num_workers {num_workers} must be a multiple of zero_hpz_partition_size "
-                    f"{size}; set it to the number of GPUs per node, and num_workers to a multiple "
-                    "of it"
-                )
+    def _compilation_fits_the_stage(self) -> Self:
         if self.torch_compile and self.zero_stage == 3:
             raise ValueError(
                 "torch_compile requires zero_stage 0, 1 or 2, because stage 3 gathers parameters "

@@ -1,6 +1,6 @@
 """Section `tuning` of a recipe."""
 
-from math import isfinite
+from math import inf
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -11,14 +11,12 @@ TUNABLE = (
     "batch_size",
     "class_weights",
     "epochs",
-    "gradient_accumulation_steps",
     "label_smoothing",
     "learning_rate",
     "lora_dropout",
     "lora_r",
     "method",
     "pooling",
-    "weight_decay",
 )
 """Fields of the section `training` that affect the score, and can differ between trials."""
 
@@ -28,28 +26,22 @@ class Distribution(ConfigSection):
 
     choice: tuple[Any, ...] | None = None
     """List of values to choose from."""
-    uniform: tuple[float, float] | None = None
-    """Range `[low, high]` of numbers."""
     log_uniform: tuple[float, float] | None = None
     """Range `[low, high]` of positive numbers, sampled on a logarithmic scale, for example for
     learning rates."""
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
-        fields = [
-            name for name in ("choice", "uniform", "log_uniform") if getattr(self, name) is not None
-        ]
-        if len(fields) != 1:
-            raise ValueError("set exactly one of choice, uniform and log_uniform")
+        if (self.choice is None) == (self.log_uniform is None):
+            raise ValueError("set exactly one of choice and log_uniform")
         if self.choice == ():
             raise ValueError("choice is empty; give at least one value")
-        for name in ("uniform", "log_uniform"):
-            bounds = getattr(self, name)
-            if bounds and not all(map(isfinite, bounds)):
-                raise ValueError(f"{name} is {list(bounds)}; give finite numbers")
-            if bounds and not (bounds[0] < bounds[1] and (name == "uniform" or bounds[0] > 0)):
-                positive = " and low > 0" if name != "uniform" else ""
-                raise ValueError(f"{name} requires [low, high] with low < high{positive}")
+        if self.log_uniform is not None:
+            low, high = self.log_uniform
+            if not 0 < low < high < inf:
+                raise ValueError(
+                    "log_uniform requires finite numbers [low, high] with 0 < low < high"
+                )
         return self
 
 

@@ -1,4 +1,4 @@
-"""Options of vLLM's engine that a recipe can set in `serving.vllm`."""
+"""Options of vLLM's engine that a recipe can set in `serving.engine_options`."""
 
 VLLM_OPTIONS = (
     "async_scheduling",

@@ -135,10 +135,11 @@ def json_fields(config: JsonFieldsConfig) -> AnswerMetric:
 def regex_group(config: RegexConfig) -> AnswerMetric:
     """Return the metric that compares a group of a regular expression."""
     compiled = regex.compile(config.pattern)
+    group_number = min(compiled.groups, 1)
 
     def read(text: str) -> str | None:
         match = search(compiled, text)
-        group = None if match is None else match.group(config.group)
+        group = None if match is None else match.group(group_number)
         if group is None:
             return None
         return str(group).strip()
@@ -160,11 +161,10 @@ def search(pattern: regex.Pattern[str], text: str) -> regex.Match[str] | None:
 
 def numeric(config: NumericConfig) -> AnswerMetric:
     """Return the metric that compares the last numbers of two texts, in decimal arithmetic."""
-    absolute = Decimal(str(config.absolute))
-    relative = Decimal(str(config.relative))
+    tolerance = Decimal(str(config.absolute))
 
     def compare(given: Decimal, expected: Decimal) -> float:
-        return abs(given - expected) <= max(absolute, relative * abs(expected))
+        return abs(given - expected) <= tolerance
 
     return AnswerMetric("number", _last_number, compare)
 

@@ -60,7 +60,10 @@ def make_reports(
                 day=day,
                 earlier=reports,
             )
-            report = _store(paths, window.report(report), former=report, progress=progress)
+            previous = report
+            report = window.report(previous)
+            if report != previous:
+                _store(paths, report, progress=progress)
         reports[day] = report
     return list(reports.values())
 
@@ -99,26 +102,7 @@ def _read_report(paths: TaskPaths, day: date) -> Report | None:
     return None
 
 
-def _store(
-    paths: TaskPaths, report: Report, *, former: Report | None, progress: ProgressReporter
-) -> Report:
-    """Store the report if it changed; return it, with the time of the former one if only its inputs
-    changed."""
-    if former == report:
-        return report
-    is_new = former is None or report != former.model_copy(
-        update={
-            "answers_fingerprint": report.answers_fingerprint,
-            "labels_fingerprint": report.labels_fingerprint,
-            "made_at": report.made_at,
-        }
-    )
-    if former is not None and not is_new:  # the new labels are of other answers
-        report = report.model_copy(update={"made_at": former.made_at})
+def _store(paths: TaskPaths, report: Report, *, progress: ProgressReporter) -> None:
     storage.write_bytes(paths.daily_report(report.day), report.model_dump_json(indent=1).encode())
-    if is_new:
-        alarms = "; ".join(report.alarms) or "no alarm"
-        progress.note(
-            f"{report.day}: {report.rows:,} rows, {report.num_labelled:,} labelled, {alarms}"
-        )
-    return report
+    alarms = "; ".join(report.alarms) or "no alarm"
+    progress.note(f"{report.day}: {report.rows:,} rows, {report.num_labelled:,} labelled, {alarms}")

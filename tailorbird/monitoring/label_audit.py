@@ -165,23 +165,22 @@ def import_labels(recipe: Recipe, uri: str, *, classes: Sequence[str]) -> tuple[
     return stored, len(rows)
 
 
-def audited_rows(recipe: Recipe, *, since: datetime, corrected: bool = False) -> Rows:
+def audited_rows(recipe: Recipe, *, since: datetime) -> Rows:
     """Return the audited texts of answers since a time, with their latest labels.
 
-    For chat, these are the correct answers that people wrote without seeing the model's; with
-    `corrected`, those of scored answers too, which are no random sample.
+    For chat, these are the correct answers that people wrote without seeing the model's: corrected
+    answers are no random sample.
     """
     label = MONITORED_TASKS[recipe.task].label_column
     rows = {}
     for row in _audit_rows(recipe.task_uri):
-        is_usable = row["text"] and row[label] and row["at"] >= since
-        if is_usable and (corrected or row["score"] is None):
+        if row["text"] and row[label] and row["score"] is None and row["at"] >= since:
             rows[row["request_id"], row["row"]] = row
     return labelled_rows(recipe, [rows[key] for key in sorted(rows)])
 
 
 def labelled_rows(recipe: Recipe, logged: Sequence[Row]) -> Rows:
-    """Return rows of audits, or of the request log with labels, as rows of data.
+    """Return rows of audits as rows of data.
 
     Groups are read from the attributes. The split key is the unit, a subject or a request without
     one, because the answers to one unit are dependent. There are no split keys if all units are

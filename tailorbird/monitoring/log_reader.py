@@ -24,7 +24,7 @@ from tailorbird.data.arrow_safety import extension_columns
 from tailorbird.data.pii import is_redacted
 from tailorbird.data.rows import NO_GROUP
 from tailorbird.evaluation.statistics.answer_metrics import scorer
-from tailorbird.monitoring.monitored_tasks import MONITORED_TASKS, MonitoredTask
+from tailorbird.monitoring.monitored_tasks import MONITORED_TASKS
 from tailorbird.monitoring.traffic import (
     ARMS,
     CANARY,
@@ -48,7 +48,6 @@ ANSWERS = (
     "digest",
     "arm",
     "label",
-    "score",
     "attributes",
     "text",
     "subject",
@@ -236,7 +235,7 @@ class Reader:
                 table,
                 keys=keys,
                 is_champion=is_champion & answered,
-                task=MONITORED_TASKS[self.versions.task],
+                required_column=MONITORED_TASKS[self.versions.task].required_column,
             ),
         )
 
@@ -384,15 +383,12 @@ def _sample(
     *,
     keys: NDArray[np.uint64],
     is_champion: NDArray[np.bool_],
-    task: MonitoredTask,
+    required_column: str,
 ) -> pa.Table:
     """Return a sample of the champion's rows that have the required column of the task."""
-    sampled = table.select(["label", "score", "text", "text_chars"])
-    if not task.compares_answers:  # only some kinds of chat answers have a confidence
-        sampled = sampled.set_column(1, "score", pa.nulls(len(table), pa.float32()))
-    sampled = sampled.append_column("key", pa.array(keys))
+    sampled = table.append_column("key", pa.array(keys))
     sampled = sampled.append_column("day", table["at"].cast(pa.date32()).cast(pa.int32()))
-    is_sampled = is_champion & table[task.required_column].is_valid().to_numpy()
+    is_sampled = is_champion & table[required_column].is_valid().to_numpy()
     sampled = sampled.filter(pa.array(is_sampled)).select(SAMPLE.names)
     return smallest_keys(sampled.cast(SAMPLE))
 

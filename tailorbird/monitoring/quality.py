@@ -27,7 +27,6 @@ ALL = "all requests"
 OTHERS = "(others)"
 """Group of all values that are not in the reference. Clients may send any value, even a person's
 name, so reports only contain values of the reference."""
-CONFIDENT = 0.9  # calibrated confidence from which an answer counts as confident
 MAX_GROUP_VALUES = 20  # per column, the most common values of the reference
 
 
@@ -38,12 +37,8 @@ class Quality:
     answers: int
     labelled: int
     right: float  # right answers; for chat, the sum of the scores
-    interval: tuple[
-        float, float
-    ]  # Wilson interval of the accuracy for the effective rows; (0, 1) without labels
-    estimate: float | None
-    """Mean confidence of the sampled answers that have one: the accuracy if the champion were
-    calibrated on this traffic. For display only, because it is not a measurement."""
+    interval: tuple[float, float]
+    """Wilson interval of the accuracy for the effective rows; (0, 1) without labels."""
 
     @property
     def accuracy(self) -> float | None:
@@ -59,7 +54,7 @@ class Quality:
         return 0.0
 
 
-NO_ANSWERS = Quality(0, 0, 0, (0.0, 1.0), None)
+NO_ANSWERS = Quality(answers=0, labelled=0, right=0, interval=(0.0, 1.0))
 
 
 @dataclass(frozen=True)
@@ -118,18 +113,7 @@ def quality(
     interval = (0.0, 1.0)
     if labelled.n:
         interval = wilson_interval(labelled.effective_right, n=labelled.effective, alpha=alpha)
-    scores = traffic.sample["score"].drop_null().to_numpy()  # an endpoint may return no confidence
-    estimate = float(scores.mean(dtype=np.float64)) if len(scores) else None
-    return Quality(answers, labelled.n, labelled.right, interval, estimate)
-
-
-def confident_share(traffic: Traffic) -> float | None:
-    """Return the share of confident answers among the sampled ones with a confidence; None without
-    any."""
-    scores = traffic.sample["score"].drop_null().to_numpy()
-    if len(scores):
-        return float((scores >= CONFIDENT).mean())
-    return None
+    return Quality(answers=answers, labelled=labelled.n, right=labelled.right, interval=interval)
 
 
 def fixed_groups(

@@ -31,8 +31,7 @@ GAUGES = {
     "tailorbird_watch_drift": ("statistic", "Value of a drift statistic in the latest window."),
     "tailorbird_watch_drift_threshold": (
         "statistic",
-        "Value above which the statistic raises an alarm; monitoring.false_alarms_per_year sets "
-        "it.",
+        "Value above which the statistic raises an alarm, without drift on one day a year.",
     ),
     "tailorbird_watch_labelled_answers": ("by", "Answers whose correct label is known."),
     "tailorbird_watch_accuracy": (

@@ -54,7 +54,6 @@ class Report(StoredModel):
     feedback_scores: Quality = NO_ANSWERS
     """(chat) Scores that people gave; `feedback` has scores by the metric."""
     audit_scores: Quality = NO_ANSWERS
-    confident: float | None = None  # share of the sampled answers with a confidence of at least 0.9
     groups: Gate = NO_GROUPS  # from audits
     redacted: int = 0
     """Labelled answers that are not scored, because personal data in the label were redacted."""

@@ -39,6 +39,7 @@ from tailorbird.monitoring.traffic import CANARY, CHAMPION, DAY_US, SHADOW, Outc
 from tailorbird.registry.versions import ModelVersion, now
 
 MAX_COUNTERFACTUAL_TEXTS = 500  # maximum sampled texts for the counterfactual gate
+FALSE_ALARMS_PER_YEAR = 1.0  # expected days with a drift alarm although there is no drift
 MAX_CLEAN_WINDOWS = 12  # maximum earlier windows that show how much days differ
 UNLABELLED = ("drift", "counterfactual", "notes")  # fields of a report that need no labels
 
@@ -142,7 +143,6 @@ class ReportWindow:
             feedback_scores=measure(audited=False, by_person=True),
             audit_scores=measure(audited=True, by_person=True),
             redacted=traffic.redacted,
-            confident=quality.confident_share(traffic),
             groups=self._group_gate(traffic),
         )
         if stored is not None and has_same_answers:
@@ -213,11 +213,10 @@ class ReportWindow:
             days=sample["day"].to_numpy().astype(np.int64),
             text_days=with_texts["day"].to_numpy().astype(np.int64),
         )
-        per_year = self.recipe.monitoring.false_alarms_per_year
         clean = list(chain.from_iterable(report.drift for report in self._clean_reports()))
         try:
             statistics = drift_statistics(
-                window, reference=self.reference.sample, per_year=per_year, clean=clean
+                window, reference=self.reference.sample, per_year=FALSE_ALARMS_PER_YEAR, clean=clean
             )
         except DriftError as error:
             return (), [*notes, f"no drift statistic was computed: {error}"]

@@ -21,7 +21,6 @@ SAMPLE = pa.schema(
     {
         "key": pa.uint64(),
         "label": pa.string(),
-        "score": pa.float32(),  # null for an answer without a confidence
         "text": pa.string(),
         "text_chars": pa.int32(),  # (chat)
         "day": pa.int32(),  # since 1970, UTC

@@ -12,10 +12,9 @@ from cluster.progress import ProgressReporter
 from cluster.ranks.remote_ranks import run_evaluation
 from cluster.resources import evaluation_resources
 from tailorbird.config.base import digest
-from tailorbird.config.metrics import METRICS, row_metric
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.fingerprints import fingerprints, user_texts
-from tailorbird.data.rows import Rows, Splits, rows_sha256
+from tailorbird.data.rows import Rows, rows_sha256
 from tailorbird.data.task_data import recipe_task
 from tailorbird.evaluation.gates.cost import TrainingUsage
 from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
@@ -24,12 +23,11 @@ from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.report.evidence import ROLES, CostRecord
 from tailorbird.evaluation.trained_rows import NO_ROWS, training_fingerprints
-from tailorbird.evaluation.verdict.formatting import points
 from tailorbird.evaluation.verdict.inputs import VerdictInputs, model_predictions
 from tailorbird.evaluation.verdict.protocol import TestProtocol, build_protocol
 from tailorbird.models.tensor_parallel.ranks import comparison_ranks
 from tailorbird.monitoring.label_audit import audited_rows
-from tailorbird.operate.audited_data import propose_training, training_parts, usable_rows
+from tailorbird.operate.audited_data import propose_training, usable_rows
 from tailorbird.operate.reevaluation_evidence import (
     AuditedData,
     ReevaluationEvidence,
@@ -59,15 +57,10 @@ class Reevaluation:
 
     uri: str  # folder of evidence and predictions
     verdict: ReevaluationVerdict
-    new_rows: str  # sentence on the rows that no earlier re-evaluation contains
     rollback_uri: str  # URI of the version that a rollback restores
     champion: Champion  # after the re-evaluation
-    proposed: (
-        str | None
-    )  # URI of a recipe that also trains on the audited rows, if the verdict no longer holds
-    left_out: str | None = (
-        None  # reason why the proposed recipe trains on no corrections, if that is so
-    )
+    proposed: str | None
+    """URI of a recipe that also trains on the audited rows, if the verdict no longer holds."""
 
     def sentence(self) -> str:
         state = {True: "holds", False: "no longer holds", None: "is not decided by these rows"}
@@ -78,18 +71,13 @@ class Reevaluation:
         next_steps = []
         if self.verdict.holds is False:
             version = self.rollback_uri.rpartition("/")[2]
-            rolled_back = self.champion.uri == self.rollback_uri
-            if rolled_back:
+            rollback = f"to roll back: `tailorbird rollback {recipe} --other-weights --reason ...`"
+            if self.champion.uri == self.rollback_uri:
                 rollback = f"{version} is the champion again"
-            else:
-                rollback = (
-                    f"to roll back: `tailorbird rollback {recipe} --other-weights --reason ...`"
-                )
             next_steps = [
                 f"{rollback}; to train on current requests: `tailorbird run {self.proposed}`"
             ]
-            next_steps += [self.left_out] if self.left_out else []
-        reasons = (f"  - {reason}" for reason in (*self.verdict.reasons, self.new_rows))
+        reasons = (f"  - {reason}" for reason in self.verdict.reasons)
         return [self.sentence(), *reasons, *next_steps, f"evidence: {self.uri}"]
 
 
@@ -154,17 +142,20 @@ def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reeval
         ),
     )
     # The evidence is written last, because its rows are not new to a later re-evaluation.
-    proposed = left_out = None
+    proposed = None
     if verdict.holds is False:
-        since = datetime.fromisoformat(champion.since)
-        parts, left_out = training_parts(recipe, audited.rows, splits=audited.splits, since=since)
-        proposed = propose_training(recipe, parts, uri=uri)
+        proposed = propose_training(recipe, rows, uri=uri)
     write_reevaluation(recipe.task_uri, uri, evidence, tables=tables)
     if verdict.holds is False and recipe.monitoring.rollback == "automatic":
         reason = f"the verdict no longer holds: {verdict.numbers()} ({uri})"
         champion = roll_back(recipe.task_uri, reason=reason, of=champion, other_weights=True)
-    new_rows = _of_new_rows(tables, new=audited.new, metric=verdict.metric)
-    return Reevaluation(uri, verdict, new_rows, former.uri, champion, proposed, left_out)
+    return Reevaluation(
+        uri=uri,
+        verdict=verdict,
+        rollback_uri=former.uri,
+        champion=champion,
+        proposed=proposed,
+    )
 
 
 @dataclass(frozen=True)
@@ -174,7 +165,6 @@ class _Audited:
     rows: Rows
     new: list[int]  # indices of the rows that no earlier re-evaluation contains
     dropped: dict[str, int]  # number of dropped rows by reason
-    splits: Splits
 
 
 def _audited(
@@ -202,40 +192,9 @@ def _audited(
         raise ReevaluationError(
             f"only {len(new)} audited rows since the champion's promotion are new to training and "
             f"re-evaluations, but monitoring.min_labels is {recipe.monitoring.min_labels}; label "
-            f"more rows (`tailorbird audit export`), or lower min_labels{_withdrawal(earlier)}"
+            "more rows (`tailorbird audit export`), or lower min_labels"
         )
-    return _Audited(rows, new, dropped, splits)
-
-
-def _withdrawal(earlier: Mapping[str, ReevaluationEvidence]) -> str:
-    """Return a hint on a rollback if the latest re-evaluation withdrew the verdict, because the
-    champion still serves.
-
-    Either the rollback was only proposed, or the re-evaluation failed before it.
-    """
-    latest = list(earlier.items())[-1:]
-    return "".join(
-        f". The latest re-evaluation, {uri}, found that the verdict no longer holds: to roll back, "
-        "run `tailorbird rollback RECIPE --other-weights --reason ...`"
-        for uri, evidence in latest
-        if evidence.verdict.holds is False
-    )
-
-
-def _of_new_rows(tables: Mapping[str, Predictions], *, new: list[int], metric: str) -> str:
-    """Return a sentence on the new rows, which show a recent change that the average over all rows
-    does not."""
-    spec = METRICS[row_metric(metric)]
-    per_row = [tables[role].per_row(row_metric(metric)) for role in ("candidate", "incumbent")]
-    ours, theirs = (float(scores[new].mean()) for scores in per_row)
-    if spec.is_share:
-        what = f"is right on {ours:.1%}"
-    else:
-        what = f"has a {spec.title} of {ours:.1%}"
-    return (
-        f"on the {len(new):,} rows that are new, the champion {what} ({points(ours - theirs)} "
-        "points)"
-    )
+    return _Audited(rows, new, dropped)
 
 
 def protocol_for(

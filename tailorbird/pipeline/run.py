@@ -44,12 +44,7 @@ from tuning.worker_groups import num_groups_that_fit
 
 NOT_OF_TRIALS = {"learning_curve", "trackers", "max_concurrent_trials", "train_anyway"}
 """Fields of the tuning config that do not affect a trial's result."""
-NOT_OF_RESULTS = {
-    "gradient_checkpointing",
-    "checkpoint_interval_s",
-    "max_failures",
-    "start_timeout_s",
-}
+NOT_OF_RESULTS = {"gradient_checkpointing", "checkpoint_interval_s", "max_failures"}
 """Fields of the training config that do not affect a result. A failed run can resume with other
 values of them."""
 

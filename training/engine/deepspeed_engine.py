@@ -24,6 +24,7 @@ from training.ranks import raise_on_all_ranks
 LORA_MULTIPLIER = 5.0  # so that one range of `learning_rate` suits both methods
 HEAD_MULTIPLIER = 10.0  # of a head that starts at random weights
 WARMUP_FRACTION = 0.1
+WEIGHT_DECAY = 0.01  # of matrices; vectors and the head have none
 
 
 class MissingKernels(ValueError):
@@ -81,8 +82,6 @@ def deepspeed_config(config: TrainingConfig, *, num_workers: int, autocast: bool
     if over_gloo:
         zero["reduce_scatter"] = False
         autocast_options["lower_precision_safe_modules"] = []
-    if config.zero_stage == 3:
-        zero["zero_hpz_partition_size"] = config.zero_hpz_partition_size
     if config.offload != "none":
         zero["offload_optimizer"] = {"device": "cpu"}
     if config.offload == "parameters":
@@ -141,7 +140,7 @@ def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[Parameter
     matrices: ParameterGroup = {
         "params": [],
         "lr": base_rate,
-        "weight_decay": config.weight_decay,
+        "weight_decay": WEIGHT_DECAY,
     }
     vectors: ParameterGroup = {"params": [], "lr": base_rate, "weight_decay": 0.0}
     head: ParameterGroup = {"params": [], "lr": head_rate, "weight_decay": 0.0}

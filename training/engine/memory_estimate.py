@@ -146,10 +146,7 @@ def _states(
             before -= optimizer
         gradients = max(gradients // num_workers, before)
     elif config.zero_stage == 3:
-        second_partition = 0
-        if config.zero_hpz_partition_size > 1:
-            second_partition = weights // config.zero_hpz_partition_size
-        weights = weights // num_workers + second_partition
+        weights //= num_workers
         gradients //= num_workers
 
     device = {"weights": weights, "gradients": gradients, "optimizer states": optimizer}

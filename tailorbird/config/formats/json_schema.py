@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
+from graphlib import CycleError, TopologicalSorter
 from itertools import chain
 from typing import Any
 
@@ -77,25 +78,22 @@ class _Checker:
         self._num_subschemas = self._num_values = 0
 
     def root(self) -> dict[str, Any]:
+        definitions: dict[str, dict[str, Schema]] = {}
+        by_reference: dict[str, Schema] = {}
         named = {
             part: self._named(part, self._schema) for part in DEFINITIONS if part in self._schema
         }
-        definitions = {
-            part: {name: self._form(value, f"/{part}/{name}", 1) for name, value in values}
-            for part, values in named.items()
-        }
+        for part, values in named.items():
+            definitions[part] = {}
+            for name, value in values:
+                form = self._form(value, f"/{part}/{name}", 1)
+                definitions[part][name] = form
+                by_reference[f"#/{part}/{name}"] = form
         content = {name: value for name, value in self._schema.items() if name not in DEFINITIONS}
-        form = self._form(content, "", 0)
-        assert isinstance(form, dict)  # the schema is an object
-        _require_content(
-            {"#": form}
-            | {
-                f"#/{part}/{name}": value
-                for part, values in definitions.items()
-                for name, value in values.items()
-            }
-        )
-        return form | definitions
+        root = self._form(content, "", 0)
+        assert isinstance(root, dict)  # the schema is an object
+        _require_content({"#": root} | by_reference)
+        return root | definitions
 
     def _form(self, schema: Any, where: str, depth: int) -> Schema:
         self._num_subschemas += 1
@@ -142,7 +140,7 @@ class _Checker:
         values = [schema["const"]] if name == "const" else schema["enum"]
         if not isinstance(values, list) or not values:
             raise ValueError(f"{where}/enum: must be a list of values, not {_shown(values)}")
-        types = _types(schema, where) if "type" in schema else None
+        types = _types(schema, where) if "type" in schema else list(KEYWORDS)
         for value in values:
             if not isinstance(value, str | int | float | None):
                 raise ValueError(
@@ -152,7 +150,7 @@ class _Checker:
                 raise ValueError(
                     f"{where}/{name}: {_shown(value)} is not finite, or an integer beyond 2**53"
                 )
-            if types is not None and not any(_is_of(value, each) for each in types):
+            if not any(_is_of(value, each) for each in types):
                 raise ValueError(
                     f"{where}/{name}: {_shown(value)} is not of type {' or '.join(types)}"
                 )
@@ -243,7 +241,7 @@ class _Checker:
             return {"type": "string"} | counts
         if len(keywords) > 1:
             raise ValueError(
-                f"{where}: a `pattern` cannot be combined with {_others(keywords)}; put it into "
+                f"{where}: a `pattern` cannot be combined with a length or a format; put it into "
                 "the pattern"
             )
         try:
@@ -264,26 +262,22 @@ class _Checker:
 def _require_content(forms: Mapping[str, Any]) -> None:
     """Raise ValueError if a schema refers to itself without an object or a list in between; `forms`
     by reference."""
-    complete = set[str]()
-    opened = set[str]()
-    for start in forms:
-        waiting = [start]
-        while waiting:
-            name = waiting[-1]
-            if name in complete or name in opened:  # all that it refers to is complete
-                complete.add(waiting.pop())
-                continue
-            opened.add(name)
-            targets = [
-                part["$ref"] for part in forms[name].get("anyOf", [forms[name]]) if "$ref" in part
-            ]
-            for target in targets:
-                if target in opened and target not in complete:
-                    raise ValueError(
-                        f"{target}: the schema refers to itself without an object or a list in "
-                        "between"
-                    )
-            waiting += targets
+    references = {name: list(_direct_references(form)) for name, form in forms.items()}
+    try:
+        TopologicalSorter(references).prepare()
+    except CycleError as error:
+        raise ValueError(
+            f"{error.args[1][0]}: the schema refers to itself without an object or a list in "
+            "between"
+        ) from None
+
+
+def _direct_references(form: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the references of a form outside of its objects and lists."""
+    if "$ref" in form:
+        yield form["$ref"]
+    for alternative in form.get("anyOf", ()):
+        yield from _direct_references(alternative)
 
 
 def _number(name: str, keywords: Mapping[str, Any], where: str) -> Schema:
@@ -300,17 +294,23 @@ def _number(name: str, keywords: Mapping[str, Any], where: str) -> Schema:
                 f"{where}/{keyword}: must be a {kind} of at most 2**53, not {_shown(value)}"
             )
     scale = 1 if name == "integer" else 10**MAX_DECIMALS
-    scaled = {keyword: Fraction(str(value)) * scale for keyword, value in keywords.items()}
-    lows = [math.ceil(scaled["minimum"])] if "minimum" in scaled else []
-    lows += [math.floor(scaled["exclusiveMinimum"]) + 1] if "exclusiveMinimum" in scaled else []
-    highs = [math.floor(scaled["maximum"])] if "maximum" in scaled else []
-    highs += [math.ceil(scaled["exclusiveMaximum"]) - 1] if "exclusiveMaximum" in scaled else []
-    if lows and highs and max(lows) > min(highs):
-        if name == "integer":
-            kind = name
+    lows: list[int] = []
+    highs: list[int] = []
+    for keyword, value in keywords.items():
+        limit = Fraction(str(value)) * scale
+        if keyword == "minimum":
+            lows.append(math.ceil(limit))
+        elif keyword == "exclusiveMinimum":
+            lows.append(math.floor(limit) + 1)
+        elif keyword == "maximum":
+            highs.append(math.floor(limit))
         else:
-            kind = f"number with at most {MAX_DECIMALS} decimals"
-        raise ValueError(f"{where or 'the schema'}: no {kind} is in the range")
+            highs.append(math.ceil(limit) - 1)
+    if lows and highs and max(lows) > min(highs):
+        raise ValueError(
+            f"{where or 'the schema'}: no {name} is in the range; a number has at most "
+            f"{MAX_DECIMALS} decimals"
+        )
     return {"type": name} | dict(keywords)
 
 
@@ -358,20 +358,12 @@ def _is_of(value: object, name: str) -> bool:
 
 
 def _require_only(schema: Mapping[str, Any], allowed: tuple[str, ...], where: str) -> None:
-    unknown = next(_unknown(schema, allowed), None)
-    if unknown is not None:
-        raise ValueError(
-            f"{where or 'the schema'}: the keyword {unknown!r} is not supported here; supported "
-            f"with it are {', '.join(allowed)}"
-        )
-
-
-def _unknown(schema: Mapping[str, Any], allowed: tuple[str, ...]) -> Iterator[str]:
-    return (str(name) for name in schema if name not in allowed)
-
-
-def _others(keywords: Mapping[str, Any]) -> str:
-    return " and ".join(f"`{name}`" for name in keywords if name != "pattern")
+    for name in schema:
+        if name not in allowed:
+            raise ValueError(
+                f"{where or 'the schema'}: the keyword {name!r} is not supported here; supported "
+                f"with it are {', '.join(allowed)}"
+            )
 
 
 def _shown(value: object) -> str:

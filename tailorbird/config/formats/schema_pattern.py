@@ -3,7 +3,9 @@
 import re
 from collections.abc import Iterable
 from itertools import product
-from typing import NamedTuple
+from re import _constants as ops  # type: ignore[attr-defined]
+from re import _parser  # type: ignore[attr-defined]
+from typing import Any, NamedTuple
 
 Ranges = tuple[tuple[int, int], ...]  # first and last code points, in order, without overlaps
 MAX_CHARS = 256
@@ -26,13 +28,17 @@ PLAIN: Ranges = (
 )
 """Characters that JSON writes without an escape, and that do not end a line: without controls, `"`
 and `\\`."""
-_CLASSES: dict[str, Ranges] = {
-    "d": ((0x30, 0x39),),
-    "w": ((0x30, 0x39), (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A)),
-    "s": ((0x20, 0x20),),
+_CLASSES: dict[object, Ranges] = {
+    ops.CATEGORY_DIGIT: ((0x30, 0x39),),
+    ops.CATEGORY_WORD: ((0x30, 0x39), (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A)),
+    ops.CATEGORY_SPACE: ((0x20, 0x20),),
 }
-_PUNCTUATION = frozenset("./-_+*?()[]{}^$|,:;@#%&=<>!~' ")
-_COUNT = re.compile(r"\{(\d{1,6})(,(\d{1,6})?)?\}")
+_OTHER_DIALECT = re.compile(r"\\(?![dws])[A-Za-z0-9]|\[\^?\]")
+"""Escapes of letters and digits, and a class that starts with `]`: constructs that ECMA-262,
+the dialect of JSON Schema, reads differently from Python or not at all."""
+
+
+_ONE_CHARACTER = (ops.LITERAL, ops.NOT_LITERAL, ops.ANY, ops.IN)
 
 
 class _Part(NamedTuple):
@@ -49,136 +55,92 @@ def exact_pattern(pattern: object) -> str:
     """
     if not isinstance(pattern, str) or not 1 <= len(pattern) <= MAX_CHARS:
         raise ValueError(f"must be a regular expression of 1 to {MAX_CHARS} characters")
+    other = _OTHER_DIALECT.search(pattern.replace(r"\\", "--"))
+    if other is not None:
+        raise ValueError(f"has {other[0]}, which is not supported; escape punctuation only")
     try:
-        re.compile(pattern)
+        parsed = _parser.parse(pattern)
+        part = _sequence(_without_outer_anchors(list(parsed)))
     except (re.error, RecursionError, OverflowError) as error:
         raise ValueError(f"is not a regular expression: {error}") from None
-    parser = _Parser(pattern)
-    part = parser.alternatives()
-    if parser.position < len(pattern):
-        raise ValueError(f"has {pattern[parser.position]!r} without an opening parenthesis")
+    if parsed.state.flags != re.UNICODE:
+        raise ValueError("has a group with options; use plain groups")
     if not part.size:
         raise ValueError("matches only the empty text; use `const`")
     return part.text
 
 
-class _Parser:
-    """A recursive descent over a pattern that Python has accepted."""
+def _without_outer_anchors(items: list[Any]) -> list[Any]:
+    """Return a parsed pattern without the anchors at its start and end, which full matches do not
+    need."""
+    if items and items[0] == (ops.AT, ops.AT_BEGINNING):
+        items = items[1:]
+    if items and items[-1] == (ops.AT, ops.AT_END):
+        items = items[:-1]
+    return items
 
-    def __init__(self, pattern: str) -> None:
-        self._pattern = pattern
-        self.position = 0
 
-    def _next(self) -> str:
-        if self.position < len(self._pattern):
-            return self._pattern[self.position]
-        return ""
+def _sequence(items: Iterable[Any]) -> _Part:
+    parts = [_element(operator, value) for operator, value in items]
+    return _joined(parts, "")
 
-    def alternatives(self) -> _Part:
-        parts = [self._sequence()]
-        while self._next() == "|":
-            self.position += 1
-            parts.append(self._sequence())
-        if len(parts) > 1:
-            return _joined(parts, "|")
-        return parts[0]
 
-    def _sequence(self) -> _Part:
-        parts: list[_Part] = []
-        while self._next() not in ("", "|", ")"):
-            if self._is_outer_anchor():
-                self.position += 1
-                continue
-            parts.append(self._repeated(self._element()))
-        return _joined(parts, "")
+def _element(operator: object, value: Any) -> _Part:
+    """Return one element of Python's parsed pattern."""
+    if operator is ops.BRANCH:
+        alternatives = _joined([_sequence(branch) for branch in value[1]], "|")
+        return alternatives._replace(text=f"({alternatives.text})")
+    if operator is ops.SUBPATTERN and not value[1] and not value[2]:
+        return _sequence(value[3])
+    if operator in (ops.MAX_REPEAT, ops.MIN_REPEAT):
+        part = _sequence(value[2])
+        if len(value[2]) > 1 or value[2][0][0] not in _ONE_CHARACTER:
+            part = part._replace(text=f"({part.text})")
+        return _repeated(part, fewest=value[0], most=value[1])
+    if operator is ops.AT:
+        raise ValueError("has an anchor inside; use `^` at the start and `$` at the end only")
+    if operator in _ONE_CHARACTER:
+        return _class_part(_ranges(operator, value))
+    raise ValueError(f"has {operator}, which is not supported; use plain groups and quantifiers")
 
-    def _is_outer_anchor(self) -> bool:
-        """Return True for an anchor at the start or end of the pattern, which full matches do not
-        need."""
-        char = self._next()
-        is_last = self.position == len(self._pattern) - 1
-        if char in ("^", "$") and not (self.position == 0 if char == "^" else is_last):
-            raise ValueError("has an anchor inside; use `^` at the start and `$` at the end only")
-        return char in ("^", "$")
 
-    def _element(self) -> _Part:
-        char = self._next()
-        if char == "(":
-            rest = self._pattern[self.position :]
-            if rest.startswith("(?") and not rest.startswith("(?:"):
-                raise ValueError(
-                    "has a group with options, a name or a look-around; use plain groups"
-                )
-            self.position += 3 if rest.startswith("(?:") else 1
-            inside = self.alternatives()
-            self.position += 1
-            return inside._replace(text=f"({inside.text})")
-        if char == "[":
-            return _class_part(self._class())
-        if char == ".":
-            self.position += 1
-            return _class_part(PLAIN)
-        return _class_part(self._char_or_escape())
+def _ranges(operator: object, value: Any) -> Ranges:
+    """Return the characters of an element that matches one character."""
+    if operator is ops.ANY:
+        return PLAIN
+    if operator is ops.LITERAL:
+        return ((value, value),)
+    if operator is ops.NOT_LITERAL:
+        return _complement(((value, value),))
+    if operator is ops.RANGE:
+        return (value,)
+    if operator is ops.CATEGORY:
+        return _CLASSES[value]
+    assert operator is ops.IN, operator
+    ranges: list[tuple[int, int]] = []
+    for member in value:
+        if member[0] is not ops.NEGATE:
+            ranges += _ranges(*member)
+    if value[0][0] is ops.NEGATE:
+        return _complement(_merged(ranges))
+    return tuple(ranges)
 
-    def _char_or_escape(self) -> Ranges:
-        """Return the ranges of a character or an escape, in or outside of a class."""
-        char = self._next()
-        self.position += 1
-        if char == "\\":
-            char = self._next()
-            self.position += 1
-            if char in _CLASSES:
-                return _CLASSES[char]
-            if char not in _PUNCTUATION:
-                raise ValueError(f"has the escape \\{char}, which is not supported")
-        return ((ord(char), ord(char)),)
 
-    def _class(self) -> Ranges:
-        self.position += 1
-        negated = self._next() == "^"
-        self.position += negated
-        if self._next() in ("]", ""):
-            raise ValueError("has a class that starts with `]`; escape it")
-        ranges: list[tuple[int, int]] = []
-        while self._next() != "]":
-            first = self._char_or_escape()
-            if self._next() == "-" and self._pattern[self.position + 1 : self.position + 2] != "]":
-                self.position += 1
-                last = self._char_or_escape()
-                first = ((first[0][0], last[-1][1]),)
-            ranges += first
-        self.position += 1
-        if negated:
-            return _others(_merged(ranges))
-        return tuple(ranges)
-
-    def _repeated(self, part: _Part) -> _Part:
-        """Return an element with its quantifier; counts and options are written as alternatives."""
-        char = self._next()
-        text = part.text
-        if char not in ("*", "+", "?", "{"):
-            return part
-        if not part.size:
-            raise ValueError("repeats the empty text; remove the quantifier")
-        count = _COUNT.match(self._pattern, self.position)
-        if char == "{" and count is None:
-            raise ValueError("has a brace that is no count; escape it")
-        self.position = count.end() if count else self.position + 1
-        if self._next() in ("*", "+", "?", "{"):
-            raise ValueError("has a lazy, possessive or double quantifier; remove it")
-        if char in ("*", "+"):
-            return part._replace(text=text + char)
-        fewest, most = (0, 1) if count is None else (int(count[1]), int(count[3] or count[1]))
-        unlimited = count is not None and bool(count[2]) and not count[3]
-        copies = most + unlimited
-        size = part.size * copies
-        _require_small(size, (len(text) + 3) * copies)  # before the text is written
-        optional = most - fewest  # nested, because a flat sequence of options is ambiguous and slow
-        if unlimited:
-            ending = text + "*"
-        else:
-            ending = f"({text}" * optional + "|)" * optional
-        return _Part(text * fewest + ending, size)
+def _repeated(part: _Part, *, fewest: int, most: int) -> _Part:
+    """Return a repeated element; counts and options are written as alternatives."""
+    if not part.size:
+        raise ValueError("repeats the empty text; remove the quantifier")
+    is_unlimited = most is ops.MAXREPEAT
+    text = part.text
+    if is_unlimited and fewest <= 1:
+        return part._replace(text=text + ("+" if fewest else "*"))
+    copies = fewest + 1 if is_unlimited else most
+    size = part.size * copies
+    _require_small(size, (len(text) + 3) * copies)  # before the text is written
+    if is_unlimited:
+        return _Part(f"{text * fewest}{text}*", size)
+    optional = most - fewest  # nested, because a flat sequence of options is ambiguous and slow
+    return _Part(text * fewest + f"({text}" * optional + "|)" * optional, size)
 
 
 def _joined(parts: list[_Part], separator: str) -> _Part:
@@ -201,19 +163,15 @@ def _require_small(size: int, num_chars: int) -> None:
 def _class_part(ranges: Ranges) -> _Part:
     """Return the class of the characters in both `ranges` and `PLAIN`; raise ValueError if there is
     none."""
-    kept = _merged(
+    plain = _merged(
         (max(first, low), min(last, high))
         for (first, last), (low, high) in product(ranges, PLAIN)
         if first <= high and low <= last
     )
-    if not kept:
-        if ranges:
-            given = f"the character {chr(ranges[0][0])!r}, which"
-        else:
-            given = "a class of characters that"
-        raise ValueError(f"has {given} JSON writes as an escape; leave it out")
+    if not plain:
+        raise ValueError("has only characters that JSON writes as an escape; leave them out")
     text = "".join(
-        _char(first) + (f"-{_char(last)}" if last > first else "") for first, last in kept
+        _char(first) + (f"-{_char(last)}" if last > first else "") for first, last in plain
     )
     return _Part(f"[{text}]", 1)
 
@@ -235,7 +193,7 @@ def _merged(ranges: Iterable[tuple[int, int]]) -> Ranges:
     return tuple(merged)
 
 
-def _others(ranges: Ranges) -> Ranges:
+def _complement(ranges: Ranges) -> Ranges:
     """Return the ranges of all other characters."""
     starts = [0, *(last + 1 for _, last in ranges)]
     ends = [*(first - 1 for first, _ in ranges), MAX_CODE]

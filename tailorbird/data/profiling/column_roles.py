@@ -126,33 +126,6 @@ def infer_column_roles(
     )
 
 
-def roles_of(sample: Sample, *, roles: ColumnRoles) -> ColumnRoles:
-    """Return the roles of text, label, prompt, completion and messages for another sample, by their
-    column names.
-
-    Raises DataError if the sample lacks one of these columns.
-    """
-
-    def here(role: ColumnRole | None) -> ColumnRole | None:
-        if role is None:
-            return None
-        column = sample.column(role.name)
-        if column is None:
-            raise DataError(
-                f"{sample.uri} has no column {role.name!r} that a recipe can use, but the training "
-                "rows do"
-            )
-        return ColumnRole(column, role.reason)
-
-    return ColumnRoles(
-        text=here(roles.text),
-        label=here(roles.label),
-        prompt=here(roles.prompt),
-        completion=here(roles.completion),
-        messages=here(roles.messages),
-    )
-
-
 def _input_roles(sample: Sample, *, text: str | None, label: str | None) -> ColumnRoles:
     if text is None and label is None:
         messages = next((column for column in sample.columns if column.kind == "messages"), None)

@@ -99,7 +99,7 @@ class YearlyCost:
 
     replicas: FloatArray  # [K] by round, of the hours for which they are paid, busy or idle
     tokens: FloatArray  # [K] of an external endpoint
-    training: float  # of this run, spread over `horizon_months`
+    training: float  # of this run
     missing: tuple[str, ...] = ()
     missing_for_training: tuple[str, ...] = ()
 
@@ -152,7 +152,7 @@ def yearly_cost(
     return YearlyCost(
         replicas=paid_hours * terms.per_hour(cpus=terms.cpus_per_replica, gpus=gpus),
         tokens=paid_tokens,
-        training=trained * (MONTHS_PER_YEAR / terms.horizon_months),
+        training=trained,
         missing=tuple(missing),
         missing_for_training=terms.missing(cpus=training.cpu_s, gpus=training.gpu_s),
     )
@@ -288,7 +288,7 @@ class ContenderCost:
     tokens: float | None = None
     """Cost of the tokens of an external endpoint."""
     training: float | None = None
-    """Cost of the training of this run, with the sweep, spread over `horizon_months`; 0 for a model
+    """Cost of the training of this run, with the sweep, paid in one year; 0 for a model
     that this run did not train."""
 
 

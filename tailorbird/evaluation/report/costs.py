@@ -47,10 +47,7 @@ def terms_sentence(terms: CostTerms) -> str:
 
 
 def _volume(terms: CostTerms) -> str:
-    return (
-        f"{terms.requests_per_month:,.0f} requests a month, with the training paid over "
-        f"{terms.horizon_months:g} months"
-    )
+    return f"{terms.requests_per_month:,.0f} requests a month, with the training paid in one year"
 
 
 def costs_by_digest(evidence: Evidence) -> dict[str, str]:

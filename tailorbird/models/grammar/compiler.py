@@ -57,7 +57,7 @@ class Grammar:
     compiled: Any  # xgrammar's `CompiledGrammar`
     end_id: int
     num_bytes: int
-    is_own: bool = False
+    is_version_format: bool = False
     """True for the format of a served version: a fault of one answer does not end others."""
     fault: str | None = None
     """Why no more answers are generated with it. An answer whose next tokens take too long to find
@@ -112,14 +112,16 @@ class GrammarCompiler:
 
             serialized = self._tried(format, grammar=str(grammar_of(format)), is_returned=True)
             compiled = xgrammar.CompiledGrammar.deserialize_json(serialized, self._info)
-            kept = Grammar(compiled, self._end_id, int(compiled.memory_size_bytes), is_own=not keep)
+            grammar = Grammar(
+                compiled, self._end_id, int(compiled.memory_size_bytes), is_version_format=not keep
+            )
         if not keep:
-            return kept
+            return grammar
         with self._lock:
-            self._grammars[format_key(format)] = kept
+            self._grammars[format_key(format)] = grammar
             while len(self._grammars) > MAX_GRAMMARS or self.num_bytes > MAX_BYTES:
                 self._grammars.popitem(last=False)
-        return kept
+        return grammar
 
     def tried_text(self, format: StructuredFormat) -> str:
         """Return the grammar of a format as text, for another engine. Raises FormatError if it is

@@ -87,7 +87,7 @@ class AnswerMatcher:
         is_limited = self._matcher.fill_next_token_bitmask(self._words)
         if self._clock() - started > self._max_mask_s:
             self._fault = TOO_SLOW
-            if not self._grammar.is_own:
+            if not self._grammar.is_version_format:
                 self._grammar.fault = TOO_SLOW
             return only_end
         if not is_limited:

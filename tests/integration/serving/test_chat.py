@@ -3,9 +3,7 @@
 The engine is vLLM if it is installed, otherwise transformers.
 """
 
-import itertools
 import json
-import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +18,6 @@ from serving.deploy import application, rollout, serve_client
 from tailorbird.config.serving import ChallengerConfig
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.release import parity
-from tests.browser import OpenPage
 from tests.fuzz import fuzz
 from tests.integration.serving.chat_service import (
     CONFIG,
@@ -75,31 +72,6 @@ def test_the_concatenated_stream_equals_the_answer(service: Service) -> None:
     assert chunks[-1].usage == answer.usage
 
 
-def test_a_stop_text_ends_complete_and_streamed_answers_at_the_same_place(service: Service) -> None:
-    text = service.ask(QUESTIONS[0]).choices[0].message.content
-    stop = text[5:8]
-    answer = service.ask(QUESTIONS[0], stop=[stop, "never"])
-    assert answer.choices[0].message.content == text[: text.index(stop)].strip()
-    assert answer.choices[0].finish_reason == "stop"
-    chunks = list(service.ask(QUESTIONS[0], stop=stop, stream=True))
-    assert (
-        "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
-        == answer.choices[0].message.content
-    )
-
-
-def test_a_seed_reproduces_an_answer_and_other_seeds_give_other_answers(service: Service) -> None:
-    def text(**options: Any) -> str:
-        return str(
-            service.ask(QUESTIONS[0], temperature=1.5, top_p=0.95, **options)
-            .choices[0]
-            .message.content
-        )
-
-    assert text(seed=3) == text(seed=3)
-    assert len({text(seed=seed) for seed in range(4)} | {text(), text()}) > 4
-
-
 def test_openais_client_lists_the_served_model(service: Service) -> None:
     (model,) = service.client.models.list().data
     assert (model.id, model.object, model.owned_by) == ("champion", "model", "tailorbird")
@@ -113,15 +85,6 @@ def test_openais_client_lists_the_served_model(service: Service) -> None:
     assert (
         requests.get(f"{service.url}/readyz", timeout=60).json()["digest"] == service.first.digest
     )
-
-
-def test_an_answer_has_a_random_id_and_the_header_keeps_the_clients(service: Service) -> None:
-    body = {"messages": [{"role": "user", "content": "abc"}]}
-    url = f"{service.url}/v1/chat/completions"
-    for more in ({}, {"stream": True}):
-        answer = requests.post(url, json=body | more, headers={"x-request-id": "mine"}, timeout=60)
-        assert answer.headers["x-request-id"] == "mine"
-        assert re.search('"chatcmpl-[0-9a-f]{32}"', answer.text)
 
 
 @pytest.mark.parametrize(
@@ -149,23 +112,6 @@ def test_an_unsupported_request_raises_openais_exception_and_does_not_affect_lat
     assert caught.value.param == param
     assert caught.value.message
     assert service.ask("abc").choices[0].message.content
-
-
-def test_an_invalid_http_request_is_a_json_error(service: Service) -> None:
-    url = f"{service.url}/v1/chat/completions"
-    for answer, status, type in (
-        (requests.post(url, data=b"{", timeout=60), 400, "invalid_json"),
-        (requests.post(url, data=b"a" * 5000, timeout=60), 413, "body_too_large"),
-        (requests.get(url, timeout=60), 405, "wrong_method"),
-        (
-            requests.post(f"{service.url}/v1/classify", json={"input": "a"}, timeout=60),
-            404,
-            "unknown_route",
-        ),
-    ):
-        assert answer.status_code == status, answer.text
-        assert answer.json()["error"]["type"] == type
-        assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
 
 def test_requests_beyond_the_queue_get_429_with_retry_after(service: Service) -> None:
@@ -235,14 +181,6 @@ def test_a_deploy_during_streams_interrupts_none_of_them(service: Service) -> No
         service.deploy(service.first)
 
 
-def test_a_version_that_cannot_be_loaded_is_refused_and_the_former_still_serves(
-    service: Service,
-) -> None:
-    with pytest.raises(serve_client.VersionRefusedError, match=f"but {'0' * 64} was evaluated"):
-        service.deploy(service.second.model_copy(update={"digest": "0" * 64}))
-    assert service.ask("abc").version == service.first.version
-
-
 def test_retrieved_and_stored_answers_equal_those_of_the_evaluation(service: Service) -> None:
     rows = rows_of(QUESTIONS)
     versions = (service.retrieved, service.nearest, service.trained)
@@ -276,78 +214,6 @@ def test_retrieved_and_stored_answers_equal_those_of_the_evaluation(service: Ser
         )  # the canary answers every request
     finally:
         service.deploy(service.first)
-
-
-def test_a_cascade_answers_with_the_stored_answer_where_it_is_confident_and_otherwise_with_the_model(
-    service: Service, tmp_path: Path
-) -> None:
-    rows = rows_of(QUESTIONS)
-    similarities = sorted(predict_rows(service.nearest.uri, rows=rows).confidences.tolist())
-    widest, threshold = max(
-        (high - low, (low + high) / 2) for low, high in itertools.pairwise(similarities)
-    )
-    assert widest > 0.02  # another batch changes a similarity by less
-    cascade = service.register_cascade(tmp_path, threshold=threshold)
-    service.deploy(cascade)
-    try:
-        table = predict_rows(cascade.uri, rows=rows)
-        probes = [parity._probe(rows, table, row, version=cascade) for row in range(len(rows))]
-        assert parity.check_parity(probes, url=service.url, version=cascade).matching == len(
-            QUESTIONS
-        )
-        stored = predict_rows(service.nearest.uri, rows=rows).confidences >= threshold
-        assert 0 < stored.sum() < len(QUESTIONS)
-        for question, is_stored in zip(QUESTIONS, stored, strict=True):
-            whole = service.ask(question)
-            chunks = list(
-                service.ask(question, stream=True, stream_options={"include_usage": True})
-            )
-            parts = [chunk.choices[0].delta.content or "" for chunk in chunks[:-1]]
-            assert "".join(parts) == whole.choices[0].message.content
-            assert (sum(map(bool, parts)) == 1) == is_stored
-            for choice in (whole.choices[0], chunks[-2].choices[0]):
-                assert choice.model_extra["answered_by"] == ("first" if is_stored else "second")
-                assert "fallback" not in choice.model_extra
-            assert chunks[-1].usage == whole.usage
-    finally:
-        service.deploy(service.first)
-
-
-def test_if_the_model_of_a_cascade_does_not_answer_in_time_the_stored_answer_is_returned_and_says_so(
-    service: Service, tmp_path: Path
-) -> None:
-    cascade = service.register_cascade(
-        tmp_path, threshold=1.0
-    )  # every similarity is lower, also of a known question
-    service.deploy(cascade, config=CONFIG.model_copy(update={"answer_timeout_s": 1e-4}))
-    try:
-        whole = service.ask("what is a dog").choices[0]
-        chunks = list(service.ask("what is a dog", stream=True))
-        assert whole.message.content == "what is a cat"
-        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "what is a cat"
-        for choice in (whole, chunks[-1].choices[0]):
-            assert (choice.model_extra["answered_by"], choice.model_extra["fallback"]) == (
-                "first",
-                True,
-            )
-        document = requests.get(f"{service.url}/openapi.json", timeout=60).json()
-        body = {"messages": [{"role": "user", "content": "what is a dog"}]}
-        answer = requests.post(f"{service.url}/v1/chat/completions", json=body, timeout=60).json()
-        assert is_valid(document, "ChatResponse", answer)
-    finally:
-        service.deploy(service.first)
-
-
-def test_the_page_shows_the_version_and_its_answer(open_page: OpenPage, service: Service) -> None:
-    page = open_page(f"{service.url}/#text=abc", width=390)
-    page.get_by_role("button", name="Copy").wait_for()
-    assert (
-        page.locator("#champion").inner_text()
-        == f"The champion answers: pretrained model ({service.first.version})"
-    )
-    assert page.locator(".user").inner_text() == "abc"
-    assert page.locator(".content").text_content() == service.ask("abc").choices[0].message.content
-    assert service.first.version in page.locator(".reply").inner_text()
 
 
 def test_responses_are_valid_for_the_served_openapi_document(service: Service) -> None:

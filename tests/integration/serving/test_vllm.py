@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-import openai
 import psutil
 import pytest
 import ray
@@ -50,38 +49,6 @@ def processes(state: stack.StackState, pattern: str) -> set[int]:
         except psutil.NoSuchProcess:
             continue
     return pids
-
-
-def test_choices_and_their_log_probabilities_are_those_of_the_format(service: Service) -> None:
-    for question in QUESTIONS:
-        whole = service.ask(question, logprobs=True, top_logprobs=5, extra_body=CHOICE)
-        assert whole.choices[0].message.content in OPTIONS
-        assert whole.choices[0].finish_reason == "stop"
-        for token in whole.choices[0].logprobs.content:
-            assert token.logprob == token.top_logprobs[0].logprob
-            assert all(likely.logprob > -100 for likely in token.top_logprobs)
-        chunks = list(service.ask(question, stream=True, extra_body=CHOICE))
-        assert (
-            "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
-            == whole.choices[0].message.content
-        )
-
-
-def test_a_format_that_is_not_supported_is_a_400_and_does_not_affect_later_requests(
-    service: Service,
-) -> None:
-    schema = {
-        "type": "json_schema",
-        "json_schema": {"name": "a", "schema": {"type": "string", "not": {}}},
-    }
-    with pytest.raises(openai.BadRequestError, match="'not' is not supported") as caught:
-        service.ask("abc", extra_body={"response_format": schema})
-    assert caught.value.param == "response_format"
-    with pytest.raises(openai.BadRequestError, match="response_format") as caught:
-        service.ask(
-            "abc", extra_body={"response_format": {"type": "json_object"}}
-        )  # the tokenizer has no braces
-    assert service.ask("abc", extra_body=CHOICE).choices[0].message.content in OPTIONS
 
 
 def test_rays_prometheus_endpoint_has_the_metrics_of_the_engine(service: Service) -> None:

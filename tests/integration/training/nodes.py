@@ -150,11 +150,11 @@ def main(kind: str) -> None:
     change, fields = KINDS[kind]
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
         os.environ.pop(name, None)
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(START_TIMEOUT_S)
     values = {
         "method": "lora",
         "batch_size": 8,
         "learning_rate": 1e-3,
-        "start_timeout_s": START_TIMEOUT_S,
     }
     config = TrainingConfig.model_validate(values | fields)
     signal.signal(signal.SIGALRM, too_long)

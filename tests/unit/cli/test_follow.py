@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from cluster import jobs
 from cluster.display import console
-from cluster.display.console import LogDisplay
+from cluster.display.console import Display
 from tailorbird.cli.app import app
 from tests.unit.cluster.dashboard import dashboard_of_a_job
 from tests.unit.cluster.test_jobs import job_details
@@ -49,9 +49,9 @@ class Dashboard:
 def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of a dashboard. The display's clock is fast: each tick is later than the longest
     silence."""
-    dashboard, tick, started = Dashboard(), LogDisplay.tick, time.monotonic()
+    dashboard, tick, started = Dashboard(), Display.tick, time.monotonic()
 
-    def counted_tick(log: LogDisplay) -> None:
+    def counted_tick(log: Display) -> None:
         tick(log)
         dashboard.num_ticks += 1
 
@@ -59,7 +59,7 @@ def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         return 2 * console.LOG_INTERVAL_S * (time.monotonic() - started) / console.TICK_S
 
     monkeypatch.setattr(console, "TICK_S", 0.01)
-    monkeypatch.setattr(LogDisplay, "tick", counted_tick)
+    monkeypatch.setattr(Display, "tick", counted_tick)
     monkeypatch.setitem(console.display.__wrapped__.__kwdefaults__, "clock", clock)  # type: ignore[attr-defined]
     monkeypatch.setattr(jobs, "POLL_S", 0.01)
     monkeypatch.setenv(

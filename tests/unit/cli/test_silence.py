@@ -11,7 +11,7 @@ from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from cluster.display import console
-from cluster.display.console import SILENCE_S, LogDisplay
+from cluster.display.console import SILENCE_S, Display
 from cluster.local.stack import LOCK_FILE
 from tailorbird.cli.app import app
 from tailorbird.cli.options import ExitCode
@@ -71,9 +71,9 @@ FAST = {"doctor", "key", "stack status"}
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything in `SLOW` fails after the allowed silence."""
-    now, num_ticks, tick = 0.0, 0, LogDisplay.tick
+    now, num_ticks, tick = 0.0, 0, Display.tick
 
-    def counted_tick(log: LogDisplay) -> None:
+    def counted_tick(log: Display) -> None:
         nonlocal num_ticks
         tick(log)
         num_ticks += 1
@@ -92,7 +92,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:2")
     monkeypatch.setattr(console, "TICK_S", 0.01)
-    monkeypatch.setattr(LogDisplay, "tick", counted_tick)
+    monkeypatch.setattr(Display, "tick", counted_tick)
     monkeypatch.setitem(console.display.__wrapped__.__kwdefaults__, "clock", lambda: now)  # type: ignore[attr-defined]
     for name in SLOW:
         monkeypatch.setattr(name, fail_late)

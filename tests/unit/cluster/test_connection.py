@@ -306,22 +306,11 @@ def test_the_token_of_another_cluster_is_sent_to_the_given_address(
     assert auth.read_token() == "theirs"
 
 
-def test_a_stack_of_another_folder_is_named_unless_ray_is_configured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stack, "running_folders", lambda: [Path("/my project/.tailorbird")])
-    assert connection.stack_hint(tmp_path) == (
-        "a stack runs in /my project/.tailorbird; to use it: export TAILORBIRD_HOME='/my "
-        "project/.tailorbird'"
-    )
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:2")
-    assert connection.stack_hint(tmp_path) is None
-
-
 def test_a_stack_that_is_stopped_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stack, "running_folders", list)
     assert connection.stack_hint(tmp_path) is None
     (tmp_path / stack.KEYS_FILE).touch()
     assert connection.stack_hint(tmp_path) == (
         f"the stack of {tmp_path} is not running; run `tailorbird stack up` to start it"
     )
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    assert connection.stack_hint(tmp_path) is None

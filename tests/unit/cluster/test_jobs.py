@@ -69,11 +69,6 @@ def test_environment_variables_of_a_job_are_not_shown() -> None:
     assert "hf_a-secret" not in json.dumps(job.to_dict()) + job.line() + repr(job)
 
 
-def test_times_are_in_seconds() -> None:
-    assert job_of().started_s == 1_700_000_000.5
-    assert job_of(start_time=None).started_s is None
-
-
 @pytest.mark.parametrize(
     ("how", "text"),
     [

@@ -8,9 +8,7 @@ from typing import Any
 
 import pytest
 import ray
-from ray import cloudpickle, tune
-from ray.train import ScalingConfig
-from ray.train.torch import TorchTrainer
+from ray import tune
 from ray.train.v2._internal.exceptions import (
     UserExceptionWithTraceback,
     WorkerHealthCheckFailedError,
@@ -58,45 +56,6 @@ def test_a_private_part_exists(path: str) -> None:
         assert value is not None, (
             f"Ray {ray.__version__} has no {path}; which Ray {ray_private.RAY_VERSION} has"
         )
-
-
-@pytest.mark.parametrize(
-    ("gpus", "num_workers"),
-    [
-        ({"a": 8, "b": 8}, 16),
-        ({"a": 8, "b": 7}, 8),
-        ({"a": 7, "b": 7}, 0),
-        ({"a": 16, "b": 3}, 16),
-        ({"a": 40}, 32),
-    ],
-)
-def test_an_elastic_group_uses_whole_nodes(gpus: dict[str, int], num_workers: int) -> None:
-    """Ray Train would start 15 workers on nodes with 8 and 7 free GPUs."""
-    config = ScalingConfig(
-        num_workers=(8, 32), use_gpu=True, resources_per_worker={"CPU": 1, "GPU": 1}
-    )
-    policy = cloudpickle.loads(
-        cloudpickle.dumps(ray_private.whole_node_policy(config, workers_per_node=8))
-    )
-    reserved = {node: {"CPU": 64.0, "GPU": float(count)} for node, count in gpus.items()}
-    assert policy._count_possible_workers(reserved) == num_workers
-
-
-def test_the_controller_of_an_elastic_trainer_gets_the_policy(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    received: dict[str, Any] = {}
-    monkeypatch.setattr(
-        TorchTrainer,
-        "_initialize_and_run_controller",
-        lambda _, **arguments: received.update(arguments),
-    )
-    config = ScalingConfig(num_workers=(8, 16), use_gpu=True)
-    trainer = ray_private.torch_trainer(lambda: None, workers_per_node=8, scaling_config=config)
-    trainer._initialize_and_run_controller(scaling_policy=None, callbacks=[])
-    assert (
-        received["scaling_policy"]._count_possible_workers({"a": {"CPU": 16.0, "GPU": 15.0}}) == 8
-    )
 
 
 def test_the_exceptions_in_which_ray_train_wraps_an_error_are_removed() -> None:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 from packaging.utils import canonicalize_name
 
-from cluster.requirements import ALWAYS, Package, Requirements, fits, requirements
+from cluster.requirements import ALWAYS, Package, fits, requirements
 
 ROOT = Path(__file__).parents[3]
 
@@ -35,11 +35,3 @@ def test_a_package_fits_if_its_version_does() -> None:
     assert not Package("ray", ">=2.60,<2.61", "2.61.0").fits
     assert not Package("ray", "", None).fits
     assert fits("2.13.0+cpu", ">=2.8,<2.14")
-
-
-def test_installed_packages_are_read_from_metadata() -> None:
-    pytest_, absent = Requirements(
-        "", {ALWAYS: (("pytest", ">=8"), ("no-such-package-of-anybody", ""))}, {}
-    ).group(ALWAYS)
-    assert pytest_.fits
-    assert absent.installed is None

@@ -16,15 +16,27 @@ from tailorbird.config.serving import ServingConfig
         {"engine": "vllm", "gpus_per_replica": 8},
         {
             "engine": "vllm",
-            "vllm": {"max_model_len": 8192, "quantization": "fp8", "kv_cache_dtype": "fp8"},
+            "engine_options": {
+                "max_model_len": 8192,
+                "quantization": "fp8",
+                "kv_cache_dtype": "fp8",
+            },
         },
         {
             "engine": "vllm",
-            "vllm": {"gpu_memory_utilization": 0.9, "max_loras": 4},
+            "engine_options": {"gpu_memory_utilization": 0.9, "max_loras": 4},
             "merge_adapters": True,
         },
-        {"engine": "vllm", "gpus_per_replica": 0.5, "vllm": {"gpu_memory_utilization": 0.5}},
-        {"engine": "vllm", "gpus_per_replica": 2, "vllm": {"gpu_memory_utilization": 0.9}},
+        {
+            "engine": "vllm",
+            "gpus_per_replica": 0.5,
+            "engine_options": {"gpu_memory_utilization": 0.5},
+        },
+        {
+            "engine": "vllm",
+            "gpus_per_replica": 2,
+            "engine_options": {"gpu_memory_utilization": 0.9},
+        },
     ],
 )
 def test_gpus_and_options_that_an_engine_supports_are_accepted(fields: dict[str, Any]) -> None:
@@ -42,8 +54,8 @@ def test_gpus_and_options_that_an_engine_supports_are_accepted(fields: dict[str,
         ),
         ({"gpus_per_replica": 2}, "gpus_per_replica 2 requires engine: vllm"),
         (
-            {"vllm": {"max_model_len": 4096}},
-            "vllm applies to engine: vllm only; set the engine, or remove vllm",
+            {"engine_options": {"max_model_len": 4096}},
+            "engine_options applies to engine: vllm only",
         ),
         (
             {"engine": "vllm", "max_replicas_per_node": 1},
@@ -51,15 +63,22 @@ def test_gpus_and_options_that_an_engine_supports_are_accepted(fields: dict[str,
         ),
         ({"merge_adapters": True}, "merge_adapters applies to engine: vllm only"),
         *(
-            ({"engine": "vllm", "vllm": {name: 1}}, f"vllm: {name} cannot be set; allowed: async")
+            (
+                {"engine": "vllm", "engine_options": {name: 1}},
+                f"engine_options: {name} cannot be set; allowed: async",
+            )
             for name in ("max_num_seqs", "tensor_parallel_size", "trust_remote_code", "hf_token")
         ),
         (
-            {"engine": "vllm", "vllm": {"gpu_memory_utilization": 1.2}},
+            {"engine": "vllm", "engine_options": {"gpu_memory_utilization": 1.2}},
             "gpu_memory_utilization 1.2 must be a share of a whole GPU, above 0 and at most 1 ",
         ),
         (
-            {"engine": "vllm", "gpus_per_replica": 0.5, "vllm": {"gpu_memory_utilization": 0.9}},
+            {
+                "engine": "vllm",
+                "gpus_per_replica": 0.5,
+                "engine_options": {"gpu_memory_utilization": 0.9},
+            },
             "at most 0.5 with gpus_per_replica 0.5",
         ),
         ({"deploy_timeout_s": 0}, "greater than 0"),

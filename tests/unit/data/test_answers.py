@@ -116,15 +116,12 @@ def test_json_fields_is_1_for_the_same_document_in_another_order(document: Any, 
 )
 def test_regex_compares_the_group_of_the_first_match(answer: str, expected: float) -> None:
     assert score(answer, "6 times 7\n#### 42", regex={"pattern": r"#### (.*)"}) == expected
-    assert (
-        score(answer, "6 times 7\n#### 42", regex={"pattern": r"####\s*(?P<n>\d+)", "group": "n"})
-        == expected
-    )
+    assert score(answer, "6 times 7\n#### 42", regex={"pattern": r"####\s*(?P<n>\d+)"}) == expected
 
 
 def test_a_group_that_did_not_take_part_in_the_match_has_no_value() -> None:
     assert score("b", "a", regex={"pattern": "(a)|b"}) == 0
-    assert score("b", "b", regex={"pattern": "(a)|b", "group": 0}) == 1
+    assert score("b", "b", regex={"pattern": "a|b"}) == 1
 
 
 def test_a_regular_expression_that_does_not_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,10 +193,8 @@ def test_numbers_in_text_are_recognized(text: str, number: str | None) -> None:
 def test_a_difference_within_one_of_the_tolerances_counts_as_equal() -> None:
     assert score("1.1", "1.0", numeric={"absolute": 0.1}) == 1
     assert score("1.11", "1.0", numeric={"absolute": 0.1}) == 0
-    assert score("-99", "-100", numeric={"relative": 0.01}) == 1
-    assert score("-98.9", "-100", numeric={"relative": 0.01}) == 0
-    assert score("98", "100", numeric={"relative": 0.01, "absolute": 2}) == 1
-    assert score("0.1", "0", numeric={"relative": 0.5}) == 0
+    assert score("-99", "-100", numeric={"absolute": 1}) == 1
+    assert score("-98.9", "-100", numeric={"absolute": 1}) == 0
 
 
 @given(number=st.floats(allow_nan=False, allow_infinity=False, min_value=-1e12, max_value=1e12))
@@ -271,10 +266,8 @@ def test_a_reference_without_a_value_is_an_error() -> None:
     [
         ({"json_fields": {"paths": ["name"]}}, "'name' is not a JSON Pointer"),
         ({"regex": {"pattern": "("}}, "is not a regular expression"),
-        ({"regex": {"pattern": "a"}}, "has no group 1; add parentheses"),
-        ({"regex": {"pattern": "(a)", "group": "n"}}, "has no group 'n'"),
         ({"numeric": {"absolute": -1}}, "greater than or equal to 0"),
-        ({"numeric": {"relative": "inf"}}, "finite number"),
+        ({"numeric": {"absolute": "inf"}}, "finite number"),
         ({"choice": {"options": ["yes"]}}, "at least 2 items"),
         (
             {"choice": {"options": ["yes", "Yes"]}},

@@ -25,11 +25,6 @@ def config_of(uri: str, **fields: Any) -> DataConfig:
     return DataConfig(train=uri, **fields)
 
 
-def test_only_the_named_columns_are_read(tmp_path: Path) -> None:
-    uri = put(tmp_path / "rows.parquet", text=["a", "b"], label=[1, 2], secret=["x", "y"])
-    assert read_table(uri, columns=["label", "text"]).column_names == ["label", "text"]
-
-
 def test_a_folder_is_read_file_by_file_in_the_order_of_paths(tmp_path: Path) -> None:
     put(tmp_path / "part-1.parquet", text=["c"], label=["z"])
     put(tmp_path / "part-0.parquet", text=["a", "b"], label=["x", "y"])
@@ -53,42 +48,28 @@ def test_integer_labels_are_known_by_the_type_of_their_column(tmp_path: Path) ->
     assert not has_integers([integers, strings], column="label")
 
 
-def test_a_trailing_slash_does_not_matter(tmp_path: Path) -> None:
-    put(tmp_path / "part-0.parquet", text=["a"], label=["x"])
-    assert read_table(tmp_path.as_uri() + "/", columns=["text"]).num_rows == 1
+def test_any_file_or_folder_is_read_with_the_named_columns_only(tmp_path: Path) -> None:
+    put(tmp_path / "part-0.parquet", text=["a", "b"], label=[1, 2], secret=["x", "y"])
+    columns = read_table(tmp_path.as_uri() + "/", columns=["label", "text"]).column_names
+    assert columns == ["label", "text"]
+    file = put(tmp_path / "rows with blanks.pq", text=["a"])
+    assert read_table(file, columns=["text"]).num_rows == 1
 
 
-def test_a_file_is_read_whatever_its_suffix(tmp_path: Path) -> None:
-    assert (
-        read_table(put(tmp_path / "rows with blanks.pq", text=["a"]), columns=["text"]).num_rows
-        == 1
-    )
-
-
-def test_integer_labels_and_split_keys_become_strings(tmp_path: Path) -> None:
-    uri = put(
-        tmp_path / "rows.parquet", text=["a", "b"], label=[10, 9], patient=[7, 8], sex=["f", None]
-    )
-    rows = read_rows(uri, config=config_of(uri, split_by="patient", groups=("sex",)))
-    assert rows.labels == ("10", "9")
-    assert rows.split_keys == ("7", "8")
-    assert rows.groups == {"sex": ("f", "(none)")}
-
-
-def test_dictionary_and_large_strings_are_read_as_strings(tmp_path: Path) -> None:
+def test_strings_integers_and_dictionaries_are_read_as_strings(tmp_path: Path) -> None:
     uri = put(
         tmp_path / "rows.parquet",
         text=pa.array(["a", "b"], pa.large_string()),
-        label=pa.array(["x", "x"]).dictionary_encode(),
+        label=[10, 9],
+        site=pa.array(["x", "x"]).dictionary_encode(),
+        sex=["f", None],
     )
-    rows = read_rows(uri, config=config_of(uri))
-    assert (rows.texts, rows.labels) == (("a", "b"), ("x", "x"))
-
-
-def test_a_column_can_be_label_split_key_and_group(tmp_path: Path) -> None:
-    uri = put(tmp_path / "rows.parquet", text=["a"], label=["x"])
-    rows = read_rows(uri, config=config_of(uri, split_by="label", groups=("label",)))
-    assert rows.labels == rows.split_keys == rows.groups["label"] == ("x",)
+    config = config_of(uri, split_by="label", groups=("label", "site", "sex"))
+    rows = read_rows(uri, config=config)
+    assert rows.texts == ("a", "b")
+    assert rows.labels == rows.split_keys == rows.groups["label"] == ("10", "9")
+    assert rows.groups["site"] == ("x", "x")
+    assert rows.groups["sex"] == ("f", "(none)")
 
 
 def test_the_error_for_a_missing_column_lists_the_columns(tmp_path: Path) -> None:
@@ -97,43 +78,34 @@ def test_the_error_for_a_missing_column_lists_the_columns(tmp_path: Path) -> Non
         read_rows(uri, config=config_of(uri))
 
 
-def test_the_error_for_a_missing_path_names_it(tmp_path: Path) -> None:
-    uri = (tmp_path / "nothing").as_uri()
-    with pytest.raises(DataError, match="nothing"):
-        read_table(uri, columns=["text"])
+def parquet_bytes(path: Path) -> bytes:
+    put(path, text=[f"text {number}" for number in range(1000)])
+    return path.read_bytes()
 
 
-def test_a_folder_without_parquet_is_rejected(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_rejected_with_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    whole = parquet_bytes(path)
+    corrupt = whole[:10] + b"\xff" * 400 + whole[410:]
+    for content in (b"", b"text,label\na,b\n", b"PAR1 not really PAR1", whole[:-100], corrupt):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"rows\.parquet"):
+            read_table(path.as_uri(), columns=["text"])
+
+
+def test_a_path_without_parquet_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("text,label\n")
-    with pytest.raises(DataError, match=r"contains no \.parquet file"):
-        read_table(tmp_path.as_uri(), columns=["text"])
+    for path in (tmp_path / "nothing", tmp_path):
+        with pytest.raises(DataError, match=path.name):
+            read_table(path.as_uri(), columns=["text"])
 
 
-@pytest.mark.parametrize("content", [b"", b"text,label\na,b\n", b"PAR1 not really PAR1"])
-def test_a_file_that_is_not_parquet_is_rejected_with_its_name(
-    tmp_path: Path, content: bytes
-) -> None:
-    path = tmp_path / "rows.parquet"
-    path.write_bytes(content)
-    with pytest.raises(DataError, match=r"rows.parquet is not a valid Parquet file"):
-        read_table(path.as_uri(), columns=["text"])
-
-
-def test_a_truncated_parquet_file_is_rejected(tmp_path: Path) -> None:
-    path = tmp_path / "rows.parquet"
-    put(path, text=[f"text {number}" for number in range(1000)])
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(DataError, match=r"rows.parquet"):
-        read_table(path.as_uri(), columns=["text"])
-
-
-def test_a_corrupt_parquet_file_is_rejected(tmp_path: Path) -> None:
-    path = tmp_path / "rows.parquet"
-    put(path, text=[f"text {number}" for number in range(1000)])
-    whole = path.read_bytes()
-    path.write_bytes(whole[:10] + b"\xff" * 400 + whole[410:])
-    with pytest.raises(DataError, match=r"rows.parquet"):
-        read_table(path.as_uri(), columns=["text"])
+def test_files_with_different_column_types_are_rejected(tmp_path: Path) -> None:
+    first = put(tmp_path / "part-0.parquet", text=["a"], label=["x"])
+    second = put(tmp_path / "part-1.parquet", text=["b"], label=[1])
+    for train in (tmp_path.as_uri(), (first, second)):
+        with pytest.raises(DataError, match="column types"):
+            read_splits(DataConfig(train=train))
 
 
 def test_a_table_without_rows_is_rejected(tmp_path: Path) -> None:
@@ -169,13 +141,6 @@ def test_a_column_of_an_unsupported_type_is_rejected(
     uri = put(tmp_path / "rows.parquet", **{**columns, column: values})
     with pytest.raises(DataError, match=rf"column '{column}' has type .*, allowed: .*{allowed}"):
         read_rows(uri, config=config_of(uri, groups=("sex",)))
-
-
-def test_files_with_different_column_types_are_rejected(tmp_path: Path) -> None:
-    put(tmp_path / "part-0.parquet", text=["a"], label=["x"])
-    put(tmp_path / "part-1.parquet", text=["b"], label=[1])
-    with pytest.raises(DataError, match="the column types of the files differ"):
-        read_rows(tmp_path.as_uri(), config=config_of(tmp_path.as_uri()))
 
 
 def test_three_uris_give_three_splits_with_their_own_row_ids(tmp_path: Path) -> None:
@@ -249,15 +214,6 @@ def test_too_few_values_of_split_by_are_refused_with_the_column_and_the_empty_sp
     message = rf"data.split_by 'site' has too few different values \({num_values}\).*no row is left for {empty}\. Add"
     with pytest.raises(DataError, match=message):
         read_splits(config_of(uri, split_by="site"))
-
-
-def test_uris_of_train_must_have_the_same_column_types(tmp_path: Path) -> None:
-    first = put(tmp_path / "one.parquet", text=["a"], label=["x"])
-    second = put(tmp_path / "other.parquet", text=["b"], label=[1])
-    with pytest.raises(
-        DataError, match=r"one.parquet, .*other.parquet: the column types of the files differ"
-    ):
-        read_splits(DataConfig(train=(first, second)))
 
 
 def _named(rows: Rows) -> list[tuple[str, str]]:

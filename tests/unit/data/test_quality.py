@@ -61,55 +61,22 @@ def any_splits(draw: st.DrawFn) -> Splits:
 
 
 @given(splits=any_splits())
-def test_after_cleaning_no_text_is_in_two_splits(splits: Splits) -> None:
-    cleaned, _ = clean(splits)
-    train, validation, test = (
-        {letters_and_digits(text) for text in part.texts} for _, part in cleaned.items()
-    )
-    assert not train & validation
-    assert not train & test
-    assert not validation & test
-
-
-@given(splits=any_splits())
-def test_test_rows_are_not_changed(splits: Splits) -> None:
-    cleaned, _ = clean(splits)
-    assert cleaned.test == splits.test
-
-
-@given(splits=any_splits())
-def test_cleaning_again_drops_nothing(splits: Splits) -> None:
-    cleaned, _ = clean(splits)
-    again, report = clean(cleaned)
-    assert again == cleaned
-    assert (
-        report.train_copies_of_test,
-        report.train_copies_of_validation,
-        report.validation_copies_of_test,
-    ) == (
-        0,
-        0,
-        0,
-    )
-
-
-@given(splits=any_splits())
-def test_every_dropped_row_is_counted_once(splits: Splits) -> None:
+def test_cleaning_leaves_each_text_in_one_split_and_counts_what_it_drops(splits: Splits) -> None:
     cleaned, report = clean(splits)
+    texts = [{letters_and_digits(text) for text in part.texts} for _, part in cleaned.items()]
+    assert sum(map(len, texts)) == len(set.union(*texts))
+    assert cleaned.test == splits.test
+    row_ids = [int(row) for row in cleaned.train.row_ids]
+    assert row_ids == sorted(row_ids)
+    assert cleaned.train.texts == tuple(splits.train.texts[row] for row in row_ids)
+    assert clean(cleaned)[0] == cleaned
+
     dropped = len(splits.train) - len(cleaned.train)
     assert report.train_copies_of_test + report.train_copies_of_validation == dropped
     assert report.validation_copies_of_test == len(splits.validation) - len(cleaned.validation)
-    assert (report.num_train, report.num_validation, report.num_test) == tuple(
-        len(part) for _, part in cleaned.items()
-    )
-
-
-@given(splits=any_splits())
-def test_remaining_rows_keep_their_ids_and_order(splits: Splits) -> None:
-    cleaned, _ = clean(splits)
-    rows_kept = [int(row) for row in cleaned.train.row_ids]
-    assert rows_kept == sorted(rows_kept)
-    assert cleaned.train.texts == tuple(splits.train.texts[row] for row in rows_kept)
+    assert report.num_train == len(cleaned.train)
+    assert report.num_validation == len(cleaned.validation)
+    assert report.num_test == len(cleaned.test)
 
 
 def test_a_copy_of_a_test_row_is_dropped_from_train_and_validation() -> None:

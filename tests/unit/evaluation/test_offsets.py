@@ -3,7 +3,7 @@ where they win."""
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tailorbird.evaluation import offsets as module
@@ -27,7 +27,6 @@ def rows_of(
 
 @pytest.mark.parametrize("metric", METRICS)
 @given(seed=st.integers(0, 1000), num_classes=st.integers(2, 5), num_rows=st.integers(1, 40))
-@settings(deadline=None, max_examples=60)
 def test_the_offset_of_a_class_reaches_the_best_score_of_all_offsets(
     metric: str, seed: int, num_classes: int, num_rows: int
 ) -> None:

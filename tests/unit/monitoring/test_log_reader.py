@@ -15,7 +15,6 @@ from serving.request_log.writer import arrow_schema
 from tailorbird.data.rows import NO_GROUP
 from tailorbird.monitoring import log_reader, traffic
 from tailorbird.monitoring.log_reader import TrafficError, by_day, key_of, read_labels, read_traffic
-from tailorbird.monitoring.quality import quality
 from tailorbird.monitoring.traffic import CHAMPION, Labels, WatchedVersions
 
 AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -96,16 +95,6 @@ def test_answers_are_counted_by_version_and_joined_with_labels(tmp_path: Path) -
     assert [traffic.ARMS[arm] for arm in result.outcomes.arms] == [CHAMPION, "shadow"]
     assert result.outcomes.groups == (("f",), ("f",))
     assert not result.outcomes.audited.any()
-
-
-def test_an_answer_without_a_confidence_is_an_answer(tmp_path: Path) -> None:
-    result, _ = read(
-        tmp_path, answers=[answer(0, score=None), answer(1)], feedback=[feedback_row(0, "a")]
-    )
-    assert not result.unanswered
-    assert result.outcomes.scores.tolist() == [True]
-    assert sorted(result.sample["score"].is_null().to_pylist()) == [False, True]
-    assert quality(result, champion="champion-digest", alpha=0.05, audited=False).estimate == 0.75
 
 
 def test_feedback_counts_only_for_answers_to_the_same_key(tmp_path: Path) -> None:

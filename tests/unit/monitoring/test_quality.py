@@ -1,7 +1,6 @@
 from dataclasses import replace
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from tailorbird.config.evaluation import SubgroupGateConfig
@@ -9,7 +8,6 @@ from tailorbird.data.rows import NO_GROUP
 from tailorbird.evaluation.gates.base import State
 from tailorbird.monitoring.quality import (
     GroupAccuracy,
-    confident_share,
     fixed_groups,
     group_gate,
     group_masks,
@@ -53,30 +51,14 @@ def test_accuracy_has_an_interval_and_the_share_of_labelled_answers() -> None:
         {("champion", "d"): 1000},
         unanswered={("champion", "d"): 500},
         outcomes=labelled,
-        sample=pa.table({"score": [1, 1, 0.5, 0.5]}),
     )
     result = quality(traffic, champion="d", alpha=ALPHA, audited=False)
-    # answers without a class have no confidence
-    assert (result.accuracy, result.coverage, result.estimate) == (0.8, 0.1, 0.75)
+    assert (result.accuracy, result.coverage) == (0.8, 0.1)
     assert result.interval == pytest.approx(
         (0.711, 0.867), abs=1e-3
     )  # Wilson interval for 80 of 100
     audit = quality(traffic, champion="d", alpha=ALPHA, audited=True)
-    assert (audit.accuracy, audit.interval, audit.estimate) == (None, (0.0, 1.0), 0.75)
-    assert (
-        quality(
-            Traffic(5, {("champion", "d"): 5}), champion="d", alpha=ALPHA, audited=True
-        ).estimate
-        is None
-    )
-
-
-def test_the_confident_share_is_that_of_the_answers_with_a_confidence() -> None:
-    def share(*scores: float | None) -> float | None:
-        return confident_share(Traffic(sample=pa.table({"score": pa.array(scores, pa.float32())})))
-
-    assert share(0.9, 0.95, 0.2, None, 0.5) == 0.5
-    assert share(None) is None
+    assert (audit.accuracy, audit.interval) == (None, (0.0, 1.0))
 
 
 def test_a_duplicate_row_of_the_log_counts_once() -> None:

@@ -36,8 +36,8 @@ FIELDS: dict[str, Any] = {
 
 def report(**fields: Any) -> Report:
     defaults = {
-        "feedback": Quality(1000, 100, 80, (0.71, 0.87), 0.9),
-        "audit": Quality(1000, 0, 0, (0.0, 1.0), 0.9),
+        "feedback": Quality(1000, 100, 80, (0.71, 0.87)),
+        "audit": Quality(1000, 0, 0, (0.0, 1.0)),
         "drift": (USUAL,),
         "groups": NOTHING,
         "counterfactual": None,
@@ -141,7 +141,7 @@ def test_reports_made_before_the_last_reevaluation_are_ignored() -> None:
 
 
 def test_feedback_recommends_nothing() -> None:
-    bad = Quality(answers=1000, labelled=500, right=0, interval=(0.0, 0.01), estimate=0.9)
+    bad = Quality(answers=1000, labelled=500, right=0, interval=(0.0, 0.01))
     assert reasons(report(feedback=bad)) == ()
 
 
@@ -150,10 +150,6 @@ def test_an_expired_verdict_recommends_a_reevaluation_without_traffic() -> None:
         "the champion's verdict expired on 2026-03-09",
     )
     assert reasons(expires="2026-03-10T00:00:00+00:00") == ()
-
-
-def test_low_confidence_recommends_nothing() -> None:
-    assert reasons(report(feedback=Quality(1000, 0, 0, (0.0, 1.0), 0.2))) == ()
 
 
 def decided(*reports: Report) -> ChallengerDecision:
@@ -241,8 +237,6 @@ def test_the_page_shows_alarms_labels_and_the_challenger_and_escapes_values() ->
         "80.0%",
         "change for sex = f",
         "71.0 to 87.0",
-        "Mean confidence: 90.0%. It estimates the accuracy if the confidences are calibrated, "
-        "and is not used",
         "&lt;b&gt;odd&lt;/b&gt;",
         '<span class="state fails">alarm</span>',
     ):
@@ -260,12 +254,6 @@ def test_gauges_are_in_the_prometheus_text_format() -> None:
     assert 'by="audit"} 0.8' not in metrics  # without labels there is no accuracy
     names = [line.split("{")[0] for line in metrics.splitlines() if not line.startswith("#")]
     assert all(metrics.count(f"# TYPE {name} gauge\n") == 1 for name in names)
-
-
-@pytest.mark.parametrize("answers", [0, 10])
-def test_answers_without_labels_have_no_accuracy(answers: int) -> None:
-    result = Quality(answers, 0, 0, (0.0, 1.0), None)
-    assert (result.accuracy, result.coverage) == (None, 0.0)
 
 
 def test_the_course_of_the_comparison_ends_with_the_e_values_of_the_decision() -> None:

@@ -75,14 +75,6 @@ def test_to_continue_names_the_units_and_how_many_more_are_needed() -> None:
     assert many.reason.endswith("the true difference is probably smaller")
 
 
-def test_a_canary_names_the_units_of_the_champion() -> None:
-    matched = UnitDifferences(np.zeros(1), num_subjects=1, num_answers=2, matched=True)
-    assert matched.sentence() == (
-        "+0.0 points over 1 subject (2 labelled answers), each matched with the champion's of its "
-        "hour"
-    )
-
-
 def test_a_proven_loss_of_a_group_stops_a_challenger_that_is_better_overall() -> None:
     groups = {"sex = female": units(2, 30), "sex = male": units(90, 5)}
     decision = decide_challenger(units(92, 35), groups=groups, alpha=ALPHA, gain=GAIN)

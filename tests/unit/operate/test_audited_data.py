@@ -1,7 +1,6 @@
 """Selection of audited rows, and the recipe that a re-evaluation proposes."""
 
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -13,19 +12,11 @@ import pytest
 from tailorbird import storage
 from tailorbird.config.loader import parse_recipe
 from tailorbird.config.recipe import Recipe
-from tailorbird.data import answers
 from tailorbird.data.fingerprints import fingerprints
 from tailorbird.data.loader import read_splits
 from tailorbird.data.rows import Conversation, Rows, Splits
 from tailorbird.data.task_data import data_task
-from tailorbird.operate.audited_data import (
-    corrected_by_feedback,
-    propose_training,
-    training_parts,
-    usable_rows,
-)
-from tests.unit.monitoring.test_chat import ChatTask, feedback, logged
-from tests.unit.monitoring.test_daily_report import FIRST, write
+from tailorbird.operate.audited_data import propose_training, usable_rows
 
 AUDITED = Rows(
     row_ids=("a:0", "b:1"),
@@ -60,7 +51,7 @@ def recipe_of(folder: Path, **data: Any) -> Recipe:
 def propose(folder: Path, recipe: Recipe, *, rows: Rows = AUDITED) -> Recipe:
     """Return the proposed recipe, with a folder as registry."""
     here = recipe.model_copy(update={"registry": folder.as_uri()})
-    uri = propose_training(here, {"": rows}, uri=f"{here.task_uri}/reevaluations/today")
+    uri = propose_training(here, rows, uri=f"{here.task_uri}/reevaluations/today")
     text = storage.read_bytes(uri).replace(
         f"registry: {folder.as_uri()}".encode(), b"registry: s3://models"
     )
@@ -171,99 +162,17 @@ def test_conversations_are_written_in_the_layout_of_the_training_data(
     }
     content["evaluation"] = {"metric": "exact_match"}
     here = Recipe.model_validate(content).model_copy(update={"registry": tmp_path.as_uri()})
-    parts = {"": CHAT, "-feedback": CHAT.take([])}
-    proposed = propose_training(here, parts, uri=f"{here.task_uri}/reevaluations/today")
+    proposed = propose_training(here, CHAT, uri=f"{here.task_uri}/reevaluations/today")
     text = storage.read_bytes(proposed).replace(
         f"registry: {tmp_path.as_uri()}".encode(), b"registry: s3://models"
     )
     wider = parse_recipe(text, path=proposed).data
-    assert len(wider.train_uris) == 2  # the empty part is not written
     rows = read_splits(
         wider.model_copy(update={"validation": wider.test}), task=data_task("chat")
     ).train
     added = CHAT.take([0, 1] if layout == "messages" else [0])
     assert (rows.conversations or ())[1:] == added.conversations
     assert rows.labels[1:] == added.labels
-
-
-def test_feedback_counts_with_the_latest_correct_answer_of_the_key_that_got_the_answer(
-    tmp_path: Path,
-) -> None:
-    task = ChatTask(tmp_path)
-    rows = [logged(FIRST, number, caller="app") for number in range(4)]
-    write(
-        task.log,
-        "answers",
-        FIRST,
-        [*rows, logged(FIRST, 0, caller="app", arm="shadow", text="a shadow")],
-    )
-    corrections = [
-        feedback(FIRST, 0, correct_answer="former"),
-        feedback(FIRST, 0, correct_answer="latest"),
-    ]
-    corrections[1]["at"] += timedelta(minutes=1)
-    own = [row | {"caller": "app"} for row in (*corrections, feedback(FIRST, 1, score=0.0))]
-    write(task.log, "feedback", FIRST, [*own, feedback(FIRST, 2, correct_answer="of another key")])
-    corrected = corrected_by_feedback(task.recipe, since=datetime(2026, 3, 1, tzinfo=UTC))
-    assert (corrected.texts, corrected.labels) == ((rows[0]["text"],), ("latest",))
-    assert len(corrected_by_feedback(task.recipe, since=datetime(2026, 3, 2, tzinfo=UTC))) == 0
-
-
-def test_a_correct_answer_of_feedback_that_takes_too_long_to_read_does_not_stop_a_reevaluation(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(answers, "PATTERN_SECONDS", 0.05)
-    task = ChatTask(tmp_path)
-    task.evaluation = {"metric": "regex", "answers": {"regex": {"pattern": r"((?:(a|aa)+)+)$"}}}
-    callers = ("slow", "slow", "slow", "calm")
-    write(
-        task.log,
-        "answers",
-        FIRST,
-        [logged(FIRST, number, caller=callers[number]) for number in range(4)],
-    )
-    correct = ("a", "a" * 60 + "!", "aa", "aaa")
-    given = [
-        feedback(FIRST, number, correct_answer=correct[number], caller=callers[number])
-        for number in range(4)
-    ]
-    write(task.log, "feedback", FIRST, given)
-    corrected = corrected_by_feedback(task.recipe, since=datetime(2026, 3, 1, tzinfo=UTC))
-    assert sorted(corrected.labels) == ["a", "aaa"]
-
-
-@pytest.mark.parametrize("unset", ["validation", "test"])
-def test_corrections_are_not_proposed_if_a_part_of_the_training_data_is_tested_on(
-    tmp_path: Path, unset: str
-) -> None:
-    task = ChatTask(tmp_path)
-    write(task.log, "answers", FIRST, [logged(FIRST, number) for number in range(2)])
-    task.imported(
-        task.exported(num_rows=1, with_answers=True),
-        score=[0.0],
-        correct_answer=["of a scored audit"],
-    )
-    write(
-        task.log,
-        "feedback",
-        FIRST,
-        [feedback(FIRST, number, correct_answer="of a client") for number in range(2)],
-    )
-    splits, since = Splits(*[Rows((), (), ())] * 3), datetime(2026, 3, 1, tzinfo=UTC)
-    files = dict.fromkeys(("validation", "test"), "s3://lake/file.parquet")
-    data = task.recipe.data.model_copy(update=files)
-    recipe = task.recipe.model_copy(update={"data": data})
-    parts, left_out = training_parts(recipe, CHAT, splits=splits, since=since)
-    assert ({name: rows.labels for name, rows in parts.items()}, left_out) == (
-        {"": ("of a scored audit",), "-feedback": ("of a client",)},
-        None,
-    )
-    recipe = recipe.model_copy(update={"data": data.model_copy(update={unset: None})})
-    parts, left_out = training_parts(recipe, CHAT, splits=splits, since=since)
-    assert parts == {"": CHAT}
-    assert f"data.{unset} is not set, so a part of data.train would be tested on" in (
-        left_out or ""
-    )
 
 
 def test_a_conversation_with_a_redacted_correct_answer_is_not_used() -> None:

@@ -143,10 +143,4 @@ def test_a_champion_that_answers_wrongly_is_found_in_the_log_and_rolled_back(
     assert done.proposed is not None
     wider = parse_recipe(storage.read_bytes(done.proposed), path=done.proposed)
     rows = read_splits(wider.data, task=data_task("chat")).train
-    assert len(rows) == 30 + 57 + 3
-    assert (
-        {QUESTIONS[text] for text in rows.texts[-3:]}
-        == set(rows.labels[-3:])
-        == set(replicas.ANSWERS.values())
-    )
-    assert done.left_out is None
+    assert len(rows) == 30 + 57  # feedback, into which clients can put any text, is left out

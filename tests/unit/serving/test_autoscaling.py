@@ -9,7 +9,6 @@ from ray.serve._private.common import DeploymentID
 from ray.serve.config import AutoscalingConfig, AutoscalingContext
 from ray.serve.schema import DeploymentSchema
 
-from serving import autoscaling
 from serving.autoscaling import deployment_options
 from serving.replica.base import Replica
 from tailorbird.config.serving import ServingConfig
@@ -78,7 +77,9 @@ def test_requests_that_wait_for_a_cold_start_start_no_second_replica(
 ) -> None:
     config = ServingConfig(min_replicas=0, max_replicas=4)
     assert max(replicas(monkeypatch, config, in_flight=cold_start, seconds=40)) == 1
-    monkeypatch.setattr(autoscaling, "UPSCALE_DELAY_S", 1.0)  # shorter than the look-back period
+    config = config.model_copy(
+        update={"autoscaling": {"upscale_delay_s": 1.0}}
+    )  # shorter than the look-back period
     assert max(replicas(monkeypatch, config, in_flight=cold_start, seconds=40)) == 4
 
 

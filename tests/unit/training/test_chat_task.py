@@ -176,8 +176,8 @@ def test_the_validated_weights_are_those_of_the_exported_model(
 @pytest.mark.parametrize(
     "fields",
     [
-        {"gradient_accumulation_steps": 2},
-        {"gradient_accumulation_steps": 8},
+        {"batch_tokens": 400},
+        {"batch_tokens": 100},
         {"gradient_checkpointing": True},
     ],
     ids=str,

@@ -77,7 +77,13 @@ CASES = [
     Case(3, "full", "wide", "fp32"),
     TARGET,
     Case(3, "full", "classification", "fp32"),
-    Case(3, "lora", "classification", "bf16", options={"zero_hpz_partition_size": 2}),
+    Case(
+        3,
+        "lora",
+        "classification",
+        "bf16",
+        options={"deepspeed": {"zero_optimization": {"zero_hpz_partition_size": 2}}},
+    ),
     Case(
         3,
         "full",
@@ -99,7 +105,14 @@ CASES = [
     ),
     Case(2, "full", "classification", "fp32", "bf16"),
     Case(2, "lora", "chat", "bf16", "bf16"),
-    Case(3, "full", "wide", "fp32", "bf16", {"zero_hpz_partition_size": 2}),
+    Case(
+        3,
+        "full",
+        "wide",
+        "fp32",
+        "bf16",
+        {"deepspeed": {"zero_optimization": {"zero_hpz_partition_size": 2}}},
+    ),
     Case(3, "lora", "classification", "fp32", "bf16"),
     Case(3, "lora", "wide", "bf16", "bf16"),
 ]

@@ -55,8 +55,8 @@ def plain_losses() -> list[float]:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"gradient_accumulation_steps": 2},
-        {"gradient_accumulation_steps": 8},
+        {"batch_tokens": 80},
+        {"batch_tokens": 24},
         {"gradient_checkpointing": True},
         {"zero_stage": 2, "offload": "optimizer"},
         {"zero_stage": 3, "offload": "parameters"},

@@ -27,6 +27,7 @@ pytestmark = pytest.mark.long
 
 CHECKPOINT_AT = (0, 2)
 METHODS = ("full", "lora")
+PAIRS = {"zero_hpz_partition_size": 2}  # as on nodes of two GPUs
 Case = tuple[int, str]
 """ZeRO stage and method."""
 RESIZED: list[Case] = [(stage, method) for stage in (1, 3) for method in METHODS]
@@ -138,7 +139,7 @@ def resume_training(folder: Path, stage: int, method: str) -> None:
 def resume_in_pairs(folder: Path, stage: int, method: str) -> None:
     """Resume with workers of which each two hold a second copy of the parameters, as on nodes of
     two GPUs."""
-    train(folder, stage, method, resume_from="merged", zero_hpz_partition_size=2)
+    train(folder, stage, method, resume_from="merged", zero_optimization=PAIRS)
     pair = import_deepspeed().utils.groups._get_zero_param_intra_parallel_group()
     assert (dist.get_world_size(), dist.get_world_size(pair)) == (4, 2)
 
@@ -168,7 +169,7 @@ def train(
     method: str,
     *,
     resume_from: str | None,
-    zero_hpz_partition_size: int = 1,
+    zero_optimization: dict[str, Any] | None = None,
 ) -> None:
     """Train two epochs; rank 0 writes the last report."""
     runtime = small_runtime(dropout=0.0)
@@ -180,7 +181,7 @@ def train(
         lora_dropout=0.0,
         epochs=2,
         checkpoint_interval_s=0,
-    ).model_copy(update={"zero_hpz_partition_size": zero_hpz_partition_size})
+    ).model_copy(update={"deepspeed": {"zero_optimization": zero_optimization or {}}})
 
     def save(progress: reports.Progress, engine: Any) -> None:
         if resume_from is None and (progress.epoch, progress.step) == CHECKPOINT_AT:
@@ -294,14 +295,14 @@ def test_two_workers_export_the_trained_model_at_every_stage_and_method(trained:
 def write_timeouts(folder: Path, stage: int, method: str) -> None:
     """Build an engine, and write the time-out in seconds of each of DeepSpeed's groups.
 
-    At stage 3, these are also the groups of `zero_hpz_partition_size`, which DeepSpeed keeps for
+    At stage 3, these are also the groups of `PAIRS`, which DeepSpeed keeps for
     later engines.
     """
     config = config_of(
         num_workers=2,
         zero_stage=stage,
         method=method,
-        zero_hpz_partition_size=2 if stage == 3 else 1,
+        deepspeed={"zero_optimization": PAIRS if stage == 3 else {}},
     )
     engine = loop.build_engine(config, small_runtime(dropout=0.0))
     groups = import_deepspeed().utils.groups

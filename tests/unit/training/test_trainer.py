@@ -44,13 +44,15 @@ def test_the_gpus_of_one_node_train_at_stage_3_if_it_has_enough(
 
 
 @pytest.mark.parametrize(
-    ("fields", "seconds"),
-    [({}, 600), ({"num_workers": {"min": 1, "max": 2}}, 120), ({"start_timeout_s": 1800}, 1800)],
+    ("fields", "variable", "seconds"),
+    [({}, "", 600), ({"num_workers": {"min": 1, "max": 2}}, "", 120), ({}, "1800", 1800)],
 )
-def test_the_start_of_workers_may_take_as_long_as_the_recipe_says(
-    monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], seconds: float
+def test_an_operator_can_give_workers_more_time_to_start(
+    monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], variable: str, seconds: float
 ) -> None:
-    monkeypatch.setenv(START_TIMEOUT, "1")
+    monkeypatch.setenv(START_TIMEOUT, variable)
+    if not variable:
+        monkeypatch.delenv(START_TIMEOUT)
     monkeypatch.setattr(trainer, "live_nodes", lambda: ())
     build_torch_trainer(
         lambda: None, config=TrainingConfig.model_validate(fields), uri="file:///tmp/training"
@@ -116,7 +118,7 @@ def test_a_training_resumes_with_smaller_micro_batches_until_they_fit(
 
     monkeypatch.setattr("training.trainer.build_torch_trainer", fitting)
     monkeypatch.setattr("training.trainer.no_retry_callback", lambda _: None)
-    config = TrainingConfig(gradient_accumulation_steps=2)
+    config = TrainingConfig()
     work: Any = lambda config: config.batch_tokens  # noqa: E731
     events = SimpleNamespace(put=SimpleNamespace(remote=notes.append))
     assert (

@@ -9,7 +9,7 @@ from tuning.search_space import max_epochs, param_space, trial_config
 SPACE = {
     "method": Distribution(choice=("full", "lora")),
     "learning_rate": Distribution(log_uniform=(1e-5, 1e-3)),
-    "lora_dropout": Distribution(uniform=(0.0, 0.5)),
+    "lora_dropout": Distribution(log_uniform=(0.01, 0.5)),
 }
 
 
@@ -45,7 +45,7 @@ def test_an_invalid_value_is_rejected() -> None:
 
 @pytest.mark.parametrize(
     ("distribution", "maximum"),
-    [(None, 4), (Distribution(choice=(1, 6, 2)), 6), (Distribution(uniform=(1, 3)), 3)],
+    [(None, 4), (Distribution(choice=(1, 6, 2)), 6), (Distribution(log_uniform=(1, 3)), 3)],
 )
 def test_max_epochs_is_the_largest_value_of_the_search_space(
     distribution: Distribution | None, maximum: int

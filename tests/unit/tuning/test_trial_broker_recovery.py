@@ -357,7 +357,7 @@ def test_a_lack_of_memory_limits_the_micro_batches_of_this_and_later_trials() ->
     async def scenario() -> None:
         broker = new_broker()
         for name in ("a", "b"):
-            await broker.submit(name, {"gradient_accumulation_steps": 2})
+            await broker.submit(name, {"batch_size": 16})
         assert await take(broker) == "a"
         for _ in range(MAX_FAILURES):
             await broker.limit_tokens("group-0", "a", 512)
@@ -365,12 +365,10 @@ def test_a_lack_of_memory_limits_the_micro_batches_of_this_and_later_trials() ->
             await broker.requeue(
                 "group-0", "out of memory"
             )  # not counted as a failure of the trial
-            limited: SampledValues = {"gradient_accumulation_steps": 1, "batch_tokens": 512}
+            limited: SampledValues = {"batch_size": 16, "batch_tokens": 512}
             assert await broker.take("group-0") == TrialAssignment("a", limited, None)
         assert await broker.take("group-1") == TrialAssignment("b", limited, None)
         assert record(broker, "a").batch_tokens == 512
-        assert record(broker, "a").config == {
-            "gradient_accumulation_steps": 2
-        }  # as Tune has sampled it
+        assert record(broker, "a").config == {"batch_size": 16}  # as Tune has sampled it
 
     run(scenario())

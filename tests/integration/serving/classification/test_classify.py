@@ -1,18 +1,16 @@
 """A deployed version, with code from S3, gives the same answers over HTTP as in memory."""
 
-import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
-import torch
 
 from serving.deploy import rollout
 from serving.engines.classify import predict_texts
 from tailorbird.config.serving import ServingConfig
-from tailorbird.models import classifier, loading
+from tailorbird.models import loading
 from tests.fuzz import fuzz
 from tests.integration.serving.classification.service import (
     CLASSES,
@@ -21,7 +19,6 @@ from tests.integration.serving.classification.service import (
     Service,
 )
 from tests.loaded import load_model
-from tests.unit.serving.http.test_openapi import is_valid
 
 
 def test_answers_equal_those_of_the_version_in_memory(service: Service) -> None:
@@ -37,16 +34,6 @@ def test_answers_equal_those_of_the_version_in_memory(service: Service) -> None:
         assert result["score"] == pytest.approx(prediction.score, abs=2e-3)
         scores = dict(zip(CLASSES, prediction.scores.tolist(), strict=True))
         assert result["scores"] == pytest.approx(scores, abs=2e-3)
-
-
-def test_one_text_gets_one_result_and_the_header_keeps_the_clients_id(service: Service) -> None:
-    body = {"input": TEXTS[1], "model": "serving-test"}
-    answer = requests.post(
-        f"{service.url}/v1/classify", json=body, headers={"x-request-id": "mine"}, timeout=60
-    )
-    assert answer.headers["x-request-id"] == "mine"
-    assert re.fullmatch("[0-9a-f]{32}", answer.json()["request_id"])
-    assert [result["label"] for result in answer.json()["results"]] == ["a disease of the eye"]
 
 
 def test_concurrent_clients_get_their_own_answers(service: Service) -> None:
@@ -102,35 +89,6 @@ def test_a_body_without_a_declared_length_is_limited(service: Service) -> None:
         f"{service.url}/v1/classify", data=iter([b'{"input": "', b"a" * 100_000]), timeout=60
     )
     assert (answer.status_code, answer.json()["error"]["type"]) == (413, "body_too_large")
-
-
-def test_served_scores_are_scaled_by_the_temperature(service: Service) -> None:
-    service.deploy(service.swapped)
-    try:
-        loaded = load_model(service.swapped.uri, loading.LoadedClassifier)
-        assert loaded.model is not None
-        assert loaded.tokenizer is not None
-        tokens = loaded.encode(TEXTS)
-        logits = classifier.logits_rows(
-            loaded.model, tokens, pad_id=int(loaded.tokenizer.pad_token_id)
-        )
-        expected = torch.softmax(torch.from_numpy(logits) / 10.0, dim=-1)
-        results = service.ask({"input": TEXTS, "scores": True})["results"]
-        assert [CLASSES.index(result["label"]) for result in results] == logits.argmax(-1).tolist()
-        for result, row in zip(results, expected.tolist(), strict=True):
-            assert result["scores"] == pytest.approx(dict(zip(CLASSES, row, strict=True)), abs=2e-3)
-            assert result["score"] == pytest.approx(max(row), abs=2e-3)
-    finally:
-        service.deploy(service.first)
-
-
-def test_responses_are_valid_for_the_served_openapi_document(service: Service) -> None:
-    document = requests.get(f"{service.url}/openapi.json", timeout=60).json()
-    assert is_valid(document, "ClassifyResponse", service.ask({"input": TEXTS, "scores": True}))
-    assert is_valid(document, "ErrorBody", service.ask({"input": 1}, status=422))
-    for path, name in (("/v1/models", "Models"), ("/readyz", "Readiness"), ("/healthz", "Health")):
-        assert is_valid(document, name, requests.get(service.url + path, timeout=60).json())
-    assert "/v1/classify" in requests.get(f"{service.url}/docs", timeout=60).text
 
 
 @pytest.mark.long

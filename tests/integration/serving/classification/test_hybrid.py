@@ -1,6 +1,5 @@
 """A hybrid answers each row with the model that its routing rule selects."""
 
-import itertools
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -54,33 +53,3 @@ def test_a_hybrid_by_group_routes_by_attribute_and_to_the_first_part_without_one
             assert refused["error"]["message"].startswith("attributes: ")
     finally:
         service.deploy(service.first)
-
-
-def test_a_cascade_routes_uncertain_texts_to_the_second_part(
-    service: Service, predictions: dict[str, list[Prediction]], tmp_path: Path
-) -> None:
-    confidences = sorted(prediction.score for prediction in predictions["first"])
-    gaps = [(high - low, (low + high) / 2) for low, high in itertools.pairwise(confidences)]
-    widest, threshold = max(gaps)
-    assert widest > 0.02  # another batch changes a probability by less
-    routing = Routing(by="cascade", threshold=threshold)
-    service.deploy(service.register_hybrid(tmp_path, routing=routing))
-    try:
-        routed = routes_to_second(
-            routing, confidences=[prediction.score for prediction in predictions["first"]]
-        )
-        assert 0 < routed.sum() < len(TEXTS)
-        check_routed(service, predictions, routed)
-        check_routed(service, predictions, routed, attributes={"sex": "f"})
-    finally:
-        service.deploy(service.first)
-
-
-def test_a_single_model_ignores_attributes_and_its_answers_have_no_answered_by(
-    service: Service, predictions: dict[str, list[Prediction]]
-) -> None:
-    answer = service.ask({"input": TEXTS, "attributes": {"sex": "f"}})
-    assert [result["label"] for result in answer["results"]] == [
-        prediction.label for prediction in predictions["first"]
-    ]
-    assert all(set(result) == {"label", "score"} for result in answer["results"])

@@ -11,7 +11,7 @@ import ray
 import requests
 
 from cluster.connection import connect
-from serving.autoscaling import LOOK_BACK_S, UPSCALE_DELAY_S
+from serving.autoscaling import AUTOSCALING
 from serving.deploy import rollout, serve_client
 from serving.deploy.application import application_name
 from serving.http.api_keys import new_key
@@ -74,7 +74,11 @@ def test_rays_prometheus_endpoint_has_requests_latencies_and_versions(service: S
 def test_excess_requests_get_429_with_retry_after_and_are_counted(service: Service) -> None:
     name = "serving-busy"
     config = CONFIG.model_copy(
-        update={"max_batch_size": 1, "target_ongoing_requests": 1.0, "max_queued_requests": 1}
+        update={
+            "max_batch_size": 1,
+            "autoscaling": {"target_ongoing_requests": 1.0},
+            "max_queued_requests": 1,
+        }
     )
     try:
         url = rollout.deploy(config, task_uri=f"s3://models/{name}", version=service.first)
@@ -144,10 +148,13 @@ def test_one_client_neither_delays_another_nor_takes_all_of_the_queue(service: S
 @pytest.mark.long
 def test_replicas_follow_the_load_from_zero_and_back_and_no_request_fails(service: Service) -> None:
     task_uri = "s3://models/serving-scaled"
-    fields = {"min_replicas": 0, "max_replicas": 2, "target_ongoing_requests": 2.0}
-    config = CONFIG.model_copy(
-        update=fields | {"downscale_delay_s": 3.0, "downscale_to_zero_delay_s": 5.0}
-    )
+    autoscaling = {
+        "target_ongoing_requests": 2.0,
+        "downscale_delay_s": 3.0,
+        "downscale_to_zero_delay_s": 5.0,
+    }
+    fields = {"min_replicas": 0, "max_replicas": 2, "autoscaling": autoscaling}
+    config = CONFIG.model_copy(update=fields)
     body = {"input": TEXTS[0]}
 
     def ask(over: Callable[[], bool]) -> list[int]:
@@ -196,7 +203,12 @@ def test_replicas_follow_the_load_from_zero_and_back_and_no_request_fails(servic
             burst = [clients.submit(ask, lambda: True) for _ in range(12)]
             most = _most_replicas(task_uri, until=lambda: all(client.done() for client in burst))
         assert [client.result() for client in burst] == [[200]] * 12
-        settled = time.monotonic() + LOOK_BACK_S + UPSCALE_DELAY_S + 1
+        settled = (
+            time.monotonic()
+            + AUTOSCALING["look_back_period_s"]
+            + AUTOSCALING["upscale_delay_s"]
+            + 1
+        )
         assert max(most, _most_replicas(task_uri, until=lambda: time.monotonic() > settled)) == 1
         under_load(8, until=switched)
         under_load(1, until=lambda: _states(task_uri) == ["RUNNING"])

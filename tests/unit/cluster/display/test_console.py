@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import pytest
 from rich.console import Console
 
-from cluster.display.console import LogDisplay, TerminalDisplay, display
+from cluster.display.console import Display, display
 from cluster.progress import (
     SILENT,
     ActivityEvent,
@@ -129,7 +129,7 @@ def test_texts_of_events_contain_no_control_characters(is_terminal: bool) -> Non
 
 def test_steps_are_in_a_log_at_most_every_15_seconds() -> None:
     clock, out = Clock(), console()
-    log = LogDisplay(out, clock=clock)
+    log = Display(out, lines=out, clock=clock)
     for now in range(0, 40, 2):
         clock.now = float(now)
         log.report(STEP)
@@ -140,7 +140,7 @@ def test_a_silent_log_states_the_activity_after_5_seconds_and_then_at_least_ever
     None
 ):
     clock, out = Clock(), console()
-    log = LogDisplay(out, clock=clock)
+    log = Display(out, lines=out, clock=clock)
     log.report(StageEvent("test: a and b", "test"))
     log.report(ActivityEvent("waiting for 1 CPU, held by `tailorbird run b.yaml` (1 CPU)"))
     shown_at = []
@@ -157,7 +157,7 @@ def test_a_silent_log_states_the_activity_after_5_seconds_and_then_at_least_ever
 
 def test_another_activity_is_stated_after_5_seconds_again() -> None:
     clock, out = Clock(), console()
-    log = LogDisplay(out, clock=clock)
+    log = Display(out, lines=out, clock=clock)
     for now in (5.0, 15.0):
         clock.now = now
         log.tick()
@@ -210,15 +210,11 @@ def test_json_has_one_object_a_line_for_each_event() -> None:
     assert objects[7]["config"] == CONFIG
 
 
-def test_json_is_not_colored_on_a_terminal() -> None:
-    lines = printed(console(is_terminal=True), RUN, as_json=True).splitlines()
-    assert all(json.loads(line) for line in lines)
-
-
 def view(events: Sequence[ProgressEvent], *, width: int) -> list[str]:
     """Return the live view after events that are 10 s apart, at 12 s after the last one."""
     clock, out = Clock(), console(width=width)
-    terminal = TerminalDisplay(Console(file=io.StringIO(), width=width), clock=clock)
+    printed = console(is_terminal=True, width=width)
+    terminal = Display(printed, lines=printed, clock=clock)
     for number, event in enumerate(events):
         clock.now = 10.0 * number
         terminal.report(event)
@@ -248,14 +244,6 @@ def test_the_live_view_has_the_activity_the_stages_and_all_contenders(
     assert all(len(line) <= width for line in lines)
 
 
-def test_a_planned_stage_is_in_the_view_before_it_starts() -> None:
-    lines = view(RUN[:3], width=80)
-    assert [line.split() for line in lines[1:]] == [
-        ["▸", "data", "32", "s"],
-        ["baselines", "about", "20", "s"],
-    ]
-
-
 def test_the_contenders_remain_on_a_terminal_at_the_end() -> None:
     end = printed(console(is_terminal=True), RUN).rpartition("settings")[2]
     assert "trial 337d2  0.700" in end
@@ -274,7 +262,7 @@ def test_the_live_view_has_no_color_with_no_color() -> None:
 
 def test_json_lines_are_at_most_5_seconds_apart() -> None:
     clock, out = Clock(), console()
-    log = LogDisplay(out, as_json=True, clock=clock)
+    log = Display(out, lines=out, as_json=True, clock=clock)
     log.report(ActivityEvent("reading the rows"))
     for second in range(1, 31):
         clock.now = float(second)

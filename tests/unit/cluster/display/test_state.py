@@ -9,7 +9,6 @@ from cluster.display.state import (
     duration,
     estimate,
     next_state,
-    plan_lines,
     sorted_rows,
     updated_rows,
 )
@@ -58,11 +57,6 @@ def test_a_stage_with_the_same_name_continues_the_stage() -> None:
     assert state.finished == (("seeds", 9.0),)
 
 
-def test_a_stage_without_an_activity_is_described_by_its_text() -> None:
-    state = next_state(State(), StageEvent("data: reading the rows", "data"), now=0.0)
-    assert activity_line(state, now=8.0) == "reading the rows (data: 8 s)"
-
-
 def test_trainings_of_the_learning_curve_are_no_contenders() -> None:
     event = EpochEvent(0, 0.6, 1.0, 9.0, seed=0)
     assert next_state(State(stage="seeds"), event, now=1.0).rows.keys() == {"seed 0"}
@@ -87,15 +81,6 @@ def test_steps_have_the_rate_the_time_left_and_the_expected_time_of_the_stage() 
         "seed 2 epoch 2, step 3/25, loss 0.500, 0.42 rows/s, about 2.0 h left (sweep: 1 min 5 s, "
         "expected about 4 min)"
     )
-
-
-def test_a_plan_has_the_total_and_a_line_for_each_stage() -> None:
-    stages = (PlannedStage("baselines", 61.0, "x"), PlannedStage("test", 8.0, "y"))
-    assert plan_lines(PlanEvent(stages, "rates of 8 rows")) == [
-        "expected: about 1 min (rates of 8 rows)",
-        "baselines  about 1 min  x",
-        "test       about 10 s   y",
-    ]
 
 
 @pytest.mark.parametrize(

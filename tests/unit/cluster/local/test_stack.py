@@ -1,7 +1,5 @@
 import os
 import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import psutil
@@ -61,21 +59,6 @@ def test_the_error_for_an_invalid_state_file_names_it(tmp_path: Path) -> None:
         stack.StackError, match=r"stack\.json is not a valid state of a stack .*; delete the file"
     ):
         stack.status(tmp_path)
-
-
-def test_the_environment_configures_s3_ray_jobs_and_serve() -> None:
-    assert _state().environment() == {
-        "AWS_ENDPOINT_URL": "http://127.0.0.1:1",
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_REGION": "us-east-1",
-        "RAY_ADDRESS": "127.0.0.1:2",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": "/tmp/token",
-        "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:3",
-        "TAILORBIRD_SERVE_URL": "http://127.0.0.1:4",
-        "TAILORBIRD_STACK_DASHBOARD": "http://127.0.0.1:3",
-    }
 
 
 def test_jobs_and_replicas_recognize_the_token_of_a_stack_before_its_state_is_written(
@@ -142,23 +125,3 @@ def test_a_file_is_not_the_folder_of_a_stack(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(stack.StackError, match="is not a folder"):
         stack.up(tmp_path / "file")
-
-
-def test_running_stacks_are_known_by_their_processes(tmp_path: Path) -> None:
-    running, unfinished = tmp_path / "running", tmp_path / "unfinished"
-    code = "import sys; print(flush=True); sys.stdin.read()"
-    children = []
-    for folder in (running, unfinished):
-        folder.mkdir()
-        command = [sys.executable, "-c", code, stack.SUPERVISOR, str(folder)]
-        children.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
-    try:
-        for child in children:
-            assert child.stdout is not None
-            child.stdout.readline()
-        started = psutil.Process(children[0].pid).create_time()
-        _write(running, _state(pid=children[0].pid, started=started))
-        assert {running, unfinished} & set(stack.running_folders()) == {running}
-    finally:
-        for child in children:
-            child.communicate()

@@ -19,7 +19,7 @@ from tailorbird.evaluation.gates.prices import (
     yearly_cost,
 )
 
-VOLUME: dict[str, Any] = {"value_of_correct": 0.5, "requests_per_month": 1000, "horizon_months": 12}
+VOLUME: dict[str, Any] = {"value_of_correct": 0.5, "requests_per_month": 1000}
 TERMS = CostTerms(**VOLUME, price_per_cpu_hour=0.36)
 ON_GPU = CostTerms(**VOLUME, price_per_cpu_hour=0.36, price_per_gpu_hour=3.6, gpus_per_replica=1)
 ENDPOINT = "m at https://host/v1"
@@ -161,14 +161,6 @@ def test_the_training_is_priced_by_what_it_used() -> None:
     on_gpu = ServingUsage((1.0,) * 5, (1.0,) * 5)
     assert yearly_cost(on_gpu, terms=ON_GPU, training=used).training == pytest.approx(3.60 + 0.72)
     assert yearly_cost(CHEAP, terms=terms(price_per_cpu_hour=None)).missing_for_training == ()
-
-
-def test_a_training_is_paid_over_the_months_of_the_horizon() -> None:
-    used = TrainingUsage(cpu_s=7200)
-    for months, expected in ((12, 0.72), (24, 0.36), (6, 1.44)):
-        cost = yearly_cost(CHEAP, terms=terms(horizon_months=months), training=used)
-        assert cost.training == pytest.approx(expected)
-        assert cost.serving.mean() == pytest.approx(total(CHEAP))
 
 
 def test_without_the_price_of_the_training_there_is_a_ratio_and_no_net() -> None:

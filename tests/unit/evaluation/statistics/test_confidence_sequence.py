@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import betainc, betaln
 
@@ -20,7 +20,6 @@ def sample(*, losses: int, ties: int, wins: int) -> np.ndarray:
 
 
 @given(st.lists(st.floats(-1, 1, allow_nan=False), max_size=50))
-@settings(max_examples=60, deadline=None)
 def test_the_interval_contains_the_mean_and_is_mirrored_with_the_sign(values: list[float]) -> None:
     differences = np.array(values)
     low, high = confidence_sequence(differences, alpha=0.05)

@@ -19,7 +19,6 @@ from tests.unit.evaluation.simulated import (
 COST = {
     "value_of_correct": 0.5,
     "requests_per_month": 10_000 / 12,
-    "horizon_months": 24,
     "price_per_cpu_hour": 3.6,
 }
 SECONDS = {
@@ -42,16 +41,16 @@ def costs_of(simulation: Simulation) -> dict[str, ContenderCost]:
 def test_each_model_has_its_total_and_its_parts() -> None:
     costs = costs_of(PRICED)
     assert list(costs) == ["incumbent", "candidate", "bag_of_words", "centroid"]
-    # 10,000 rows at 0.001 a CPU-second; an hour of training, paid over two years, for the candidate
+    # 10,000 rows at 0.001 a CPU-second; an hour of training, for the candidate
     # only.
     assert {role: cost.total for role, cost in costs.items()} == pytest.approx(
-        {"incumbent": 5.0, "candidate": 4.0 + 1.8, "bag_of_words": 0.2, "centroid": 1.0}
+        {"incumbent": 5.0, "candidate": 4.0 + 3.6, "bag_of_words": 0.2, "centroid": 1.0}
     )
     candidate = costs["candidate"]
     assert candidate.replicas == pytest.approx(4.0)
     assert candidate.tokens == 0
-    assert candidate.training == pytest.approx(1.8)
-    assert candidate.interval == pytest.approx((5.8, 5.8))
+    assert candidate.training == pytest.approx(3.6)
+    assert candidate.interval == pytest.approx((7.6, 7.6))
     low, high = costs["incumbent"].interval or (0, 0)
     assert low < 5.0 < high
     assert high - 5.0 == pytest.approx(2.7764 * 0.0707107 / 5**0.5, rel=1e-4)
@@ -83,5 +82,5 @@ def test_a_hybrid_has_the_training_of_a_candidate_that_is_its_part_and_the_costs
         routing=Routing("group", "sex", ("male", "unstated"), None),
     )
     cost = costs_of(hybrid)["hybrid"]
-    assert cost.training == pytest.approx(1.8)
+    assert cost.training == pytest.approx(3.6)
     assert 4.0 < (cost.replicas or 0) < 5.0  # each part answers a share of the rows

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tailorbird.evaluation.gates.cost import TrainingUsage
@@ -288,7 +288,6 @@ counts = st.tuples(*[st.integers(0, 60)] * 4).filter(any)
 
 
 @few_simulated_tests()
-@settings(max_examples=25, deadline=None)
 @given(counts, st.sampled_from([0.0, 0.01, 0.1]), st.randoms())
 def test_every_valid_input_gets_a_consistent_verdict_in_any_row_order(
     table: tuple[int, int, int, int], minimum_gain: float, random: "np.random.Generator"

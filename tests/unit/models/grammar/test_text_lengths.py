@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 
-from tailorbird.models.grammar.compiler import grammar_of
 from tailorbird.models.grammar.matcher import AnswerMatcher
 from tailorbird.models.grammar.text_lengths import NEAR_END
 from tests.unit.models.grammar.test_compiler import COMPILER, TOKENIZER, schema_format, score_row
@@ -41,31 +40,6 @@ def test_a_text_follows_the_grammar_if_its_length_is_in_the_limits(fewest: int, 
     for length in sorted(near - {-1}):
         answer = json.dumps(WORDS[:length], ensure_ascii=False)
         assert follows(answer, schema) == (fewest <= length <= most), length
-
-
-def test_the_rules_of_long_texts_are_shared() -> None:
-    properties = {
-        "title": {"type": "string", "maxLength": 200},
-        "summary": {"type": "string", "maxLength": 1000},
-        "topic": {"type": "string", "minLength": 3, "maxLength": 40},
-        "code": {"type": "string", "maxLength": 8},
-        "quote": {"type": "string", "minLength": 40, "maxLength": 60},
-    }
-    rules = str(
-        grammar_of(schema_format({"type": "object", "properties": properties}))
-    ).splitlines()
-    texts = [
-        rule.partition(" ::= ")[2]
-        for rule in rules
-        if rule.startswith("root_prop_") and "{" in rule
-    ]
-    assert texts == [
-        r'(("\"" text_length_short_0) | ("\"" text_length_more{0, 168} text_length_end))',
-        r'(("\"" text_length_short_0) | ("\"" text_length_more{0, 968} text_length_end))',
-        r'(("\"" text_length_short_3) | ("\"" text_length_more{0, 8} text_length_end))',
-        r'(("\"" root_prop_3_characters{0, 8} "\""))',
-        r'(("\"" root_prop_4_characters{40, 60} "\""))',
-    ]
 
 
 def test_an_added_length_adds_little_to_the_grammar() -> None:

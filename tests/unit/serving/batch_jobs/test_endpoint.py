@@ -17,16 +17,13 @@ from serving.batch_jobs.worker import PartScorer
 from serving.http.schemas import BatchJob
 from tailorbird import storage
 from tailorbird.config.serving import ServingConfig
-from tailorbird.data.rows import Rows
 from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
 from tailorbird.models.endpoint.client import RetryPolicy
 from tailorbird.models.endpoint.prompts import label_answer, label_format, label_prompting
-from tailorbird.models.retrieval.files import index_files, index_sha256
-from tailorbird.models.retrieval.index import build_index
 from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.hybrid_routing import Routing
 from tailorbird.registry.hybrids import hybrid_config
-from tailorbird.registry.versions import ModelVersion, Prompting, Retrieval, VersionConfig
+from tailorbird.registry.versions import ModelVersion, Prompting
 from tests.endpoint_server import (
     MODEL,
     Answer,
@@ -165,13 +162,6 @@ def test_labels_are_those_of_the_endpoint_and_null_if_it_refuses_a_text_or_names
     )
 
 
-def test_without_log_probabilities_the_score_is_null(model: ModelVersion, tmp_path: Path) -> None:
-    with endpoint_server(lambda *_: completion(label_answer("x"))) as server:
-        batch = Batch(register(server, model, tmp_path), tmp_path, ["a"])
-        batch.score()
-    assert batch.scored("label", "score") == {"label": ["x"], "score": [None]}
-
-
 def test_chat_answers_have_the_reason_why_they_ended_or_were_refused(
     model: ModelVersion, tmp_path: Path
 ) -> None:
@@ -292,41 +282,6 @@ def test_a_cascade_sends_only_the_texts_on_which_its_first_part_is_not_confident
     assert columns["answered_by"] == ["second" if to_second else "first" for to_second in routed]
     labels = zip(expected["label"], routed, strict=True)
     assert columns["label"] == ["y" if to_second else label for label, to_second in labels]
-
-
-def test_a_chat_cascade_sends_only_the_rows_that_no_stored_answer_is_similar_to(
-    model: ModelVersion, tmp_path: Path
-) -> None:
-    turns = ((("user", "blue sky"),), (("user", "green leaf"),))
-    files = index_files(
-        build_index(
-            Rows(("0", "1"), ("blue sky", "green leaf"), ("b", "g"), conversations=turns), seed=0
-        )
-    )
-    retrieval = Retrieval(num_examples=1, max_prompt_tokens=64, index_sha256=index_sha256(files))
-    prompting = Prompting(system="s", max_new_tokens=2, retrieval=retrieval)
-    fields = model.model_dump(include=set(VersionConfig.model_fields))
-    nearest = VersionConfig(**fields | {"kind": "nearest", "classes": (), "prompting": prompting})
-    with endpoint_server(
-        lambda body, _: (
-            refusal(400, "no", code="content_filter")
-            if question(body) == "x"
-            else completion(f"re: {question(body)}", logprobs=(0.0,))
-        )
-    ) as server:
-        first = register_config(tmp_path, "nearest", nearest, files)
-        second = register(server, model, tmp_path, chat=True)
-        config = hybrid_config(first, second=second, routing=Routing(by="cascade", threshold=0.9))
-        batch = Batch(
-            register_config(tmp_path, "hybrid", config), tmp_path, ["blue sky", "other", "x"]
-        )
-        assert [result.num_unanswered for result in batch.score()] == [0, 1]
-        assert [question(body) for body in server.bodies] == ["other", "x"]
-    columns = batch.scored("answer", "finish_reason", "answered_by", "confidence")
-    assert columns["answer"] == ["b", "re: other", None]
-    assert columns["finish_reason"] == ["stop", "stop", "content_filter"]
-    assert columns["answered_by"] == ["first", "second", "second"]
-    assert columns["confidence"] == [pytest.approx(1), 1.0, None]
 
 
 def test_the_limits_of_a_service_are_those_of_its_configuration() -> None:

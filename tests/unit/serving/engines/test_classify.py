@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BertConfig, BertModel
 
@@ -131,7 +131,6 @@ generated_rows = st.lists(
 
 
 @given(generated_rows)
-@settings(max_examples=30, deadline=None)
 def test_routing_by_group_selects_the_model_by_the_attribute(
     hybrid: LoadedHybrid, rows: list[tuple[str, str | None]]
 ) -> None:
@@ -139,7 +138,6 @@ def test_routing_by_group_selects_the_model_by_the_attribute(
 
 
 @given(generated_rows, st.floats(0, 1))
-@settings(max_examples=30, deadline=None)
 def test_a_cascade_sends_uncertain_texts_to_the_second_part(
     hybrid: LoadedHybrid, rows: list[tuple[str, str | None]], threshold: float
 ) -> None:

@@ -89,18 +89,6 @@ def test_the_joined_pieces_of_random_tokens_are_the_text_of_all_tokens(
     assert "".join(pieces_of(tokenizer, pieces)) == whole(tokenizer, pieces)
 
 
-@given(data=st.data())
-def test_invalid_bytes_are_the_same_replacement_characters_as_in_the_whole_text(
-    data: st.DataObject,
-) -> None:
-    tokenizer = TOKENIZERS["byte level"]
-    parts = [token for text in ("é", "語", "🙂", "a") for token in tokenizer(text)["input_ids"]]
-    single = [token for token in range(len(tokenizer)) if tokenizer.decode([token]) == "\ufffd"]
-    token = st.sampled_from([*single, *parts])
-    pieces = [[each] for each in data.draw(st.lists(token, min_size=1, max_size=200))]
-    assert "".join(pieces_of(tokenizer, pieces)) == whole(tokenizer, pieces)
-
-
 @pytest.mark.parametrize("text", CORPUS)
 def test_a_piece_is_returned_as_soon_as_its_characters_are_complete(text: str) -> None:
     tokenizer = TOKENIZERS["byte level"]

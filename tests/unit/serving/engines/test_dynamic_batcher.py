@@ -71,18 +71,6 @@ def test_a_request_larger_than_a_batch_is_split_in_order() -> None:
     _run(scenario, max_rows=4)
 
 
-def test_requests_of_one_client_are_processed_in_order_of_arrival() -> None:
-    async def scenario(batcher: Batcher, model: Model) -> None:
-        first = await _submit(batcher, 0)
-        await model.wait_started()
-        large, small = await _submit(batcher, 1, 2, 3, 4, 5), await _submit(batcher, 6)
-        model.gate.release(3)
-        await asyncio.gather(first, large, small)
-        assert model.batches == [[0], [1, 2, 3, 4], [5, 6]]
-
-    _run(scenario, max_rows=4)
-
-
 def test_a_small_request_of_another_client_does_not_wait_for_a_large_one() -> None:
     async def scenario(batcher: Batcher, model: Model) -> None:
         await _submit(batcher, 0)

@@ -96,9 +96,7 @@ def test_a_conversation_can_be_longer_than_any_context() -> None:
 
 
 def test_a_request_cannot_set_the_format_of_a_stored_answer() -> None:
-    with pytest.raises(
-        RequestError, match="returns stored answers, whose format cannot be set"
-    ) as caught:
+    with pytest.raises(RequestError) as caught:
         answer_of("blue sky", response_format={"type": "json_object"})
     assert (caught.value.status, caught.value.param) == (400, "response_format")
     assert answer_of("blue sky", response_format={"type": "text"})[0].text == ANSWERS["blue sky"]

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 
 from serving.engines.classify import Prediction
-from serving.engines.passes import CPU, GPU, PassCosts
+from serving.engines.passes import PassCosts
 from serving.engines.text_rows import (
     BAG_BYTES_PER_TOKEN,
     LONG_TEXT_BYTES,
-    PASSES,
     TOKENIZER_BYTES_PER_TOKEN,
     TextRow,
     cost_of_row,
@@ -130,27 +129,3 @@ def test_long_texts_are_tokenized_a_few_at_a_time_and_only_once() -> None:
 @pytest.mark.parametrize("count", [1, 5])
 def test_a_bag_of_words_needs_no_tokens(count: int) -> None:
     assert len(run([TextRow(loaded(model=None, bag="bag"), "a b") for _ in range(count)])) == count
-
-
-@pytest.mark.parametrize(
-    ("costs", "num_passes"), [(GPU, 1), (GPU._replace(tokenized_bytes=CPU.tokenized_bytes), 8)]
-)
-def test_sixty_four_long_texts_need_one_pass_on_a_gpu_because_more_bytes_are_tokenized_before_it(
-    costs: PassCosts, num_passes: int
-) -> None:
-    model = loaded(max_length=512)
-    rows, sizes = [TextRow(model, "word " * 400) for _ in range(64)], []
-
-    def predict(part: list[TextRow]) -> list[Prediction]:
-        sizes.append(len(part))
-        return [Prediction(row.text, 1.0, np.ones(1)) for row in part]
-
-    while rows:
-        offered = rows[: PASSES * 64]
-        done = run_pass(
-            offered, predict=predict, batch_size=64, costs=costs, max_tokens=costs.alone
-        )
-        rows = [row for position, row in enumerate(offered) if position not in done.results] + rows[
-            len(offered) :
-        ]
-    assert len(sizes) == num_passes

@@ -180,10 +180,6 @@ def test_the_reason_of_a_failed_pass_is_the_cause_of_the_error_and_not_in_its_me
     broken._manager.destroy()
 
 
-def test_the_maximum_length_is_the_models_number_of_positions(shared: TransformersEngine) -> None:
-    assert shared.max_length == 256
-
-
 async def check_logprobs(generator: LanguageModelEngine, expected: Sequence[Answer]) -> None:
     """Check the log-probabilities of the greedy answers to `PROMPTS`, and of the second most likely
     tokens."""

@@ -1,8 +1,6 @@
 """A cascade whose second part is an endpoint: it is sent only what the first part does not
 answer."""
 
-from typing import Any
-
 import pytest
 
 from serving.http.metrics import ENDPOINT_SPEND, Meter
@@ -45,10 +43,3 @@ def test_the_stored_answer_is_returned_if_the_endpoint_refuses(
         "first",
         True,
     )
-
-
-def test_the_stored_answer_is_returned_if_the_endpoint_is_gone() -> None:
-    with endpoint_server(lambda *_: completion("a b")) as server:
-        second: Any = endpoint_engine(server)
-    (answer,) = answers_of(hybrid_of(nearest_engine(), second, timeout_s=5), SIMILAR)
-    assert (answer.answered_by, answer.is_fallback) == ("first", True)

@@ -1,6 +1,6 @@
 """The order in which a fair queue serves its clients."""
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.limits import RECENT_TURNS, Entry, FairQueue
@@ -118,7 +118,6 @@ def test_the_first_item_of_the_allowed_clients_is_returned() -> None:
     assert queue.first(allowed=lambda _: False) is None
 
 
-@settings(max_examples=50, deadline=None)
 @given(
     st.lists(st.integers(1, 9), min_size=20, max_size=60),
     st.lists(st.integers(1, 9), min_size=20, max_size=60),

@@ -3,7 +3,7 @@
 from typing import Literal
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.replica.config import Challenger
@@ -22,7 +22,6 @@ def is_in_arm(
     return challenger.receives(arm, unit, secret=secret)
 
 
-@settings(max_examples=50, deadline=None)
 @given(shares, st.text(max_size=8), st.text(max_size=8))
 def test_an_arm_includes_its_share_of_the_units(share: float, digest: str, prefix: str) -> None:
     included = [

@@ -45,7 +45,7 @@ def test_grammars_are_converted_one_at_a_time_and_kept_and_the_version_s_own_is_
     monkeypatch.setattr(vllm_engine, "grammar_of", recorded)
     monkeypatch.setattr(compiler, "grammar_of", recorded)
     monkeypatch.setattr(vllm_engine, "MAX_GRAMMARS", 2)
-    texts = vllm_engine.GrammarTexts(own=choice("own"), compiler=COMPILER)
+    texts = vllm_engine.GrammarTexts(version_format=choice("own"), compiler=COMPILER)
 
     async def scenario() -> None:
         together = await asyncio.gather(*(texts.text_of(choice(name)) for name in "abc"))
@@ -65,7 +65,7 @@ def test_a_format_without_a_grammar_is_refused_as_an_invalid_request(
         raise FormatError("it is not supported")
 
     monkeypatch.setattr(compiler, "grammar_of", refuse)
-    texts = vllm_engine.GrammarTexts(own=None, compiler=COMPILER)
+    texts = vllm_engine.GrammarTexts(version_format=None, compiler=COMPILER)
     with pytest.raises(RequestError) as error:
         asyncio.run(texts.text_of(ChoiceFormat(type="choice", choice=("a", "b"))))
     assert error.value.status == 400

@@ -109,14 +109,6 @@ def test_rows_are_stored_by_the_day_of_their_answer(tmp_path: Path) -> None:
     assert {row["request_id"] for row in written(tmp_path)} == {"r1", "r2", "r3"}
 
 
-def test_attributes_are_stored_as_json(tmp_path: Path) -> None:
-    attributes = {"smile": FACE, "sex": "f"}
-    rows = log_and_read(
-        tmp_path, [entry(number, attributes=attributes if number else None) for number in range(2)]
-    )
-    assert [row["attributes"] for row in rows] == [None, f'{{"sex": "f", "smile": "{FACE}"}}']
-
-
 def test_feedback_is_stored_in_a_separate_folder(tmp_path: Path) -> None:
     async def keep() -> None:
         log = request_log(tmp_path)

@@ -173,7 +173,6 @@ def test_a_key_that_fills_the_disk_loses_only_its_own_rows(
 def test_a_folder_that_is_not_usable_is_refused() -> None:
     with pytest.raises(
         StorageError,
-        match=r"nowhere.* is not usable for the request log: .*; set TAILORBIRD_JOURNAL",
     ):
         WriteAheadLog(Path("/proc/nowhere"))
 

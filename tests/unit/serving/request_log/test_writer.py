@@ -14,7 +14,6 @@ from tests.unit.serving.request_log.test_log import (
     NOON,
     counted_bytes,
     entry,
-    log_and_read,
     request_log,
     written,
 )
@@ -56,20 +55,6 @@ def test_rows_that_unavailable_storage_did_not_accept_are_written_later_and_once
         )
         == 1
     )
-
-
-def test_the_disk_is_bounded_and_a_key_that_fills_it_loses_only_its_own_rows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(writer, "MAX_BYTES", 10 * counted_bytes(entry(0, caller="flood")))
-    flood = [entry(number, caller="flood") for number in range(1, 31)]
-    rows = log_and_read(tmp_path, [entry(0, caller="calm"), *flood, entry(31, caller="calm")])
-    by_caller = [
-        [row["request_id"] for row in rows if row["caller"] == caller]
-        for caller in ("calm", "flood")
-    ]
-    assert by_caller == [["r0", "r31"], [f"r{number}" for number in range(1, 5)]]
-    assert f"26 rows of {tmp_path.as_uri()}/answers are lost" in caplog.text
 
 
 def test_feedback_that_fills_the_disk_loses_only_the_rows_of_its_key(

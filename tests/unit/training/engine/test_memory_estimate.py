@@ -91,9 +91,8 @@ def test_each_stage_shards_more_states() -> None:
     assert states(zero_stage=3) == (4 * number // 4, 4 * number // 4, 16 * number // 4)
 
 
-def test_a_second_partition_in_a_node_and_bf16_parameters_are_counted() -> None:
+def test_bf16_parameters_are_counted() -> None:
     number = MINILM.num_parameters
-    assert states(zero_stage=3, zero_hpz_partition_size=2)[0] == number + 4 * number // 2
     assert states(zero_stage=0, parameter_dtype="bf16") == (2 * number, 2 * number, 18 * number)
     assert states(zero_stage=1, parameter_dtype="bf16") == (
         2 * number,
@@ -151,7 +150,6 @@ def test_smaller_micro_batches_and_checkpointing_need_less_memory() -> None:
         return activation_bytes(config, shape=MINILM, batch=Batch(length), num_workers=num_workers)
 
     full_batch = activations(batch_size=64)
-    assert activations(batch_size=64, gradient_accumulation_steps=4) == full_batch // 4
     assert activations(batch_size=64, batch_tokens=4 * 64 + 63) == full_batch // 4
     assert activations(batch_size=64, batch_tokens=100 * 64) == full_batch
     assert activations(batch_size=64, batch_tokens=63) == full_batch // 16  # a row is never split
