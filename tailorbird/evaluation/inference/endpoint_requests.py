@@ -2,8 +2,9 @@
 twice."""
 
 import asyncio
+import math
 import re
-from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, closing
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from cluster.progress import counter
 from tailorbird import storage
 from tailorbird.config.base import digest
 from tailorbird.config.endpoint import EndpointConfig
-from tailorbird.evaluation.inference.endpoint_spend import SpendLimit, spend_unknown
+from tailorbird.evaluation.inference.endpoint_spend import SpendLimit
 from tailorbird.models.endpoint.client import (
     DEFAULT_RETRY,
     Body,
@@ -45,7 +46,7 @@ class RequestLimits:
     timeout_s: float = 60.0  # per request
     max_concurrency: int = 8
     max_spend: float | None = None
-    """Limit for all stored answers of the endpoint for a task; see `max_spend_of`."""
+    """Limit for all stored answers of the endpoint for a task; see `applied_to`."""
     retry: RetryPolicy = DEFAULT_RETRY
     recipe: Endpoint | None = None  # endpoint of the recipe; None if it has none
 
@@ -57,27 +58,21 @@ class RequestLimits:
         recipe = Endpoint.from_config(config)
         return cls(config.timeout_s, config.max_concurrency, config.max_spend, recipe=recipe)
 
-    def names(self, endpoint: Endpoint) -> bool:
-        """Return whether an endpoint is the recipe's."""
-        return self.recipe is not None and (self.recipe.url, self.recipe.model) == (
-            endpoint.url,
-            endpoint.model,
+    def applied_to(self, endpoint: Endpoint) -> Endpoint:
+        """Return an endpoint with the limit of spend and the prices that apply.
+
+        They are the recipe's if the recipe names the endpoint. Prices with which it was registered,
+        and the limit of an endpoint that the recipe does not name, have precedence.
+        """
+        recipe = self.recipe
+        if recipe is None or (recipe.url, recipe.model) != (endpoint.url, endpoint.model):
+            if endpoint.max_spend is not None:
+                return endpoint
+            return endpoint.model_copy(update={"max_spend": self.max_spend})
+        prices = (recipe if endpoint.price_input is None else endpoint).model_dump(
+            include={"price_input", "price_output"}
         )
-
-    def max_spend_of(self, endpoint: Endpoint) -> float | None:
-        """Return the recipe's limit if it names the endpoint, else that of the endpoint's version
-        if it has one."""
-        if self.names(endpoint) or endpoint.max_spend is None:
-            return self.max_spend
-        return endpoint.max_spend
-
-    def priced(self, endpoint: Endpoint) -> Endpoint:
-        """Return an endpoint with the recipe's prices, if it was registered without prices and is
-        the recipe's."""
-        if endpoint.price_input is not None or self.recipe is None or not self.names(endpoint):
-            return endpoint
-        prices = self.recipe.model_dump(include={"price_input", "price_output"})
-        return endpoint.model_copy(update=prices)
+        return endpoint.model_copy(update={"max_spend": self.max_spend, **prices})
 
 
 @dataclass
@@ -85,18 +80,7 @@ class StoredAnswers:
     """The stored answers of an endpoint for a task."""
 
     uris: dict[str, str]  # of the answers of this revision, by the hash of the request
-    spent: float  # price of the answers of all revisions whose price is known
-    num_unknown: int  # answers of all revisions without the tokens that determine their price
-
-    def count(
-        self, *, input_tokens: int | None, output_tokens: int | None, endpoint: Endpoint
-    ) -> None:
-        """Add the price of an answer."""
-        if input_tokens is None or output_tokens is None:
-            self.num_unknown += 1
-        else:
-            price = endpoint.price(input_tokens=input_tokens, output_tokens=output_tokens)
-            self.spent += price or 0.0
+    spent: float  # price of the answers of all revisions; NaN if one has no known price
 
 
 def fetch_answers(
@@ -120,11 +104,11 @@ def fetch_answers(
     `listed`, in which the list remains until an error; answers that another process stores
     meanwhile are neither used nor counted as spend.
 
-    Raises EndpointSpendExceeded if a further request could exceed `limits.max_spend_of(endpoint)`,
-    the errors of `complete`, and ValueError before the first request if the spend is limited and a
-    price is missing.
+    Raises EndpointSpendExceeded if a further request could exceed the limit of spend, the errors of
+    `complete`, and ValueError before the first request if the spend is limited and a price is
+    missing.
     """
-    endpoint = limits.priced(endpoint)
+    endpoint = limits.applied_to(endpoint)
     endpoint_key = digest({"url": endpoint.url, "model": endpoint.model})[:16]
     root = folder = TaskPaths(parent).endpoint_answers(endpoint_key)
     if endpoint.revision is not None:
@@ -139,24 +123,11 @@ def fetch_answers(
             endpoint = endpoint.model_copy(update={"reported_model": answer.model})
     missing = {name: body for name, body in zip(names, bodies, strict=True) if name not in answers}
     if missing:
-        max_spend = limits.max_spend_of(endpoint)
-        if max_spend is not None and endpoint.prices is None:
-            raise ValueError(
-                f"{endpoint.model!r} at {endpoint.url} was registered without prices, and the "
-                "prices of evaluation.endpoint are those of another URL or model, so the spend "
-                "cannot be limited; remove evaluation.endpoint.max_spend"
-            )
-        if stored.num_unknown and max_spend is not None:
-            raise spend_unknown(endpoint)
-        limit = SpendLimit(max_spend, endpoint=endpoint, spent=stored.spent)
+        limit = SpendLimit(endpoint, spent=stored.spent)
         sent = _run(_send(missing, endpoint=endpoint, folder=folder, limits=limits, limit=limit))
         for name, answer in sent.items():
             stored.uris[name] = _uri(answer, folder=folder, name=name)
-            stored.count(
-                input_tokens=answer.input_tokens,
-                output_tokens=answer.output_tokens,
-                endpoint=endpoint,
-            )
+        stored.spent = limit.spent
         answers |= sent
     if listed is not None:
         listed[folder] = stored
@@ -225,7 +196,7 @@ async def _send(
         for request in pending:
             num_answers = len(answers)
             await work(connection, iter([request]))
-            model = model or _model_of(answers.values())
+            model = model or next((each.model for each in answers.values() if each.model), None)
             if model or len(answers) == num_answers:
                 break
         if model:
@@ -238,11 +209,6 @@ async def _send(
     if len(answers) < len(bodies):
         raise limit.exceeded(num_left=len(bodies) - len(answers))
     return answers
-
-
-def _model_of(answers: Iterable[EndpointAnswer]) -> str | None:
-    """Return the model of the first answer that names one."""
-    return next((answer.model for answer in answers if answer.model), None)
 
 
 async def _answer(connection: Connection, body: Body) -> EndpointAnswer:
@@ -261,25 +227,19 @@ def _stored(root: str, *, folder: str, endpoint: Endpoint) -> StoredAnswers:
 
     The tokens of an answer are part of its name, so it does not have to be read.
     """
-    stored = StoredAnswers({}, 0.0, 0)
+    stored = StoredAnswers({}, 0.0)
     for uri in storage.list_files(root, missing_ok=True):
         parent, _, file = uri.rpartition("/")
         match = _FILE.fullmatch(file)
         if match is None:
             continue
-        name, input_tokens, output_tokens = match.groups()
+        name, *counts = match.groups()
         if parent.rpartition("/")[2] == folder.rpartition("/")[2]:
             stored.uris[name] = uri
-        stored.count(
-            input_tokens=_number(input_tokens),
-            output_tokens=_number(output_tokens),
-            endpoint=endpoint,
-        )
+        input_tokens, output_tokens = (None if c == UNKNOWN else int(c) for c in counts)
+        price = endpoint.price(input_tokens=input_tokens, output_tokens=output_tokens)
+        stored.spent += math.nan if price is None else price
     return stored
-
-
-def _number(count: str) -> int | None:
-    return None if count == UNKNOWN else int(count)
 
 
 def _uri(answer: EndpointAnswer, *, folder: str, name: str) -> str:

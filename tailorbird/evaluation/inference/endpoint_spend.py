@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -17,10 +18,20 @@ class SpendLimit:
     """The limit of what the answers of an endpoint cost. A request that runs counts with its
     largest possible price."""
 
-    def __init__(self, max_spend: float | None, *, endpoint: Endpoint, spent: float) -> None:
-        """Make a limit, None for no limit; `spent` is the price of the answers that are stored
-        already."""
-        self.max_spend = max_spend
+    def __init__(self, endpoint: Endpoint, *, spent: float) -> None:
+        """Make the limit `endpoint.max_spend`; `spent` is the price of the stored answers.
+
+        Raises ValueError if the spend is limited and the endpoint has no prices, and
+        EndpointAnswerInvalid if it is limited and `spent` is NaN.
+        """
+        if endpoint.max_spend is not None and endpoint.prices is None:
+            raise ValueError(
+                f"{endpoint.model!r} at {endpoint.url} was registered without prices, and the "
+                "prices of evaluation.endpoint are those of another URL or model, so the spend "
+                "cannot be limited; remove evaluation.endpoint.max_spend"
+            )
+        if endpoint.max_spend is not None and math.isnan(spent):
+            raise spend_unknown(endpoint)
         self.endpoint = endpoint
         self.spent = spent
         self._reserved = 0.0
@@ -38,16 +49,19 @@ class SpendLimit:
         The block waits for other requests if only their reservations prevent this one. The function
         raises EndpointAnswerInvalid if an answer has no known price.
         """
-        if self.max_spend is None:
+        max_spend = self.endpoint.max_spend
+        if max_spend is None:
             yield lambda _: None
             return
         bound = largest_price(body, endpoint=self.endpoint)
         largest = self._factor * bound
+
+        def is_allowed() -> bool:
+            return self.spent + self._reserved + largest <= max_spend * ROUNDING
+
         async with self._changed:
-            await self._changed.wait_for(
-                lambda: self._num_running == 0 or self._fits(self._reserved + largest)
-            )
-            granted = self._fits(self._reserved + largest)
+            await self._changed.wait_for(lambda: self._num_running == 0 or is_allowed())
+            granted = is_allowed()
             if granted:
                 self._num_running += 1
                 self._reserved += largest
@@ -75,18 +89,15 @@ class SpendLimit:
                 self._reserved -= largest
                 self._changed.notify_all()
 
-    def _fits(self, price: float) -> bool:
-        return self.max_spend is None or self.spent + price <= self.max_spend * ROUNDING
-
     def exceeded(self, *, num_left: int) -> EndpointSpendExceeded:
         """Return the error for requests that were not sent because of the limit."""
         return EndpointSpendExceeded(
             f"the stored answers of {self.endpoint.model!r} at {self.endpoint.url} cost "
             f"{self.spent:.6g}, and the next request can cost up to {self._refused:.3g}, but "
-            f"evaluation.endpoint.max_spend is {self.max_spend:g}; {num_left:,} requests of this "
-            "stage or part of a batch remain. Raise max_spend and start again: stored answers are "
-            "used. If the recipe does not name this endpoint, the limit is that of its version; "
-            "name it in evaluation.endpoint with a higher one"
+            f"evaluation.endpoint.max_spend is {self.endpoint.max_spend:g}; {num_left:,} requests "
+            "of this stage or part of a batch remain. Raise max_spend and start again: stored "
+            "answers are used. If the recipe does not name this endpoint, the limit is that of its "
+            "version; name it in evaluation.endpoint with a higher one"
         )
 
 

@@ -94,56 +94,119 @@ OLDEST = 120
 YEARS_MOVED = 30
 MIDDLE_AGE = 50
 
-# Five female and five male given names of each of eight origins. No name is an English word or the
-# eponym of a disease. A name is replaced by the name with the same index of another origin, so two
-# persons in a text keep different names.
+# Five female and five male given names of each of eight origins, in this order. No name is an
+# English word or the eponym of a disease. A name is replaced by the name with the same index of
+# another origin, so two persons in a text keep different names.
 NAMES = (
     (
-        ("Emily", "Megan", "Susan", "Deborah", "Jennifer"),
-        ("Kevin", "Brian", "Stephen", "Andrew", "Matthew"),
+        "Emily",
+        "Megan",
+        "Susan",
+        "Deborah",
+        "Jennifer",
+        "Kevin",
+        "Brian",
+        "Stephen",
+        "Andrew",
+        "Matthew",
     ),
     (
-        ("Latoya", "Keisha", "Shanice", "Lakisha", "Tamika"),
-        ("Jamal", "DeShawn", "Tyrone", "Darnell", "Terrell"),
+        "Latoya",
+        "Keisha",
+        "Shanice",
+        "Lakisha",
+        "Tamika",
+        "Jamal",
+        "DeShawn",
+        "Tyrone",
+        "Darnell",
+        "Terrell",
     ),
     (
-        ("Xochitl", "Carmen", "Itzel", "Marisol", "Ximena"),
-        ("Alejandro", "Javier", "Fernando", "Jorge", "Esteban"),
+        "Xochitl",
+        "Carmen",
+        "Itzel",
+        "Marisol",
+        "Ximena",
+        "Alejandro",
+        "Javier",
+        "Fernando",
+        "Jorge",
+        "Esteban",
     ),
     (
-        ("Fatima", "Aisha", "Layla", "Khadija", "Zainab"),
-        ("Mohammed", "Ahmed", "Omar", "Youssef", "Hassan"),
+        "Fatima",
+        "Aisha",
+        "Layla",
+        "Khadija",
+        "Zainab",
+        "Mohammed",
+        "Ahmed",
+        "Omar",
+        "Youssef",
+        "Hassan",
     ),
     (
-        ("Priya", "Lakshmi", "Ananya", "Deepika", "Sunita"),
-        ("Rajesh", "Sanjay", "Vikram", "Arjun", "Suresh"),
+        "Priya",
+        "Lakshmi",
+        "Ananya",
+        "Deepika",
+        "Sunita",
+        "Rajesh",
+        "Sanjay",
+        "Vikram",
+        "Arjun",
+        "Suresh",
     ),
     (
-        ("Xiuying", "Meiling", "Yanfang", "Lihua", "Xiaoyan"),
-        ("Weiguo", "Jianhua", "Zhiqiang", "Guoqiang", "Haoran"),
+        "Xiuying",
+        "Meiling",
+        "Yanfang",
+        "Lihua",
+        "Xiaoyan",
+        "Weiguo",
+        "Jianhua",
+        "Zhiqiang",
+        "Guoqiang",
+        "Haoran",
     ),
     (
-        ("Agnieszka", "Katarzyna", "Svetlana", "Olga", "Zofia"),
-        ("Krzysztof", "Wojciech", "Dmitri", "Sergei", "Pavel"),
+        "Agnieszka",
+        "Katarzyna",
+        "Svetlana",
+        "Olga",
+        "Zofia",
+        "Krzysztof",
+        "Wojciech",
+        "Dmitri",
+        "Sergei",
+        "Pavel",
     ),
     (
-        ("Adaeze", "Ngozi", "Abena", "Funmilayo", "Wanjiru"),
-        ("Chukwuemeka", "Kwame", "Babajide", "Kofi", "Kamau"),
+        "Adaeze",
+        "Ngozi",
+        "Abena",
+        "Funmilayo",
+        "Wanjiru",
+        "Chukwuemeka",
+        "Kwame",
+        "Babajide",
+        "Kofi",
+        "Kamau",
     ),
 )
 
 
-def _name_positions() -> dict[str, tuple[int, int, int]]:
+def _name_positions() -> dict[str, tuple[int, int]]:
     positions = {}
-    for origin, sexes in enumerate(NAMES):
-        for sex, names in enumerate(sexes):
-            for index, name in enumerate(names):
-                positions[name] = (origin, sex, index)
+    for origin, names in enumerate(NAMES):
+        for index, name in enumerate(names):
+            positions[name] = (origin, index)
     return positions
 
 
 NAME_POSITIONS = _name_positions()
-"""Origin, sex and index of each name."""
+"""Origin and index of each name."""
 
 # An article before an age, or before a word that may be an age word.
 ARTICLE = re.compile(r"\b(an?)(?= (\d+(?=[ -]?y)|[^\W\d_]+))", re.IGNORECASE)
@@ -225,7 +288,7 @@ def swap_sex(text: str) -> str:
     changed = WORD.sub(swapped, text)
     if changed == text:
         return changed
-    return _rename(changed, lambda origin, sex, index: NAMES[origin][1 - sex][index])
+    return _rename(changed, lambda origin, index: NAMES[origin][index - 5])
 
 
 def swap_age(text: str) -> str:
@@ -264,9 +327,7 @@ def swap_name(text: str, *, seed: str) -> str:
     The seed selects the origin.
     """
     shift = 1 + _hashed(seed, "name") % (len(NAMES) - 1)
-    return _rename(
-        text, lambda origin, sex, index: NAMES[(origin + shift) % len(NAMES)][sex][index]
-    )
+    return _rename(text, lambda origin, index: NAMES[(origin + shift) % len(NAMES)][index])
 
 
 def add_typo(text: str, *, seed: str) -> str:
@@ -313,8 +374,8 @@ def _white_space(text: str, seed: str) -> str:
     return text[:at] + " " + text[at:]
 
 
-def _rename(text: str, other: Callable[[int, int, int], str]) -> str:
-    """Replace each known capitalised name by `other(origin, sex, index)`."""
+def _rename(text: str, other: Callable[[int, int], str]) -> str:
+    """Replace each known capitalised name by `other(origin, index)`."""
 
     def renamed(match: re.Match[str]) -> str:
         word = match.group()

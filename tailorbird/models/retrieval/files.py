@@ -60,27 +60,18 @@ def load_index(
 
     Raises ModelError if a file is missing or damaged, or if the digest differs.
     """
-    try:
-        files = {name: (folder / name).read_bytes() for name in INDEX_FILES}
-    except OSError as error:
-        raise ModelError(
-            f"the index of training rows in {folder} cannot be read: {error}; run the recipe again"
-        ) from None
-    actual = index_sha256(files)
-    if actual != retrieval.index_sha256:
-        raise ModelError(
-            f"the index of training rows in {folder} has the digest {actual[:12]}, but the model "
-            f"requires {retrieval.index_sha256[:12]}; restore the files, or run the recipe again"
-        )
-    key = (actual, encoder, retrieval.embedding_weight)
+    key = (retrieval.index_sha256, encoder, retrieval.embedding_weight)
     if (known := _in_memory.get(key)) is not None:
         return known
     try:
+        files = {name: (folder / name).read_bytes() for name in INDEX_FILES}
+        if index_sha256(files) != retrieval.index_sha256:
+            raise ValueError("its digest is not the one that the model requires")
         index = _parse(files, encoder=encoder, weight=retrieval.embedding_weight)
-    except (KeyError, ValueError, SafetensorError, pa.ArrowException) as error:
+    except (OSError, KeyError, ValueError, SafetensorError, pa.ArrowException) as error:
         raise ModelError(
-            f"the index of training rows in {folder} cannot be loaded: {error}; run the recipe "
-            "again"
+            f"the index of training rows in {folder} cannot be loaded: {error}; restore the files, "
+            "or run the recipe again"
         ) from None
     _in_memory[key] = index
     return index

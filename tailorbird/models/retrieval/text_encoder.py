@@ -63,11 +63,8 @@ def checked_files(pinned: PinnedEncoder) -> Path:
     def sha256(folder: Path) -> str:
         return digest(sha256_files(folder.as_uri()))
 
-    folder = local_copy(pinned.uri)
+    folder = local_copy(pinned.uri, is_intact=lambda copy: sha256(copy) == pinned.sha256)
     actual = sha256(folder)
-    if actual != pinned.sha256:
-        folder = local_copy(pinned.uri, is_intact=lambda copy: sha256(copy) == pinned.sha256)
-        actual = sha256(folder)
     if actual != pinned.sha256:
         raise ModelError(
             f"the retrieval encoder {pinned.uri} has the digest {actual[:12]}, but the model "

@@ -2,6 +2,7 @@
 validation."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -107,12 +108,9 @@ def load(uri: str) -> LoadedClassifier[VersionConfig]:
 
 def test_the_weight_with_the_highest_score_is_selected() -> None:
     truth = np.array([0, 0, 1, 1])
-    model = np.array(
-        [[2.0, 0.0], [0.0, 1.0], [0.0, 2.0], [0.0, 2.0]], np.float32
-    )  # wrong in the second row
-    bag = np.array(
-        [[0.0, 1.0], [2.0, 0.0], [1.0, 0.0], [0.0, 1.0]], np.float32
-    )  # wrong in the first and third row
+    # The model is wrong in the second row, the bag of words in the first and third row.
+    model = np.array([[2.0, 0.0], [0.0, 1.0], [0.0, 2.0], [0.0, 2.0]], np.float32)
+    bag = np.array([[0.0, 1.0], [2.0, 0.0], [1.0, 0.0], [0.0, 1.0]], np.float32)
     record = select_weight(model, bag, held_out=HeldOut(truth, "accuracy"))
     assert (record.weight, record.validation, record.unmixed) == (0.6, 1.0, 0.75)
 
@@ -151,30 +149,17 @@ def test_a_better_mix_is_written_and_a_registered_mix_serves_the_evaluated_predi
     np.testing.assert_array_equal([prediction.score for prediction in served], evaluated.calibrated)
 
 
-def test_a_mix_that_is_not_better_is_not_written(
-    model_uri: str, bag_uri: str, tmp_path: Path
+def test_a_mix_that_is_not_better_or_of_other_classes_is_not_written(
+    model_uri: str, base: Path, bag_uri: str, tmp_path: Path
 ) -> None:
     rows = Rows(ROWS.row_ids, TEXTS, predict_rows(model_uri, rows=ROWS).outputs)
     to = tmp_path / "mix"
-    record = mix_with_bag(
-        model_uri, bag_uri=bag_uri, validation=rows, metric="accuracy", to=to.as_uri()
-    )
+    options: Any = {"validation": rows, "metric": "accuracy", "to": to.as_uri()}
+    record = mix_with_bag(model_uri, bag_uri=bag_uri, **options)
     assert (record.weight, record.validation, record.unmixed) == (1.0, 1.0, 1.0)
+    for classes in (("x", "y"), ("z", "y", "x")):  # also in another order
+        folder = tmp_path / str(len(classes))
+        other = artifact(folder, kind="bag_of_words", base=base, classes=classes)
+        with pytest.raises(ValueError, match="different classes"):
+            mix_with_bag(model_uri, bag_uri=other, **options)
     assert not to.exists()
-
-
-@pytest.mark.parametrize("classes", [("x", "y"), ("z", "y", "x")])
-def test_models_with_other_classes_or_another_order_are_refused(
-    model_uri: str, base: Path, tmp_path: Path, classes: tuple[str, ...]
-) -> None:
-    other = artifact(tmp_path / "other", kind="bag_of_words", base=base, classes=classes)
-    with pytest.raises(
-        ValueError, match="have different classes and cannot be mixed; run the recipe again"
-    ):
-        mix_with_bag(
-            model_uri,
-            bag_uri=other,
-            validation=ROWS,
-            metric="accuracy",
-            to=(tmp_path / "mix").as_uri(),
-        )

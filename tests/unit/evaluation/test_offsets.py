@@ -57,6 +57,11 @@ def test_a_rare_class_gets_an_offset_that_raises_macro_f1_on_new_rows() -> None:
     assert fit.score > score_of("macro_f1", labels=truth, outputs=decide(logits))
     assert after > before + 0.03
     assert fit.offsets[1] - fit.offsets[0] > 0.5
+    # Rows of a document are in the same fold, and few documents give no offset.
+    documents = tuple(str(row % 5) for row in range(len(truth)))
+    few = fit_offsets(logits, truth=truth, metric="macro_f1", documents=documents)
+    score = score_of("macro_f1", labels=truth, outputs=logits.argmax(1))
+    assert few == OffsetFit((), score)
 
 
 def test_the_score_on_validation_is_not_higher_than_on_new_rows() -> None:
@@ -92,11 +97,3 @@ def test_a_class_with_few_validation_rows_has_no_offset() -> None:
     assert fit.offsets
     assert fit.offsets[2] == 0
     assert fit_offsets(logits[:5], truth=truth[:5], metric="accuracy").offsets == ()
-
-
-def test_rows_of_a_document_are_in_the_same_fold_and_few_documents_give_no_offset() -> None:
-    logits, truth = rows_of(0, shares=(0.92, 0.08), num_rows=2000)
-    documents = tuple(str(row % 5) for row in range(len(truth)))
-    assert fit_offsets(logits, truth=truth, metric="macro_f1", documents=documents) == OffsetFit(
-        (), score_of("macro_f1", labels=truth, outputs=logits.argmax(1))
-    )

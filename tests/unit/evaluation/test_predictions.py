@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -24,14 +25,18 @@ def three_predictions(model: str = "probe") -> Predictions:
 
 
 def test_predictions_survive_a_parquet_round_trip() -> None:
-    before, file = three_predictions(), io.BytesIO()
+    before = replace(three_predictions(), logprobs=((-0.5, -0.25), (-1.0,), ()))
+    file = io.BytesIO()
     pq.write_table(before.to_table(), file)
     after = Predictions.from_table(pq.read_table(io.BytesIO(file.getvalue())))
-    for name in ("model", "row_ids", "labels", "outputs", "groups"):
+    for name in ("model", "row_ids", "labels", "outputs", "groups", "logprobs"):
         assert getattr(after, name) == getattr(before, name)
     np.testing.assert_array_equal(after.scores, before.scores)
     np.testing.assert_array_equal(after.confidences, before.confidences)
     np.testing.assert_array_equal(after.calibrated, before.calibrated)
+    assert Predictions.from_table(three_predictions().to_table()).logprobs is None
+    with pytest.raises(ValueError, match="read-only"):
+        before.scores[0] = 0
 
 
 def test_a_table_without_a_column_or_the_name_of_the_model_is_refused() -> None:
@@ -42,16 +47,13 @@ def test_a_table_without_a_column_or_the_name_of_the_model_is_refused() -> None:
         Predictions.from_table(table.replace_schema_metadata(None))
 
 
-def test_columns_of_different_lengths_are_refused() -> None:
+@pytest.mark.parametrize(
+    "fields",
+    [{"labels": ("heart", "lung")}, {"groups": {"sex": ("f",)}}, {"logprobs": ((-0.5,),)}],
+)
+def test_columns_of_different_lengths_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(AssertionError, match="for 3 row ids"):
-        replace(three_predictions(), labels=("heart", "lung"))
-    with pytest.raises(AssertionError, match="for 3 row ids"):
-        replace(three_predictions(), groups={"sex": ("female",)})
-
-
-def test_scores_are_read_only() -> None:
-    with pytest.raises(ValueError, match="read-only"):
-        three_predictions().scores[0] = 0
+        replace(three_predictions(), **fields)
 
 
 @pytest.mark.parametrize(
@@ -82,12 +84,3 @@ def test_repeated_rows_and_empty_tables_are_refused() -> None:
     )
     with pytest.raises(VerdictRefused):
         align(three_predictions(), two)
-
-
-def test_log_probabilities_of_tokens_survive_a_round_trip() -> None:
-    before = replace(three_predictions("full"), logprobs=((-0.5, -0.25), (-1.0,), ()))
-    assert before.to_table().column_names[-1] == "logprobs"
-    assert Predictions.from_table(before.to_table()).logprobs == before.logprobs
-    assert Predictions.from_table(three_predictions().to_table()).logprobs is None
-    with pytest.raises(AssertionError, match="for 3 row ids"):
-        replace(before, logprobs=((-0.5,),))

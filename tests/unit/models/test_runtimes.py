@@ -178,12 +178,6 @@ def test_a_missing_engine_and_a_corrupt_file_raise_engine_error(
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(EngineError):
         load_exported(tmp_path, head=head)
-
-
-def test_the_error_for_a_missing_export_package_gives_the_install_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / EXPORTED_ENCODER).write_bytes(b"graph")
     monkeypatch.setitem(sys.modules, "onnxruntime.quantization", None)
     with pytest.raises(EngineError, match="pip install"):
         export_module._quantize(tmp_path / EXPORTED_ENCODER)

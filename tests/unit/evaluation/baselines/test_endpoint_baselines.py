@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tailorbird.config.evaluation import EvaluationConfig
-from tailorbird.data.rows import DataError, Rows
+from tailorbird.data.rows import DataError
 from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.evaluation.baselines.chat import store_versions
 from tailorbird.evaluation.baselines.endpoint_baselines import (
@@ -33,7 +33,6 @@ from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.versions import (
     Prompting,
     Retrieval,
-    VersionConfig,
     read_artifact_config,
     register,
 )
@@ -56,24 +55,6 @@ CLASSES = ("leaf", "rose", "sky")
 CONFIG = EvaluationConfig(prompt_shots=2, prompt_draws=2, retrieved_examples=(1, 2))
 
 
-def rows_of(content: tuple[tuple[str, str], ...], *, chat: bool = False) -> Rows:
-    return build.pairs(content, chat=chat)
-
-
-def version_config(*, chat: bool, prompting: Prompting | None = None) -> VersionConfig:
-    return VersionConfig(
-        kind="zero_shot",
-        classes=() if chat else CLASSES,
-        base_model="s3://m/base",
-        max_length=64,
-        dtype="float32",
-        code="",
-        recipe_hash="",
-        created_at="",
-        prompting=prompting,
-    )
-
-
 def fit(
     url: str,
     task: Path,
@@ -84,15 +65,18 @@ def fit(
 ) -> tuple[Baseline, ...]:
     """Return the stored baselines, whose artifacts are in a stage of the task; `pairs` are the
     validation rows."""
-    train, validation = rows_of(PAIRS, chat=chat), rows_of(pairs, chat=chat)
+    train = build.pairs(PAIRS, chat=chat)
+    validation = build.pairs(pairs, chat=chat)
     settings = CONFIG if pairs == VALIDATION else FEW_SETTINGS
     index = build_index(train if chat else label_conversations(train), seed=0)
     files = index_files(index)
     retrieval = Retrieval(num_examples=1, max_prompt_tokens=2048, index_sha256=index_sha256(files))
     prompting = Prompting(system="s", max_new_tokens=8) if chat else label_prompting(CLASSES)
-    config = version_config(chat=chat, prompting=prompting if chat else None).model_copy(
-        update=changes
-    )
+    config = build.version_config(
+        classes=() if chat else CLASSES,
+        base_model="s3://m/base",
+        prompting=prompting if chat else None,
+    ).model_copy(update=changes)
     results = fit_endpoint_baselines(
         EndpointContender(Endpoint(url=url, model="m"), prompting, index, retrieval, config),
         train=train,
@@ -109,11 +93,8 @@ def fit(
 def by_word(body: dict[str, Any], _: int) -> Reply:
     """Answer with the class that is a word of the text, and else with the class of the first
     example."""
-    text, examples = (
-        question(body),
-        [turn["content"] for turn in body["messages"] if turn["role"] == "assistant"],
-    )
-    named = next((label for label in CLASSES if label in text.split()), None)
+    examples = [turn["content"] for turn in body["messages"] if turn["role"] == "assistant"]
+    named = next((label for label in CLASSES if label in question(body).split()), None)
     return completion(label_answer(named) if named else (examples or ["I do not know"])[-1])
 
 
@@ -124,7 +105,7 @@ def test_a_classifier_chooses_labels_and_the_share_of_other_answers_is_stated(
         zero_shot, few_shot, retrieved = fit(server.url, tmp_path)
         num_requests = len(server.bodies)
         assert fit(server.url, tmp_path)[0] == zero_shot  # with the same artifact
-        table = predict_rows(str(zero_shot.uri), rows=rows_of(VALIDATION))
+        table = predict_rows(str(zero_shot.uri), rows=build.pairs(VALIDATION))
         with pytest.raises(ModelError):
             load_artifact(str(zero_shot.uri))
         assert len(server.bodies) == num_requests
@@ -152,11 +133,9 @@ def test_parameters_that_the_endpoint_refuses_are_stated_and_pinned_for_later_re
     tmp_path: Path,
 ) -> None:
     def without_logprobs(body: dict[str, Any], number: int) -> Reply:
-        return (
-            refusal(400, "logprobs are not supported")
-            if "logprobs" in body
-            else by_word(body, number)
-        )
+        if "logprobs" in body:
+            return refusal(400, "logprobs are not supported")
+        return by_word(body, number)
 
     with endpoint_server(without_logprobs) as server:
         zero_shot, *_ = fit(server.url, tmp_path)
@@ -165,7 +144,7 @@ def test_parameters_that_the_endpoint_refuses_are_stated_and_pinned_for_later_re
         assert config.endpoint is not None
         assert config.endpoint.omitted == ("logprobs",)
         before = len(server.bodies)
-        predict_rows(str(zero_shot.uri), rows=rows_of(TEST))
+        predict_rows(str(zero_shot.uri), rows=build.pairs(TEST))
         assert not any("logprobs" in body for body in server.bodies[before:])
 
 
@@ -179,7 +158,7 @@ def test_a_stored_baseline_is_a_version_and_predicts_the_same(tmp_path: Path) ->
             config = read_artifact_config(str(baseline.uri))
             assert config.endpoint is not None
             assert (config.task, config.endpoint.reported_model) == ("classification", MODEL)
-            table = predict_rows(str(baseline.uri), rows=rows_of(VALIDATION))
+            table = predict_rows(str(baseline.uri), rows=build.pairs(VALIDATION))
             assert (table.model, score_table("accuracy", table)) == (
                 baseline.kind,
                 baseline.validation,
@@ -187,19 +166,17 @@ def test_a_stored_baseline_is_a_version_and_predicts_the_same(tmp_path: Path) ->
             np.testing.assert_allclose(table.calibrated, np.exp(-0.3))
             version = register(tmp_path.as_uri(), local_copy(str(baseline.uri)))
             num_requests = len(server.bodies)
-            assert predict_rows(version.uri, rows=rows_of(VALIDATION)).outputs == table.outputs
-            assert (
-                len(server.bodies) == num_requests
-            )  # the answers of a version are those of its artifact
-            assert predict_rows(version.uri, rows=rows_of(TEST)).outputs == ("sky", "leaf")
+            assert predict_rows(version.uri, rows=build.pairs(VALIDATION)).outputs == table.outputs
+            # The answers of a version are those of its artifact.
+            assert len(server.bodies) == num_requests
+            assert predict_rows(version.uri, rows=build.pairs(TEST)).outputs == ("sky", "leaf")
 
 
-@pytest.mark.parametrize(
-    "answer", [lambda body, _: completion(f"it is {question(body)}", logprobs=(-1.0,))]
-)
-def test_a_chat_endpoint_is_scored_by_the_words_of_its_answers(
-    tmp_path: Path, answer: Answer
-) -> None:
+def test_a_chat_endpoint_is_scored_by_the_words_of_its_answers(tmp_path: Path) -> None:
+    def answer(body: dict[str, Any], _: int) -> Reply:
+        text = f"it is {question(body)}"
+        return completion(text, logprobs=(-1.0,), finish_reason="length")
+
     with endpoint_server(answer) as server:
         baselines = fit(server.url, tmp_path, chat=True)
         assert [baseline.kind for baseline in baselines] == [
@@ -209,8 +186,11 @@ def test_a_chat_endpoint_is_scored_by_the_words_of_its_answers(
         ]
         config = read_artifact_config(str(baselines[2].uri))
         assert (config.task, config.has_index) == ("chat", True)
-        table = predict_rows(str(baselines[0].uri), rows=rows_of(VALIDATION, chat=True))
+        table = predict_rows(str(baselines[0].uri), rows=build.pairs(VALIDATION, chat=True))
     assert score_table("token_f1", table) == baselines[0].validation > 0
+    assert str(baselines[0].note).endswith(
+        "; 4 of 4 rows with an answer that ends at max_tokens, 0 of them empty and wrong"
+    )
     assert "log_likelihood" not in table.measures
     np.testing.assert_allclose(table.confidences, np.exp(-1.0))
     assert not {"sky", "it is azure"} & {*table.outputs, *table.labels}  # hashes
@@ -227,7 +207,7 @@ def test_the_cost_of_an_endpoint_is_that_of_its_tokens_and_of_preparing_its_requ
         uris = {"incumbent": str(retrieved.uri), "candidate": str(retrieved.uri)}
         tokens = tokens_by_round(RowTokens("m", (10, 20, 30, 40, 50), (1, 2, 3, 4, 5)))
         costs = measure_serving(
-            uris, rows=rows_of(TEST), tokens={"incumbent": tokens, "candidate": tokens}
+            uris, rows=build.pairs(TEST), tokens={"incumbent": tokens, "candidate": tokens}
         ).serving
         assert len(server.bodies) == num_requests
     assert costs["incumbent"].tokens == tokens
@@ -272,31 +252,12 @@ FILTERED = refusal(400, "filtered", code="content_filter")
 
 
 @pytest.mark.parametrize("chat", [False, True])
-def test_truncated_answers_without_a_result_end_the_run_before_a_decision(
-    tmp_path: Path, chat: bool
-) -> None:
-    with (
-        endpoint_server(only_at(3, 5, reply=CUT)) as server,
-        pytest.raises(EndpointAnswersMissing),
-    ):
-        fit(server.url, tmp_path, chat=chat, pairs=MANY)
-
-
-@pytest.mark.parametrize("chat", [False, True])
 def test_a_few_truncated_answers_are_stated_and_wrong(tmp_path: Path, chat: bool) -> None:
     with endpoint_server(only_at(3, reply=CUT)) as server:
         zero_shot, *_ = fit(server.url, tmp_path, chat=chat, pairs=MANY)
     stated = "; 1 of 50 rows with an answer that ends at max_tokens, 1 of them empty and wrong"
     assert str(zero_shot.note).endswith(stated)
     assert chat or zero_shot.validation == 0.98
-
-
-def test_truncated_answers_of_a_chat_endpoint_that_have_a_text_are_stated(tmp_path: Path) -> None:
-    with endpoint_server(lambda *_: completion("the sky", finish_reason="length")) as server:
-        zero_shot, *_ = fit(server.url, tmp_path, chat=True)
-    assert str(zero_shot.note).endswith(
-        "; 4 of 4 rows with an answer that ends at max_tokens, 0 of them empty and wrong"
-    )
 
 
 def test_a_refused_row_is_wrong_with_confidence_0_and_stated(tmp_path: Path) -> None:
@@ -310,13 +271,27 @@ def test_a_refused_row_is_wrong_with_confidence_0_and_stated(tmp_path: Path) -> 
     with endpoint_server(answer) as server:
         zero_shot, *_ = fit(server.url, tmp_path, pairs=MANY)
         before = len(server.bodies)
-        table = predict_rows(str(zero_shot.uri), rows=rows_of(MANY))
+        table = predict_rows(str(zero_shot.uri), rows=build.pairs(MANY))
         assert len(server.bodies) == before
     assert zero_shot.note == (
         f"{MODEL}: no examples in the prompt; 2.0% of the answers are no label; 1 of 50 rows "
         "refused for the text, counted as wrong; sent without logprobs, which the endpoint refused"
     )
     assert (table.outputs[:2], table.scores[:2].tolist()) == (("", "sky"), [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("chat", "reply"), [(False, CUT), (True, CUT), (False, FILTERED), (True, FILTERED)]
+)
+def test_many_rows_without_a_result_end_the_run_and_their_texts_are_not_named(
+    tmp_path: Path, chat: bool, reply: Reply
+) -> None:
+    with endpoint_server(only_at(4, 7, reply=reply)) as server:
+        for _ in range(2):
+            with pytest.raises(EndpointAnswersMissing) as raised:
+                fit(server.url, tmp_path, chat=chat, pairs=MANY)
+            assert len(server.bodies) == len(MANY)
+    assert "sky" not in str(raised.value)
 
 
 CUT_LABEL = completion('{"label": "sk', finish_reason="length")
@@ -330,28 +305,15 @@ def test_answers_without_a_result_do_not_remove_the_confidences_of_others(
     tmp_path: Path, chat: bool, reply: Reply
 ) -> None:
     def answer(body: dict[str, Any], _: int) -> Reply:
-        return (
-            reply
-            if question(body) == "azure"
-            else completion(label_answer("sky"), logprobs=(-0.5,))
-        )
+        if question(body) == "azure":
+            return reply
+        return completion(label_answer("sky"), logprobs=(-0.5,))
 
     with endpoint_server(answer) as server:
         zero_shot, *_ = fit(server.url, tmp_path, chat=chat)
-        table = predict_rows(str(zero_shot.uri), rows=rows_of(VALIDATION, chat=chat))
+        table = predict_rows(str(zero_shot.uri), rows=build.pairs(VALIDATION, chat=chat))
     assert has_confidences(table)
     np.testing.assert_allclose(table.confidences[[1, 2]], [np.exp(-0.5), 0.0])
-
-
-def test_many_refused_rows_end_the_run_and_are_named_by_id_without_their_texts(
-    tmp_path: Path,
-) -> None:
-    with endpoint_server(only_at(4, 7, reply=FILTERED)) as server:
-        for _ in range(2):
-            with pytest.raises(EndpointAnswersMissing) as raised:
-                fit(server.url, tmp_path, pairs=MANY)
-            assert len(server.bodies) == len(MANY)
-    assert "sky" not in str(raised.value)
 
 
 @pytest.mark.parametrize("chat", [False, True])
@@ -364,6 +326,6 @@ def test_empty_answers_to_other_rows_than_validation_are_wrong_and_do_not_end_a_
         lambda body, number: reply if "number" in question(body) else by_word(body, number)
     ) as server:
         zero_shot, *_ = fit(server.url, tmp_path, chat=chat)
-        table = predict_rows(str(zero_shot.uri), rows=rows_of((*TEST, *other), chat=chat))
+        table = predict_rows(str(zero_shot.uri), rows=build.pairs((*TEST, *other), chat=chat))
     metric = table.measures["token_f1"] if chat else table.scores
     assert (metric > 0).tolist() == [True, True, False, False, False, False]

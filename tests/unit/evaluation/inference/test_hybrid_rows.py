@@ -22,10 +22,8 @@ TEXTS = tuple(
 ROWS = build.rows(
     TEXTS, ("a", "b") * (N // 2), groups={"sex": tuple("fm"[row % 3 > 0] for row in range(N))}
 )
-CASCADE, GROUP = (
-    Routing(by="cascade", threshold=0.5),
-    Routing(by="group", column="sex", values=("f",)),
-)
+CASCADE = Routing(by="cascade", threshold=0.5)
+GROUP = Routing(by="group", column="sex", values=("f",))
 
 
 class Part:

@@ -125,10 +125,10 @@ def test_texts_specific_to_an_age_or_without_a_persons_age_do_not_change(text: s
 
 
 def test_names_are_replaced_by_names_of_another_origin_and_the_same_sex() -> None:
-    for name, (origin, sex, _) in NAME_POSITIONS.items():
+    for name, (origin, index) in NAME_POSITIONS.items():
         for seed in ("0", "1", "2"):
             other = swap_name(f"{name} has a cough", seed=seed).removesuffix(" has a cough")
-            assert NAME_POSITIONS[other][1] == sex
+            assert NAME_POSITIONS[other][1] == index
             assert NAME_POSITIONS[other][0] != origin
 
 

@@ -15,7 +15,7 @@ from tailorbird.data.rows import Rows
 from tailorbird.evaluation.gates.cost import MIN_ROUNDS
 from tailorbird.evaluation.inference import device, serving_cost
 from tailorbird.evaluation.inference.device import DeviceError
-from tailorbird.evaluation.inference.serving_cost import Seconds, usage_of
+from tailorbird.evaluation.inference.serving_cost import Seconds
 from tailorbird.models.classifier import Classifier
 from tailorbird.models.loading import LoadedClassifier, load_artifact
 from tailorbird.registry.hybrid_routing import PARTS, Routing
@@ -66,10 +66,10 @@ def test_the_order_alternates_after_a_warm_up_and_times_are_per_thousand_rows(
         serving_cost, "_model", lambda uri, device, **_: SimpleNamespace(uri=uri, dtypes={device})
     )
     monkeypatch.setattr(serving_cost, "_seconds", counted)
-    in_order = {role: uris[role] for role in ("incumbent", "candidate")} | {
-        "probe": "file:///probe"
-    }
+    in_order = {role: uris[role] for role in ("incumbent", "candidate")}
+    in_order["probe"] = "file:///probe"
     costs = serving_cost.measure_serving(in_order, rows=rows_of(["heart"] * 7)).serving
+    assert costs["incumbent"].unit == "CPU-seconds"
     assert "".join(role[0] for role in answered) == "icp" + "icppciicppciicp"
     assert costs["incumbent"].cpu_s == pytest.approx((4, 9, 10, 15, 16))
     assert costs["candidate"].cpu_s == pytest.approx((5, 8, 11, 14, 17))
@@ -116,15 +116,6 @@ def test_a_hybrid_costs_the_rows_that_each_part_answers(
     assert counts == answered
 
 
-def test_gpu_seconds_are_the_elapsed_time_on_all_gpus_of_a_replica() -> None:
-    rounds = [Seconds(cpu=0.2, elapsed=0.5)] * 5
-    usage = usage_of(rounds, num_rows=50, num_gpus=1)
-    assert (usage.cpu_s, usage.gpu_s) == ((4.0,) * 5, (10.0,) * 5)
-    assert (usage.unit, usage.device_s) == ("GPU-seconds", usage.gpu_s)
-    assert usage_of(rounds, num_rows=50, num_gpus=8).gpu_s == (80.0,) * 5
-    assert usage_of(rounds, num_rows=50, num_gpus=0).unit == "CPU-seconds"
-
-
 def test_all_gpus_of_a_replica_are_counted_if_one_measures_its_models(
     uris: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,7 +136,9 @@ def test_all_gpus_of_a_replica_are_counted_if_one_measures_its_models(
             uris, rows=rows_of(["heart"] * 50), num_gpus=num_gpus
         )
         assert measured.device.name == name
-        assert {usage.gpu_s for usage in measured.serving.values()} == {(10.0 * num_gpus,) * 5}
+        for usage in measured.serving.values():
+            assert (usage.cpu_s, usage.gpu_s) == ((4.0,) * 5, (10.0 * num_gpus,) * 5)
+            assert (usage.unit, usage.device_s) == ("GPU-seconds", usage.gpu_s)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -196,9 +189,8 @@ def test_after_a_turn_the_weights_in_the_memory_of_the_host_are_used_again(
     assert loaded.model is not None
     tensors = (*loaded.model.parameters(), *loaded.model.buffers())
     before = [tensor.data_ptr() for tensor in tensors]
-    with serving_cost._on_device(
-        (loaded.model, loaded.model), device="cpu:0"
-    ):  # a hybrid's parts can share a model
+    parts = (loaded.model, loaded.model)  # the parts of a hybrid can share a model
+    with serving_cost._on_device(parts, device="cpu:0"):
         for tensor in tensors:
             tensor.data = tensor.data.clone()
     assert [tensor.data_ptr() for tensor in tensors] == before

@@ -98,20 +98,7 @@ def test_the_prompt_of_classification_is_put_before_each_text(
 ) -> None:
     declare(folder, "cls", prompts={"prompts": prompts, "default_prompt_name": default})
     assert_same(folder, prompt_name=name)
-
-
-@pytest.mark.parametrize(
-    ("prompts", "default", "expected"),
-    [
-        (NAMED, "document", "pain: "),
-        ({"document": "chest: "}, "document", "chest: "),
-        ({}, None, ""),
-    ],
-)
-def test_the_prompt_of_retrieval_is_that_of_queries(
-    folder: Path, prompts: dict[str, str], default: str | None, expected: str
-) -> None:
-    declare(folder, "cls", prompts={"prompts": prompts, "default_prompt_name": default})
+    expected = prompts.get("query") or prompts.get(default or "", "")
     assert read_pooling(folder.as_uri(), purpose="retrieval").prompt == expected
 
 
@@ -134,30 +121,18 @@ def test_a_folder_that_the_library_has_saved_is_read(folder: Path, tmp_path: Pat
     np.testing.assert_array_equal(embedded(tmp_path / "saved"), embedded(folder))
 
 
-def test_a_module_that_is_not_supported_is_refused(folder: Path) -> None:
-    declare(folder, "mean")
-    write_modules(folder, "Transformer", "Pooling", "Dense")
-    with pytest.raises(PoolingError):
-        read_pooling(folder.as_uri(), purpose="classification")
-
-
-def test_code_of_the_model_is_refused(folder: Path) -> None:
-    declare(folder, "mean")
-    modules = json.loads((folder / "modules.json").read_text())
-    write(folder / "modules.json", [modules[0] | {"type": "custom_st.Transformer"}, modules[1]])
-    with pytest.raises(PoolingError):
-        read_pooling(folder.as_uri(), purpose="classification")
-
-
-def test_several_modes_are_refused(folder: Path) -> None:
-    declare(folder, "mean", "max")
-    with pytest.raises(PoolingError):
-        read_pooling(folder.as_uri(), purpose="classification")
-
-
-@pytest.mark.parametrize("config", [{"do_lower_case": True}, {"modality_config": {"message": {}}}])
-def test_a_changed_text_is_refused(folder: Path, config: dict[str, Any]) -> None:
-    declare(folder, "mean")
-    write(folder / "sentence_bert_config.json", config)
+@pytest.mark.parametrize("change", ["module", "code", "modes", "lower case", "message"])
+def test_what_cannot_be_reproduced_is_refused(folder: Path, change: str) -> None:
+    declare(folder, *(("mean", "max") if change == "modes" else ("mean",)))
+    if change == "module":
+        write_modules(folder, "Transformer", "Pooling", "Dense")
+    elif change == "code":
+        modules = json.loads((folder / "modules.json").read_text())
+        modules[0]["type"] = "custom_st.Transformer"
+        write(folder / "modules.json", modules)
+    elif change == "lower case":
+        write(folder / "sentence_bert_config.json", {"do_lower_case": True})
+    elif change == "message":
+        write(folder / "sentence_bert_config.json", {"modality_config": {"message": {}}})
     with pytest.raises(PoolingError):
         read_pooling(folder.as_uri(), purpose="classification")

@@ -35,6 +35,15 @@ def test_the_examples_are_nearest_to_the_last_turn_of_the_user_and_the_nearest_i
     expected = (("system", "s"), *example(1), *example(0), *CONVERSATION)
     assert prompt.tokens == prompt_tokens(expected, tokenizer=tokenizer(), system=None)
     assert nearest_answer(CONVERSATION, index=INDEX).text == "a0"
+    conversation = (("system", "t"), *CONVERSATION)  # it keeps its system message
+    prompt = chat_prompt(
+        conversation, tokenizer=tokenizer(), prompting=prompting_of(1), index=INDEX
+    )
+    expected = (("system", "t"), *example(0), *CONVERSATION)
+    assert prompt.tokens == prompt_tokens(expected, tokenizer=tokenizer(), system=None)
+    fixed = Prompting(system=None, shots=example(3), max_new_tokens=4)
+    prompt = chat_prompt(CONVERSATION, tokenizer=tokenizer(), prompting=fixed)
+    assert prompt.examples == example(3)
 
 
 @pytest.mark.parametrize(
@@ -55,21 +64,6 @@ def test_examples_that_exceed_the_limit_are_omitted_the_least_similar_first(
     )
     assert prompt.examples == tuple(chain.from_iterable(map(example, included)))
     assert len(prompt.tokens) <= limit or not included
-
-
-def test_a_conversation_with_a_system_message_keeps_it() -> None:
-    conversation = (("system", "t"), *CONVERSATION)
-    prompt = chat_prompt(
-        conversation, tokenizer=tokenizer(), prompting=prompting_of(1), index=INDEX
-    )
-    expected = (("system", "t"), *example(0), *CONVERSATION)
-    assert prompt.tokens == prompt_tokens(expected, tokenizer=tokenizer(), system=None)
-
-
-def test_without_retrieval_the_examples_are_those_of_the_version() -> None:
-    prompting = Prompting(system=None, shots=example(3), max_new_tokens=4)
-    prompt = chat_prompt(CONVERSATION, tokenizer=tokenizer(), prompting=prompting)
-    assert prompt.examples == example(3)
 
 
 def test_a_strict_chat_template_accepts_an_example_of_a_row_that_starts_with_a_turn_of_the_assistant() -> (

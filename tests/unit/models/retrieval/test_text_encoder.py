@@ -102,21 +102,16 @@ def test_a_loaded_index_has_the_same_similarities_and_shares_its_memory(
     assert other.embeddings.weight == 0.5
 
 
-def test_an_index_without_the_embeddings_of_its_encoder_is_refused(
+def test_an_index_without_embeddings_and_an_encoder_with_other_files_are_refused(
     pinned: PinnedEncoder, tmp_path: Path
 ) -> None:
     retrieval = stored(tmp_path / "index", index_of(), encoder=pinned)
     with pytest.raises(ModelError):
         load_retrieval_index(tmp_path / "index", retrieval=retrieval)
-
-
-def test_an_encoder_with_other_files_is_refused(pinned: PinnedEncoder, tmp_path: Path) -> None:
-    small_encoder.save(tmp_path / "encoder", seed=1)
-    with pytest.raises(ModelError):
-        load_text_encoder(pinned)
-
-
-def test_an_encoder_whose_embeddings_are_not_finite_is_refused(tmp_path: Path) -> None:
-    small_encoder.save(tmp_path / "encoder", broken=True)
-    with pytest.raises(ModelError):
-        load_text_encoder(small_encoder.pin(tmp_path / "encoder"))
+    small_encoder.save(tmp_path / "encoder", broken=True)  # embeddings that are not finite
+    for encoder in (
+        pinned.model_copy(update={"dtype": "bfloat16"}),
+        small_encoder.pin(tmp_path / "encoder"),
+    ):
+        with pytest.raises(ModelError):
+            load_text_encoder(encoder)
