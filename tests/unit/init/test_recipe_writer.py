@@ -18,7 +18,7 @@ from tailorbird.data.loader import read_splits
 from tailorbird.data.quality import clean
 from tailorbird.data.rows import DataError
 from tailorbird.data.task_data import ChatData
-from tailorbird.init.inspect_data import DraftOptions, find_splits
+from tailorbird.init.inspect_data import S3_SETTINGS, DraftOptions, find_splits
 from tailorbird.init.recipe_writer import DraftError, write_recipe
 from tailorbird.init.task_defaults import expected_gain
 from tests.progress import ProgressRecorder
@@ -27,7 +27,7 @@ SETS = os.environ.get("TAILORBIRD_DATA")
 LARGE = {"banking77": 2000, "medical_abstracts": 300}
 """Evenly spaced rows used from each split of a large data set: finding near-duplicates of all takes
 ten seconds."""
-WORDS = (
+WORDS = [
     "ache",
     "back",
     "chest",
@@ -41,19 +41,13 @@ WORDS = (
     "leg",
     "neck",
     "rash",
-)
+]
 
 
 @pytest.fixture(autouse=True)
 def _no_s3(monkeypatch: pytest.MonkeyPatch) -> None:
     """Unset the S3 settings, so no tokenizer is available."""
-    for name in (
-        "AWS_ENDPOINT_URL",
-        "AWS_ENDPOINT_URL_S3",
-        "AWS_ACCESS_KEY_ID",
-        "AWS_PROFILE",
-        "AWS_ROLE_ARN",
-    ):
+    for name in S3_SETTINGS:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -182,34 +176,38 @@ def test_an_existing_recipe_is_not_overwritten(tmp_path: Path) -> None:
     assert path.read_text() == "name: mine"
 
 
-def test_splits_are_found_by_file_and_folder_names(tmp_path: Path) -> None:
-    def splits_of(*names: str) -> Any:
-        folder = tmp_path / str(len(list(tmp_path.iterdir())))
-        for name in names:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            pq.write_table(pa.table({"n": [1]}), folder / name)
-        uri = folder.as_uri()
-        uris = find_splits(uri)
-        return tuple(
-            split and split.removeprefix(uri).lstrip("/")
-            for split in (*uris.train, uris.validation, uris.test)
-        )
-
-    assert splits_of("train.parquet", "validation.parquet", "test.parquet") == (
-        *("train.parquet", "validation.parquet", "test.parquet"),
-    )
-    assert splits_of("train/0.parquet", "train/1.parquet", "test/0.parquet") == (
-        "train",
-        None,
-        "test",
-    )
-    assert splits_of("train-00000-of-2.parquet", "train-00001-of-2.parquet", "dev.parquet") == (
-        *("train-00000-of-2.parquet", "train-00001-of-2.parquet", "dev.parquet", None, None),
-    )
-    assert splits_of("part-0.parquet", "part-1.parquet") == ("", None, None)
-    assert splits_of("test.parquet") == ("", None, None)
-    with pytest.raises(DataError):
-        splits_of("train.parquet", "test-0.parquet", "test-1.parquet")
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (
+            ("train.parquet", "validation.parquet", "test.parquet"),
+            ("train.parquet", "validation.parquet", "test.parquet"),
+        ),
+        (("train/0.parquet", "train/1.parquet", "test/0.parquet"), ("train", None, "test")),
+        (
+            ("train-00000-of-2.parquet", "train-00001-of-2.parquet", "dev.parquet"),
+            ("train-00000-of-2.parquet", "train-00001-of-2.parquet", "dev.parquet", None, None),
+        ),
+        (("part-0.parquet", "part-1.parquet"), ("", None, None)),
+        (("test.parquet",), ("", None, None)),
+        (("train.parquet", "test-0.parquet", "test-1.parquet"), None),
+    ],
+)
+def test_splits_are_found_by_file_and_folder_names(
+    tmp_path: Path, files: tuple[str, ...], expected: tuple[str | None, ...] | None
+) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        pq.write_table(pa.table({"n": [1]}), tmp_path / name)
+    uri = tmp_path.as_uri()
+    if expected is None:
+        with pytest.raises(DataError):
+            find_splits(uri)
+        return
+    splits = find_splits(uri)
+    uris = (*splits.train, splits.validation, splits.test)
+    relative = [split and split.removeprefix(uri).lstrip("/") for split in uris]
+    assert tuple(relative) == expected
 
 
 @pytest.mark.parametrize("task", get_args(TaskName))
