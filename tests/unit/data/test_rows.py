@@ -6,14 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailorbird.data.rows import (
-    Rows,
     Splits,
     document_keys,
     fingerprint,
     rows_sha256,
     trained_turns,
 )
-from tests.build import rows
+from tests.build import pairs, rows
 
 
 def test_rows_are_returned_in_the_requested_order() -> None:
@@ -44,8 +43,8 @@ def test_different_splits_have_different_fingerprints(
     empty = rows([])
     prints = []
     for content in (first, second):
-        ids, texts, labels = zip(*content, strict=True) if content else ((), (), ())
-        train = Rows(ids, texts, labels)
+        ids = tuple(row_id for row_id, _, _ in content)
+        train = replace(pairs([(text, label) for _, text, label in content]), row_ids=ids)
         prints.append(fingerprint(Splits(train=train, validation=empty, test=empty)))
     assert (prints[0] == prints[1]) == (first == second)
     assert set(prints[0]) == {"train", "validation", "test"}
