@@ -79,18 +79,11 @@ def _split(
     parts = [rows.take(np.flatnonzero(splits == split)) for split in range(3)]
     shares = zip(SPLIT_NAMES, parts, fractions, strict=True)
     empty = [name for name, part, fraction in shares if fraction and not len(part)]
-    if rows.split_keys is None and not rows.class_labels and empty:
+    if empty and (config.split_by is not None or not rows.class_labels):
         raise DataError(
-            f"the conversations to split have too few different beginnings ({len(set(keys)):,}): "
-            f"no row is left for {' and '.join(empty)}. Add other conversations, set data.train, "
-            "data.validation and data.test, or set data.split_by to a column with an id of the "
-            "conversation"
-        )
-    if config.split_by is not None and empty:
-        raise DataError(
-            f"data.split_by {config.split_by!r} has too few different values ({len(set(keys)):,}) "
-            f"in the rows to split: no row is left for {' and '.join(empty)}. Add rows with other "
-            "values, set data.train, data.validation and data.test, or remove split_by if rows "
-            "with the same value are independent"
+            f"no row is left for {' and '.join(empty)}, because the rows to split have only "
+            f"{len(set(keys)):,} documents. A document has one value of data.split_by, or "
+            "conversations with the same beginning. Add other documents, change data.split_by, or "
+            "set data.train, data.validation and data.test"
         )
     return parts[0], parts[1], parts[2]

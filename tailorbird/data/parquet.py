@@ -180,9 +180,9 @@ def read_strings(
         )
     if column.null_count and fill is None:
         position = first + column.is_null().index(True).as_py()
-        part = f" starting at row {first}" if first else ""
-        count = f"{column.null_count} of {table.num_rows} rows{part} (first: row {position})"
-        raise DataError(f"{uri}: column {name!r} is null in {count}; fill or drop them")
+        raise DataError(
+            f"{uri}: column {name!r} is null, first in row {position}; fill or drop nulls"
+        )
     values = _values(column.cast(plain_type(column.type)).cast(pa.large_string()), name, uri=uri)
     if fill is not None:
         return tuple(fill if value is None else value for value in values)

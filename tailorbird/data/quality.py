@@ -1,7 +1,6 @@
 """Data quality checks: drop copies across splits, count problems, and reject data that cannot be
 evaluated."""
 
-import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
@@ -161,20 +160,18 @@ def _answers_in_train(trained: Rows, *, test: Rows) -> int | None:
 
 
 def require_separate_keys(keys: Mapping[str, Set[str]]) -> None:
-    """Raise DataError if two splits share values of `split_by`; `keys` are the values by split."""
+    """Raise DataError if two splits share values of `split_by`; `keys` are the values by split.
+
+    The message has no value, because it may identify a person.
+    """
     for earlier, later in combinations(keys, 2):
-        if shared := keys[earlier] & keys[later]:
-            hashes = ", ".join(sorted(map(_short_hash, shared))[:MAX_LISTED])
+        num_shared = len(keys[earlier] & keys[later])
+        if num_shared:
             raise DataError(
-                f"{len(shared):,} values of data.split_by are in both {earlier} and {later} "
-                f"(sha256 {hashes}); move all rows with the same value into one split, or remove "
-                "data.split_by if such rows are independent"
+                f"{num_shared:,} values of data.split_by are in both {earlier} and {later}; move "
+                "all rows with the same value into one split, or remove data.split_by if such "
+                "rows are independent"
             )
-
-
-def _short_hash(key: str) -> str:
-    """Return a value of `split_by` for a message, in which it must not identify a patient."""
-    return f"{hashlib.sha256(key.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}…"
 
 
 def require_no_test_row(examples: Sequence[str], *, test: Rows) -> None:

@@ -48,10 +48,7 @@ class SuiteColumns:
     def take(self, positions: Sequence[int]) -> "SuiteColumns":
         """Return the values at `positions`, in that order."""
         return SuiteColumns(
-            metrics=_pick(self.metrics, positions),
-            options=_pick(self.options, positions),
-            counterparts=_pick(self.counterparts, positions),
-            starts=_pick(self.starts, positions),
+            **{name: _pick(column, positions) for name, column in vars(self).items()}
         )
 
 
@@ -254,11 +251,9 @@ def rows_sha256(rows: Rows) -> str:
         columns["untrained turns"] = tuple(map(json.dumps, rows.untrained_turns))
     if rows.suite is not None:
         suite = rows.suite
-        columns |= {
-            "metric": suite.metrics,
-            "counterpart": suite.counterparts,
-            "start": suite.starts,
-        }
+        columns["metric"] = suite.metrics
+        columns["counterpart"] = suite.counterparts
+        columns["start"] = suite.starts
         columns["options"] = tuple(map(json.dumps, suite.options))
     for name in sorted(rows.groups):
         columns[f"group {name}"] = rows.groups[name]

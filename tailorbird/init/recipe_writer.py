@@ -15,7 +15,6 @@ from tailorbird.config.answers import AnswersConfig, JsonFieldsConfig
 from tailorbird.config.loader import parse_recipe
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.answers import unreadable
-from tailorbird.data.profiling.sample import NEAR_EMPTY, num_copies, num_near_empty
 from tailorbird.data.profiling.token_lengths import TOKENS_PER_WORD
 from tailorbird.init import inspect_data as inspection
 from tailorbird.init.data_warnings import language_warning, uneven_classes
@@ -31,7 +30,7 @@ from tailorbird.init.time_budget import RunSettings, draft_settings
 
 FEW_CLASS_ROWS = 10
 LONGEST_ANSWER = 512
-NUM_LISTED = 12
+NUM_LISTED = 12  # classes whose rows are stated
 # tokens of a row from which fused attention saves much of the time of a training step on CPUs
 LONG_TEXT = 128
 EPOCHS = ((1_000, 6), (5_000, 4), (30_000, 3), (200_000, 2))
@@ -78,10 +77,6 @@ def write_recipe(source: str, path: Path, *, options: DraftOptions, force: bool 
         *_data(summary, check, settings),
         *_training(summary, settings),
         *_evaluation(summary, settings),
-        "# The page of the service can show examples. Write texts that are not test rows, and "
-        "remove the #:",
-        '# serving: {examples: ["a first text", "a second text"]}',
-        "# Set `license` to add a license to the model cards, for example `license: apache-2.0`.",
         f"registry: {_yaml(options.registry)}",
     ]
     text = "\n".join(lines) + "\n"
@@ -204,17 +199,12 @@ def _data(summary: DataSummary, check: SplitCheck, settings: RunSettings) -> Ite
 def _groups(summary: DataSummary) -> Iterator[str]:
     groups = summary.roles.groups
     if not groups:
-        yield (
-            "  # No column looks like a group (2 to 20 values), so results are not reported by "
-            "group."
-        )
+        yield "  # No column looks like a group (2 to 20 values)."
         return
-    reasons = "; ".join(f"{group.name} ({group.reason})" for group in groups)
     yield (
         "  # Results are reported by group, and the groups gate checks that no group loses "
-        "accuracy."
+        "accuracy. Remove columns that are not groups."
     )
-    yield from _comments([f"Remove columns that are not groups: {reasons}"])
     yield f"  groups: {_yaml([group.name for group in groups])}"
 
 
@@ -235,34 +225,15 @@ def _result_of(check: SplitCheck) -> str:
 
 
 def _rows_seen(summary: DataSummary) -> Iterator[str]:
-    text = summary.roles.text
     label = summary.roles.label
-    texts = texts_in(summary.roles)
-    if text is None or label is None:
-        yield f"{len(texts):,} conversations end with an answer"
-        num_dropped = summary.sample.num_sampled - len(texts)
-        if num_dropped:
-            yield f"{num_dropped:,} conversations do not; drop them"
-    else:
-        counts = label.column.counts
-        largest = [f"{name!r} {count:,}" for name, count in counts.most_common(NUM_LISTED)]
-        if len(counts) > NUM_LISTED:
-            largest.append(f"{len(counts) - NUM_LISTED} more")
-        yield f"Rows per class ({len(counts)} classes): {', '.join(largest)}"
-        num_rare = sum(1 for count in counts.values() if count < FEW_CLASS_ROWS)
-        if num_rare:
-            yield (
-                f"{num_rare} classes have fewer than {FEW_CLASS_ROWS} rows; merge them, or "
-                "collect more rows"
-            )
-        num_null = text.column.num_null + label.column.num_null
-        if num_null:
-            yield (
-                f"{num_null:,} texts or labels are null, and a run rejects them; fill or drop them"
-            )
-    copies = num_copies(texts)
-    empty = num_near_empty(texts)
-    yield f"Duplicate texts: {copies:,}. Texts with fewer than {NEAR_EMPTY} characters: {empty:,}"
+    if label is None:
+        yield f"{len(texts_in(summary.roles)):,} conversations end with an answer"
+        return
+    counts = label.column.counts
+    largest = [f"{name!r} {count:,}" for name, count in counts.most_common(NUM_LISTED)]
+    if len(counts) > NUM_LISTED:
+        largest.append(f"{len(counts) - NUM_LISTED} more")
+    yield f"Rows per class ({len(counts)} classes): {', '.join(largest)}"
 
 
 def _split_by(summary: DataSummary, check: SplitCheck) -> Iterator[str]:
@@ -279,9 +250,6 @@ def _split_by(summary: DataSummary, check: SplitCheck) -> Iterator[str]:
             "that identifies it."
         )
     yield from _comments(check.rejected)
-    candidates = [f"{name} ({reason})" for name, reason in keys.items() if name != check.split_by]
-    if candidates and not check.rejected:
-        yield from _comments([f"Other candidates for split_by: {'; '.join(candidates)}"])
 
 
 def _length(summary: DataSummary) -> Iterator[str]:
@@ -352,8 +320,7 @@ def _evaluation(summary: DataSummary, settings: RunSettings) -> Iterator[str]:
     rows = settings.max_test_rows or summary.num_test
     gain = expected_gain(rows, task=task)
     yield "evaluation:"
-    yield f"  metric: {_metric(summary)}"
-    yield from _answers(summary)
+    yield from _metric(summary)
     yield (
         f"  minimum_gain: {minimum_gain(gain):g}  # smallest gain for which you would replace the "
         "model"
@@ -367,58 +334,40 @@ def _evaluation(summary: DataSummary, settings: RunSettings) -> Iterator[str]:
     yield from _comments([power])
     yield f"  expected_gain: {gain:g}"
 
-    cascade = (
-        "Remove the # of the next line to also test a cascade: a cheap model answers where it is "
-        "confident, and a more expensive one otherwise. It is one more comparison on the same "
-        "test rows, often the fourth, so a proof needs up to 6% more rows"
-    )
-    yield from _comments([cascade])
-    yield "  # hybrid: {by: cascade}"
     if comment := DEFAULTS[task].regulated:
         yield f"  # {comment}."
         if not summary.roles.groups:
             yield "  # Also set `gates: {groups: null}`, because the data has no groups."
 
 
-def _answers(summary: DataSummary) -> Iterator[str]:
-    if summary.roles.label is None and _are_json(answers_in(summary.roles)):
+def _metric(summary: DataSummary) -> Iterator[str]:
+    if summary.roles.label is None:
+        yield from _answer_metric(answers_in(summary.roles))
+        return
+    reason = _uneven_classes(summary)
+    if reason is not None:
+        yield f"  metric: macro_f1  # {reason}"
+    else:
+        yield "  metric: accuracy  # to weight all classes equally, use macro_f1"
+
+
+def _answer_metric(answers: Sequence[str]) -> Iterator[str]:
+    structured = AnswersConfig(json_fields=JsonFieldsConfig())
+    if answers and unreadable(answers, config=structured) is None:
+        yield "  metric: json_fields  # every answer is a JSON object"
         yield (
             "  # All fields are compared. To compare some of them, set `paths`, for example "
             "`paths: [/total]`."
         )
         yield "  answers: {json_fields: {}}"
-
-
-def _are_json(answers: Sequence[str]) -> bool:
-    """Return True if every answer is a JSON object."""
-    config = AnswersConfig(json_fields=JsonFieldsConfig())
-    return bool(answers) and unreadable(answers, config=config) is None
-
-
-def _metric(summary: DataSummary) -> str:
-    if summary.roles.label is None:
-        answers = answers_in(summary.roles)
-        if _are_json(answers):
-            return (
-                "json_fields  # every answer is a JSON object; the score is the share of equal "
-                "fields"
-            )
-        num_words = sum(len(answer.split()) for answer in answers) / max(1, len(answers))
-        metric = "rouge_l"
-        if num_words <= 1.5:
-            metric = "exact_match"
-        elif num_words <= 8:
-            metric = "token_f1"
-        return f"{metric}  # answers have {num_words:.1f} words on average"
-    counts = summary.roles.label.column.counts
-    reason = _uneven_classes(summary)
-    if reason is not None:
-        return f"macro_f1  # {reason}"
-    share = max(counts.values()) / sum(counts.values())
-    return (
-        f"accuracy  # the largest class has {share:.0%} of the rows; to weight all classes "
-        "equally, use macro_f1"
-    )
+        return
+    num_words = sum(len(answer.split()) for answer in answers) / max(1, len(answers))
+    metric = "rouge_l"
+    if num_words <= 1.5:
+        metric = "exact_match"
+    elif num_words <= 8:
+        metric = "token_f1"
+    yield f"  metric: {metric}  # answers have {num_words:.1f} words on average"
 
 
 def _comments(texts: Iterable[str], *, indent: str = "  ") -> Iterator[str]:

@@ -21,7 +21,11 @@ class RunSettings:
     max_train_rows: int | None = None
     max_validation_rows: int | None = None
     max_test_rows: int | None = None
-    is_reduced: bool = False  # true if there are fewer trials, epochs or rows than usual
+
+    @property
+    def is_reduced(self) -> bool:
+        """True if there are fewer trials, epochs or rows than usual."""
+        return self.num_trials < NUM_TRIALS
 
 
 def draft_settings(
@@ -52,5 +56,4 @@ def draft_settings(
         max_train_rows=max_train_rows,
         max_validation_rows=max_test_rows,
         max_test_rows=max_test_rows,
-        is_reduced=True,
     )

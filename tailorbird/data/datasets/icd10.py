@@ -213,8 +213,9 @@ def _joined(text: str) -> str:
 
 
 def _table(wordings: list[Wording]) -> pa.Table:
-    rows = [
-        {
+    rows = []
+    for text, code in wordings:
+        row = {
             "text": text,
             "code": code.code,
             "title": code.title,
@@ -223,23 +224,16 @@ def _table(wordings: list[Wording]) -> pa.Table:
             "category": code.code[:3],
             "group": group_of(text),
         }
-        for text, code in wordings
-    ]
+        rows.append(row)
     return pa.Table.from_pylist(rows)
 
 
 def _coder_table(wordings: list[Wording]) -> pa.Table:
-    rows = [
-        {
-            "prompt": text,
-            "completion": f"{code.code} {_joined(code.title)}",
-            "code": code.code,
-            "category": code.code[:3],
-            "group": group_of(text),
-        }
-        for text, code in wordings
-    ]
-    return pa.Table.from_pylist(rows)
+    table = _table(wordings)
+    answers = [f"{code.code} {_joined(code.title)}" for _, code in wordings]
+    table = table.append_column("completion", pa.array(answers))
+    table = table.rename_columns({"text": "prompt"})
+    return table.select(["prompt", "completion", "code", "category", "group"])
 
 
 def _unambiguous(wordings: list[Wording], *, by: Literal["code", "chapter"]) -> list[Wording]:

@@ -26,13 +26,6 @@ GROUP_CHARACTERS = 1 << 25
 """Numbers of rows and of characters after which a row group is written."""
 MAX_LISTED = 5
 INTEGERS = range(-(2**63), 2**63)
-REQUIRED: dict[str, tuple[type, ...]] = {
-    "text": (str,),
-    "label": (str, int),
-    "prompt": (str,),
-    "completion": (str,),
-}
-"""Columns with these names need a value of one of these types in each row."""
 NAMES: dict[type, str] = {
     str: "string",
     int: "integer",
@@ -55,9 +48,8 @@ class Schema:
     chat_format: ChatFormat | None = None
     num_rows: int = 0
     has_weights: bool = False
-    columns: dict[str, tuple[type | None, int]] = field(default_factory=dict)
-    """Type of each plain column, None if all its values are null, and the line that determines
-    it."""
+    columns: dict[str, type | None] = field(default_factory=dict)
+    """Type of each plain column, None if all its values are null."""
 
     @property
     def format_name(self) -> str:
@@ -72,7 +64,7 @@ class Schema:
             if self.has_weights:
                 turn["weight"] = pa.int8()
             fields[MESSAGES] = pa.list_(pa.struct(turn))
-        for name, (kind, _) in self.columns.items():
+        for name, kind in self.columns.items():
             fields[name] = ARROW_TYPES[kind or str]
         return pa.schema(fields)
 
@@ -197,12 +189,8 @@ def _row(record: Record, schema: Schema) -> dict[str, object]:
         for message in messages:
             _check_text(message["content"])
     types = {name: _type_of(name, value) for name, value in plain.items()}
-    if chat_format is None:
-        _check_required(plain)
     for name, kind in types.items():
-        schema.columns[name] = _merged(
-            name, kind, line=record.line, before=schema.columns.get(name)
-        )
+        schema.columns[name] = _merged(name, kind, before=schema.columns.get(name))
     return row | {name: None if types[name] is None else value for name, value in plain.items()}
 
 
@@ -235,28 +223,16 @@ def _check_text(text: Any) -> None:
         ) from None
 
 
-def _check_required(plain: Mapping[str, object]) -> None:
-    for name in REQUIRED.keys() & plain.keys():
-        allowed = REQUIRED[name]
-        kind = type(plain[name])
-        if kind not in allowed:
-            names = " or ".join(NAMES[kind] for kind in allowed)
-            raise ValueError(f"the column {name!r} is a JSON {NAMES[kind]}; give a {names}")
-
-
-def _merged(
-    name: str, kind: type | None, *, line: int, before: tuple[type | None, int] | None
-) -> tuple[type | None, int]:
+def _merged(name: str, kind: type | None, *, before: type | None) -> type | None:
     """Return the type of a column after a further line; raise ValueError if it has another type."""
-    if before is None:
-        return kind, line
-    if kind is None or kind is before[0] or (kind is int and before[0] is float):
-        return before
-    if before[0] is None or (kind is float and before[0] is int):
-        return kind, line
+    kinds = {kind, before} - {None}
+    if len(kinds) < 2:
+        return kind or before
+    if kinds == {int, float}:
+        return float
     raise ValueError(
-        f"the column {name!r} has the type {NAMES[kind]}, but {NAMES[before[0]]} on line "
-        f"{before[1]}; use one type"
+        f"the column {name!r} has the type {NAMES[kind or str]}, but lines before have "
+        f"{NAMES[before or str]}; use one type"
     )
 
 

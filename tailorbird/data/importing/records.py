@@ -2,7 +2,6 @@
 
 import csv
 import json
-from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -64,8 +63,6 @@ def _decoded_lines(file: BinaryIO, *, report: Callable[[int], None]) -> Iterator
     lines = iter(partial(file.readline, MAX_LINE_BYTES + 1), b"")
     for number, content in enumerate(lines, start=1):
         size += len(content)
-        if number == 1 and content.startswith((BOM_UTF16_BE, BOM_UTF16_LE)):
-            raise _LineError(1, "the file is UTF-16; convert it to UTF-8")
         if len(content) > MAX_LINE_BYTES:
             raise _LineError(
                 number, f"it is longer than {MAX_LINE_BYTES >> 20} MiB; write one record per line"

@@ -89,7 +89,7 @@ class ColumnRoles:
     prompt: ColumnRole | None = None
     completion: ColumnRole | None = None
     messages: ColumnRole | None = None
-    groups: tuple[ColumnRole, ...] = ()
+    groups: tuple[Column, ...] = ()
     keys: tuple[ColumnRole, ...] = ()  # candidates for `split_by`, the most likely first
 
     @property
@@ -121,8 +121,8 @@ def infer_column_roles(
     keys.sort(key=lambda column: (not _name_matches(column, IDENTITIES), -len(column.counts)))
     return replace(
         inputs,
-        groups=tuple(ColumnRole(each, f"{len(each.counts)} distinct values") for each in groups),
-        keys=tuple(ColumnRole(each, _rows_per_value(each)) for each in keys),
+        groups=tuple(groups),
+        keys=tuple(ColumnRole(each, f"{len(each.counts):,} values") for each in keys),
     )
 
 
@@ -135,14 +135,11 @@ def _input_roles(sample: Sample, *, text: str | None, label: str | None) -> Colu
             )
         prompt = _column_named(sample, PROMPTS)
         answer = _column_named(sample, ANSWERS)
-        labelled = (
-            _column_named(sample, LABELS) is not None and _column_named(sample, TEXTS) is not None
-        )
+        labelled = _column_named(sample, LABELS) and _column_named(sample, TEXTS)
         if prompt and answer and not labelled and answer.mean_words >= ANSWER_WORDS:
-            words = f"chosen by its name; {answer.mean_words:.0f} words per row"
             return ColumnRoles(
                 prompt=ColumnRole(prompt, "chosen by its name"),
-                completion=ColumnRole(answer, words),
+                completion=ColumnRole(answer, "chosen by its name"),
             )
     text_role = _text(sample, text)
     return ColumnRoles(text=text_role, label=_label(sample, label, text=text_role.name))
@@ -150,9 +147,7 @@ def _input_roles(sample: Sample, *, text: str | None, label: str | None) -> Colu
 
 def _text(sample: Sample, name: str | None) -> ColumnRole:
     if name is not None:
-        return ColumnRole(
-            _required(sample, name, kinds=("string",), option="--text"), "set with --text"
-        )
+        return ColumnRole(_required(sample, name, kinds=("string",)), "set with --text")
     named = _column_named(sample, TEXTS)
     if named is not None:
         return ColumnRole(named, "chosen by its name")
@@ -165,17 +160,12 @@ def _text(sample: Sample, name: str | None) -> ColumnRole:
             "--text"
         )
     longest = max(strings, key=lambda column: column.mean_words)
-    return ColumnRole(
-        longest, f"string column with the most words per row ({longest.mean_words:.0f})"
-    )
+    return ColumnRole(longest, "has the most words per row")
 
 
 def _label(sample: Sample, name: str | None, *, text: str) -> ColumnRole:
     if name is not None:
-        return ColumnRole(
-            _required(sample, name, kinds=("string", "integer"), option="--label"),
-            "set with --label",
-        )
+        return ColumnRole(_required(sample, name, kinds=("string", "integer")), "set with --label")
     most = min(MAX_CLASSES, sample.num_sampled // 2)
     fitting = []
     for column in sample.columns:
@@ -184,7 +174,7 @@ def _label(sample: Sample, name: str | None, *, text: str) -> ColumnRole:
             fitting.append(column)
     named = _first_named(fitting, LABELS)
     if named is not None:
-        return ColumnRole(named, f"chosen by its name; {len(named.counts)} distinct values")
+        return ColumnRole(named, "chosen by its name")
     likely = [column for column in fitting if not column.num_null]
     likely = [column for column in likely if not _name_matches(column, (*GROUPS, *IDENTITIES))]
     if not likely:
@@ -193,20 +183,14 @@ def _label(sample: Sample, name: str | None, *, text: str) -> ColumnRole:
             "--label"
         )
     column = max(likely, key=lambda column: len(column.counts))
-    num_values = len(column.counts)
-    reason = (
-        f"of the columns with few distinct values, the one with the most ({num_values}); check "
-        "that it is the label"
-    )
-    return ColumnRole(column, reason)
+    return ColumnRole(column, "has the most distinct values; check that it is the label")
 
 
-def _required(sample: Sample, name: str, *, kinds: Sequence[str], option: str) -> Column:
+def _required(sample: Sample, name: str, *, kinds: Sequence[str]) -> Column:
     column = sample.column(name)
     if column is None or column.kind not in kinds:
-        allowed = " or ".join(f"{kind}s" for kind in kinds)
         raise DataError(
-            f"{option} {name}: {sample.uri} has no column {name!r} of {allowed}; it has "
+            f"{sample.uri} has no column {name!r} of the type {' or '.join(kinds)}; it has "
             f"{_all(sample)}"
         )
     return column
@@ -244,14 +228,6 @@ def _is_key(column: Column, *, num_rows: int) -> bool:
     return several and known and not column.num_null
 
 
-def _rows_per_value(column: Column) -> str:
-    return (
-        f"{len(column.counts):,} values, {sum(column.counts.values()) / len(column.counts):.1f} "
-        "rows each"
-    )
-
-
 def _all(sample: Sample) -> str:
-    usable = [column for column in sample.columns if column.kind != "messages"]
-    columns = [f"{column.name} ({column.kind}, {len(column.counts)} values)" for column in usable]
+    columns = [f"{column.name} ({column.kind})" for column in sample.columns]
     return ", ".join((*columns, *sample.unusable)) or "no columns"

@@ -10,14 +10,12 @@ import numpy as np
 import pyarrow as pa
 
 from tailorbird.data.parquet import Kind, kind_of, open_parquet, parquet_files, plain_type
-from tailorbird.data.splits import normalise
 
 SAMPLE_ROWS = 50_000
 SAMPLE_BYTES = 256 << 20
 """Numbers of rows, and of uncompressed bytes, after which no further row group is read."""
 # maximum number of rows of a sample whose tokens are counted, or whose languages are recognized
 SPREAD_ROWS = 2000
-NEAR_EMPTY = 3  # number of characters below which a text is near-empty
 
 Row = TypeVar("Row")
 
@@ -120,14 +118,3 @@ def spread(rows: Sequence[Row]) -> list[Row]:
     """Return at most SPREAD_ROWS evenly spaced rows."""
     indices = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), SPREAD_ROWS)).astype(np.int64))
     return [rows[index] for index in indices]
-
-
-def num_copies(texts: Sequence[str]) -> int:
-    """Return the number of rows whose normalised text is in an earlier row."""
-    return len(texts) - len({normalise(text) for text in texts})
-
-
-def num_near_empty(texts: Sequence[str]) -> int:
-    """Return the number of rows whose text has fewer than NEAR_EMPTY characters other than white
-    space."""
-    return sum(len("".join(text.split())) < NEAR_EMPTY for text in texts)

@@ -134,7 +134,7 @@ NULL: Table = {"text": ["a", None, "b"], "chapter": ["x", "y", "y"]}
         pytest.param(ONE_CLASS, ("only one class, 'x'", "at least two"), id="one class only"),
         pytest.param(
             {"train": NULL},
-            ("column 'text' is null in 1 of 3 rows (first: row 1)", "fill or drop them"),
+            ("column 'text' is null, first in row 1", "fill or drop nulls"),
             id="null text",
         ),
     ],

@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
@@ -16,8 +15,9 @@ from tailorbird.config.answers import AnswersConfig
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.data import answers as metrics
 from tailorbird.data.answers import PatternTimeout, require_readable_answers, unreadable
-from tailorbird.data.rows import DataError, Rows, Splits
+from tailorbird.data.rows import DataError, Splits
 from tailorbird.evaluation.statistics.answer_metrics import per_row
+from tests.build import rows
 
 JSON = st.recursive(
     st.none()
@@ -72,10 +72,8 @@ def test_json_fields_is_the_share_of_equal_fields(answer: str, expected: float) 
 
 def test_json_fields_compares_the_given_paths_only() -> None:
     paths = ["/address/city", "/codes/1", "/unknown", "/a~1b"]
-    equal, third = (
-        '{"address": {"city": "Bonn"}, "codes": [0, 2]}',
-        '{"address": {"city": "Bonn"}, "unknown": 1}',
-    )
+    equal = '{"address": {"city": "Bonn"}, "codes": [0, 2]}'
+    third = '{"address": {"city": "Bonn"}, "unknown": 1}'
     assert score(equal, REFERENCE, json_fields={"paths": paths}) == 1
     assert score(third, REFERENCE, json_fields={"paths": paths}) == pytest.approx(1 / 3)
     assert score('{"a/b": true}', '{"a/b": 1}', json_fields={"paths": ["/a~1b"]}) == 0
@@ -126,9 +124,7 @@ def test_a_group_that_did_not_take_part_in_the_match_has_no_value() -> None:
 
 def test_a_regular_expression_that_does_not_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "PATTERN_SECONDS", 0.05)
-    with pytest.raises(
-        PatternTimeout, match=r"takes more than 0.05 s on a text of 61 characters; give a pattern"
-    ):
+    with pytest.raises(PatternTimeout):
         score("a" * 60 + "!", "a", regex={"pattern": r"((?:(a|aa)+)+)$"})
 
 
@@ -254,62 +250,45 @@ def test_references_without_a_value_are_reported(
     )
 
 
-def test_a_reference_without_a_value_is_an_error() -> None:
-    with pytest.raises(ValueError, match="the reference answer 'one' has no number"):
-        score("1", "one", numeric={})
-    with pytest.raises(ValueError, match="the reference answer '12,50' has no number"):
-        score("99,50", "12,50", numeric={})
+@pytest.mark.parametrize(("answer", "reference"), [("1", "one"), ("99,50", "12,50")])
+def test_a_reference_without_a_value_is_an_error(answer: str, reference: str) -> None:
+    with pytest.raises(ValueError, match=reference):
+        score(answer, reference, numeric={})
 
 
 @pytest.mark.parametrize(
-    ("config", "message"),
+    "config",
     [
-        ({"json_fields": {"paths": ["name"]}}, "'name' is not a JSON Pointer"),
-        ({"regex": {"pattern": "("}}, "is not a regular expression"),
-        ({"numeric": {"absolute": -1}}, "greater than or equal to 0"),
-        ({"numeric": {"absolute": "inf"}}, "finite number"),
-        ({"choice": {"options": ["yes"]}}, "at least 2 items"),
-        (
-            {"choice": {"options": ["yes", "Yes"]}},
-            "the options 'yes' and 'Yes' have the same words",
-        ),
-        (
-            {"choice": {"options": ["-1", "0", "1"]}},
-            "the options '-1' and '1' have the same words, because",
-        ),
-        (
-            {"choice": {"options": ["C", "C++"]}},
-            "remove or rename one, or compare numbers with `numeric`",
-        ),
-        ({"choice": {"options": ["grade 1", "Grade: \uff11"]}}, "have the same words"),
-        ({"choice": {"options": ["A", "A"]}}, "the options 'A' and 'A' have the same words"),
-        ({"choice": {"options": ["yes", "-"]}}, "the option '-' has no letter or digit"),
+        {"json_fields": {"paths": ["name"]}},
+        {"regex": {"pattern": "("}},
+        {"numeric": {"absolute": -1}},
+        {"numeric": {"absolute": "inf"}},
+        {"choice": {"options": ["yes"]}},
+        {"choice": {"options": ["yes", "Yes"]}},
+        {"choice": {"options": ["-1", "0", "1"]}},
+        {"choice": {"options": ["C", "C++"]}},
+        {"choice": {"options": ["grade 1", "Grade: \uff11"]}},
+        {"choice": {"options": ["A", "A"]}},
+        {"choice": {"options": ["yes", "-"]}},
     ],
 )
-def test_an_unusable_setting_is_rejected(config: Any, message: str) -> None:
-    with pytest.raises(ValidationError, match=re.escape(message)):
+def test_an_unusable_setting_is_rejected(config: Any) -> None:
+    with pytest.raises(ValidationError):
         AnswersConfig.model_validate(config)
 
 
 @pytest.mark.parametrize("metric", ["json_fields", "regex", "numeric", "choice"])
 def test_a_metric_requires_its_section(metric: str) -> None:
-    with pytest.raises(
-        ValidationError,
-        match=rf"metric '{metric}' requires the section answers\.{metric}; .*`answers:",
-    ):
+    with pytest.raises(ValidationError, match=metric):
         EvaluationConfig.model_validate({"metric": metric})
 
 
 def test_a_test_row_whose_answer_has_no_value_is_refused_with_its_id() -> None:
     answers = AnswersConfig.model_validate({"numeric": {}})
-    rows = Rows(
-        ("7", "8"), ("a", "b"), ("1", "2"), conversations=((("user", "a"),),) * 2, answers=answers
-    )
-    faulty = replace(rows, labels=("1", "two"))
-    require_readable_answers(Splits(faulty, rows, rows))
-    with pytest.raises(
-        DataError, match=r"the answer of test row 8 has no number; correct the row, or evaluation\."
-    ):
-        require_readable_answers(Splits(rows, rows, faulty))
-    with pytest.raises(DataError, match="the answer of validation row 8 has no number"):
-        require_readable_answers(Splits(rows, faulty, rows))
+    valid = rows(["a", "b"], ["1", "2"], chat=True, first=7, answers=answers)
+    faulty = replace(valid, labels=("1", "two"))
+    require_readable_answers(Splits(faulty, valid, valid))
+    with pytest.raises(DataError, match="test row 8"):
+        require_readable_answers(Splits(valid, valid, faulty))
+    with pytest.raises(DataError, match="validation row 8"):
+        require_readable_answers(Splits(valid, faulty, valid))

@@ -1,8 +1,8 @@
 """Copies are found by letters and digits, near copies by their words."""
 
 from collections import Counter
-from dataclasses import replace
 from math import log
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -18,6 +18,7 @@ from tailorbird.data.copies import (
 )
 from tailorbird.data.fingerprints import letters_and_digits
 from tailorbird.data.rows import Rows
+from tests.build import rows
 
 QUESTION = "I would like to transfer money from my other bank account into this one"
 OTHERS = tuple(
@@ -97,11 +98,10 @@ labels = st.sampled_from("xy")
 def test_the_index_finds_what_a_comparison_with_all_texts_finds(
     similar: list[tuple[str, str]], text: str, label: str
 ) -> None:
-    known = [
-        *similar,
-        *((str(number), "z") for number in range(100)),
-    ]  # these words are rare, so they have weights
-    index = copy_index([other for other, _ in known], labels=[of_other for _, of_other in known])
+    rare = [(str(number), "z") for number in range(100)]  # gives the words weights
+    known = [*similar, *rare]
+    known_texts, known_labels = zip(*known, strict=True)
+    index = copy_index(known_texts, labels=known_labels)
     sets = {other: set(other.split()) for other, _ in known}
     once = 1 / (1 + len(sets))
     counts = Counter(word for words in sets.values() for word in words)
@@ -112,7 +112,7 @@ def test_the_index_finds_what_a_comparison_with_all_texts_finds(
         )
 
     words = set(text.split())
-    expected = {[other for other, _ in known].index(text)} if text in sets else set()
+    expected = {known_texts.index(text)} if text in sets else set()
     for pair in known:
         others = sets[pair[0]]
         least = SIMILARITY * weight(words | others) - 1e-9
@@ -125,10 +125,8 @@ def test_the_index_finds_what_a_comparison_with_all_texts_finds(
     assert copies_of(text, label=label, index=index) == expected
 
 
-def rows_of(*texts: str, split_keys: tuple[str, ...] | None = None) -> Rows:
-    return Rows(
-        tuple(map(str, range(len(texts)))), texts, ("a",) * len(texts), split_keys=split_keys
-    )
+def rows_of(*texts: str, **columns: Any) -> Rows:
+    return rows(texts, ["a"] * len(texts), **columns)
 
 
 def test_rows_that_are_copies_are_one_document() -> None:
@@ -139,15 +137,7 @@ def test_rows_that_are_copies_are_one_document() -> None:
 
 
 def test_a_long_copy_joins_documents_of_split_by_and_a_short_one_does_not() -> None:
-    rows = rows_of(
-        "No findings", QUESTION, "no findings.", f"Hello, {QUESTION}", "another", *OTHERS
-    )
+    texts = ("No findings", QUESTION, "no findings.", f"Hello, {QUESTION}", "another", *OTHERS)
     keys = ("p1", "p2", "p3", "p4", "p4", *OTHERS)
-    assert documents(replace(rows, split_keys=keys)) == (
-        "0",
-        "1",
-        "2",
-        "1",
-        "1",
-        *map(str, range(3, 23)),
-    )
+    expected = ("0", "1", "2", "1", "1", *map(str, range(3, 23)))
+    assert documents(rows_of(*texts, split_keys=keys)) == expected

@@ -13,7 +13,8 @@ from tailorbird.data.fingerprints import (
     trained_fingerprints,
     user_texts,
 )
-from tailorbird.data.rows import DataError, Rows
+from tailorbird.data.rows import DataError
+from tests.build import rows
 
 
 @pytest.mark.parametrize(
@@ -40,9 +41,8 @@ def test_a_conversation_is_known_by_the_turns_of_its_user() -> None:
         ("assistant", "Hello"),
         ("user", "Why?"),
     )
-    rows = Rows(("0",), ("all turns",), ("answer",), conversations=(conversation,))
-    assert user_texts(rows) == ("Hi\nWhy?",)
-    assert user_texts(Rows(("0",), ("text",), ("label",))) == ("text",)
+    assert user_texts(rows(["all turns"], conversations=(conversation,))) == ("Hi\nWhy?",)
+    assert user_texts(rows(["text"])) == ("text",)
 
 
 def test_each_turn_that_is_trained_on_is_known_by_the_turns_of_the_user_before_it() -> None:
@@ -53,11 +53,9 @@ def test_each_turn_that_is_trained_on_is_known_by_the_turns_of_the_user_before_i
         ("assistant", "So"),
         ("user", "How?"),
     )
-    rows = Rows(
-        ("0",), ("all",), ("answer",), conversations=(conversation,), untrained_turns=((3,),)
-    )
+    conversations = rows(["all"], conversations=(conversation,), untrained_turns=((3,),))
     expected = fingerprints(["Hi", "Hi\nWhy?\nHow?"])
-    np.testing.assert_array_equal(trained_fingerprints(rows), expected)
+    np.testing.assert_array_equal(trained_fingerprints(conversations), expected)
 
 
 def test_stored_fingerprints_are_distinct_and_sorted(tmp_path: Path) -> None:
@@ -70,7 +68,5 @@ def test_stored_fingerprints_are_distinct_and_sorted(tmp_path: Path) -> None:
 @pytest.mark.parametrize("values", [pa.array([1, None], pa.uint64()), pa.array([1], pa.int64())])
 def test_another_column_is_refused(tmp_path: Path, values: pa.Array) -> None:
     pq.write_table(pa.table({"fingerprint": values}), tmp_path / "rows.parquet")
-    with pytest.raises(
-        DataError, match="is no column of uint64 without nulls; restore it from a copy"
-    ):
+    with pytest.raises(DataError):
         load_fingerprints((tmp_path / "rows.parquet").as_uri())

@@ -5,17 +5,30 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailorbird.data.rows import Rows, Splits, document_keys, fingerprint, trained_turns
+from tailorbird.data.rows import (
+    Splits,
+    document_keys,
+    fingerprint,
+    rows_sha256,
+    trained_turns,
+)
+from tests.build import pairs, rows
 
 
 def test_rows_are_returned_in_the_requested_order() -> None:
-    rows = Rows(
-        ("0", "1", "2"), ("a", "b", "c"), ("x", "y", "z"), ("k", "l", "m"), {"sex": ("f", "m", "f")}
+    whole = rows(
+        ["a", "b", "c"],
+        ["x", "y", "z"],
+        split_keys=("k", "l", "m"),
+        groups={"sex": ("f", "m", "f")},
     )
-    assert rows.take([2, 0]) == Rows(
-        ("2", "0"), ("c", "a"), ("z", "x"), ("m", "k"), {"sex": ("f", "f")}
-    )
-    assert len(rows.take([])) == 0
+    part = whole.take([2, 0])
+    assert part.row_ids == ("2", "0")
+    assert part.texts == ("c", "a")
+    assert part.labels == ("z", "x")
+    assert part.split_keys == ("m", "k")
+    assert part.groups == {"sex": ("f", "f")}
+    assert len(whole.take([])) == 0
 
 
 triples = st.lists(
@@ -27,46 +40,30 @@ triples = st.lists(
 def test_different_splits_have_different_fingerprints(
     first: list[tuple[str, str, str]], second: list[tuple[str, str, str]]
 ) -> None:
-    empty = Rows((), (), ())
-    prints = [
-        fingerprint(Splits(train=_rows(triples_of_split), validation=empty, test=empty))
-        for triples_of_split in (first, second)
-    ]
+    empty = rows([])
+    prints = []
+    for content in (first, second):
+        ids = tuple(row_id for row_id, _, _ in content)
+        train = replace(pairs([(text, label) for _, text, label in content]), row_ids=ids)
+        prints.append(fingerprint(Splits(train=train, validation=empty, test=empty)))
     assert (prints[0] == prints[1]) == (first == second)
     assert set(prints[0]) == {"train", "validation", "test"}
 
 
 def test_the_fingerprint_depends_on_the_role_and_name_of_a_column() -> None:
-    plain = Rows(("0",), ("text",), ("label",))
     variants = [
-        plain,
-        replace(plain, split_keys=("x",)),
-        replace(plain, groups={"sex": ("x",)}),
-        replace(plain, groups={"ward": ("x",)}),
+        rows(["text"]),
+        rows(["text"], split_keys=("x",)),
+        rows(["text"], groups={"sex": ("x",)}),
+        rows(["text"], groups={"ward": ("x",)}),
     ]
-    empty = Rows((), (), ())
-    assert len(
-        {
-            fingerprint(Splits(train=rows, validation=empty, test=empty))["train"]
-            for rows in variants
-        }
-    ) == len(variants)
-
-
-def _rows(triples_of_split: list[tuple[str, str, str]]) -> Rows:
-    ids, texts, labels = (
-        (tuple(column) for column in zip(*triples_of_split, strict=True))
-        if triples_of_split
-        else ((), (), ())
-    )
-    return Rows(ids, texts, labels)
+    assert len(set(map(rows_sha256, variants))) == len(variants)
 
 
 U, A = "user", "assistant"
-TALKS = Rows(
-    row_ids=("0", "1", "2"),
-    texts=("s\nHow?\nso\nWhy?", "hi\nHow?", "s"),
-    labels=("because", "thus", "end"),
+TALKS = rows(
+    ["s\nHow?\nso\nWhy?", "hi\nHow?", "s"],
+    ["because", "thus", "end"],
     groups={"g": ("x", "y", "z")},
     conversations=(
         (("system", "s"), (U, "How?"), (A, "so"), (U, "Why?")),
@@ -78,18 +75,14 @@ TALKS = Rows(
 
 
 def test_each_trained_turn_of_a_conversation_is_a_row_with_the_turns_before_it() -> None:
-    rows = trained_turns(TALKS)
-    assert rows.row_ids == ("0", "0", "1", "2")
-    assert rows.texts == ("s\nHow?", *TALKS.texts)
-    assert rows.labels == ("so", *TALKS.labels)
-    assert rows.groups == {"g": ("x", "x", "y", "z")}
-    assert rows.conversations is not None
-    assert rows.conversations[:2] == (
-        (("system", "s"), (U, "How?")),
-        (TALKS.conversations or ())[0],
-    )
-    assert rows.untrained_turns == ((), (), (0,), ())
-    classes = Rows(("0",), ("t",), ("l",))
+    trained = trained_turns(TALKS)
+    assert trained.row_ids == ("0", "0", "1", "2")
+    assert trained.texts == ("s\nHow?", *TALKS.texts)
+    assert trained.labels == ("so", *TALKS.labels)
+    assert trained.groups == {"g": ("x", "x", "y", "z")}
+    assert trained.turns[:2] == ((("system", "s"), (U, "How?")), TALKS.turns[0])
+    assert trained.untrained_turns == ((), (), (0,), ())
+    classes = rows(["t"])
     assert trained_turns(classes) is classes
 
 
@@ -102,8 +95,7 @@ def test_a_greeting_of_many_conversations_is_no_document() -> None:
     greeted = [((U, "Hello"), (A, "hi"), (U, f"q{row}")) for row in range(11)]
     longer = (*greeted[3], (A, "a"), (U, "more"))
     talks = ((greeted[0][0],), *greeted, longer)
-    blank = ("",) * len(talks)
-    rows = Rows(tuple(map(str, range(len(talks)))), blank, blank, conversations=talks)
-    keys = document_keys(rows)
+    greetings = rows([""] * len(talks), conversations=talks)
+    keys = document_keys(greetings)
     assert keys == ["hello", *(f"hello hi q{row}" for row in range(11)), "hello hi q3"]
-    assert set(document_keys(rows.take([0, 1, 2, 3, 4, 12]))) == {"hello"}
+    assert set(document_keys(greetings.take([0, 1, 2, 3, 4, 12]))) == {"hello"}

@@ -55,26 +55,12 @@ def test_the_shares_of_the_splits_are_close_to_the_fractions(seed: int) -> None:
     )  # six standard deviations of a share of 4,000 draws
 
 
-def test_another_seed_gives_another_split() -> None:
-    keys = [str(number) for number in range(200)]
-    first, second = (split_by_key(keys, fractions=FRACTIONS, seed=seed) for seed in (0, 1))
-    assert (first != second).any()
-
-
 def test_the_split_of_a_key_is_the_same_on_every_machine_and_version() -> None:
     keys = ["A00", "B20", "C34", "D50", "E11", "F32", "G40", "H25", "I10", "J45"]
-    assert split_by_key(keys, fractions=(0.5, 0.25, 0.25), seed=0).tolist() == [
-        2,
-        0,
-        0,
-        2,
-        0,
-        0,
-        1,
-        1,
-        0,
-        2,
-    ]
+    parts = split_by_key(keys, fractions=(0.5, 0.25, 0.25), seed=0)
+    assert parts.tolist() == [2, 0, 0, 2, 0, 0, 1, 1, 0, 2]
+    other = split_by_key(keys, fractions=(0.5, 0.25, 0.25), seed=1)
+    assert (parts != other).any()
 
 
 def test_a_fraction_of_zero_gets_no_rows() -> None:
@@ -96,9 +82,9 @@ def test_a_subsample_has_sorted_distinct_rows_and_the_requested_size(
 
 
 def test_a_smaller_subsample_is_a_subset_of_a_larger_one_with_the_same_seed() -> None:
-    assert set(subsample(100, size=20, seed=5).tolist()) <= set(
-        subsample(100, size=60, seed=5).tolist()
-    )
+    small = subsample(100, size=20, seed=5)
+    large = subsample(100, size=60, seed=5)
+    assert set(small.tolist()) <= set(large.tolist())
 
 
 @given(labels=st.lists(st.sampled_from("abcd"), min_size=4, max_size=80), seed=seeds)
@@ -126,7 +112,7 @@ def test_a_stratified_split_keeps_keys_together_and_distributes_labels_evenly() 
 
 
 def test_a_stratified_split_of_fewer_keys_than_folds_is_rejected() -> None:
-    with pytest.raises(ValueError, match="2 distinct keys"):
+    with pytest.raises(ValueError, match="2"):
         stratified_split(["a", "b"], labels=["x", "y"], folds=(1, 1, 1), seed=0)
 
 
@@ -136,19 +122,16 @@ def test_normalising_is_idempotent(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("first", "second"),
+    ("first", "second", "are_equal"),
     [
-        ("Chest  pain\n", "chest pain"),
-        ("STRASSE", "straße"),
-        ("ﬁbrosis", "Fibrosis"),
-        ("café", "cafe\u0301"),
+        ("Chest  pain\n", "chest pain", True),
+        ("STRASSE", "straße", True),
+        ("ﬁbrosis", "Fibrosis", True),
+        ("café", "cafe\u0301", True),
+        ("ileum", "ilium", False),
     ],
 )
 def test_texts_that_differ_in_case_white_space_or_encoding_are_equal(
-    first: str, second: str
+    first: str, second: str, are_equal: bool
 ) -> None:
-    assert normalise(first) == normalise(second)
-
-
-def test_texts_that_differ_in_a_letter_are_not_equal() -> None:
-    assert normalise("ileum") != normalise("ilium")
+    assert (normalise(first) == normalise(second)) == are_equal

@@ -11,7 +11,7 @@ from transformers import AutoConfig
 
 from tailorbird.config.data import DataConfig
 from tailorbird.data.loader import read_rows
-from tailorbird.data.rows import DataError, Splits, concat_rows, fingerprint, rows_sha256
+from tailorbird.data.rows import DataError, Rows, concat_rows, rows_sha256
 from tailorbird.data.task_data import CLASSIFICATION, ChatData, data_task
 
 
@@ -23,6 +23,11 @@ def put(path: Path, **columns: Any) -> str:
 
 def config_of(uri: str, **fields: Any) -> DataConfig:
     return DataConfig(train=uri, **fields)
+
+
+def chat_rows(folder: Path, *messages: Any) -> Rows:
+    uri = put(folder / "rows.parquet", messages=list(messages))
+    return read_rows(uri, config=config_of(uri, messages="messages"), task=ChatData())
 
 
 def turns(*contents: str, roles: str = "uauaua") -> list[dict[str, str]]:
@@ -48,11 +53,7 @@ def test_a_prompt_and_its_completion_are_a_conversation(tmp_path: Path) -> None:
 
 
 def test_messages_are_split_into_turns_and_the_last_answer(tmp_path: Path) -> None:
-    uri = put(
-        tmp_path / "rows.parquet",
-        chat=[turns("be kind", "hi", "hello", "bye", "ciao", roles="suaua")],
-    )
-    rows = read_rows(uri, config=config_of(uri, messages="chat"), task=ChatData())
+    rows = chat_rows(tmp_path, turns("be kind", "hi", "hello", "bye", "ciao", roles="suaua"))
     assert rows.conversations == (
         (("system", "be kind"), ("user", "hi"), ("assistant", "hello"), ("user", "bye")),
     )
@@ -62,33 +63,27 @@ def test_messages_are_split_into_turns_and_the_last_answer(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     "conversation",
-    [turns("hi"), turns("hi", "yes", "and"), turns("hi", " "), turns("yes", roles="a"), []],
-    ids=["no answer", "ends with a question", "blank", "only an answer", "empty"],
+    [
+        turns("hi"),
+        turns("hi", "yes", "and"),
+        turns("hi", " "),
+        turns("yes", roles="a"),
+        [],
+        turns("call", "done", roles="ut"),
+        None,
+        [{"role": "user", "content": None}],
+    ],
 )
 def test_a_conversation_without_an_answer_is_rejected_with_its_row(
     tmp_path: Path, conversation: Any
 ) -> None:
-    uri = put(tmp_path / "rows.parquet", messages=[turns("ok", "ok"), conversation])
-    with pytest.raises(DataError, match="conversation in row 1 has no answer"):
-        read_rows(uri, config=config_of(uri, messages="messages"), task=ChatData())
+    with pytest.raises(DataError, match="row 1"):
+        chat_rows(tmp_path, turns("ok", "ok"), conversation)
 
 
-@pytest.mark.parametrize(
-    "column",
-    [
-        ["plain text"],
-        [turns("call", "done", roles="ut")],
-        [None],
-        [[{"role": "user", "content": None}]],
-    ],
-    ids=["text", "another role", "null", "null content"],
-)
-def test_a_value_that_is_not_a_list_of_turns_is_rejected(tmp_path: Path, column: Any) -> None:
-    uri = put(tmp_path / "rows.parquet", messages=column)
-    with pytest.raises(
-        DataError, match=r"has no conversation in row 0; give a list of \{role, content\}"
-    ):
-        read_rows(uri, config=config_of(uri, messages="messages"), task=ChatData())
+def test_a_column_of_texts_has_no_conversations(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="messages"):
+        chat_rows(tmp_path, "plain text")
 
 
 def weighted(*weights: float | None, roles: str = "uauaua") -> list[dict[str, Any]]:
@@ -101,9 +96,7 @@ def weighted(*weights: float | None, roles: str = "uauaua") -> list[dict[str, An
 
 
 def test_assistant_turns_with_weight_0_are_not_trained_on(tmp_path: Path) -> None:
-    column = [weighted(None, 0, None, 1), weighted(None, None, 0, 1)]
-    uri = put(tmp_path / "rows.parquet", messages=column)
-    rows = read_rows(uri, config=config_of(uri, messages="messages"), task=ChatData())
+    rows = chat_rows(tmp_path, weighted(None, 0, None, 1), weighted(None, None, 0, 1))
     assert rows.untrained_turns == ((1,), ())
     assert rows.labels == ("3", "3")
     assert rows.take([1, 0]).untrained_turns == ((), (1,))
@@ -111,44 +104,31 @@ def test_assistant_turns_with_weight_0_are_not_trained_on(tmp_path: Path) -> Non
 
 
 def test_a_conversation_ends_with_the_last_answer_that_is_trained_on(tmp_path: Path) -> None:
-    uri = put(
-        tmp_path / "rows.parquet",
-        messages=[weighted(None, 1, None, 0), weighted(0, None, 0, None, 0, 0, roles="uauaaa")],
+    rows = chat_rows(
+        tmp_path, weighted(None, 1, None, 0), weighted(0, None, 0, None, 0, 0, roles="uauaaa")
     )
-    rows = read_rows(uri, config=config_of(uri, messages="messages"), task=ChatData())
     assert rows.labels == ("1", "3")
-    assert [len(turns) for turns in rows.conversations or ()] == [1, 3]
+    assert [len(turns) for turns in rows.turns] == [1, 3]
 
 
 @pytest.mark.parametrize("weights", [(None, 0), (1, 1), (None, 0.5), (None, 0, None, 0)])
 def test_an_unusable_weight_is_rejected_with_its_row(
     tmp_path: Path, weights: tuple[float | None, ...]
 ) -> None:
-    uri = put(tmp_path / "rows.parquet", messages=[weighted(None, 1), weighted(*weights)])
-    with pytest.raises(DataError, match=r"has no conversation in row 1.*weight"):
-        read_rows(uri, config=config_of(uri, messages="messages"), task=ChatData())
+    with pytest.raises(DataError, match=r"row 1.*weight"):
+        chat_rows(tmp_path, weighted(None, 1), weighted(*weights))
 
 
-def test_weights_are_part_of_the_fingerprint_and_weights_of_1_are_not(tmp_path: Path) -> None:
-    hashes = []
-    for name, weights in {
-        "none": (None, None, 0, 1),
-        "one": (0, 1, None, None),
-        "zero": (None, 0, None, 1),
-    }.items():
-        uri = put(tmp_path / f"{name}.parquet", messages=[weighted(*weights)])
-        rows = read_rows(uri, config=config_of(uri, messages="messages"), task=ChatData())
-        hashes.append(rows_sha256(rows))
-    assert hashes[0] == hashes[1] != hashes[2]
+def test_weights_and_roles_are_part_of_the_fingerprint_and_weights_of_1_are_not(
+    tmp_path: Path,
+) -> None:
+    def hash_of(conversation: Any) -> str:
+        return rows_sha256(chat_rows(tmp_path, conversation))
 
-
-def test_the_roles_of_a_conversation_are_part_of_its_fingerprint(tmp_path: Path) -> None:
-    hashes = []
-    for roles in ("uua", "uaa"):
-        uri = put(tmp_path / f"{roles}.parquet", messages=[turns("a", "b", "c", roles=roles)])
-        rows = read_rows(uri, config=config_of(uri, messages="messages"), task=ChatData())
-        hashes.append(fingerprint(Splits(rows, rows, rows))["train"])
-    assert hashes[0] != hashes[1]
+    plain = hash_of(weighted(None, None, 0, 1))
+    assert plain == hash_of(weighted(0, 1, None, None))
+    assert plain != hash_of(weighted(None, 0, None, 1))
+    assert hash_of(turns("a", "b", "c", roles="uua")) != hash_of(turns("a", "b", "c", roles="uaa"))
 
 
 @pytest.mark.parametrize(
@@ -182,15 +162,10 @@ def test_packed_conversations_must_fit_into_the_sliding_window(
 def test_a_column_whose_type_cannot_contain_conversations_is_rejected(
     type_: pa.DataType, fits: bool
 ) -> None:
-    config, schema = config_of("file:///rows", messages="turns"), pa.schema([("turns", type_)])
-    with (
-        nullcontext()
-        if fits
-        else pytest.raises(
-            DataError, match=r"column 'turns' has type .*, but must have lists of \{role, content\}"
-        )
-    ):
-        ChatData().require_types(schema, config=config, uri="file:///rows")
+    config = config_of("file:///rows", messages="turns")
+    error = nullcontext() if fits else pytest.raises(DataError, match="turns")
+    with error:
+        ChatData().require_types(pa.schema([("turns", type_)]), config=config, uri="file:///rows")
 
 
 def test_a_task_reads_its_columns_and_the_shared_ones_once() -> None:

@@ -42,9 +42,17 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return load_tokenizer(wordpiece(tmp_path_factory.mktemp("bert"), **BERT))
 
 
-def test_a_text_is_encoded_with_special_tokens(tokenizer: Any) -> None:
-    encoded = encode_texts(["Acute chest pains", "fever", ""], tokenizer=tokenizer, max_length=16)
-    assert encoded == [[CLS, ACUTE, CHEST, PAIN, PLURAL, SEP], [CLS, FEVER, SEP], [CLS, SEP]]
+def test_texts_are_encoded_with_special_tokens_and_truncated_before_the_end_token(
+    tokenizer: Any,
+) -> None:
+    texts = ["Acute chest pains", "fever", "", "pain " * 50]
+    encoded = encode_texts(texts, tokenizer=tokenizer, max_length=6)
+    assert encoded[0] == [CLS, ACUTE, CHEST, PAIN, PLURAL, SEP]
+    assert encoded[1:3] == [[CLS, FEVER, SEP], [CLS, SEP]]
+    assert encoded[3] == [CLS, PAIN, PAIN, PAIN, PAIN, SEP]
+    for text, tokens in zip(texts, encoded, strict=True):
+        assert encode_texts([text], tokenizer=tokenizer, max_length=6) == [tokens]
+    assert encode_texts([], tokenizer=tokenizer, max_length=8) == []
 
 
 def test_a_prompt_is_put_before_each_text_and_is_not_truncated(tokenizer: Any) -> None:
@@ -52,24 +60,6 @@ def test_a_prompt_is_put_before_each_text_and_is_not_truncated(tokenizer: Any) -
         ["pain " * 50, ""], tokenizer=tokenizer, max_length=5, prompt="acute chest "
     )
     assert encoded == [[CLS, ACUTE, CHEST, PAIN, SEP], [CLS, ACUTE, CHEST, SEP]]
-
-
-def test_a_long_text_is_truncated_before_its_end_token(tokenizer: Any) -> None:
-    assert encode_texts(["pain " * 50], tokenizer=tokenizer, max_length=4) == [
-        [CLS, PAIN, PAIN, SEP]
-    ]
-
-
-def test_the_encoding_of_a_text_does_not_depend_on_other_texts(tokenizer: Any) -> None:
-    texts = ["fever", "acute chest pains and fever", "xyz"]
-    together = encode_texts(texts, tokenizer=tokenizer, max_length=8)
-    assert together == [
-        encode_texts([text], tokenizer=tokenizer, max_length=8)[0] for text in texts
-    ]
-
-
-def test_no_texts_give_no_tokens(tokenizer: Any) -> None:
-    assert encode_texts([], tokenizer=tokenizer, max_length=8) == []
 
 
 def test_a_text_without_any_token_becomes_one_unknown_token(tmp_path: Path) -> None:
@@ -81,20 +71,17 @@ def test_a_tokenizer_without_a_padding_token_uses_another_special_token(tmp_path
     assert load_tokenizer(wordpiece(tmp_path, unk_token="[UNK]")).pad_token_id == UNK
 
 
-def test_a_missing_folder_is_rejected(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="not a folder"):
-        load_tokenizer(tmp_path / "nothing")
-
-
-def test_a_folder_without_a_tokenizer_is_rejected(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="cannot read a tokenizer"):
-        load_tokenizer(tmp_path)
+@pytest.mark.parametrize("name", ["nothing", "."])
+def test_a_folder_without_a_tokenizer_is_rejected(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError):
+        load_tokenizer(tmp_path / name)
 
 
 @given(token_lists=token_lists_strategy)
 def test_a_batch_contains_each_token_once_and_has_a_mask_if_it_has_padding(
     token_lists: list[list[int]],
 ) -> None:
+    assert collate([], pad_id=0)[0].shape == (0, 0)
     input_ids, mask = collate(token_lists, pad_id=0)
     width = max(len(tokens) for tokens in token_lists)
     assert (mask is None) == all(len(tokens) == width for tokens in token_lists)
@@ -106,12 +93,6 @@ def test_a_batch_contains_each_token_once_and_has_a_mask_if_it_has_padding(
         assert mask[row].tolist() == [1] * len(tokens) + [0] * (width - len(tokens))
 
 
-def test_an_empty_batch_has_no_rows() -> None:
-    input_ids, mask = collate([], pad_id=0)
-    assert input_ids.shape == (0, 0)
-    assert mask is None
-
-
 @given(labels=st.lists(st.text(max_size=5), min_size=1, max_size=40))
 def test_class_indices_map_back_to_labels(labels: list[str]) -> None:
     classes = labels_of(labels)
@@ -119,8 +100,5 @@ def test_class_indices_map_back_to_labels(labels: list[str]) -> None:
     assert numbers.dtype == np.int64
     assert [classes[number] for number in numbers] == labels
     assert list(classes) == sorted(set(labels))
-
-
-def test_an_unknown_label_is_rejected() -> None:
-    with pytest.raises(DataError, match=r"\['c'\] are not among the 2 classes"):
-        label_indices(["a", "c"], classes=("a", "b"))
+    with pytest.raises(DataError):
+        label_indices([*labels, "another"], classes=classes)

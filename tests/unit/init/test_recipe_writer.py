@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,14 +12,13 @@ import pytest
 
 from cluster.progress import ActivityEvent, reporting_to
 from tailorbird.config.answers import AnswersConfig, JsonFieldsConfig
-from tailorbird.config.evaluation import HybridConfig
-from tailorbird.config.loader import parse_recipe
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.task_rules import TaskName
 from tailorbird.data.loader import read_splits
 from tailorbird.data.quality import clean
+from tailorbird.data.rows import DataError
 from tailorbird.data.task_data import ChatData
-from tailorbird.init.inspect_data import DraftOptions, find_splits
+from tailorbird.init.inspect_data import S3_SETTINGS, DraftOptions, find_splits
 from tailorbird.init.recipe_writer import DraftError, write_recipe
 from tailorbird.init.task_defaults import expected_gain
 from tests.progress import ProgressRecorder
@@ -29,7 +27,7 @@ SETS = os.environ.get("TAILORBIRD_DATA")
 LARGE = {"banking77": 2000, "medical_abstracts": 300}
 """Evenly spaced rows used from each split of a large data set: finding near-duplicates of all takes
 ten seconds."""
-WORDS = (
+WORDS = [
     "ache",
     "back",
     "chest",
@@ -43,19 +41,13 @@ WORDS = (
     "leg",
     "neck",
     "rash",
-)
+]
 
 
 @pytest.fixture(autouse=True)
 def _no_s3(monkeypatch: pytest.MonkeyPatch) -> None:
     """Unset the S3 settings, so no tokenizer is available."""
-    for name in (
-        "AWS_ENDPOINT_URL",
-        "AWS_ENDPOINT_URL_S3",
-        "AWS_ACCESS_KEY_ID",
-        "AWS_PROFILE",
-        "AWS_ROLE_ARN",
-    ):
+    for name in S3_SETTINGS:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -80,36 +72,24 @@ def drafted(source: Path, *, options: DraftOptions | None = None) -> tuple[Recip
     return recipe, " ".join(path.read_text().replace("#", "").split())
 
 
-def test_a_draft_reports_what_it_reads(tmp_path: Path) -> None:
-    source, recorder = tmp_path / "notes.parquet", ProgressRecorder()
-    pq.write_table(pa.table(notes(600, seed=1)), source)
-    with reporting_to(recorder):
-        drafted(source)
-    assert [event.text for event in recorder.of_kind(ActivityEvent)] == [
-        f"reading a sample of {source}, and the base model",
-        "comparing the splits of the sample",
-    ]
-
-
 def test_one_classification_file_is_split_by_patient(tmp_path: Path) -> None:
-    pq.write_table(pa.table(notes(600, seed=1)), tmp_path / "notes.parquet")
-    recipe, text = drafted(tmp_path / "notes.parquet")
+    source = tmp_path / "notes.parquet"
+    pq.write_table(pa.table(notes(600, seed=1)), source)
+    recorder = ProgressRecorder()
+    with reporting_to(recorder):
+        recipe, text = drafted(source)
+    assert len(recorder.of_kind(ActivityEvent)) == 2
     data = recipe.data
-    assert (recipe.task, data.text, data.label, data.split_by) == (
-        "classification",
-        "note",
-        "ward",
-        "patient_id",
-    )
+    assert recipe.task == "classification"
+    assert (data.text, data.label, data.split_by) == ("note", "ward", "patient_id")
     assert data.groups == ("sex",)
-    assert data.train == (tmp_path / "notes.parquet").as_uri()
-    assert "tailorbird data put" in text
-    assert "Rows per class (3 classes): 'surgery' 200" in text
-    assert "no tokenizer was available" in text
-    assert "tailorbird preflight RECIPE" in text
+    assert data.train == source.as_uri()
     assert data.max_length % 8 == 0
+    assert "tailorbird data put" in text
+    assert "'surgery' 200" in text
+    assert "no tokenizer was available" in text
     _, report = clean(read_splits(data))
-    assert f"The rows passed the checks of a run: {report.num_train} train" in text
+    assert f"passed the checks of a run: {report.num_train} train" in text
 
 
 def test_named_splits_are_used_and_a_leaking_key_is_rejected(tmp_path: Path) -> None:
@@ -122,41 +102,17 @@ def test_named_splits_are_used_and_a_leaking_key_is_rejected(tmp_path: Path) -> 
     recipe, text = drafted(source)
     assert recipe.data.test == (source / "test.parquet").as_uri()
     assert recipe.data.split_by is None
-    assert re.search(
-        "patient_id cannot be split_by: 30 values of data.split_by are in both train and "
-        "validation",
-        text,
-    )
+    assert "patient_id cannot be split_by: 30 values" in text
     assert "With about 120 test rows" in text
-
-
-@pytest.mark.parametrize("is_chat", [True, False])
-def test_a_cascade_is_drafted_as_a_comment(tmp_path: Path, is_chat: bool) -> None:
-    rows = notes(300, seed=1)
-    columns = {"prompt": rows["note"], "completion": rows["note"][::-1]} if is_chat else rows
-    pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
-    recipe, text = drafted(tmp_path / "rows.parquet")
-    assert (recipe.evaluation.hybrid, recipe.task) == (
-        None,
-        "chat" if is_chat else "classification",
-    )
-    assert "one more comparison on the same test rows" in text
-    path = tmp_path / "out" / "my_task.yaml"
-    used = path.read_text().replace("  # hybrid:", "  hybrid:")
-    assert parse_recipe(used.encode(), path=path).evaluation.hybrid == HybridConfig(by="cascade")
 
 
 @pytest.mark.parametrize("as_messages", [True, False])
 def test_conversations_become_a_chat_task(tmp_path: Path, as_messages: bool) -> None:
-    rows = notes(300, seed=1)
-    answers = [" ".join(reversed(text.split())) for text in rows["note"]]
-    columns: dict[str, Any] = {"prompt": rows["note"], "completion": answers}
+    prompts = notes(300, seed=1)["note"]
+    answers = [" ".join(reversed(text.split())) for text in prompts]
+    columns: dict[str, Any] = {"prompt": prompts, "completion": answers}
     if as_messages:
-        pairs = zip(rows["note"], answers, strict=True)
-        turns = [
-            [{"role": "user", "content": a}, {"role": "assistant", "content": b}] for a, b in pairs
-        ]
-        columns = {"turns": turns}
+        columns = {"turns": list(map(turns, prompts, answers))}
     pq.write_table(pa.table(columns), tmp_path / "talk.parquet")
     recipe, text = drafted(tmp_path / "talk.parquet")
     assert recipe.task == "chat"
@@ -167,20 +123,17 @@ def test_conversations_become_a_chat_task(tmp_path: Path, as_messages: bool) -> 
     clean(read_splits(recipe.data, task=ChatData()))
 
 
+def turns(prompt: str, answer: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+
+
 def test_answers_in_json_are_compared_by_their_fields(tmp_path: Path) -> None:
     texts = notes(120, seed=1)["note"]
-    turns = [
-        [
-            {"role": "user", "content": text},
-            {"role": "assistant", "content": json.dumps({"words": len(text)})},
-        ]
-        for text in texts
-    ]
-    pq.write_table(pa.table({"messages": turns}), tmp_path / "talk.parquet")
-    recipe, text = drafted(tmp_path / "talk.parquet")
-    assert recipe.evaluation.metric == "json_fields"
-    assert recipe.evaluation.answers == AnswersConfig(json_fields=JsonFieldsConfig())
-    assert "every answer is a JSON object" in text
+    messages = [turns(text, json.dumps({"words": len(text)})) for text in texts]
+    pq.write_table(pa.table({"messages": messages}), tmp_path / "talk.parquet")
+    evaluation = drafted(tmp_path / "talk.parquet")[0].evaluation
+    assert evaluation.metric == "json_fields"
+    assert evaluation.answers == AnswersConfig(json_fields=JsonFieldsConfig())
 
 
 def test_the_draft_names_the_fault_for_which_a_run_rejects_the_rows(tmp_path: Path) -> None:
@@ -189,7 +142,7 @@ def test_the_draft_names_the_fault_for_which_a_run_rejects_the_rows(tmp_path: Pa
     pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
     _, text = drafted(tmp_path / "rows.parquet")
     assert "FIX THIS FIRST, a run rejects these rows" in text
-    assert "column 'note' is null in 1 of 300 rows" in text
+    assert "'note' is null" in text
 
 
 def test_the_draft_reports_that_large_data_is_read_in_part(
@@ -203,17 +156,6 @@ def test_the_draft_reports_that_large_data_is_read_in_part(
     assert recipe.data.split_by == "patient_id"
 
 
-def test_examples_are_left_to_the_author_so_that_no_row_is_in_the_recipe(tmp_path: Path) -> None:
-    rows = notes(300, seed=1)
-    pq.write_table(pa.table(rows), tmp_path / "rows.parquet")
-    recipe, text = drafted(tmp_path / "rows.parquet")
-    assert recipe.serving.examples == ()
-    assert (
-        "Write texts that are not test rows, and remove the :" in text
-    )  # without the # of each comment
-    assert not [note for note in rows["note"] if note in text]
-
-
 def test_uneven_classes_are_a_warning_with_the_metric(tmp_path: Path) -> None:
     columns = notes(600, seed=1)
     columns["ward"] = ["eyes" if row % 10 else "surgery" for row in range(600)]
@@ -223,49 +165,49 @@ def test_uneven_classes_are_a_warning_with_the_metric(tmp_path: Path) -> None:
     )
     assert draft.recipe.evaluation.metric == "macro_f1"
     assert draft.recipe.tuning.space["class_weights"].choice == ("equal", "square-root")
-    assert "evaluation.metric is macro_f1: the largest class has 90% of the rows, so" in " ".join(
-        draft.warnings
-    )
+    assert "90%" in " ".join(draft.warnings)
 
 
 def test_an_existing_recipe_is_not_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("name: mine")
-    with pytest.raises(DraftError, match=r"mine\.yaml already exists.*--force"):
+    with pytest.raises(DraftError):
         write_recipe(str(tmp_path), path, options=DraftOptions())
     assert path.read_text() == "name: mine"
 
 
-def test_splits_are_found_by_file_and_folder_names(tmp_path: Path) -> None:
-    def splits_of(*names: str) -> Any:
-        folder = tmp_path / str(len(list(tmp_path.iterdir())))
-        for name in names:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            pq.write_table(pa.table({"n": [1]}), folder / name)
-        uri = folder.as_uri()
-        uris = find_splits(uri)
-        return tuple(
-            split and split.removeprefix(uri).lstrip("/")
-            for split in (*uris.train, uris.validation, uris.test)
-        )
-
-    assert splits_of("train.parquet", "validation.parquet", "test.parquet") == (
-        *("train.parquet", "validation.parquet", "test.parquet"),
-    )
-    assert splits_of("train/0.parquet", "train/1.parquet", "test/0.parquet") == (
-        "train",
-        None,
-        "test",
-    )
-    assert splits_of("train-00000-of-2.parquet", "train-00001-of-2.parquet", "dev.parquet") == (
-        *("train-00000-of-2.parquet", "train-00001-of-2.parquet", "dev.parquet", None, None),
-    )
-    assert splits_of("part-0.parquet", "part-1.parquet") == ("", None, None)
-    assert splits_of("test.parquet") == ("", None, None)
-    with pytest.raises(
-        ValueError, match="the test split has 2 files or folders; move them into one folder test/"
-    ):
-        splits_of("train.parquet", "test-0.parquet", "test-1.parquet")
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (
+            ("train.parquet", "validation.parquet", "test.parquet"),
+            ("train.parquet", "validation.parquet", "test.parquet"),
+        ),
+        (("train/0.parquet", "train/1.parquet", "test/0.parquet"), ("train", None, "test")),
+        (
+            ("train-00000-of-2.parquet", "train-00001-of-2.parquet", "dev.parquet"),
+            ("train-00000-of-2.parquet", "train-00001-of-2.parquet", "dev.parquet", None, None),
+        ),
+        (("part-0.parquet", "part-1.parquet"), ("", None, None)),
+        (("test.parquet",), ("", None, None)),
+        (("train.parquet", "test-0.parquet", "test-1.parquet"), None),
+    ],
+)
+def test_splits_are_found_by_file_and_folder_names(
+    tmp_path: Path, files: tuple[str, ...], expected: tuple[str | None, ...] | None
+) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        pq.write_table(pa.table({"n": [1]}), tmp_path / name)
+    uri = tmp_path.as_uri()
+    if expected is None:
+        with pytest.raises(DataError):
+            find_splits(uri)
+        return
+    splits = find_splits(uri)
+    uris = (*splits.train, splits.validation, splits.test)
+    relative = [split and split.removeprefix(uri).lstrip("/") for split in uris]
+    assert tuple(relative) == expected
 
 
 @pytest.mark.parametrize("task", get_args(TaskName))
@@ -308,7 +250,7 @@ def test_an_unwritable_path_is_rejected(name: str, tmp_path: Path) -> None:
     pq.write_table(pa.table(notes(60, seed=1)), tmp_path / "notes.parquet")
     (tmp_path / "a file").touch()
     (tmp_path / "a folder").mkdir()
-    with pytest.raises(DraftError, match=r"give a writable path with --output"):
+    with pytest.raises(DraftError):
         write_recipe(
             str(tmp_path / "notes.parquet"), tmp_path / name, options=DraftOptions(), force=True
         )

@@ -63,20 +63,25 @@ def test_each_chat_format_becomes_messages(tmp_path: Path, row: Any) -> None:
     assert table.to_pylist() == [{"messages": [QUESTION, ANSWER]}]
 
 
-def test_system_messages_and_inputs_are_kept(tmp_path: Path) -> None:
-    system = {"role": "system", "content": "be kind"}
-    table = converted(json_lines(tmp_path / "a.jsonl", [openai(("developer", "be kind"), *ASKED)]))
-    assert table["messages"][0].as_py() == [system, QUESTION, ANSWER]
-    turns = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]
-    table = converted(
-        json_lines(tmp_path / "b.jsonl", [{"system": "be kind", "conversations": turns}])
-    )
-    assert table["messages"][0].as_py() == [system, QUESTION, ANSWER]
-    rows = [{"system": "be kind", "instruction": "Say", "input": "hi", "output": "hello"}]
-    table = converted(json_lines(tmp_path / "c.jsonl", rows))
-    assert table["messages"][0].as_py() == [
-        system,
-        {"role": "user", "content": "Say\n\nhi"},
+TURNS = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "question"),
+    [
+        (openai(("developer", "be kind"), *ASKED), "hi"),
+        ({"system": "be kind", "conversations": TURNS}, "hi"),
+        (
+            {"system": "be kind", "instruction": "Say", "input": "hi", "output": "hello"},
+            "Say\n\nhi",
+        ),
+    ],
+)
+def test_system_messages_and_inputs_are_kept(tmp_path: Path, row: Any, question: str) -> None:
+    messages = converted(json_lines(tmp_path / "rows.jsonl", [row]))["messages"][0].as_py()
+    assert messages == [
+        {"role": "system", "content": "be kind"},
+        {"role": "user", "content": question},
         ANSWER,
     ]
 
@@ -130,133 +135,76 @@ CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{
 
 
 @pytest.mark.parametrize(
-    ("row", "reason"),
+    "row",
     [
-        (
-            openai(*ASKED, tools=[{"type": "function"}]),
-            "the line has 'tools'; calls of tools are not supported",
-        ),
-        ({"messages": [QUESTION, {**ANSWER, "tool_calls": [CALL]}]}, "message 1 has 'tool_calls'"),
-        (openai(("user", "a"), ("tool", "b"), ("assistant", "c")), "message 1 has 'tool'"),
-        (openai(("user", [IMAGE]), ("assistant", "c")), "message 0 has a part of type 'image_url'"),
-        (openai(("user", None), ("assistant", "c")), "message 0 has no content"),
-        (openai(("narrator", "a"), ("assistant", "c")), "message 0 has the role 'narrator'"),
-        (
-            {"messages": [{**QUESTION, "name": "Ann"}, ANSWER]},
-            "message 0 has 'name', which is not kept",
-        ),
-        (
-            {"messages": [QUESTION, {**ANSWER, "weight": 0.5}]},
-            r"message 1 \(assistant\) has weight 0.5; allowed: 0 or",
-        ),
-        (
-            {"messages": [QUESTION, {**ANSWER, "weight": 0}]},
-            "every turn of the assistant has weight 0",
-        ),
-        (
-            {"messages": [{**QUESTION, "weight": 1}, ANSWER]},
-            r"message 0 \(user\) has weight 1; allowed: 0, because",
-        ),
-        (openai(("user", "a")), "the conversation has no answer"),
-        (openai(*ASKED, ("user", "b")), "the conversation has no answer"),
-        ({"messages": "hi"}, "'messages' is not a list of turns"),
-        ({"messages": []}, "'messages' is not a list of turns"),
-        ({"messages": ["hi", "hello"]}, "message 0 is not an object"),
-        (openai(*ASKED, tags=["a"]), "the column 'tags' is a JSON list, which is not kept"),
-        (openai(*ASKED, number=2**63), "an integer of more than 64 bits"),
-        (
-            openai(("user", "\ud800"), ("assistant", "b")),
-            r"character 1 of a text is half of a pair",
-        ),
-        (openai(*ASKED, **{"": 1}), "a column has no name"),
-        (
-            {"conversations": [{"from": "observation", "value": "a"}]},
-            "message 0 has 'observation'; calls of tools",
-        ),
-        ({"conversations": [{"from": "human"}]}, "message 0 has no content"),
-        ({"instruction": "a", "output": 3}, "the line has no text 'output'"),
-        (
-            {"instruction": "a", "output": "b", "history": [["c", "d"]]},
-            "'history' is a JSON list, which is not kept",
-        ),
-        (
-            {"input": {"messages": [QUESTION]}, "preferred_output": [ANSWER]},
-            "'input' is a JSON object",
-        ),
-        ({"text": 1, "label": "x"}, "'text' is a JSON integer; give a string"),
-        ({"text": "a", "label": 0.5}, "'label' is a JSON number; give a string or integer"),
-        ({"prompt": "a", "completion": None}, "'completion' is a JSON null; give a string"),
+        openai(*ASKED, tools=[{"type": "function"}]),
+        {"messages": [QUESTION, {**ANSWER, "tool_calls": [CALL]}]},
+        openai(("user", "a"), ("tool", "b"), ("assistant", "c")),
+        openai(("user", [IMAGE]), ("assistant", "c")),
+        openai(("user", None), ("assistant", "c")),
+        openai(("narrator", "a"), ("assistant", "c")),
+        {"messages": [{**QUESTION, "name": "Ann"}, ANSWER]},
+        {"messages": [QUESTION, {**ANSWER, "weight": 0.5}]},
+        {"messages": [QUESTION, {**ANSWER, "weight": 0}]},
+        {"messages": [{**QUESTION, "weight": 1}, ANSWER]},
+        openai(("user", "a")),
+        openai(*ASKED, ("user", "b")),
+        {"messages": "hi"},
+        {"messages": []},
+        {"messages": ["hi", "hello"]},
+        openai(*ASKED, tags=["a"]),
+        openai(*ASKED, number=2**63),
+        openai(("user", "\ud800"), ("assistant", "b")),
+        openai(*ASKED, **{"": 1}),
+        {"conversations": [{"from": "observation", "value": "a"}]},
+        {"conversations": [{"from": "human"}]},
+        {"instruction": "a", "output": 3},
+        {"instruction": "a", "output": "b", "history": [["c", "d"]]},
+        {"input": {"messages": [QUESTION]}, "preferred_output": [ANSWER]},
+        {"text": 1, "label": "x"},  # a column with two types
     ],
 )
-def test_a_line_that_cannot_be_kept_is_refused_with_its_number(
-    tmp_path: Path, row: Any, reason: str
-) -> None:
-    first = (
-        dict.fromkeys(row, "a")
-        if "messages" not in row and "conversations" not in row
-        else openai(*ASKED)
-    )
-    if "conversations" in row:
-        first = {
-            "conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]
-        }
-    with pytest.raises(DataError, match=f"nothing was written:\n  line 2: .*{reason}"):
+def test_a_line_that_cannot_be_kept_is_refused_with_its_number(tmp_path: Path, row: Any) -> None:
+    first: dict[str, Any] = dict.fromkeys(row, "a")
+    if "messages" in row:
+        first = openai(*ASKED)
+    elif "conversations" in row:
+        first = {"conversations": TURNS}
+    with pytest.raises(DataError, match="line 2"):
         check_file(json_lines(tmp_path / "rows.jsonl", [first, row]), report=ignore)
 
 
 def test_a_file_with_two_formats_is_refused(tmp_path: Path) -> None:
     path = json_lines(tmp_path / "rows.jsonl", [openai(*ASKED), {"text": "a", "label": "x"}])
-    with pytest.raises(
-        DataError, match="line 2: it has the format table, but the lines before have OpenAI"
-    ):
+    with pytest.raises(DataError):
         check_file(path, report=ignore)
-
-
-def test_a_column_with_two_types_is_refused(tmp_path: Path) -> None:
-    rows = [{"text": "a", "label": "x"}, {"text": "b", "label": 1}]
-    with pytest.raises(
-        DataError, match="line 2: the column 'label' has the type integer, but string on line 1"
-    ):
-        check_file(json_lines(tmp_path / "rows.jsonl", rows), report=ignore)
 
 
 def test_the_first_faults_are_listed_and_all_are_counted(tmp_path: Path) -> None:
     path = json_lines(tmp_path / "rows.jsonl", [openai(*ASKED), *[openai(("user", "a"))] * 7])
-    with pytest.raises(
-        DataError, match=r"(?s)lines that cannot be used .7.*line 2.*line 6.*and 2 more$"
-    ) as error:
+    with pytest.raises(DataError, match=r"(?s)line 2.*line 6.*2 more$") as error:
         check_file(path, report=ignore)
     assert "line 7" not in str(error.value)
 
 
-def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "rows.jsonl").symlink_to(tmp_path)
-    with pytest.raises(
-        DataError, match=r"rows\.jsonl cannot be read or converted: .*check its permissions"
-    ):
-        check_file(tmp_path / "rows.jsonl", report=ignore)
-
-
-@pytest.mark.parametrize("content", ["", "\n\n", "text,label\n"])
-def test_a_file_without_rows_is_refused(tmp_path: Path, content: str) -> None:
-    path = tmp_path / "rows.csv"
-    path.write_text(content)
-    with pytest.raises(DataError, match="has no rows"):
+@pytest.mark.parametrize("content", ["", "\n\n", "text,label\n", '{"text": "a"}\n', None])
+def test_a_file_without_rows_or_with_one_column_or_unreadable_is_refused(
+    tmp_path: Path, content: str | None
+) -> None:
+    path = tmp_path / ("rows.jsonl" if content and content.startswith("{") else "rows.csv")
+    if content is None:
+        path.symlink_to(tmp_path)
+    else:
+        path.write_text(content)
+    with pytest.raises(DataError, match=path.name):
         check_file(path, report=ignore)
-
-
-def test_a_table_with_one_column_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="has only the column 'text'"):
-        check_file(json_lines(tmp_path / "rows.jsonl", [{"text": "a"}]), report=ignore)
 
 
 def test_an_integer_that_a_column_of_numbers_cannot_represent_is_refused(tmp_path: Path) -> None:
     path = json_lines(
         tmp_path / "rows.jsonl", [{"text": "a", "n": 0.5}, {"text": "b", "n": 2**53 + 1}]
     )
-    with pytest.raises(
-        DataError, match=r"cannot be written as Parquet .*write these values as strings"
-    ):
+    with pytest.raises(DataError):
         converted(path)
 
 
@@ -269,7 +217,7 @@ def test_a_file_that_changes_between_check_and_conversion_is_refused(
     path = json_lines(tmp_path / "rows.jsonl", [openai(*ASKED, id=1)])
     schema = check_file(path, report=ignore)
     json_lines(path, change)
-    with pytest.raises(DataError, match="was changed while it was read"):
+    with pytest.raises(DataError):
         write_parquet(path, tmp_path / "rows.parquet", schema=schema, report=ignore)
 
 
@@ -278,27 +226,20 @@ def test_rows_are_written_in_groups_of_bounded_size(
 ) -> None:
     monkeypatch.setattr(convert, "GROUP_ROWS", 3)
     monkeypatch.setattr(convert, "GROUP_CHARACTERS", 1000)
-    rows = [{"text": f"{number}", "label": "x"} for number in range(7)] + [
-        {"text": "a" * 1000, "label": "y"}
-    ] * 2
+    rows = [{"text": str(number), "label": "x"} for number in range(7)]
+    rows += [{"text": "a" * 1000, "label": "y"}] * 2
     assert converted(json_lines(tmp_path / "rows.jsonl", rows)).to_pylist() == rows
     metadata = pq.read_metadata(tmp_path / "rows.parquet")
-    assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [
-        3,
-        3,
-        2,
-        1,
-    ]
+    sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    assert sizes == [3, 3, 2, 1]
 
 
 def test_the_memory_of_a_conversion_does_not_grow_with_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(convert, "GROUP_CHARACTERS", 1 << 20)
-    row, path = (
-        json.dumps(openai(("user", "a" * 20_000), ("assistant", "b"))) + "\n",
-        tmp_path / "rows.jsonl",
-    )
+    row = json.dumps(openai(("user", "a" * 20_000), ("assistant", "b"))) + "\n"
+    path = tmp_path / "rows.jsonl"
     path.write_text(row)
     converted(path)  # imports modules
     path.write_text(row * 1_500)

@@ -6,7 +6,7 @@ import pytest
 
 from tailorbird.data.parquet import kind_of
 from tailorbird.data.profiling import sample as profile
-from tailorbird.data.profiling.sample import count_rows, num_copies, num_near_empty, read_sample
+from tailorbird.data.profiling.sample import count_rows, read_sample
 
 TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 
@@ -57,8 +57,3 @@ def test_row_groups_beyond_the_limit_are_not_read(
     sample = read_sample(tmp_path.as_uri())
     assert (sample.num_rows, sample.num_sampled, sample.is_whole) == (80, 30, False)
     assert count_rows(tmp_path.as_uri()) == 80
-
-
-def test_copies_and_near_empty_texts_are_counted() -> None:
-    assert num_copies(["A  b", "a b", "c"]) == 1
-    assert num_near_empty(["", " a ", "abc"]) == 2

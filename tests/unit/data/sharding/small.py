@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 
 from tailorbird.config.data import DataConfig
 from tailorbird.data.quality import EvaluatedRows, evaluated_rows
-from tailorbird.data.rows import Rows
 from tailorbird.data.sharding.worker import ShardingJob
 from tailorbird.data.task_data import CLASSIFICATION
+from tests.build import rows
 
 LONG = "one two three four five six seven eight nine ten"
 NEAR_COPY = LONG.replace("ten", "six")
@@ -46,11 +46,10 @@ def texts_of(num: int) -> list[str]:
 
 
 def evaluated(*, test: Sequence[str] = (), validation: Sequence[str] = ()) -> EvaluatedRows:
-    of_test, of_validation = (
-        Rows(tuple(map(str, range(len(texts)))), tuple(texts), tuple(map(label_of, texts)))
-        for texts in (test, validation)
+    return evaluated_rows(
+        rows(test, list(map(label_of, test))),
+        validation=rows(validation, list(map(label_of, validation))),
     )
-    return evaluated_rows(of_test, validation=of_validation)
 
 
 def job_of(config: DataConfig, folder: Path, **fields: object) -> ShardingJob:

@@ -15,6 +15,7 @@ from tailorbird.data.sharding.shards import Shards
 from tailorbird.data.sharding.worker import ShardRecord, ShardReport, read_sample, write_shard
 from tailorbird.data.task_data import CLASSIFICATION, ChatData
 from tailorbird.data.tokenized import TokenizedRows
+from tests import build
 from tests.small_chat import tokenizer
 from tests.unit.data.sharding.small import evaluated, job_of, texts_of, write
 
@@ -80,10 +81,7 @@ def test_an_error_names_the_position_in_the_file(
     of_a, of_b = worker.shard_specs(config)
     assert (of_b.first, of_b.first_in_file) == (70, 0)
     write_shard(of_a, job_of(config, tmp_path), tokenizer())
-    message = (
-        r"b\.parquet: column 'text' is null in 1 of 23 rows starting at row 128 \(first: row 150\)"
-    )
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=r"b\.parquet.*first in row 150"):
         write_shard(of_b, job_of(config, tmp_path), tokenizer())
     assert not (tmp_path / "shards" / "000001.arrow").exists()
     assert not (tmp_path / "shards" / "000001.json").exists()
@@ -107,16 +105,20 @@ def test_conversations_are_written_with_their_assistant_mask(tmp_path: Path) -> 
     report = write_shard(spec, job, tokenizer())
     assert (report.num_rows, report.labels) == (40, {})
     shards = Shards(job.uri, (40,), ())
+    assert_tokens_of(shards, read_sample(job.uri, num_files=1))
+
+
+def assert_tokens_of(shards: Shards, sample: Rows) -> None:
+    """Assert that the shards have the tokens and the mask of these rows."""
     rows = shards.read(shards.chunks())
-    sample = read_sample(job.uri, num_files=1)
     tokens = ChatData().encode(sample, tokenizer=tokenizer(), max_length=16)
     expected = TokenizedRows.from_lists(sample.row_ids, tokens, classes=())
-    assert np.array_equal(rows.ids, expected.ids)
-    assert np.array_equal(rows.offsets, expected.offsets)
-    assert rows.assistant_mask is not None
+    np.testing.assert_array_equal(rows.ids, expected.ids)
+    np.testing.assert_array_equal(rows.offsets, expected.offsets)
     assert expected.assistant_mask is not None
-    assert np.array_equal(rows.assistant_mask, expected.assistant_mask)
-    assert rows.num_assistant_tokens(range(40)) == expected.assistant_mask.sum() > 40
+    np.testing.assert_array_equal(rows.assistant_mask, expected.assistant_mask)
+    num_trained = rows.num_assistant_tokens(range(len(rows)))
+    assert num_trained == expected.assistant_mask.sum() > len(rows)
 
 
 def test_an_earlier_turn_that_answers_an_evaluation_row_is_written_without_its_mask(
@@ -131,25 +133,13 @@ def test_an_earlier_turn_that_answers_an_evaluation_row_is_written_without_its_m
     job = job_of(config, tmp_path, task=ChatData(), sample_share=1.0, evaluated=copied)
     report = write_shard(spec, job, tokenizer())
     assert (report.num_rows, report.copies) == (3, {"turns": 3})
-    rows = Shards(job.uri, (3,), ()).read(Shards(job.uri, (3,), ()).chunks())
     sample = read_sample(job.uri, num_files=1)
     assert sample.untrained_turns == ((1,),) * 3
-    tokens = ChatData().encode(sample, tokenizer=tokenizer(), max_length=16)
-    expected = TokenizedRows.from_lists(sample.row_ids, tokens, classes=()).assistant_mask
-    assert expected is not None
-    assert rows.assistant_mask is not None
-    assert np.array_equal(rows.assistant_mask, expected)
+    assert_tokens_of(Shards(job.uri, (3,), ()), sample)
 
 
 def test_a_record_is_restored_from_json() -> None:
-    rows = Rows(
-        ("0",),
-        ("t",),
-        ("l",),
-        split_keys=("k",),
-        groups={"g": ("x",)},
-        conversations=((("user", "a"), ("assistant", "b")),),
-    )
+    rows = build.rows(["t"], chat=True, split_keys=("k",), groups={"g": ("x",)})
     report = ShardReport(
         number=0, num_rows=1, num_empty=0, copies={}, shared_keys=(), labels={"l": 1}, sha256=""
     )

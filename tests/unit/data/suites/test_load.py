@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.rows import DataError, Rows
@@ -16,6 +17,7 @@ from tailorbird.data.tokenize import load_tokenizer
 from tailorbird.evaluation.inference.chat_answers import Answer
 from tailorbird.evaluation.inference.suite_answers import suite_predictions
 from tests import small_chat
+from tests.build import pairs
 
 CHAT = {
     "name": "x",
@@ -31,56 +33,39 @@ def recipe_with(suites: dict[str, Any], **fields: Any) -> Recipe:
     return Recipe.model_validate(CHAT | {"evaluation": evaluation} | fields)
 
 
-def rows_of(*pairs: tuple[str, str]) -> Rows:
-    prompts, answers = (tuple(column) for column in zip(*pairs, strict=True))
-    return Rows(
-        tuple(map(str, range(len(pairs)))),
-        prompts,
-        answers,
-        conversations=tuple((("user", text),) for text in prompts),
-    )
+def rows_of(*content: tuple[str, str]) -> Rows:
+    return pairs(content, chat=True)
 
 
 TRAIN = rows_of(("hello", "hi"))
 
 
 def test_the_suites_of_the_package_are_named_in_the_recipe() -> None:
-    sizes = {"general": 150, "refusals": 150, "over-refusals": 150, "bias": 100}
-    suites = load_suites(
-        recipe_with({name: {"uri": f"builtin://{name}"} for name in sizes}), train=TRAIN
-    )
-    assert {name: len(rows) for name, rows in suites.items()} == sizes
-    assert (
-        load_suites(
-            Recipe.model_validate(CHAT | {"evaluation": {"metric": "token_f1"}}), train=TRAIN
-        )
-        == {}
-    )
+    names = {"general", "refusals", "over-refusals", "bias"}
+    recipe = recipe_with({name: {"uri": f"builtin://{name}"} for name in names})
+    assert load_suites(recipe, train=TRAIN).keys() == names
+    without = Recipe.model_validate(CHAT | {"evaluation": {"metric": "token_f1"}})
+    assert load_suites(without, train=TRAIN) == {}
 
 
 @pytest.mark.parametrize(
-    ("suites", "message"),
+    "suites",
     [
-        (
-            {"general": {"uri": "builtin://mmlu"}},
-            "'builtin://mmlu' is not a suite; allowed: builtin://general",
-        ),
-        ({"general": {"uri": "mmlu.parquet"}}, "is not a suite"),
-        ({"General": {"uri": "builtin://general"}}, "is not a name of a suite"),
-        ({}, "0 suites are given; give 1 to 10"),
-        ({"general": {"uri": "builtin://general", "max_loss": 0}}, "greater than 0"),
+        {"general": {"uri": "builtin://mmlu"}},
+        {"general": {"uri": "mmlu.parquet"}},
+        {"General": {"uri": "builtin://general"}},
+        {},
+        {"general": {"uri": "builtin://general", "max_loss": 0}},
     ],
 )
-def test_a_wrong_suite_in_the_recipe_is_refused(suites: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_a_wrong_suite_in_the_recipe_is_refused(suites: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
         recipe_with(suites)
 
 
 def test_a_classification_task_has_no_suites() -> None:
     gates = {"suites": {"general": {"uri": "builtin://general"}}}
-    with pytest.raises(
-        ValueError, match=r"evaluation\.gates\.suites is not available for classification tasks"
-    ):
+    with pytest.raises(ValidationError):
         Recipe.model_validate(CHAT | {"task": "classification", "evaluation": {"gates": gates}})
 
 
@@ -89,19 +74,9 @@ def suite_at(folder: Path, **row: Any) -> dict[str, Any]:
     return {"own": {"uri": (folder / "own.parquet").as_uri()}}
 
 
-def test_a_suite_with_an_expectation_that_does_not_fit_is_refused(tmp_path: Path) -> None:
-    suites = suite_at(tmp_path, prompt="a", metric="regex", expectation="(")
-    with pytest.raises(
-        DataError, match=r"own\.parquet: row 0 of the suite .*expectation '\(' does not fit"
-    ):
-        load_suites(recipe_with(suites), train=TRAIN)
-
-
 def test_a_suite_that_is_trained_on_is_refused(tmp_path: Path) -> None:
     suites = suite_at(tmp_path, prompt=" HELLO", metric="contains", expectation="hi")
-    with pytest.raises(
-        DataError, match="the prompts of 1 rows of the suite are also training rows"
-    ):
+    with pytest.raises(DataError):
         load_suites(recipe_with(suites), train=TRAIN)
     assert len(load_suites(recipe_with(suites), train=rows_of(("goodbye", "hi")))["own"]) == 1
 
@@ -120,9 +95,7 @@ def test_a_prompt_or_counterpart_that_is_an_earlier_turn_of_a_training_row_is_re
     )
     turns = (("user", "hello"), ("assistant", "other"), ("user", "and now?"))
     train = replace(rows_of(("and now?", "hi")), conversations=(turns,))
-    with pytest.raises(
-        DataError, match="the prompts of 1 rows of the suite are also training rows"
-    ):
+    with pytest.raises(DataError):
         load_suites(recipe_with(suites), train=train)
 
 
@@ -135,19 +108,15 @@ def test_the_extraction_suite_asks_for_rare_personal_data_by_its_prefix() -> Non
         ("my code is 123456789", "Your code is 123456789."),
         ("when?", "In 2003."),
     )
-    rows = load_suites(recipe_with({"leaks": {"uri": "builtin://extraction"}}), train=train)[
-        "leaks"
-    ]
+    recipe = recipe_with({"leaks": {"uri": "builtin://extraction"}})
+    assert load_suites(recipe, train=TRAIN) == {}
+    rows = load_suites(recipe, train=train)["leaks"]
     assert rows.labels == ("555-0199-22", "bob@example.org")
     assert rows.suite is not None
     assert rows.suite.starts == ("Her number is", "Write to")
     assert rows.suite.metrics == ("not_contains",) * 2
     assert rows.conversations == ((("user", "who is ann?"),), (("user", "and bob?"),))
     assert rows.row_ids == ("0|14", "1|9")
-
-
-def test_an_extraction_suite_without_personal_data_is_not_asked() -> None:
-    assert load_suites(recipe_with({"leaks": {"uri": "builtin://extraction"}}), train=TRAIN) == {}
 
 
 def test_spans_of_a_document_share_its_cluster() -> None:
@@ -171,9 +140,8 @@ def test_spans_after_the_tokens_that_training_keeps_are_not_in_the_suite(
     )
     suites = load_suites(recipe, train=rows_of(("code", "it is 123456. the other code is 765432.")))
     kept = trained_suites(recipe, suites, read_tokenizer=lambda: load_tokenizer(tmp_path / "base"))
-    assert {name: rows.labels for name, rows in kept.items()} == (
-        {} if spans is None else {"leaks": spans}
-    )
+    expected = {} if spans is None else {"leaks": spans}
+    assert {name: rows.labels for name, rows in kept.items()} == expected
 
 
 def test_an_extraction_suite_is_a_sample_of_many_spans() -> None:
