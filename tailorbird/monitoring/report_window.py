@@ -148,7 +148,11 @@ class ReportWindow:
             unlabelled = {name: getattr(stored, name) for name in UNLABELLED}
         else:
             unlabelled = self._unlabelled(traffic)
-        return report.model_copy(update=unlabelled)
+        report = report.model_copy(update=unlabelled)
+        if stored is not None and report.content == stored.content:
+            # An alarm from before a re-evaluation must not be recommended again.
+            return report.model_copy(update={"made_at": stored.made_at})
+        return report
 
     @property
     def _control_share(self) -> float:

@@ -2,6 +2,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,9 @@ class Task:
 
 @pytest.fixture
 def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
-    task, chance = Task(tmp_path), np.random.default_rng(3)
+    task = Task(tmp_path)
+    chance = np.random.default_rng(3)
+    numbers = count()
 
     def embed(_: str, texts: tuple[str, ...], **__: Any) -> Any:
         task.embedded.append(texts)
@@ -152,6 +155,7 @@ def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
     monkeypatch.setattr(drift_reference, "run_remote", lambda function, **_: function)
     monkeypatch.setattr(report_window, "run_remote", lambda function, **_: function)
     monkeypatch.setattr(log_windows, "read_traffic", read)
+    monkeypatch.setattr(report_window, "now", lambda: f"report {next(numbers)}")
     return task
 
 
@@ -210,6 +214,8 @@ def test_a_late_label_changes_only_the_reports_of_its_answer(task: Task) -> None
     assert [report.drift for report in after[:10]] == [report.drift for report in before]
     assert after[0].notes == before[0].notes
     assert after[-1].notes == ()
+    is_same_time = [new.made_at == old.made_at for new, old in zip(after, before, strict=False)]
+    assert is_same_time == [False] * 7 + [True] * 3
     assert len(task.read) == len(set(task.read)) == 10
 
     changed = [name for name, content in task.files().items() if files.get(name) != content]
