@@ -9,6 +9,7 @@ import heapq
 import io
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import date, datetime
 from operator import itemgetter
 
@@ -26,8 +27,8 @@ from tailorbird.monitoring.log_reader import (
     TrafficError,
     by_day,
     is_answered,
-    key_of,
     read_columns,
+    row_key,
     unit_of,
     value_of,
 )
@@ -45,17 +46,13 @@ FILLED_IN = {"label", "score", "correct_answer"}
 def parse_days(days: str) -> list[date]:
     """Return the days from first to last of `YYYY-MM-DD:YYYY-MM-DD`; raise AuditError for anything
     else."""
-    try:
-        first, last = (date.fromisoformat(part) for part in days.split(":"))
-    except ValueError:
-        raise AuditError(
-            f"--days is {days!r}; give the first and the last day as YYYY-MM-DD:YYYY-MM-DD"
-        ) from None
-    if last < first:
-        raise AuditError(
-            f"--days is {days!r}: the last day is before the first; give the first day first"
-        )
-    return list(span(first, last))
+    with suppress(ValueError):
+        first, last = map(date.fromisoformat, days.split(":"))
+        if first <= last:
+            return list(span(first, last))
+    raise AuditError(
+        f"--days is {days!r}; give the first and the last day as YYYY-MM-DD:YYYY-MM-DD"
+    )
 
 
 def export_answers(
@@ -97,7 +94,7 @@ def export_answers(
             "answer"
         )
     secret = draw_secret(recipe.task_uri)
-    audited = {_key(row, secret=secret) for row in _audit_rows(recipe.task_uri)}
+    audited = {row_key(row, secret) for row in _audit_rows(recipe.task_uri)}
     arms = ((CHAMPION, digest), (CANARY, challenger))
     config = recipe.serving.challenger
     share = control_share(config.canary if config else None)
@@ -109,7 +106,7 @@ def export_answers(
                 continue
             if task.needs_texts and answer["text"] is None:
                 continue
-            key = _key(answer, secret=secret)
+            key = row_key(answer, secret)
             if key in audited:
                 continue
             is_compared = _is_compared(answer, challenger=challenger, share=share, secret=secret)
@@ -213,10 +210,6 @@ def audit_files(task_uri: str) -> list[str]:
 def _audit_rows(task_uri: str) -> Iterator[Row]:
     for uri in audit_files(task_uri):
         yield from read_columns(uri, STORED_COLUMNS).to_pylist()
-
-
-def _key(row: Row, *, secret: bytes) -> int:
-    return key_of(row["request_id"], row["row"], caller=row["caller"], secret=secret)
 
 
 def _to_parquet(rows: Sequence[Row], *, columns: Sequence[str]) -> bytes:

@@ -35,7 +35,7 @@ from tailorbird.monitoring.drift_reference import DriftReference, embed_on_clust
 from tailorbird.monitoring.log_windows import LogDays, files_between, microseconds
 from tailorbird.monitoring.quality import GroupAccuracy
 from tailorbird.monitoring.report import NO_GROUPS, ArmCount, ChallengerDay, Report
-from tailorbird.monitoring.traffic import CANARY, CHAMPION, DAY_US, SHADOW, Outcomes, Traffic
+from tailorbird.monitoring.traffic import CHAMPION, DAY_US, SHADOW, Outcomes, Traffic
 from tailorbird.registry.versions import ModelVersion, now
 
 MAX_COUNTERFACTUAL_TEXTS = 500  # maximum sampled texts for the counterfactual gate
@@ -83,14 +83,15 @@ class ReportWindow:
     def answers_fingerprint(self) -> str:
         """Hash of the answer files and of all settings and test results that affect what the report
         computes."""
-        config = self.recipe.monitoring.model_dump(mode="json", exclude={"rollback", "keep_days"})
+        settings = [
+            self.recipe.monitoring.model_dump(mode="json", exclude={"rollback", "keep_days"}),
+            self.recipe.evaluation.model_dump(mode="json"),
+            self.recipe.data.groups,
+            {name: asdict(group) for name, group in self.served.tested.items()},
+        ]
         files = files_between(self.days.answers, self.first, self.day)
-        versions = self.days.versions
-        tested = {name: asdict(group) for name, group in self.served.tested.items()}
-        answers = versions.answers and versions.answers.model_dump(mode="json")
-        gates = [self.group_limits.model_dump(mode="json"), self.recipe.evaluation.alpha]
-        settings = [config, versions.groups, versions.metric, answers, tested, gates]
-        return _sha256([*files, versions.champion, self.reference.made_at, *settings])
+        champion = self.served.champion.digest
+        return _sha256([*files, champion, self.reference.made_at, *settings])
 
     @cached_property
     def labels_fingerprint(self) -> str:
@@ -180,7 +181,12 @@ class ReportWindow:
 
     def _unlabelled(self, traffic: Traffic) -> dict[str, Any]:
         """Return the fields `UNLABELLED` of the report."""
-        notes = _irregularities(traffic)
+        notes = []
+        unanswered = sum(traffic.unanswered.values())
+        if unanswered:
+            notes.append(
+                f"{unanswered:,} rows have no class or complete chat answer and are only counted"
+            )
         if not self._has_answers(traffic):
             missing = "answer of the champion" if traffic.num_rows else "traffic"
             return {"notes": (*notes, f"no {missing} in this window")}
@@ -278,19 +284,3 @@ class ReportWindow:
 
 def _sha256(values: list[object]) -> str:
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
-
-
-def _irregularities(traffic: Traffic) -> list[str]:
-    notes = []
-    unanswered = sum(traffic.unanswered.values())
-    if unanswered:
-        notes.append(
-            f"{unanswered:,} rows have no class or complete chat answer and are only counted"
-        )
-    challengers = {digest for arm, digest in traffic.rows if arm in (CANARY, SHADOW)}
-    if len(challengers) > 1:
-        notes.append(
-            f"{len(challengers)} challengers answered in this window; only the challenger of the "
-            "recipe is evaluated"
-        )
-    return notes

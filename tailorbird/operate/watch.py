@@ -83,7 +83,9 @@ def watch_champion(recipe: Recipe, *, today: date, progress: ProgressReporter) -
     last = reevaluations[-1].at if reevaluations else None
     decision = challenger_record = None
     if challenger is not None:
-        decision = _decision(recipe, reports, challenger=challenger)
+        decision = challenger_decision(
+            reports, digest=challenger.digest, alpha=recipe.evaluation.alpha
+        )
         challenger_record = _challenger_record(
             recipe, reports, challenger=challenger, decision=decision
         )
@@ -214,14 +216,6 @@ def _challenger(recipe: Recipe, *, champion: ModelVersion) -> ModelVersion | Non
     if version.digest == champion.digest:
         return None
     return version
-
-
-def _decision(
-    recipe: Recipe, reports: Sequence[Report], *, challenger: ModelVersion
-) -> ChallengerDecision:
-    config = recipe.evaluation
-    gain = config.expected_gain or 2 * config.minimum_gain
-    return challenger_decision(reports, digest=challenger.digest, alpha=config.alpha, gain=gain)
 
 
 def _challenger_record(

@@ -192,25 +192,6 @@ def test_a_subject_that_moves_to_the_canary_counts_once() -> None:
     ]  # as a unit of the champion
 
 
-def test_the_result_does_not_depend_on_the_order_of_the_log() -> None:
-    chance = np.random.default_rng(4)
-    rows: list[Row] = [
-        (
-            key,
-            str(chance.choice(["champion", "canary"])),
-            bool(chance.random() < 0.7),
-            key % 90,
-            key % 30,
-            1 + key % 3,
-        )
-        for key in range(300)
-    ]
-    expected = compared(logged(*rows))
-    shuffled = compared(logged(*(rows[index] for index in chance.permutation(300))))
-    assert sorted(shuffled.values) == sorted(expected.values)
-    assert shuffled.num_answers == expected.num_answers
-
-
 def test_in_a_group_only_its_answers_are_compared() -> None:
     rows = both(1, champion=False, shadow=True, unit=1) + both(
         2, champion=True, shadow=False, unit=1
