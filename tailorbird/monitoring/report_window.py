@@ -34,7 +34,7 @@ from tailorbird.monitoring.drift import (
 from tailorbird.monitoring.drift_reference import DriftReference, embed_on_cluster
 from tailorbird.monitoring.log_windows import LogDays, files_between, microseconds
 from tailorbird.monitoring.quality import GroupAccuracy
-from tailorbird.monitoring.report import NO_GROUPS, ArmCount, ChallengerDay, Report
+from tailorbird.monitoring.report import ArmCount, ChallengerDay, Report
 from tailorbird.monitoring.traffic import CHAMPION, DAY_US, SHADOW, Outcomes, Traffic
 from tailorbird.registry.versions import ModelVersion, now
 
@@ -75,10 +75,6 @@ class ReportWindow:
     def last_label_day(self) -> date:
         return self.day + timedelta(days=self.recipe.monitoring.label_days)
 
-    @property
-    def group_limits(self) -> SubgroupGateConfig:
-        return self.recipe.evaluation.gates.groups or SubgroupGateConfig()
-
     @cached_property
     def answers_fingerprint(self) -> str:
         """Hash of the answer files and of all settings and test results that affect what the report
@@ -103,15 +99,11 @@ class ReportWindow:
     def report(self, stored: Report | None) -> Report:
         """Return the stored report if nothing that affects it changed, otherwise a new one, with
         the parts that need no labels from a stored report of the same answers."""
-        has_same_answers = (
-            stored is not None and stored.answers_fingerprint == self.answers_fingerprint
-        )
-        if (
-            stored is not None
-            and has_same_answers
-            and stored.labels_fingerprint == self.labels_fingerprint
-        ):
-            return stored
+        reusable = stored
+        if stored is not None and stored.answers_fingerprint != self.answers_fingerprint:
+            reusable = None
+        if reusable is not None and reusable.labels_fingerprint == self.labels_fingerprint:
+            return reusable
         traffic = self.days.window(
             self.first, self.day, label_days=self.recipe.monitoring.label_days
         )
@@ -143,12 +135,18 @@ class ReportWindow:
             feedback_scores=measure(audited=False, by_person=True),
             audit_scores=measure(audited=True, by_person=True),
             redacted=traffic.redacted,
-            groups=self._group_gate(traffic),
+            groups=quality.group_gate(
+                traffic.outcomes,
+                columns=self.days.versions.groups,
+                reference=self.references,
+                limits=self.recipe.evaluation.gates.groups or SubgroupGateConfig(),
+                alpha=self.recipe.evaluation.alpha,
+            ),
         )
-        if stored is not None and has_same_answers:
-            unlabelled = {name: getattr(stored, name) for name in UNLABELLED}
-        else:
+        if reusable is None:
             unlabelled = self._unlabelled(traffic)
+        else:
+            unlabelled = {name: getattr(reusable, name) for name in UNLABELLED}
         report = report.model_copy(update=unlabelled)
         if stored is not None and report.content == stored.content:
             # An alarm from before a re-evaluation must not be recommended again.
@@ -165,20 +163,6 @@ class ReportWindow:
         """The champion's accuracy or mean score by group, before any traffic."""
         return self.reference.group_accuracies() | dict(self.served.tested)
 
-    def _has_answers(self, traffic: Traffic) -> bool:
-        return traffic.num_rows_of(CHAMPION, self.served.champion.digest) > 0
-
-    def _group_gate(self, traffic: Traffic) -> Gate:
-        if not self._has_answers(traffic):
-            return NO_GROUPS
-        return quality.group_gate(
-            traffic.outcomes,
-            columns=self.days.versions.groups,
-            reference=self.references,
-            limits=self.group_limits,
-            alpha=self.recipe.evaluation.alpha,
-        )
-
     def _unlabelled(self, traffic: Traffic) -> dict[str, Any]:
         """Return the fields `UNLABELLED` of the report."""
         notes = []
@@ -187,7 +171,7 @@ class ReportWindow:
             notes.append(
                 f"{unanswered:,} rows have no class or complete chat answer and are only counted"
             )
-        if not self._has_answers(traffic):
+        if not traffic.num_rows_of(CHAMPION, self.served.champion.digest):
             missing = "answer of the champion" if traffic.num_rows else "traffic"
             return {"notes": (*notes, f"no {missing} in this window")}
         drift, drift_notes = self._drift(traffic.sample)

@@ -179,14 +179,10 @@ def _tested(recipe: Recipe, champion: Champion) -> dict[str, GroupAccuracy]:
     evidence = champion_evidence(champion)
     if evidence is None:
         return {}
-    versions = evidence.versions
-    role = next(
-        (role for role in ROLES if role in versions and versions[role].digest == champion.digest),
-        None,
-    )
-    if role is None:
+    tested = {version.digest: role for role, version in evidence.versions.items() if role in ROLES}
+    if champion.digest not in tested:
         return {}
-    table = load_predictions(f"{champion.run}/predictions/{role}.parquet")
+    table = load_predictions(f"{champion.run}/predictions/{tested[champion.digest]}.parquet")
     try:
         scores = table.per_row(recipe.evaluation.metric)
     except VerdictRefused:
