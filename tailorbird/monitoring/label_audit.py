@@ -163,37 +163,29 @@ def import_labels(recipe: Recipe, uri: str, *, classes: Sequence[str]) -> tuple[
 
 
 def audited_rows(recipe: Recipe, *, since: datetime) -> Rows:
-    """Return the audited texts of answers since a time, with their latest labels.
+    """Return the audited texts of answers since a time, with their latest labels, as rows of data.
 
     For chat, these are the correct answers that people wrote without seeing the model's: corrected
-    answers are no random sample.
+    answers are no random sample. Groups are read from the attributes. The split key is the unit, a
+    subject or a request without one, because the answers to one unit are dependent. There are no
+    split keys if all units are different.
     """
     label = MONITORED_TASKS[recipe.task].label_column
-    rows = {}
+    latest = {}
     for row in _audit_rows(recipe.task_uri):
         if row["text"] and row[label] and row["score"] is None and row["at"] >= since:
-            rows[row["request_id"], row["row"]] = row
-    return labelled_rows(recipe, [rows[key] for key in sorted(rows)])
-
-
-def labelled_rows(recipe: Recipe, logged: Sequence[Row]) -> Rows:
-    """Return rows of audits as rows of data.
-
-    Groups are read from the attributes. The split key is the unit, a subject or a request without
-    one, because the answers to one unit are dependent. There are no split keys if all units are
-    different.
-    """
-    task = MONITORED_TASKS[recipe.task]
-    units = tuple(row["subject"] or row["request_id"] for row in logged)
-    turns = tuple(logged_conversation(row["context"], row["text"]) for row in logged)
-    attributes = [json.loads(row["attributes"] or "{}") for row in logged]
+            latest[row["request_id"], row["row"]] = row
+    rows = [latest[key] for key in sorted(latest)]
+    units = tuple(row["subject"] or row["request_id"] for row in rows)
+    turns = tuple(logged_conversation(row["context"], row["text"]) for row in rows)
+    attributes = [json.loads(row["attributes"] or "{}") for row in rows]
     groups = {}
     for name in recipe.data.groups:
         groups[name] = tuple(value_of(values, name) for values in attributes)
     return Rows(
-        row_ids=tuple(f"{row['request_id']}:{row['row']}" for row in logged),
+        row_ids=tuple(f"{row['request_id']}:{row['row']}" for row in rows),
         texts=tuple(map(text_of, turns)),
-        labels=tuple(row[task.label_column] for row in logged),
+        labels=tuple(row[label] for row in rows),
         split_keys=units if len(set(units)) < len(units) else None,
         groups=groups,
         conversations=None if TASKS[recipe.task].has_classes else turns,

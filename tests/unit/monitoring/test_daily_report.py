@@ -237,8 +237,8 @@ def test_a_late_label_changes_only_the_reports_of_its_answer(task: Task) -> None
 def label_all(task: Task, labels: list[str], **options: Any) -> None:
     """Draw an audit, by default of the first day, and import these labels."""
     to = (task.folder / "audit.parquet").as_uri()
-    options = {"digest": DIGEST, "days": [FIRST], "num_rows": len(labels)} | options
-    assert export_answers(task.recipe, to=to, **options) == len(labels)
+    drawn: dict[str, Any] = {"digest": DIGEST, "days": [FIRST], "num_rows": len(labels)} | options
+    assert export_answers(task.recipe, to=to, **drawn) == len(labels)
     table = pq.read_table(task.folder / "audit.parquet")
     index = table.column_names.index("label")
     labelled = table.set_column(index, "label", pa.array(labels))
