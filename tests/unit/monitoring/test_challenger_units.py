@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 
 from tailorbird.evaluation.statistics.confidence_sequence import log_e_value
-from tailorbird.monitoring.challenger_units import control_share, unit_differences, unit_outcomes
+from tailorbird.monitoring.challenger_units import (
+    UnitOutcome,
+    control_share,
+    unit_differences,
+    unit_outcomes,
+)
 from tailorbird.monitoring.sequential_test import UnitDifferences
 from tailorbird.monitoring.traffic import ARMS, HOUR_US, Outcomes
 from tailorbird.registry.draws import CODES
@@ -112,7 +117,7 @@ def test_a_unit_counts_once_with_its_first_audit_in_any_order_of_the_log() -> No
     later = both(2, champion=True, shadow=False, unit=1, audit=3)
     later += both(3, champion=True, shadow=True, unit=2, audit=3)
     assert sorted(compared(logged(*later, *first)).values) == [0.0, 1.0]
-    outcomes = []
+    outcomes: list[UnitOutcome] = []
     for rows in (later, first):
         outcomes += unit_outcomes(logged(*rows), columns=(), fixed=(), share=0.0)
     assert sorted(unit_differences(outcomes).values) == [0.0, 1.0]
