@@ -52,7 +52,9 @@ def forward_events(progress: ProgressReporter) -> Iterator[Any]:
             last = over.wait(POLL_S)
             try:
                 events = ray.get(queue.fetch.remote())
-            except Exception:  # after Ctrl-C or SIGTERM, Ray may be shut down at any point
+            except Exception as error:
+                if ray.is_initialized():  # otherwise Ctrl-C or SIGTERM has shut it down
+                    progress.note(f"the display shows no further progress of tasks: {error}")
                 return
             for event in events:
                 progress.report(event)

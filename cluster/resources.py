@@ -197,36 +197,27 @@ def holders() -> tuple[Holder, ...]:
     from ray.util.state import list_actors, list_jobs, list_placement_groups, list_tasks
 
     commands = {job.job_id: command_name(job.entrypoint) for job in list_jobs(limit=MAX_LISTED)}
-    actors_by_group: dict[str, list[str]] = {}
     listed = []
     for actor in list_actors(filters=[("state", "=", "ALIVE")], detail=True, limit=MAX_LISTED):
-        name = actor.name or actor.class_name
-        if actor.placement_group_id:
-            actors_by_group.setdefault(actor.placement_group_id, []).append(name)
-        else:
+        if not actor.placement_group_id:
+            name = actor.name or actor.class_name
             listed.append(Holder(name, _resources(actor.required_resources or {})))
-    for group in list_placement_groups(
-        filters=[("state", "=", "CREATED")], detail=True, limit=MAX_LISTED
-    ):
-        names = actors_by_group.get(group.placement_group_id, [])
-        name = group.name or ", ".join(dict.fromkeys(names)) or "a placement group"
+    created = [("state", "=", "CREATED")]
+    for group in list_placement_groups(filters=created, detail=True, limit=MAX_LISTED):
         bundles = [_resources(bundle.get("unit_resources", {})) for bundle in group.bundles or ()]
         total = Resources(
             sum(bundle.cpus for bundle in bundles), sum(bundle.gpus for bundle in bundles)
         )
-        listed.append(Holder(commands.get(group.creator_job_id) or name, total))
+        name = commands.get(group.creator_job_id) or group.name or "a placement group"
+        listed.append(Holder(name, total))
     running = [("state", "=", "RUNNING"), ("type", "=", "NORMAL_TASK")]
     for task in list_tasks(filters=running, detail=True, limit=MAX_LISTED):
         if not task.placement_group_id:
             name = commands.get(task.job_id) or task.name
             listed.append(Holder(name, _resources(task.required_resources or {})))
     holding = [holder for holder in listed if holder.resources.cpus or holder.resources.gpus]
-    return tuple(
-        sorted(
-            holding,
-            key=lambda holder: (-holder.resources.gpus, -holder.resources.cpus, holder.name),
-        )
-    )
+    holding.sort(key=lambda holder: (-holder.resources.gpus, -holder.resources.cpus, holder.name))
+    return tuple(holding)
 
 
 def holders_or_none() -> tuple[Holder, ...] | None:

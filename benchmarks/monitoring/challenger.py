@@ -42,7 +42,6 @@ from tailorbird.monitoring.challenger_units import (
     unit_outcomes,
 )
 from tailorbird.monitoring.quality import ALL, GroupAccuracy, group_gate
-from tailorbird.monitoring.sequential_test import units_needed
 from tailorbird.monitoring.traffic import ARMS, CANARY, CHAMPION, DAY_US, HOUR_US, Outcomes
 from tailorbird.registry.draws import CODES
 
@@ -331,14 +330,11 @@ def _power(setting: Setting, rng: np.random.Generator, *, num: int) -> dict[str,
         until = [outcome for outcome in outcomes if outcome.audit <= audit]
         labels = sum(outcome.answers for outcome in until)
         used.append((labels, len(unit_differences(until))))
-    values = unit_differences(outcomes).values
-    needed = units_needed(setting.gain, variance=float((values**2).mean()), alpha=ALPHA)
     (median, _), (most, units) = np.quantile(used, [0.5, 0.8], axis=0, method="higher")
     figures = {
         "labels, median": median,
         "labels, 80%": most,
         "units, 80%": units,
-        "units, claimed": needed,
     }
     return {name: float(value) for name, value in figures.items()}
 

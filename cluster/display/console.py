@@ -26,7 +26,6 @@ from cluster.display.state import (
     plan_lines,
     sorted_rows,
     speed,
-    stage_lines,
 )
 from cluster.progress import (
     EpochEvent,
@@ -64,8 +63,8 @@ def display(
 ) -> Iterator[ProgressReporter]:
     """Yield a reporter that prints events on a console, also as `current_progress` of this process.
 
-    On a terminal, a live view shows the stages with elapsed and expected times, all contenders and
-    the current activity. The contenders are printed once more at the end. With `as_json`, each
+    On a terminal, a live view shows the current activity with the elapsed and expected time, and
+    all contenders, which are printed once more at the end. With `as_json`, each
     event is a JSON object on a line. Without a terminal, no output is wrapped or colored. The texts
     of `LineEvent` are printed on `lines` instead, except with `as_json`, or if both are terminals,
     because the live view must not be interrupted.
@@ -173,7 +172,7 @@ class Display:
         self._print(json.dumps(content, default=str), now=now)
 
     def view(self) -> RenderableType:
-        """Return the live view: the current activity, the stages and the contenders.
+        """Return the live view: the current activity and the contenders.
 
         The activity is first, because rich crops the view at the end if the terminal has too few
         lines. It takes no lock, because rich calls it while `report` waits to print.
@@ -181,12 +180,9 @@ class Display:
         now = self._clock()
         state = self._state
         self._spinner.update(text=escape(printable(activity_line(state, now=now))))
-        parts: list[RenderableType] = [self._spinner]
-        if state.plan or state.finished:
-            parts.append(stage_table(state, now=now))
         if state.rows:
-            parts.append(score_table(state))
-        return Group(*parts)
+            return Group(self._spinner, score_table(state))
+        return self._spinner
 
 
 def log_lines(event: ProgressEvent) -> list[str]:
@@ -206,15 +202,6 @@ def log_lines(event: ProgressEvent) -> list[str]:
         case StepEvent():
             return [f"  {done_text(event)}"]
     return []
-
-
-def stage_table(state: State, *, now: float) -> Table:
-    """Return the stages with elapsed and expected time; the current one is bold."""
-    table = Table.grid(padding=(0, 2, 0, 0))
-    for mark, name, text in stage_lines(state, now=now):
-        style = {"✓": "green", "▸": "bold"}.get(mark, "dim")
-        table.add_row(mark, escape(name), text, style=style)
-    return table
 
 
 def score_table(state: State) -> Table:

@@ -95,18 +95,6 @@ def sorted_rows(rows: Mapping[str, Row]) -> list[Row]:
     )
 
 
-def stage_lines(state: State, *, now: float) -> list[tuple[str, str, str]]:
-    """Return the finished, current and planned stages: mark, name, and elapsed and expected
-    time."""
-    started = [("✓", name, seconds) for name, seconds in state.finished]
-    if state.stage:
-        started.append(("▸", state.stage, now - state.since))
-    lines = [(mark, name, _elapsed(state, name, seconds)) for mark, name, seconds in started]
-    past = {name for _, name, _ in lines}
-    later = [stage for stage in state.plan if stage.name not in past]
-    return lines + [(" ", stage.name, estimate(stage.seconds)) for stage in later]
-
-
 def activity_line(state: State, *, now: float) -> str:
     """Return what the run does now, how long the stage has taken, and how long it is expected to
     take."""
@@ -115,7 +103,10 @@ def activity_line(state: State, *, now: float) -> str:
         text = done_text(state.done)
     elif state.done is not None:
         text = f"{text}, {done_text(state.done)}"
-    elapsed = _elapsed(state, state.stage, now - state.since)
+    elapsed = duration(now - state.since)
+    for stage in state.plan:
+        if stage.name == state.stage:
+            elapsed += f", expected {estimate(stage.seconds)}"
     return f"{text} ({state.stage or 'start'}: {elapsed})"
 
 
@@ -192,14 +183,6 @@ def estimate(seconds: float) -> str:
     if seconds < 3600:
         return f"about {max(1, round(seconds / 60))} min"
     return f"about {seconds / 3600:.1f} h"
-
-
-def _elapsed(state: State, name: str, seconds: float) -> str:
-    """Return the time that a stage has taken, and its expected time if it is known."""
-    for stage in state.plan:
-        if stage.name == name:
-            return f"{duration(seconds)}, expected {estimate(stage.seconds)}"
-    return duration(seconds)
 
 
 def _left(seconds: float | None) -> str:

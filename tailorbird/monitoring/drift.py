@@ -9,7 +9,6 @@ drift.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,16 +95,6 @@ class DriftStatistic:
         return self.value > self.threshold
 
 
-class _Measured(NamedTuple):
-    """The value of a statistic in a window, and in simulated windows without drift."""
-
-    name: str
-    value: float
-    clean: FloatArray
-    variance: DayVariance
-    n: int
-
-
 def drift_statistics(
     window: TrafficSample,
     *,
@@ -133,7 +122,7 @@ def drift_statistics(
             f"data.split_by; give validation rows with at least {MIN_KEYS}"
         )
 
-    measures = [_classes if reference.lengths is None else _lengths]
+    measures = [_stability]
     has_texts = [
         sample.embeddings is not None and len(sample.embeddings) >= MIN_ROWS
         for sample in (window, reference)
@@ -141,20 +130,31 @@ def drift_statistics(
     if all(has_texts):
         measures.insert(0, _unfamiliar)
     days_per_year = per_year / len(measures)
-    statistics = []
-    for measure in measures:
-        measured = measure(window, reference=reference, clean=clean)
-        statistic = DriftStatistic(
-            name=measured.name,
-            description=DESCRIPTIONS[measured.name],
-            value=measured.value,
-            threshold=threshold_at(measured.clean, days_per_year / DAYS_PER_YEAR),
-            per_year=days_per_year,
-            n=measured.n,
-            variance=measured.variance,
-        )
-        statistics.append(statistic)
-    return tuple(statistics)
+    return tuple(
+        measure(window, reference=reference, per_year=days_per_year, clean=clean)
+        for measure in measures
+    )
+
+
+def _statistic(
+    name: str,
+    value: float,
+    *,
+    simulated: FloatArray,
+    per_year: float,
+    num: int,
+    variance: DayVariance,
+) -> DriftStatistic:
+    """Return the statistic with its threshold from simulated windows without drift."""
+    return DriftStatistic(
+        name=name,
+        description=DESCRIPTIONS[name],
+        value=value,
+        threshold=threshold_at(simulated, per_year / DAYS_PER_YEAR),
+        per_year=per_year,
+        n=num,
+        variance=variance,
+    )
 
 
 def _design(
@@ -167,8 +167,12 @@ def _design(
 
 
 def _unfamiliar(
-    window: TrafficSample, *, reference: TrafficSample, clean: Sequence[DriftStatistic]
-) -> _Measured:
+    window: TrafficSample,
+    *,
+    reference: TrafficSample,
+    per_year: float,
+    clean: Sequence[DriftStatistic],
+) -> DriftStatistic:
     """Return the share of texts that are farther from their nearest reference row than 99% of the
     reference rows.
 
@@ -197,37 +201,55 @@ def _unfamiliar(
     chances = generator.beta(farthest, num_effective + 1 - farthest, NUM_DRAWS)
     both_shares = np.stack([chances, 1 - chances], 1)
     shares = varied_shares(generator, both_shares, size=num, design=design)[:, 0]
-    return _Measured(
-        name="unfamiliar",
-        value=float(is_far.mean()),
-        clean=generator.binomial(num, shares) / num,
+    return _statistic(
+        "unfamiliar",
+        float(is_far.mean()),
+        simulated=generator.binomial(num, shares) / num,
+        per_year=per_year,
+        num=num,
         variance=variance,
-        n=num,
     )
 
 
-def _classes(
-    window: TrafficSample, *, reference: TrafficSample, clean: Sequence[DriftStatistic]
-) -> _Measured:
-    """Return the population stability index of the predicted classes."""
-    codes = np.unique([*reference.outputs, *window.outputs], return_inverse=True)[1]
-    bins = np.split(codes, [len(reference)])
-    return _stability("classes", bins, window=window, reference=reference, clean=clean)
-
-
-def _lengths(
-    window: TrafficSample, *, reference: TrafficSample, clean: Sequence[DriftStatistic]
-) -> _Measured:
-    """Return the population stability index of the lengths, in ten bins with equal numbers of
-    reference rows."""
-    assert window.lengths is not None
-    assert reference.lengths is not None
-    edges = np.unique(np.quantile(reference.lengths, np.linspace(0, 1, NUM_BINS + 1)[1:-1]))
-    bins = [
-        np.searchsorted(edges, lengths, side="right")
-        for lengths in (reference.lengths, window.lengths)
-    ]
-    return _stability("length", bins, window=window, reference=reference, clean=clean)
+def _stability(
+    window: TrafficSample,
+    *,
+    reference: TrafficSample,
+    per_year: float,
+    clean: Sequence[DriftStatistic],
+) -> DriftStatistic:
+    """Return the population stability index of the predicted classes, or of the lengths in ten bins
+    with equal numbers of reference rows."""
+    name = "classes"
+    if reference.lengths is None:
+        codes = np.unique([*reference.outputs, *window.outputs], return_inverse=True)[1]
+    else:
+        assert window.lengths is not None
+        name = "length"
+        edges = np.unique(np.quantile(reference.lengths, np.linspace(0, 1, NUM_BINS + 1)[1:-1]))
+        lengths = np.concatenate([reference.lengths, window.lengths])
+        codes = np.searchsorted(edges, lengths, side="right")
+    num_bins = int(codes.max()) + 1
+    reference_bins, window_bins = np.split(codes, [len(reference)])
+    days = _days(window.days, num=len(window))
+    variance = variance_of_counts(_counts(window_bins, num_bins=num_bins, by=days))
+    reference_counts = np.bincount(reference_bins, minlength=num_bins)[None]
+    window_counts = np.bincount(window_bins, minlength=num_bins)[None]
+    simulated = clean_stability(
+        reference_bins,
+        keys=reference.row_keys,
+        num_bins=num_bins,
+        size=len(window),
+        design=_design(name, variance, days=days, clean=clean),
+    )
+    return _statistic(
+        name,
+        float(stability_index(reference_counts, window_counts)[0]),
+        simulated=simulated,
+        per_year=per_year,
+        num=len(window),
+        variance=variance,
+    )
 
 
 def _days(days: IntArray | None, *, num: int) -> IntArray:
@@ -239,35 +261,6 @@ def _counts(rows: IntArray, *, num_bins: int, by: IntArray) -> IntArray:
     values, codes = np.unique(by, return_inverse=True)
     counts = np.bincount(codes * num_bins + rows, minlength=len(values) * num_bins)
     return counts.reshape(-1, num_bins)
-
-
-def _stability(
-    name: str,
-    bins: Sequence[IntArray],
-    *,
-    window: TrafficSample,
-    reference: TrafficSample,
-    clean: Sequence[DriftStatistic],
-) -> _Measured:
-    """Return the stability index of a window, given the bins of the reference rows and of the
-    window's rows."""
-    num_bins = int(np.concatenate(bins).max()) + 1
-    days = _days(window.days, num=len(window))
-    variance = variance_of_counts(_counts(bins[1], num_bins=num_bins, by=days))
-    counts = [np.bincount(rows, minlength=num_bins)[None] for rows in bins]
-    return _Measured(
-        name=name,
-        value=float(stability_index(*counts)[0]),
-        clean=clean_stability(
-            bins[0],
-            keys=reference.row_keys,
-            num_bins=num_bins,
-            size=len(window),
-            design=_design(name, variance, days=days, clean=clean),
-        ),
-        variance=variance,
-        n=len(window),
-    )
 
 
 def clean_stability(

@@ -9,6 +9,7 @@ of the champion's run.
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -67,7 +68,6 @@ class ReferenceMetadata(StoredModel):
 class DriftReference:
     """The answers of a version to validation rows, without the texts."""
 
-    digest: str  # digest of the version
     made_at: str
     sample: TrafficSample
     right: NDArray[np.bool_]  # [N]; empty for chat
@@ -124,30 +124,30 @@ def read_reference(task_uri: str, version: ModelVersion) -> DriftReference:
             "watch RECIPE`"
         )
     metadata = ReferenceMetadata.model_validate_json(table.schema.metadata[METADATA])
+    has_answers = "output" in table.column_names
     flat = table["embedding"].combine_chunks().flatten().to_numpy()
     sample = TrafficSample(
+        outputs=table["output"].to_pylist() if has_answers else (),
         embeddings=flat.reshape(len(table), -1),
-        keys=table["key"].to_numpy() if "key" in table.column_names else None,
+        keys=_column(table, "key"),
+        lengths=_column(table, "length"),
     )
-    if "length" in table.column_names:
-        lengths = table["length"].to_numpy().astype(np.float64)
-        return DriftReference(
-            digest=metadata.digest,
-            made_at=metadata.made_at,
-            sample=replace(sample, lengths=lengths),
-            right=np.zeros(0, bool),
-            groups={},
-            encoder=metadata.encoder,
-        )
-    return DriftReference(
-        digest=metadata.digest,
+    reference = DriftReference(
         made_at=metadata.made_at,
-        sample=replace(sample, outputs=table["output"].to_pylist()),
-        right=np.array(table["right"].to_pylist(), bool),
+        sample=sample,
+        right=np.array(table["right"].to_pylist() if has_answers else (), bool),
         groups={name: tuple(table[f"group:{name}"].to_pylist()) for name in metadata.groups},
-        encoder=version.base_model,
-        max_length=version.max_length,
+        encoder=metadata.encoder,
     )
+    if has_answers:
+        return replace(reference, encoder=version.base_model, max_length=version.max_length)
+    return reference
+
+
+def _column(table: pa.Table, name: str) -> NDArray[Any] | None:
+    if name in table.column_names:
+        return np.asarray(table[name].to_numpy())
+    return None
 
 
 def build_reference(

@@ -9,6 +9,7 @@ import heapq
 import io
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import date, datetime
 from operator import itemgetter
 
@@ -26,8 +27,8 @@ from tailorbird.monitoring.log_reader import (
     TrafficError,
     by_day,
     is_answered,
-    key_of,
     read_columns,
+    row_key,
     unit_of,
     value_of,
 )
@@ -45,17 +46,13 @@ FILLED_IN = {"label", "score", "correct_answer"}
 def parse_days(days: str) -> list[date]:
     """Return the days from first to last of `YYYY-MM-DD:YYYY-MM-DD`; raise AuditError for anything
     else."""
-    try:
-        first, last = (date.fromisoformat(part) for part in days.split(":"))
-    except ValueError:
-        raise AuditError(
-            f"--days is {days!r}; give the first and the last day as YYYY-MM-DD:YYYY-MM-DD"
-        ) from None
-    if last < first:
-        raise AuditError(
-            f"--days is {days!r}: the last day is before the first; give the first day first"
-        )
-    return list(span(first, last))
+    with suppress(ValueError):
+        first, last = map(date.fromisoformat, days.split(":"))
+        if first <= last:
+            return list(span(first, last))
+    raise AuditError(
+        f"--days is {days!r}; give the first and the last day as YYYY-MM-DD:YYYY-MM-DD"
+    )
 
 
 def export_answers(
@@ -97,7 +94,7 @@ def export_answers(
             "answer"
         )
     secret = draw_secret(recipe.task_uri)
-    audited = {_key(row, secret=secret) for row in _audit_rows(recipe.task_uri)}
+    audited = {row_key(row, secret) for row in _audit_rows(recipe.task_uri)}
     arms = ((CHAMPION, digest), (CANARY, challenger))
     config = recipe.serving.challenger
     share = control_share(config.canary if config else None)
@@ -109,7 +106,7 @@ def export_answers(
                 continue
             if task.needs_texts and answer["text"] is None:
                 continue
-            key = _key(answer, secret=secret)
+            key = row_key(answer, secret)
             if key in audited:
                 continue
             is_compared = _is_compared(answer, challenger=challenger, share=share, secret=secret)
@@ -166,37 +163,29 @@ def import_labels(recipe: Recipe, uri: str, *, classes: Sequence[str]) -> tuple[
 
 
 def audited_rows(recipe: Recipe, *, since: datetime) -> Rows:
-    """Return the audited texts of answers since a time, with their latest labels.
+    """Return the audited texts of answers since a time, with their latest labels, as rows of data.
 
     For chat, these are the correct answers that people wrote without seeing the model's: corrected
-    answers are no random sample.
+    answers are no random sample. Groups are read from the attributes. The split key is the unit, a
+    subject or a request without one, because the answers to one unit are dependent. There are no
+    split keys if all units are different.
     """
     label = MONITORED_TASKS[recipe.task].label_column
-    rows = {}
+    latest = {}
     for row in _audit_rows(recipe.task_uri):
         if row["text"] and row[label] and row["score"] is None and row["at"] >= since:
-            rows[row["request_id"], row["row"]] = row
-    return labelled_rows(recipe, [rows[key] for key in sorted(rows)])
-
-
-def labelled_rows(recipe: Recipe, logged: Sequence[Row]) -> Rows:
-    """Return rows of audits as rows of data.
-
-    Groups are read from the attributes. The split key is the unit, a subject or a request without
-    one, because the answers to one unit are dependent. There are no split keys if all units are
-    different.
-    """
-    task = MONITORED_TASKS[recipe.task]
-    units = tuple(row["subject"] or row["request_id"] for row in logged)
-    turns = tuple(logged_conversation(row["context"], row["text"]) for row in logged)
-    attributes = [json.loads(row["attributes"] or "{}") for row in logged]
+            latest[row["request_id"], row["row"]] = row
+    rows = [latest[key] for key in sorted(latest)]
+    units = tuple(row["subject"] or row["request_id"] for row in rows)
+    turns = tuple(logged_conversation(row["context"], row["text"]) for row in rows)
+    attributes = [json.loads(row["attributes"] or "{}") for row in rows]
     groups = {}
     for name in recipe.data.groups:
         groups[name] = tuple(value_of(values, name) for values in attributes)
     return Rows(
-        row_ids=tuple(f"{row['request_id']}:{row['row']}" for row in logged),
+        row_ids=tuple(f"{row['request_id']}:{row['row']}" for row in rows),
         texts=tuple(map(text_of, turns)),
-        labels=tuple(row[task.label_column] for row in logged),
+        labels=tuple(row[label] for row in rows),
         split_keys=units if len(set(units)) < len(units) else None,
         groups=groups,
         conversations=None if TASKS[recipe.task].has_classes else turns,
@@ -213,10 +202,6 @@ def audit_files(task_uri: str) -> list[str]:
 def _audit_rows(task_uri: str) -> Iterator[Row]:
     for uri in audit_files(task_uri):
         yield from read_columns(uri, STORED_COLUMNS).to_pylist()
-
-
-def _key(row: Row, *, secret: bytes) -> int:
-    return key_of(row["request_id"], row["row"], caller=row["caller"], secret=secret)
 
 
 def _to_parquet(rows: Sequence[Row], *, columns: Sequence[str]) -> bytes:

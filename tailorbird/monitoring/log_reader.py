@@ -3,11 +3,10 @@
 import json
 import math
 import re
-from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import chain
 from typing import Any
 
@@ -24,11 +23,12 @@ from tailorbird.data.arrow_safety import extension_columns
 from tailorbird.data.pii import is_redacted
 from tailorbird.data.rows import NO_GROUP
 from tailorbird.evaluation.statistics.answer_metrics import scorer
-from tailorbird.monitoring.monitored_tasks import MONITORED_TASKS
+from tailorbird.monitoring.monitored_tasks import MONITORED_TASKS, Row
 from tailorbird.monitoring.traffic import (
     ARMS,
     CANARY,
     CHAMPION,
+    LABEL,
     SAMPLE,
     SHADOW,
     Labels,
@@ -126,54 +126,29 @@ def read_labels(
     """Return the labels in these feedback files and audits, one label per text.
 
     An audit takes precedence over feedback, then the latest label counts, then the one read last.
-    Audits are given in order of import. Files are read one at a time. A label needs 32 bytes, and
-    about 100 while labels are sorted.
+    Audits are given in order of import. Files are read one at a time.
     """
+    label_of = MONITORED_TASKS[task].label_of
     names: dict[str, int] = {}
-    keys = array("Q")
-    codes = array("i")
-    scores = array("f")
-    times = array("q")
-    numbers = array("i")
+    parts = [np.zeros(0, LABEL)]
     for number, uri in chain(((0, uri) for uri in files), enumerate(audits, 1)):
         table = read_columns(uri, FEEDBACK)
-        columns = (table[name].to_pylist() for name in FEEDBACK if name != "at")
-        for time, request_id, row, caller, *given in zip(
-            _microseconds(table), *columns, strict=True
-        ):
-            label, score = MONITORED_TASKS[task].label_of(*given)
-            if request_id is None or row is None or (label is None and score is None):
+        part = []
+        for row, time in zip(table.to_pylist(), _microseconds(table), strict=True):
+            label, score = label_of(row["label"], row["score"], row["correct_answer"])
+            if None in (row["request_id"], row["row"]) or (label is None and score is None):
                 continue
-            keys.append(key_of(request_id, row, caller=caller, secret=secret))
-            codes.append(-1 if label is None else names.setdefault(label, len(names)))
-            scores.append(math.nan if score is None else score)
-            times.append(int(time))
-            numbers.append(number)
+            code = -1 if label is None else names.setdefault(label, len(names))
+            part.append((row_key(row, secret), code, score, number, time))
+        parts.append(np.array(part, LABEL))
 
-    all_keys = np.frombuffer(keys, np.uint64)
-    all_times = np.frombuffer(times, np.int64)
-    all_numbers = np.frombuffer(numbers, np.int32)
-    order = np.lexsort((all_times, all_numbers > 0, all_keys))
-    unique_keys, starts = np.unique(all_keys[order], return_index=True)
-    latest = order[np.append(starts[1:], len(order))[: len(starts)] - 1]
-    return Labels(
-        keys=unique_keys,
-        codes=np.frombuffer(codes, np.int32)[latest],
-        scores=np.frombuffer(scores, np.float32)[latest],
-        names=tuple(names),
-        audits=_first_audits(all_numbers[order], starts=starts),
-        labelled_at=all_times[latest],
-    )
-
-
-def _first_audits(numbers: NDArray[np.int32], *, starts: NDArray[np.int64]) -> NDArray[np.int32]:
-    """Return the smallest number above 0 in each run of numbers [F] from its start [K], or 0 if
-    there is none."""
-    if not len(numbers):
-        return np.zeros(0, np.int32)
-    never = np.iinfo(np.int32).max
-    first = np.minimum.reduceat(np.where(numbers > 0, numbers, never), starts)
-    return np.where(first == never, 0, first).astype(np.int32)
+    labels = np.concatenate(parts)
+    latest_first = labels[np.lexsort((labels["at"], labels["audit"] > 0))[::-1]]
+    latest = latest_first[np.unique(latest_first["key"], return_index=True)[1]]
+    audited = labels[labels["audit"] > 0]  # in order of the audits
+    audited_keys, first = np.unique(audited["key"], return_index=True)
+    latest["audit"][np.searchsorted(latest["key"], audited_keys)] = audited["audit"][first]
+    return Labels(latest, names=tuple(names))
 
 
 def read_traffic(
@@ -220,17 +195,18 @@ class Reader:
         missing = is_challenger & (arms == SHADOW) & ~answered
         is_compared = answered & (is_champion | (is_challenger & np.isin(arms, (CANARY, SHADOW))))
 
-        indices, is_labelled = self._find_labels(keys)
-        rows = np.flatnonzero((is_compared | missing) & is_labelled)
-        outcomes, redacted = self._outcomes(
-            table.take(rows), keys=keys[rows], label_indices=indices[rows], missing=missing[rows]
+        start, end = (
+            np.searchsorted(self.labels.rows["key"], keys, side=side) for side in ("left", "right")
         )
+        rows = np.flatnonzero((is_compared | missing) & (start < end))
+        labels = self.labels.rows[start[rows]]
+        outcomes = self._outcomes(table.take(rows), labels=labels, missing=missing[rows])
         return Traffic(
             num_rows=len(table),
             rows=_count_versions(arms, digests),
             unanswered=_count_versions(arms[~answered], digests[~answered]),
-            outcomes=outcomes,
-            redacted=redacted,
+            outcomes=outcomes.where(~np.isnan(outcomes.scores)),
+            redacted=self._num_redacted(labels),
             sample=_sample(
                 table,
                 keys=keys,
@@ -240,104 +216,81 @@ class Reader:
         )
 
     def _keys(self, table: pa.Table) -> NDArray[np.uint64]:
-        columns = (table[name].to_pylist() for name in ("request_id", "row", "caller"))
-        keys = (
-            key_of(request_id, row, caller=caller, secret=self.secret)
-            for request_id, row, caller in zip(*columns, strict=True)
-        )
-        return np.fromiter(keys, np.uint64, len(table))
-
-    def _units(self, table: pa.Table) -> NDArray[np.uint64]:
-        names = pc.coalesce(table["subject"], table["request_id"]).to_pylist()
-        challenger = self.versions.challenger
-        units = (unit_of(name, challenger=challenger, secret=self.secret) for name in names)
-        return np.fromiter(units, np.uint64, len(table))
-
-    def _find_labels(self, keys: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Return the indices of the rows' labels [N], and a mask [N] of the rows that have a
-        label."""
-        if not len(self.labels):
-            return np.zeros(len(keys), np.int64), np.zeros(len(keys), bool)
-        indices = np.minimum(np.searchsorted(self.labels.keys, keys), len(self.labels) - 1)
-        return indices, self.labels.keys[indices] == keys
+        rows = table.select(["request_id", "row", "caller"]).to_pylist()
+        return np.array([row_key(row, self.secret) for row in rows], np.uint64)
 
     def _outcomes(
-        self,
-        table: pa.Table,
-        *,
-        keys: NDArray[np.uint64],
-        label_indices: NDArray[np.int64],
-        missing: NDArray[np.bool_],
-    ) -> tuple[Outcomes, int]:
-        """Return the rows that can be scored, and the number of rows whose correct answer is
-        redacted.
-
-        A correct answer scores the answers of all arms; a `missing` one [N] has the score 0. A
-        person's score does not score the shadow's answer, which the person did not see.
-        """
-        arms = np.array([ARMS.index(arm) for arm in table["arm"].to_pylist()], np.uint8)
-        scores = self.labels.scores[label_indices].astype(np.float64)
-        by_person = ~np.isnan(scores)
-        scores[by_person & (arms == ARMS.index(SHADOW))] = np.nan
-
-        by_metric = np.flatnonzero(~by_person)
-        audits = self.labels.audits[label_indices]
-        references = [self.labels.names[self.labels.codes[label_indices[row]]] for row in by_metric]
-        scores[by_metric] = self._metric_scores(
-            table.take(by_metric), references=references, audits=audits[by_metric]
-        )
-        scores[missing & ~by_person] = 0.0
-        redacted = 0
-        if self.versions.metric is not None:
-            redacted = sum(map(is_redacted, references))
-
-        attributes = table["attributes"].to_pylist()
-        outcomes = Outcomes(
-            keys=keys,
-            arms=arms,
+        self, table: pa.Table, *, labels: NDArray[np.void], missing: NDArray[np.bool_]
+    ) -> Outcomes:
+        """Return the rows [N] with their labels [N]; the score is NaN for one that cannot be
+        scored."""
+        units = []
+        scores = []
+        for row, label, is_missing in zip(table.to_pylist(), labels, missing, strict=True):
+            subject = row["subject"] or row["request_id"]
+            units.append(unit_of(subject, challenger=self.versions.challenger, secret=self.secret))
+            scores.append(self._score(row, label, is_missing=is_missing))
+        return Outcomes(
+            keys=labels["key"],
+            arms=np.array([ARMS.index(arm) for arm in table["arm"].to_pylist()], np.uint8),
             at=_microseconds(table),
-            scores=scores,
-            by_person=by_person,
-            audits=audits,
-            groups=tuple(_values(text, self.versions.groups) for text in attributes),
-            labelled_at=self.labels.labelled_at[label_indices],
-            units=self._units(table),
+            scores=np.array(scores, np.float64),
+            by_person=~np.isnan(labels["score"]),
+            audits=labels["audit"],
+            groups=tuple(
+                _values(text, self.versions.groups) for text in table["attributes"].to_pylist()
+            ),
+            labelled_at=labels["at"],
+            units=np.array(units, np.uint64),
             is_subject=table["subject"].is_valid().to_numpy(),
             missing=missing,
         )
-        return outcomes.where(~np.isnan(scores)), redacted
 
-    def _metric_scores(
-        self, table: pa.Table, *, references: Sequence[str], audits: NDArray[np.int32]
-    ) -> NDArray[np.float64]:
-        """Return the score [N] of each answer against its label; NaN for one whose text was not
-        stored.
+    def _score(self, row: Row, label: np.void, *, is_missing: bool) -> float:
+        """Return the score of an answer; NaN for one whose text was not stored.
 
-        It is also NaN for a correct answer that the metric cannot read, such as a text without a
-        number, and for a redacted one, to which a wrong answer may be equal. After a text of
-        feedback on which the regular expression takes too long, it is NaN for all further feedback
-        of the API key, so that no key delays a report for long.
+        A correct answer scores the answers of all arms; a missing one has the score 0. A person's
+        score does not score the shadow's answer, which the person did not see. The score is NaN for
+        a correct answer that the metric cannot read, such as a text without a number, and for a
+        redacted one, to which a wrong answer may be equal. After a text of feedback on which the
+        regular expression takes too long, it is NaN for all further feedback of the API key, so
+        that no key delays a report for long.
         """
+        if not np.isnan(label["score"]):
+            return math.nan if row["arm"] == SHADOW else float(label["score"])
+        if is_missing:
+            return 0.0
+        reference = self.labels.names[label["code"]]
         if self.versions.metric is None:
-            is_right = _objects(table, "label") == np.array(references, object)
-            return np.asarray(is_right, np.float64)
-        metric = scorer(self.versions.metric, config=self.versions.answers)
+            return float(row["label"] == reference)
+        is_audited = label["audit"] > 0
+        is_slow = row["caller"] in self.slow and not is_audited
+        if row["answer"] is None or is_redacted(reference) or is_slow:
+            return math.nan
+        try:
+            return self._metric(row["answer"], reference)
+        except PatternTimeout:
+            if not is_audited:
+                self.slow.add(row["caller"])
+        except ValueError:
+            pass
+        return math.nan
 
-        def score(answer: str | None, reference: str, caller: str | None, audit: int) -> float:
-            if answer is None or is_redacted(reference) or (not audit and caller in self.slow):
-                return np.nan
-            try:
-                return metric(answer, reference)
-            except PatternTimeout:
-                if not audit:
-                    self.slow.add(caller)
-                return np.nan
-            except ValueError:
-                return np.nan
+    @cached_property
+    def _metric(self) -> Callable[[str, str], float]:
+        assert self.versions.metric is not None
+        return scorer(self.versions.metric, config=self.versions.answers)
 
-        answers = table["answer"].to_pylist()
-        callers = table["caller"].to_pylist()
-        return np.array(list(map(score, answers, references, callers, audits)), np.float64)
+    def _num_redacted(self, labels: NDArray[np.void]) -> int:
+        """Return the number of labels whose correct answer is redacted."""
+        if self.versions.metric is None:
+            return 0
+        codes = labels["code"][np.isnan(labels["score"])]
+        return sum(is_redacted(self.labels.names[code]) for code in codes)
+
+
+def row_key(row: Row, secret: bytes) -> int:
+    return key_of(row["request_id"], row["row"], caller=row["caller"], secret=secret)
 
 
 def _objects(table: pa.Table, column: str) -> NDArray[np.object_]:

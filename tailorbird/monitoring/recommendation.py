@@ -67,7 +67,7 @@ def recommend(
 
 
 def challenger_decision(
-    reports: Sequence[Report], *, digest: str, alpha: float, gain: float
+    reports: Sequence[Report], *, digest: str, alpha: float
 ) -> ChallengerDecision:
     """Return the decision on the challenger over all of its days, as one sequential test.
 
@@ -79,7 +79,7 @@ def challenger_decision(
     outcomes = list(chain.from_iterable(_compared(days).values()))
     names = set(chain.from_iterable(day.groups for day in days.values()))
     groups = {name: unit_differences(outcomes, group=name) for name in sorted(names)}
-    decision = decide_challenger(unit_differences(outcomes), groups=groups, alpha=alpha, gain=gain)
+    decision = decide_challenger(unit_differences(outcomes), groups=groups, alpha=alpha)
 
     mirrored = sum(day.mirrored for day in days.values())
     unanswered = sum(day.unanswered for day in days.values())

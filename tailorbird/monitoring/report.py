@@ -1,6 +1,7 @@
 """The report of a window of days, stored as `monitoring/<day>.json`."""
 
 from datetime import date, timedelta
+from typing import Any
 
 from tailorbird.evaluation.gates.base import Gate, gate
 from tailorbird.monitoring.challenger_units import UnitOutcome
@@ -57,6 +58,11 @@ class Report(StoredModel):
     groups: Gate = NO_GROUPS  # from audits
     redacted: int = 0
     """Labelled answers that are not scored, because personal data in the label were redacted."""
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """All but the time of the report and the hashes of its inputs."""
+        return self.model_dump(exclude={"made_at", "answers_fingerprint", "labels_fingerprint"})
 
     @property
     def qualities(self) -> dict[str, Quality]:

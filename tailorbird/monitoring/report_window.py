@@ -34,8 +34,8 @@ from tailorbird.monitoring.drift import (
 from tailorbird.monitoring.drift_reference import DriftReference, embed_on_cluster
 from tailorbird.monitoring.log_windows import LogDays, files_between, microseconds
 from tailorbird.monitoring.quality import GroupAccuracy
-from tailorbird.monitoring.report import NO_GROUPS, ArmCount, ChallengerDay, Report
-from tailorbird.monitoring.traffic import CANARY, CHAMPION, DAY_US, SHADOW, Outcomes, Traffic
+from tailorbird.monitoring.report import ArmCount, ChallengerDay, Report
+from tailorbird.monitoring.traffic import CHAMPION, DAY_US, SHADOW, Outcomes, Traffic
 from tailorbird.registry.versions import ModelVersion, now
 
 MAX_COUNTERFACTUAL_TEXTS = 500  # maximum sampled texts for the counterfactual gate
@@ -76,22 +76,19 @@ class ReportWindow:
     def last_label_day(self) -> date:
         return self.day + timedelta(days=self.recipe.monitoring.label_days)
 
-    @property
-    def group_limits(self) -> SubgroupGateConfig:
-        return self.recipe.evaluation.gates.groups or SubgroupGateConfig()
-
     @cached_property
     def answers_fingerprint(self) -> str:
         """Hash of the answer files and of all settings and test results that affect what the report
         computes."""
-        config = self.recipe.monitoring.model_dump(mode="json", exclude={"rollback", "keep_days"})
+        settings = [
+            self.recipe.monitoring.model_dump(mode="json", exclude={"rollback", "keep_days"}),
+            self.recipe.evaluation.model_dump(mode="json"),
+            self.recipe.data.groups,
+            {name: asdict(group) for name, group in self.served.tested.items()},
+        ]
         files = files_between(self.days.answers, self.first, self.day)
-        versions = self.days.versions
-        tested = {name: asdict(group) for name, group in self.served.tested.items()}
-        answers = versions.answers and versions.answers.model_dump(mode="json")
-        gates = [self.group_limits.model_dump(mode="json"), self.recipe.evaluation.alpha]
-        settings = [config, versions.groups, versions.metric, answers, tested, gates]
-        return _sha256([*files, versions.champion, self.reference.made_at, *settings])
+        champion = self.served.champion.digest
+        return _sha256([*files, champion, self.reference.made_at, *settings])
 
     @cached_property
     def labels_fingerprint(self) -> str:
@@ -103,15 +100,11 @@ class ReportWindow:
     def report(self, stored: Report | None) -> Report:
         """Return the stored report if nothing that affects it changed, otherwise a new one, with
         the parts that need no labels from a stored report of the same answers."""
-        has_same_answers = (
-            stored is not None and stored.answers_fingerprint == self.answers_fingerprint
-        )
-        if (
-            stored is not None
-            and has_same_answers
-            and stored.labels_fingerprint == self.labels_fingerprint
-        ):
-            return stored
+        reusable = stored
+        if stored is not None and stored.answers_fingerprint != self.answers_fingerprint:
+            reusable = None
+        if reusable is not None and reusable.labels_fingerprint == self.labels_fingerprint:
+            return reusable
         traffic = self.days.window(
             self.first, self.day, label_days=self.recipe.monitoring.label_days
         )
@@ -143,13 +136,23 @@ class ReportWindow:
             feedback_scores=measure(audited=False, by_person=True),
             audit_scores=measure(audited=True, by_person=True),
             redacted=traffic.redacted,
-            groups=self._group_gate(traffic),
+            groups=quality.group_gate(
+                traffic.outcomes,
+                columns=self.days.versions.groups,
+                reference=self.references,
+                limits=self.recipe.evaluation.gates.groups or SubgroupGateConfig(),
+                alpha=self.recipe.evaluation.alpha,
+            ),
         )
-        if stored is not None and has_same_answers:
-            unlabelled = {name: getattr(stored, name) for name in UNLABELLED}
-        else:
+        if reusable is None:
             unlabelled = self._unlabelled(traffic)
-        return report.model_copy(update=unlabelled)
+        else:
+            unlabelled = {name: getattr(reusable, name) for name in UNLABELLED}
+        report = report.model_copy(update=unlabelled)
+        if stored is not None and report.content == stored.content:
+            # An alarm from before a re-evaluation must not be recommended again.
+            return report.model_copy(update={"made_at": stored.made_at})
+        return report
 
     @property
     def _control_share(self) -> float:
@@ -161,24 +164,15 @@ class ReportWindow:
         """The champion's accuracy or mean score by group, before any traffic."""
         return self.reference.group_accuracies() | dict(self.served.tested)
 
-    def _has_answers(self, traffic: Traffic) -> bool:
-        return traffic.num_rows_of(CHAMPION, self.served.champion.digest) > 0
-
-    def _group_gate(self, traffic: Traffic) -> Gate:
-        if not self._has_answers(traffic):
-            return NO_GROUPS
-        return quality.group_gate(
-            traffic.outcomes,
-            columns=self.days.versions.groups,
-            reference=self.references,
-            limits=self.group_limits,
-            alpha=self.recipe.evaluation.alpha,
-        )
-
     def _unlabelled(self, traffic: Traffic) -> dict[str, Any]:
         """Return the fields `UNLABELLED` of the report."""
-        notes = _irregularities(traffic)
-        if not self._has_answers(traffic):
+        notes = []
+        unanswered = sum(traffic.unanswered.values())
+        if unanswered:
+            notes.append(
+                f"{unanswered:,} rows have no class or complete chat answer and are only counted"
+            )
+        if not traffic.num_rows_of(CHAMPION, self.served.champion.digest):
             missing = "answer of the champion" if traffic.num_rows else "traffic"
             return {"notes": (*notes, f"no {missing} in this window")}
         drift, drift_notes = self._drift(traffic.sample)
@@ -274,19 +268,3 @@ class ReportWindow:
 
 def _sha256(values: list[object]) -> str:
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
-
-
-def _irregularities(traffic: Traffic) -> list[str]:
-    notes = []
-    unanswered = sum(traffic.unanswered.values())
-    if unanswered:
-        notes.append(
-            f"{unanswered:,} rows have no class or complete chat answer and are only counted"
-        )
-    challengers = {digest for arm, digest in traffic.rows if arm in (CANARY, SHADOW)}
-    if len(challengers) > 1:
-        notes.append(
-            f"{len(challengers)} challengers answered in this window; only the challenger of the "
-            "recipe is evaluated"
-        )
-    return notes

@@ -8,16 +8,10 @@ from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import invgauss
 
-from tailorbird.evaluation.statistics.confidence_sequence import least_sum, log_e_value
+from tailorbird.evaluation.statistics.confidence_sequence import log_e_value
 
 FloatArray = NDArray[np.float64]
-
-POWER = 0.8
-USUAL_VARIANCE = 0.25  # assumed before any unit is known
-USUAL_UNITS = 20  # number of units that this assumption counts as
-SIZES = np.geomspace(1, 1e9, 8000)  # numbers of units, with steps of 0.3%
 
 
 class Decision(StrEnum):
@@ -97,7 +91,7 @@ class ChallengerDecision:
 
 
 def decide_challenger(
-    overall: UnitDifferences, *, groups: Mapping[str, UnitDifferences], alpha: float, gain: float
+    overall: UnitDifferences, *, groups: Mapping[str, UnitDifferences], alpha: float
 ) -> ChallengerDecision:
     """Decide to promote, continue or stop. Each error has probability at most alpha, at any number
     of decisions.
@@ -109,9 +103,8 @@ def decide_challenger(
     Stop if the challenger is proven worse overall or in a group, each at alpha divided by the
     number of these hypotheses. Promote if the challenger is proven better overall and worse in no
     group. `groups` are all groups by name, including those without units; they must be fixed before
-    the experiment. To continue, the reason has the number of units that a true difference of `gain`
-    needs. The decision is about live traffic only, so `tailorbird promote` still requires a
-    verdict.
+    the experiment. The decision is about live traffic only, so `tailorbird promote` still requires
+    a verdict.
     """
     if not 0 < alpha < 0.5:
         raise ValueError(f"alpha is {alpha}; it must be above 0 and below 0.5")
@@ -122,7 +115,7 @@ def decide_challenger(
     harmed = [name for name in sorted(groups) if _is_proven(-groups[name].highest, level=level)]
 
     decision = Decision.CONTINUE
-    reason = f"{overall.sentence()}; {_outlook(overall, alpha=alpha, gain=gain)}"
+    reason = f"not proven: {overall.sentence()}"
     if harmed:
         decision = Decision.STOP
         reason = f"proven worse in {', '.join(harmed)} ({stated_level})"
@@ -139,39 +132,6 @@ def _is_proven(differences: FloatArray, *, level: float) -> bool:
     """Return True if the mean of the differences is proven to be above 0 with an error of at most
     `level`."""
     return log_e_value(differences) >= -math.log(level)
-
-
-def _outlook(overall: UnitDifferences, *, alpha: float, gain: float) -> str:
-    """Return the number of units that a true difference of `gain` needs, and how many of them are
-    missing."""
-    squares = float((overall.values**2).sum()) + USUAL_VARIANCE * USUAL_UNITS
-    needed = units_needed(gain, variance=squares / (len(overall) + USUAL_UNITS), alpha=alpha)
-    claim = (
-        f"proving a true difference of {100 * gain:+.3g} points takes about {needed:,} units "
-        f"(power {POWER:g})"
-    )
-    if needed > len(overall):
-        return f"{claim}: {needed - len(overall):,} more"
-    return f"{claim}: the true difference is probably smaller"
-
-
-def units_needed(gain: float, *, variance: float, alpha: float) -> int:
-    """Return the number of units that prove a mean difference of `gain` with a power of at least
-    0.8.
-
-    `variance` is the mean square of the differences. The sum of the differences is approximated by
-    Brownian motion, whose first passage time has the inverse Gaussian distribution. The sum that n
-    units need is used for fewer units too, so the number is up to a fifth too large.
-    """
-    if not 0 < gain < 1 or not 0 < variance <= 1:
-        raise ValueError(
-            f"gain is {gain} and variance {variance}; both must be above 0, gain below 1, variance "
-            "up to 1"
-        )
-    sums = least_sum(SIZES * variance, alpha=alpha)
-    spread = max(variance - gain**2, gain**2 / 100)
-    proven = invgauss.cdf(SIZES, spread / (gain * sums), scale=sums**2 / spread)
-    return math.ceil(float(SIZES[np.argmax(proven >= POWER)]))
 
 
 def _counted(num: int, noun: str) -> str:

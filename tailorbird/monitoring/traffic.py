@@ -31,26 +31,30 @@ DAY_US = 86_400_000_000
 HOUR_US = 3_600_000_000
 
 
+LABEL = np.dtype(
+    [
+        ("key", np.uint64),
+        ("code", np.int32),  # index into `Labels.names`; -1 for a score without a correct answer
+        ("score", np.float32),  # (chat) from 0 to 1; NaN for a label that is not a score
+        ("audit", np.int32),  # number of the first audit with the text, from 1; 0 for feedback
+        ("at", np.int64),  # microseconds since 1970, UTC; for an audit, the time of the answer
+    ]
+)
+
+
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """Correct labels [F] by request and row; the latest label if a text was labelled more than
-    once.
+    """Correct labels by request and row; the latest label if a text was labelled more than once.
 
     For chat, a label is a correct answer, or a person's score of the answer that the client
     received.
     """
 
-    keys: NDArray[np.uint64]  # sorted
-    codes: NDArray[np.int32]  # indices into `names`; -1 for a score without a correct answer
-    scores: NDArray[np.float32]  # (chat) from 0 to 1; NaN for a label that is not a score
+    rows: NDArray[np.void]  # [F] of `LABEL`, in order of the keys
     names: tuple[str, ...]
-    audits: NDArray[np.int32]  # number of the first audit with the text, from 1; 0 for feedback
-    labelled_at: NDArray[
-        np.int64
-    ]  # microseconds since 1970, UTC; for an audit, the time of the answer
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self.rows)
 
 
 @dataclass(frozen=True, eq=False)

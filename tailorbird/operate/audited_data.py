@@ -39,21 +39,19 @@ def usable_rows(
     is_trained = np.isin(fingerprints(user_texts(rows)), learned)
     texts = _as_logged(rows)
     seen = {text for row_id, text in zip(rows.row_ids, texts, strict=True) if row_id in evaluated}
-    kept = []
+    usable = []
     for index, (row_id, text) in enumerate(zip(rows.row_ids, texts, strict=True)):
-        reason = next((name for name, in_split in split_texts.items() if text in in_split), None)
-        if reason is None and is_trained[index]:
-            reason = "trained"
-        if reason is None and text in seen and row_id not in evaluated:
-            reason = "duplicate"
-        if reason is None and not rows.class_labels and is_redacted(rows.labels[index]):
-            reason = "redacted"
+        reasons = {name: text in in_split for name, in_split in split_texts.items()}
+        reasons["trained"] = bool(is_trained[index])
+        reasons["duplicate"] = text in seen and row_id not in evaluated
+        reasons["redacted"] = not rows.class_labels and is_redacted(rows.labels[index])
         seen.add(text)
+        reason = next((name for name, applies in reasons.items() if applies), None)
         if reason is None:
-            kept.append(index)
+            usable.append(index)
         else:
             dropped[reason] += 1
-    return rows.take(np.array(kept, np.int64)), dropped
+    return rows.take(np.array(usable, np.int64)), dropped
 
 
 def _as_logged(rows: Rows) -> list[str]:
@@ -114,7 +112,6 @@ def _training_file(recipe: Recipe, rows: Rows, *, schema: pa.Schema) -> bytes:
 
 def _cast(values: Sequence[str], *, to: pa.DataType) -> pa.Array:
     """Convert texts to a type; a text that is not a valid value becomes null."""
-
     if pa.types.is_dictionary(to):
         to = to.value_type
 

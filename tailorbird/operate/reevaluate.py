@@ -96,8 +96,9 @@ def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reeval
     champion, former, _ = rollback_target(recipe.task_uri, other_weights=True)
     versions = {"incumbent": read_pinned(former.pinned), "candidate": champion_version(champion)}
     earlier = read_reevaluations(recipe.task_uri, champion=champion)
-    audited = _audited(recipe, champion=champion, earlier=earlier, versions=versions.values())
-    rows = audited.rows
+    rows, new, dropped = _audited(
+        recipe, champion=champion, earlier=earlier, versions=versions.values()
+    )
     progress.stage(
         f"the champion and {versions['incumbent'].version} on {len(rows):,} audited rows"
     )
@@ -108,7 +109,7 @@ def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reeval
     predict = _remote_predict(recipe, versions, limits=limits, progress=progress)
     record_test_access(  # a run on these rows must know that the champion was compared on them
         recipe.task_uri,
-        rows=fingerprints(user_texts(rows.take(audited.new))),
+        rows=fingerprints(user_texts(new)),
         models=list(models.values()),
         protocol=digest(protocol),
         run=uri,
@@ -128,8 +129,8 @@ def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reeval
         data=AuditedData(
             sha256_test=protocol.test_sha256,
             num_rows=len(rows),
-            num_new=len(audited.new),
-            dropped=audited.dropped,
+            num_new=len(new),
+            dropped=dropped,
         ),
         cost=cost,
         versions={role: version.pinned for role, version in versions.items()},
@@ -158,23 +159,15 @@ def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reeval
     )
 
 
-@dataclass(frozen=True)
-class _Audited:
-    """The audited rows of a re-evaluation."""
-
-    rows: Rows
-    new: list[int]  # indices of the rows that no earlier re-evaluation contains
-    dropped: dict[str, int]  # number of dropped rows by reason
-
-
 def _audited(
     recipe: Recipe,
     *,
     champion: Champion,
     earlier: Mapping[str, ReevaluationEvidence],
     versions: Iterable[ModelVersion],
-) -> _Audited:
-    """Return the rows to test: audited rows since the champion's promotion that are in no split.
+) -> tuple[Rows, Rows, dict[str, int]]:
+    """Return the rows to test, those of them that no earlier re-evaluation contains, and the number
+    of dropped rows by reason. They are audited rows since the promotion that are in no split.
 
     Earlier rows may have been used to choose the champion. No version is compared on rows that one
     was trained on, also with an earlier recipe.
@@ -182,19 +175,21 @@ def _audited(
     since = datetime.fromisoformat(champion.since)
     evaluated = evaluated_rows(earlier)
     splits = load_inputs(recipe).splits
-    of_versions = [training_fingerprints(version) for version in versions]
-    learned = np.concatenate([NO_ROWS, *(hashes for hashes in of_versions if hashes is not None)])
+    learned = [training_fingerprints(version) for version in versions]
     rows, dropped = usable_rows(
-        audited_rows(recipe, since=since), splits, evaluated=evaluated, learned=learned
+        audited_rows(recipe, since=since),
+        splits,
+        evaluated=evaluated,
+        learned=np.concatenate([NO_ROWS, *(hashes for hashes in learned if hashes is not None)]),
     )
-    new = [index for index, row_id in enumerate(rows.row_ids) if row_id not in evaluated]
+    new = rows.take([row for row, row_id in enumerate(rows.row_ids) if row_id not in evaluated])
     if len(new) < recipe.monitoring.min_labels:
         raise ReevaluationError(
             f"only {len(new)} audited rows since the champion's promotion are new to training and "
             f"re-evaluations, but monitoring.min_labels is {recipe.monitoring.min_labels}; label "
             "more rows (`tailorbird audit export`), or lower min_labels"
         )
-    return _Audited(rows, new, dropped)
+    return rows, new, dropped
 
 
 def protocol_for(

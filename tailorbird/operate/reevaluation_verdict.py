@@ -5,13 +5,9 @@ does not increase the probability that a good champion is withdrawn. The rows of
 request without one, are dependent and count as one value, their mean.
 """
 
-import numpy as np
-from numpy.typing import NDArray
-
 from tailorbird.config.metrics import METRICS, row_metric
 from tailorbird.evaluation.gates.base import Gate, State
 from tailorbird.evaluation.gates.prices import compare_costs
-from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.confidence_sequence import confidence_sequence
 from tailorbird.evaluation.statistics.documents import documents_of
 from tailorbird.evaluation.statistics.scoring import score_table
@@ -82,18 +78,21 @@ def decide_reevaluation(
     champion = inputs.candidate.clean
     former = inputs.incumbent.clean
     compared = row_metric(protocol.metric)
-    ours, theirs = _by_unit(champion, former, metric=compared)
-    interval = confidence_sequence(ours - theirs, alpha=protocol.alpha)
-    scores = [float(values.mean()) for values in (ours, theirs)]
+    units = documents_of(champion.clusters, num_rows=len(champion))
+    champion_means, former_means = (
+        units.sums(table.per_row(compared)) / units.sizes for table in (champion, former)
+    )
+    interval = confidence_sequence(champion_means - former_means, alpha=protocol.alpha)
+    scores = [float(values.mean()) for values in (champion_means, former_means)]
     if compared != protocol.metric:
         scores = [score_table(protocol.metric, table) for table in (champion, former)]
     gain = scores[0] - scores[1]
-    of_gates = _of_gates(protocol, number=number)
+    gate_protocol = _protocol_of_gates(protocol, number=number)
     cost = compare_costs(
-        inputs.costs, terms=protocol.cost, alpha=of_gates.alpha, training=inputs.training
+        inputs.costs, terms=protocol.cost, alpha=gate_protocol.alpha, training=inputs.training
     )
     gates = evaluate_gates(
-        inputs.candidate, incumbent=inputs.incumbent, protocol=of_gates, cost=cost
+        inputs.candidate, incumbent=inputs.incumbent, protocol=gate_protocol, cost=cost
     )
     ratio = compare_costs(inputs.costs, terms=protocol.cost, alpha=protocol.alpha).ratio
     is_cheaper = None if ratio is None else ratio[2] < CHEAPER_RATIO
@@ -106,7 +105,7 @@ def decide_reevaluation(
         metric=protocol.metric,
         compared=compared,
         n=len(champion),
-        num_units=len(ours),
+        num_units=len(champion_means),
         alpha=protocol.alpha,
         minimum_gain=protocol.minimum_gain,
         champion_score=scores[0],
@@ -190,16 +189,7 @@ def _decide_cheaper(
     )
 
 
-def _by_unit(
-    champion: Predictions, former: Predictions, *, metric: str
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the mean scores [U] of both models by unit: a subject, or a request without one."""
-    units = documents_of(champion.clusters, num_rows=len(champion))
-    ours, theirs = (units.sums(table.per_row(metric)) / units.sizes for table in (champion, former))
-    return ours, theirs
-
-
-def _of_gates(protocol: TestProtocol, *, number: int) -> TestProtocol:
+def _protocol_of_gates(protocol: TestProtocol, *, number: int) -> TestProtocol:
     """Return the test protocol for the gates of the champion's re-evaluation with this number.
 
     Gates have no confidence sequence. Their level is alpha / (number (number + 1)), which sums to

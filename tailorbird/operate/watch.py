@@ -83,7 +83,9 @@ def watch_champion(recipe: Recipe, *, today: date, progress: ProgressReporter) -
     last = reevaluations[-1].at if reevaluations else None
     decision = challenger_record = None
     if challenger is not None:
-        decision = _decision(recipe, reports, challenger=challenger)
+        decision = challenger_decision(
+            reports, digest=challenger.digest, alpha=recipe.evaluation.alpha
+        )
         challenger_record = _challenger_record(
             recipe, reports, challenger=challenger, decision=decision
         )
@@ -177,14 +179,10 @@ def _tested(recipe: Recipe, champion: Champion) -> dict[str, GroupAccuracy]:
     evidence = champion_evidence(champion)
     if evidence is None:
         return {}
-    versions = evidence.versions
-    role = next(
-        (role for role in ROLES if role in versions and versions[role].digest == champion.digest),
-        None,
-    )
-    if role is None:
+    tested = {version.digest: role for role, version in evidence.versions.items() if role in ROLES}
+    if champion.digest not in tested:
         return {}
-    table = load_predictions(f"{champion.run}/predictions/{role}.parquet")
+    table = load_predictions(f"{champion.run}/predictions/{tested[champion.digest]}.parquet")
     try:
         scores = table.per_row(recipe.evaluation.metric)
     except VerdictRefused:
@@ -214,14 +212,6 @@ def _challenger(recipe: Recipe, *, champion: ModelVersion) -> ModelVersion | Non
     if version.digest == champion.digest:
         return None
     return version
-
-
-def _decision(
-    recipe: Recipe, reports: Sequence[Report], *, challenger: ModelVersion
-) -> ChallengerDecision:
-    config = recipe.evaluation
-    gain = config.expected_gain or 2 * config.minimum_gain
-    return challenger_decision(reports, digest=challenger.digest, alpha=config.alpha, gain=gain)
 
 
 def _challenger_record(

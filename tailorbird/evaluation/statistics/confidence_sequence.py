@@ -55,17 +55,6 @@ def log_e_value(differences: FloatArray) -> float:
     return float(log_wealth(values, counts=counts, mean=0.0))
 
 
-def least_sum(squares: FloatArray, *, alpha: float) -> FloatArray:
-    """Return about the least sum of differences with which the wealth is 1 / alpha, given the sums
-    of squares.
-
-    It is that of a half-normal mixture of the shares with the variance of the Beta mixture
-    (Robbins, Annals of Mathematical Statistics 41, 1970).
-    """
-    total = squares + 2 * SHAPE + 1
-    return np.asarray(np.sqrt(total * (np.log(total / (2 * SHAPE + 1)) - 2 * np.log(2 * alpha))))
-
-
 def log_wealth(values: FloatArray, *, counts: NDArray[np.integer], mean: float) -> FloatArray:
     """Return the log of the wealth [...] of bets against a mean of at most `mean`.
 

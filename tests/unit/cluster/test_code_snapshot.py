@@ -22,10 +22,23 @@ def _checkout(folder: Path) -> Path:
 
 
 def test_the_same_code_in_another_folder_has_the_same_sha256_and_zip(tmp_path: Path) -> None:
+    root = _checkout(tmp_path / "job")
     here = code_snapshot.ship_code((tmp_path / "one").as_uri(), ROOT)
-    there = code_snapshot.ship_code((tmp_path / "two").as_uri(), _checkout(tmp_path / "job"))
-    assert here.sha256 == there.sha256
-    assert storage.read_bytes(here.uri) == storage.read_bytes(there.uri)
+    there = code_snapshot.ship_code((tmp_path / "two").as_uri(), root)
+    content = storage.read_bytes(here.uri)
+    assert content == storage.read_bytes(there.uri)
+    assert here.sha256 == there.sha256 == code_snapshot.shipped_sha256(content)
+    assert here.uri.endswith(f"/{here.sha256}.zip")
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        names = archive.namelist()
+    assert {name.partition("/")[0] for name in names} == {code_snapshot.TOP_FOLDER}
+    assert f"{code_snapshot.TOP_FOLDER}/tailorbird/config/recipe.py" in names
+
+    with (root / "cluster" / "code.py").open("a") as stream:
+        stream.write("# another line\n")
+    changed = code_snapshot.ship_code((tmp_path / "two").as_uri(), root)
+    assert changed.sha256 != there.sha256
+    assert len(storage.list_files((tmp_path / "two" / "code").as_uri())) == 2
 
 
 def test_other_files_in_the_folder_do_not_change_the_sha256(tmp_path: Path) -> None:
@@ -71,40 +84,18 @@ def test_only_the_code_of_an_installed_wheel_is_shipped(tmp_path: Path) -> None:
     assert set(shipped_files(site_packages)) == names
 
 
-def test_a_changed_line_changes_the_sha256(tmp_path: Path) -> None:
-    root = _checkout(tmp_path / "job")
-    before = code_snapshot.ship_code((tmp_path / "home").as_uri(), root)
-    with (root / "cluster" / "code.py").open("a") as stream:
-        stream.write("# another line\n")
-    after = code_snapshot.ship_code((tmp_path / "home").as_uri(), root)
-    assert after.sha256 != before.sha256
-    assert len(storage.list_files((tmp_path / "home" / "code").as_uri())) == 2
-
-
-def test_the_zip_has_one_top_level_folder(tmp_path: Path) -> None:
-    shipped = code_snapshot.ship_code(tmp_path.as_uri(), ROOT)
-    names = zipfile.ZipFile(tmp_path / "code" / f"{shipped.sha256}.zip").namelist()
-    assert {name.partition("/")[0] for name in names} == {code_snapshot.TOP_FOLDER}
-    assert f"{code_snapshot.TOP_FOLDER}/tailorbird/config/recipe.py" in names
-
-
-def test_a_folder_that_is_not_the_project_is_rejected(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is not the project's folder, since cluster, training"):
-        code_snapshot.ship_code(tmp_path.as_uri(), tmp_path)
-
-
-def test_the_sha256_of_a_shipped_zip_is_its_name_and_changes_with_its_files(tmp_path: Path) -> None:
-    shipped = code_snapshot.ship_code(tmp_path.as_uri(), ROOT)
-    content = storage.read_bytes(shipped.uri)
-    assert code_snapshot.shipped_sha256(content) == shipped.sha256
-    changed = tmp_path / "changed.zip"
-    changed.write_bytes(content)
+def test_a_broken_zip_and_another_folder_are_rejected(tmp_path: Path) -> None:
+    content = storage.read_bytes(code_snapshot.ship_code(tmp_path.as_uri(), ROOT).uri)
+    changed = io.BytesIO(content)
     with zipfile.ZipFile(changed, "a") as archive:
         archive.writestr("tailorbird/extra.py", "x = 1\n")
-    assert code_snapshot.shipped_sha256(changed.read_bytes()) != shipped.sha256
+    sha256 = code_snapshot.shipped_sha256(changed.getvalue())
+    assert sha256 != code_snapshot.shipped_sha256(content)
     for broken in (b"", content[: len(content) // 2], bytes(len(content))):
         with pytest.raises(ValueError, match="not a valid zip"):
             code_snapshot.shipped_sha256(broken)
+    with pytest.raises(ValueError, match="is not the project's folder"):
+        code_snapshot.ship_code(tmp_path.as_uri(), tmp_path)
 
 
 def test_a_zip_larger_than_the_limit_is_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ray.dashboard.modules.job.pydantic_models import JobDetails
 from typer.testing import CliRunner
 
-from cluster.jobs import Job, Submitted, _job, follow
+from cluster.jobs import Job, _job, follow
 from tailorbird.cli.app import app
 from tests.unit.cluster.dashboard import dashboard_of_a_job
 
@@ -67,21 +67,6 @@ def test_a_stopped_or_failed_job_has_a_non_zero_exit_code(status: str, driver: i
 def test_environment_variables_of_a_job_are_not_shown() -> None:
     job = job_of()
     assert "hf_a-secret" not in json.dumps(job.to_dict()) + job.line() + repr(job)
-
-
-@pytest.mark.parametrize(
-    ("how", "text"),
-    [
-        ("started", "is started"),
-        ("started again", "it reuses the stages that the earlier job finished"),
-        ("running", "no job was started"),
-        ("done", "--again"),
-    ],
-)
-def test_submitting_a_job_reports_its_effect(how: Any, text: str) -> None:
-    job: Job = job_of()
-    assert Submitted(job, how).line().startswith(job.id)
-    assert text in Submitted(job, how).line()
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,11 @@ import re
 import shlex
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import click
 import jsonschema
 import pytest
 import yaml
@@ -28,16 +27,8 @@ NODE_ENV = "node.env"
 SECRETS = re.compile(
     r"AKIA[0-9A-Z]{16}|-----BEGIN|[0-9a-fA-F]{32,}|(?i:secret_access_key|password)\s*[:=]"
 )
-REFUSALS = (
-    jsonschema.ValidationError,
-    ValueError,
-    NotImplementedError,
-    AssertionError,
-    click.ClickException,
-)
 HAPROXY_PATHS = re.findall(r'"(\w+)", "/tmp/', Path(serve_constants.__file__).read_text())
 """Variables of Serve with a path of HAProxy whose default is in /tmp."""
-Change = Callable[[dict[str, Any]], Any]
 
 
 @pytest.fixture
@@ -82,40 +73,10 @@ def _start_options(command: str) -> dict[str, Any]:
     return dict(ray_start.make_context("start", words).params)
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_ray_accepts_the_file(name: str) -> None:
-    prepared = _checked(_written(name))
-    assert prepared["head_node_type"] in prepared["available_node_types"]
-
-
-@pytest.mark.parametrize(
-    ("name", "change"),
-    [
-        ("aws", lambda content: content.update(max_worker=3)),
-        ("aws", lambda content: content.update(max_workers="ten")),
-        ("aws", lambda content: content.update(max_workers=0)),  # less than serving's min_workers
-        ("aws", lambda content: content.update(head_node_type="heads")),
-        ("aws", lambda content: content["provider"].update(type="awss")),
-        ("aws", lambda content: content["auth"].update(ssh_key="~/.ssh/id")),
-        ("aws", lambda content: content["auth"].update(ssh_proxy_use_node_id=True)),
-        (
-            "aws",
-            lambda content: content["available_node_types"]["head"].update(resources={"CPU": "0"}),
-        ),
-        ("aws", lambda content: content["available_node_types"]["training"].pop("node_config")),
-        ("aws", lambda content: content["available_node_types"]["training"].update(spot=True)),
-        ("aws", lambda content: content.update(setup_commands=[{"pip": "tailorbird"}])),
-        ("aws", lambda content: content.update(docker={"image": "tailorbird"})),
-        ("onprem", lambda content: content["provider"].pop("head_ip")),
-        ("onprem", lambda content: content["provider"].update(worker_ips="192.0.2.11")),
-        ("onprem", lambda content: content.update(available_node_types={"head": {}})),
-        ("onprem", lambda content: content.update(file_mount={})),
-    ],
-)
-def test_ray_rejects_the_file_with_an_error_in_it(name: str, change: Change) -> None:
-    content = _written(name)
-    change(content)
-    with pytest.raises(REFUSALS):
+def test_ray_rejects_a_file_with_an_error_in_it() -> None:
+    content = _written("aws")
+    content["available_node_types"]["training"].update(spot=True)
+    with pytest.raises(jsonschema.ValidationError):
         _checked(content)
 
 
@@ -124,6 +85,8 @@ def test_every_command_is_valid_for_the_shell_and_ray(name: str) -> None:
     commands = _commands(_checked(_written(name)))
     for command in commands:
         subprocess.run(["bash", "-n", "-c", command], check=True)
+        loads = f". ~/tailorbird/cluster/ray_up/{NODE_ENV} && "
+        assert "ray st" not in command or command.startswith(loads)
     starts = [_start_options(command) for command in commands if "ray start" in command]
     assert [options["head"] for options in starts] == [True, False]
     head, worker = starts
@@ -174,23 +137,16 @@ def test_all_tracked_files_are_copied_to_nodes_without_settings_keys_and_rows(na
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_ray_command_loads_node_env(name: str) -> None:
-    for command in _commands(_checked(_written(name))):
-        assert "ray st" not in command or command.startswith(
-            f". ~/tailorbird/cluster/ray_up/{NODE_ENV} && "
-        )
-
-
-@pytest.mark.parametrize("name", FILES)
 def test_the_token_comes_from_a_file_and_the_cluster_files_contain_no_secret(name: str) -> None:
     assert _checked(_written(name))["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
     for file in (f"{name}.yaml", NODE_ENV):
         assert SECRETS.search((CLUSTER / file).read_text(encoding="utf-8")) is None
 
 
-def test_aws_nodes_have_roles_and_require_session_tokens_for_metadata() -> None:
+def test_aws_nodes_are_protected_and_only_training_runs_on_spot_instances() -> None:
     prepared = _checked(_written("aws"))
-    for kind in prepared["available_node_types"].values():
+    kinds = prepared["available_node_types"]
+    for kind in kinds.values():
         config = kind["node_config"]
         assert config["IamInstanceProfile"]["Arn"].startswith("arn:aws:iam::")
         assert config["MetadataOptions"]["HttpTokens"] == "required"
@@ -198,23 +154,18 @@ def test_aws_nodes_have_roles_and_require_session_tokens_for_metadata() -> None:
         assert all(disk["Ebs"]["Encrypted"] for disk in config["BlockDeviceMappings"])
     assert prepared["provider"]["cache_stopped_nodes"] is False
 
-
-def test_aws_trains_on_spot_instances_and_serves_on_on_demand_instances() -> None:
-    kinds = _checked(_written("aws"))["available_node_types"]
     spot = {name for name, kind in kinds.items() if "InstanceMarketOptions" in kind["node_config"]}
     assert spot == {"training"}
     assert kinds["head"]["resources"] == {"CPU": 0}
     assert (kinds["training"]["min_workers"], kinds["serving"]["min_workers"]) == (0, 1)
+    most = sum(kind["max_workers"] for name, kind in kinds.items() if name != "head")
+    assert most == prepared["max_workers"]
 
-
-def test_aws_has_nodes_with_8_gpus_on_demand_up_to_the_limit_of_the_cluster() -> None:
-    content = _checked(_written("aws"))
-    kind = content["available_node_types"]["training-8-gpus"]
-    assert kind["node_config"]["InstanceType"] == "p5.48xlarge"
-    assert "InstanceMarketOptions" not in kind["node_config"]
-    kinds = content["available_node_types"]
-    most = sum(own["max_workers"] for name, own in kinds.items() if name != "head")
-    assert most == content["max_workers"]
+    commands = _commands(prepared)
+    region = f"AWS_REGION={prepared['provider']['region']} "
+    assert all(region in command for command in commands if "ray start" in command)
+    # Ray's default commands install another Ray and open the dashboard on every interface.
+    assert not any("0.0.0.0" in command or "ray-wheels" in command for command in commands)
 
 
 def test_node_env_raises_the_limit_of_locked_memory() -> None:
@@ -222,19 +173,6 @@ def test_node_env_raises_the_limit_of_locked_memory() -> None:
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     soft, hard = done.stdout.split()
     assert soft == hard
-
-
-def test_ray_s_default_commands_for_aws_are_removed() -> None:
-    """The defaults install another Ray and open the dashboard on every interface."""
-    commands = "\n".join(_commands(_checked(_written("aws"))))
-    assert "0.0.0.0" not in commands
-    assert "ray-wheels" not in commands
-
-
-def test_nodes_use_s3_in_their_own_region() -> None:
-    content = _written("aws")
-    starts = [command for command in _commands(_checked(content)) if "ray start" in command]
-    assert all(f"AWS_REGION={content['provider']['region']} " in command for command in starts)
 
 
 def test_nodes_start_ray_with_the_same_settings_as_the_embedded_stack(tmp_path: Path) -> None:

@@ -4,12 +4,13 @@ from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import ray
 
-from cluster import remote
-from cluster.progress import SILENT, ActivityEvent, current_progress, reporting_to
+from cluster import event_queue, remote
+from cluster.progress import SILENT, ActivityEvent, NoteEvent, current_progress, reporting_to
 from cluster.ranks import remote_ranks
 from cluster.remote import map_remote, run_remote
 from cluster.resources import Holder, Resources
@@ -126,3 +127,20 @@ def test_items_are_mapped_in_order_and_an_error_keeps_its_type(
     with pytest.raises(ValueError, match="invalid literal"):
         list(map_remote(int, ["1", "x", "2"]))
     assert len(cancelled) == 1
+
+
+@pytest.mark.parametrize("is_initialized", [True, False])
+def test_a_lost_event_queue_is_reported_unless_ray_is_shut_down(
+    monkeypatch: pytest.MonkeyPatch, is_initialized: bool
+) -> None:
+    def get(_: object) -> None:
+        raise ray.exceptions.RayActorError
+
+    monkeypatch.setattr(
+        event_queue, "ray", MagicMock(get=get, is_initialized=lambda: is_initialized)
+    )
+    monkeypatch.setattr(event_queue, "this_node_selector", dict)
+    recorder = ProgressRecorder()
+    with event_queue.forward_events(recorder):
+        pass
+    assert len(recorder.of_kind(NoteEvent)) == is_initialized

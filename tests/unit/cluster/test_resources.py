@@ -40,6 +40,7 @@ def test_node_types_fit_workers_up_to_their_limit() -> None:
     types = [NodeType("small", Resources(2), 3), NodeType("gpu", Resources(8, 1), 1)]
     assert workers_of_types(types, Resources(2)) == 3 + 4
     assert workers_of_types(types, Resources(1, 1)) == 1
+    assert workers_of_types((), Resources(1)) == 0
 
 
 def test_node_types_together_fit_workers_up_to_the_limit_of_the_cluster() -> None:
@@ -98,28 +99,25 @@ def test_a_job_has_the_name_of_its_command_if_it_is_a_verb(
 
 
 def test_a_wait_names_up_to_three_holders() -> None:
-    holders = [
-        Holder("tailorbird run a.yaml", Resources(2, 1)),
-        *[Holder("replica", Resources(1))] * 3,
-    ]
-    assert held_by(holders) == (
-        "held by `tailorbird run a.yaml` (2 CPUs and 1 GPU), `replica` (1 CPU), `replica` (1 CPU) "
-        "and 1 more"
-    )
-    assert held_by(None) == "held by unknown processes, because the dashboard does not answer"
-    assert held_by([]) == "which Ray is about to assign"
+    replicas = [Holder("replica", Resources(1))] * 3
+    text = held_by([Holder("tailorbird run a.yaml", Resources(2, 1)), *replicas])
+    assert "`tailorbird run a.yaml` (2 CPUs and 1 GPU), `replica` (1 CPU)" in text
+    assert text.endswith("and 1 more")
+    assert len({held_by(None), held_by([]), text}) == 3
 
 
-def test_only_the_evaluation_of_a_service_on_gpus_has_a_gpu() -> None:
-    for gpus, expected in ((0.5, Resources(1, 1)), (0, Resources(1))):
-        serving = ServingConfig(gpus_per_replica=gpus)
-        assert evaluation_resources(TrainingConfig(), serving, num_ranks=1) == expected
-
-
-def test_an_evaluation_has_a_gpu_and_the_cpus_of_a_worker_for_each_rank() -> None:
-    serving = ServingConfig(engine="vllm", gpus_per_replica=8, cpus_per_replica=4)
-    for num_ranks, expected in ((8, Resources(16, 8)), (1, Resources(4, 1))):
-        assert (
-            evaluation_resources(TrainingConfig(cpus_per_worker=2), serving, num_ranks=num_ranks)
-            == expected
-        )
+@pytest.mark.parametrize(
+    ("gpus", "num_ranks", "expected"),
+    [
+        (0, 1, Resources(2)),
+        (0.5, 1, Resources(4, 1)),
+        (8, 1, Resources(4, 1)),
+        (8, 8, Resources(16, 8)),
+    ],
+)
+def test_an_evaluation_has_a_gpu_and_the_cpus_of_a_worker_for_each_rank(
+    gpus: float, num_ranks: int, expected: Resources
+) -> None:
+    serving = ServingConfig(engine="vllm", gpus_per_replica=gpus, cpus_per_replica=4)
+    training = TrainingConfig(cpus_per_worker=2)
+    assert evaluation_resources(training, serving, num_ranks=num_ranks) == expected

@@ -69,7 +69,7 @@ def reference() -> DriftReference:
     texts = [f"{KNOWN[number % 4]}, {number}" for number in range(400)]
     lengths = np.array([len(text) for text in texts], np.float64)
     sample = TrafficSample((), hashed_ngrams(texts), None, lengths)
-    return DriftReference(DIGEST, "2026-02-28", sample, np.zeros(0, bool), {})
+    return DriftReference("2026-02-28", sample, np.zeros(0, bool), {})
 
 
 @dataclass
@@ -122,53 +122,56 @@ def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ChatTask:
 
 
 def test_feedback_is_scored_by_the_metric_or_has_the_score_of_a_person(task: ChatTask) -> None:
-    write(
-        task.log, "answers", FIRST, [logged(FIRST, number, answer="a cat") for number in range(8)]
-    )
-    corrected = [
+    rows = [logged(FIRST, number, answer="a cat") for number in range(7)]
+    odd = [
+        logged(FIRST, 7, finish_reason=None),
+        logged(FIRST, 8, route="completion"),
+        logged(FIRST, 9, answer=None),
+    ]
+    write(task.log, "answers", FIRST, [*rows, *odd])
+    labels = [
         feedback(FIRST, 0, correct_answer="a cat"),
         feedback(FIRST, 1, correct_answer="a dog"),
-    ]
-    scored = [
         feedback(FIRST, 2, score=0.25),
         feedback(FIRST, 3, label="good"),
         feedback(FIRST, 4, label="bad"),
+        feedback(FIRST, 5, label="bad", correct_answer="a cat"),
+        feedback(FIRST, 6, label="other"),
+        feedback(FIRST, 7, score=1.0),
+        feedback(FIRST, 8, score=1.0),
+        feedback(FIRST, 9, correct_answer="yes"),
     ]
-    both = feedback(FIRST, 5, label="bad", correct_answer="a cat")
-    write(
-        task.log, "feedback", FIRST, [*corrected, *scored, both, feedback(FIRST, 6, label="other")]
-    )
+    write(task.log, "feedback", FIRST, labels)
     report = task.watch_chat()
-    assert (report.feedback.labelled, report.feedback.accuracy) == (
-        2,
-        0.75,
-    )  # token F1 of 1 and 0.5
+    by_metric = report.feedback
+    assert (by_metric.labelled, by_metric.accuracy) == (2, 0.75)  # token F1 of 1 and 0.5
     assert (report.feedback_scores.labelled, report.feedback_scores.accuracy) == (4, 1.25 / 4)
     assert (report.audit.labelled, report.audit_scores.labelled) == (0, 0)
-
-
-def test_rows_without_a_complete_answer_are_only_counted(task: ChatTask) -> None:
-    odd = [logged(FIRST, 1, finish_reason=None), logged(FIRST, 2, route="completion")]
-    write(task.log, "answers", FIRST, [logged(FIRST, 0), *odd])
-    write(task.log, "feedback", FIRST, [feedback(FIRST, number, score=1.0) for number in range(3)])
-    report = task.watch_chat()
-    assert "2 rows have no class or complete chat answer and are only counted" in report.notes
-    assert report.feedback_scores.labelled == 1
+    assert report.notes[0].startswith("2 rows have no class or complete chat answer")
 
 
 def test_a_correct_answer_scores_champion_and_shadow_and_a_persons_score_only_the_champion(
     task: ChatTask,
 ) -> None:
-    shadow = {"arm": "shadow", "digest": TRIAL.digest, "answer": "no"}
-    rows = [[logged(FIRST, number), logged(FIRST, number, **shadow)] for number in range(4)]
-    write(task.log, "answers", FIRST, [row for pair in rows for row in pair])
-    task.imported(task.exported(), correct_answer=["yes", "no", None, None])
+    """A missing answer of the shadow counts as the worst one."""
+    rows = []
+    for number in range(5):
+        shadow = logged(FIRST, number, arm="shadow", digest=TRIAL.digest, answer="no")
+        if number == 2:
+            shadow |= {"answer": None, "finish_reason": None}
+        rows += [logged(FIRST, number), shadow]
+    write(task.log, "answers", FIRST, rows)
+    table = task.exported()
+    numbers = [int(name.rpartition("-")[2]) for name in table["request_id"].to_pylist()]
+    correct = {0: "yes", 1: "no", 2: "yes"}
+    task.imported(table, correct_answer=[correct.get(number) for number in numbers])
     task.imported(task.exported(with_answers=True), score=[1.0, 0.5])
     report = task.watch_chat()
-    assert (report.audit.labelled, report.audit.right) == (2, 1)
+    assert (report.audit.labelled, report.audit.right) == (3, 2)
     assert (report.audit_scores.labelled, report.audit_scores.right) == (2, 1.5)
     assert report.challenger is not None
-    assert sorted(outcome.right for outcome in report.challenger.outcomes) == [-1, 1]
+    compared = sorted((each.right, each.missing) for each in report.challenger.outcomes)
+    assert compared == [(-1, 0), (-1, 1), (1, 0)]
 
 
 def test_failed_and_interrupted_answers_are_excluded_in_each_arm_and_counted_for_a_shadow(
@@ -191,36 +194,6 @@ def test_failed_and_interrupted_answers_are_excluded_in_each_arm_and_counted_for
     assert (report.challenger.mirrored, report.challenger.unanswered) == (2, 1)
     exported = task.exported(challenger=TRIAL.digest)
     assert exported["request_id"].to_pylist() == [f"{FIRST}-0"] * 2  # of champion and canary
-
-
-def test_a_missing_answer_of_a_shadow_counts_as_the_worst_one(task: ChatTask) -> None:
-    shadow = {"arm": "shadow", "digest": TRIAL.digest}
-    failed = shadow | {"answer": None, "finish_reason": None}
-    rows = [
-        [logged(FIRST, number), logged(FIRST, number, **(failed if number else shadow))]
-        for number in range(3)
-    ]
-    write(task.log, "answers", FIRST, [row for pair in rows for row in pair])
-    task.imported(task.exported(), correct_answer=["yes", "yes", None])
-    task.imported(task.exported(with_answers=True), score=[1.0])  # not of the shadow's answer
-    report = task.watch_chat()
-    assert report.audit.labelled == 2
-    assert report.challenger is not None
-    assert sorted((each.right, each.missing) for each in report.challenger.outcomes) == [
-        (-1, 1),
-        (0, 0),
-    ]
-
-
-def test_an_answer_that_the_metric_cannot_compare_is_not_counted(task: ChatTask) -> None:
-    write(task.log, "answers", FIRST, [logged(FIRST, 0, answer=None), logged(FIRST, 1)])
-    write(
-        task.log,
-        "feedback",
-        FIRST,
-        [feedback(FIRST, number, correct_answer="yes") for number in range(2)],
-    )
-    assert task.watch_chat().feedback.labelled == 1
 
 
 def test_a_proven_loss_of_the_mean_score_is_an_alarm(task: ChatTask) -> None:
@@ -309,27 +282,15 @@ def test_drift_of_prompts_is_found_and_traffic_like_the_reference_raises_no_alar
     }
 
 
-def test_without_texts_only_the_lengths_are_compared(task: ChatTask) -> None:
-    rows = [
-        logged(FIRST, number, text=None, answer=None, text_chars=500 + number)
-        for number in range(100)
-    ]
-    write(task.log, "answers", FIRST, rows)
-    report = task.watch_chat()
-    assert [(statistic.name, statistic.alarm) for statistic in report.drift] == [("length", True)]
-
-
-def test_a_missing_length_is_not_compared(task: ChatTask) -> None:
-    write(
-        task.log,
-        "answers",
-        FIRST,
-        [logged(FIRST, 3 * number + 1, text_chars=None) for number in range(100)],
-    )
+def test_without_texts_only_the_known_lengths_are_compared(task: ChatTask) -> None:
+    rows = [logged(FIRST, number, text=None, text_chars=500) for number in range(200)]
+    for row in rows[100:]:
+        row["text_chars"] = None
+    write(task.log, "answers", FIRST, rows[100:])
     assert task.watch_chat().drift == ()
-    write(task.log, "answers", FIRST, [logged(FIRST, 3 * number) for number in range(100)])
-    lengths = [statistic for statistic in task.watch_chat().drift if statistic.name == "length"]
-    assert [(statistic.n, statistic.alarm) for statistic in lengths] == [(100, False)]
+    write(task.log, "answers", FIRST, rows[:100])
+    drift = task.watch_chat().drift
+    assert [(each.name, each.n, each.alarm) for each in drift] == [("length", 100, True)]
 
 
 def test_a_blind_audit_has_no_answers_and_its_correct_answers_are_rows_of_data(
@@ -364,40 +325,27 @@ def test_correct_answers_of_scored_rows_are_no_random_sample(task: ChatTask) -> 
 
 
 @pytest.mark.parametrize(
-    ("with_answers", "columns", "fault"),
+    ("with_answers", "columns"),
     [
-        (True, {"score": [1.5, None]}, "the score 1.5 in row 0; give a number from 0 to 1"),
-        (True, {"score": ["nan", None]}, "the score 'nan' in row 0"),
-        (
-            True,
-            {"score": [1.0, None], "correct_answer": [None, "no"]},
-            "1 correct answers without a score",
-        ),
-        (False, {"correct_answer": [None, " "]}, "no scores and no correct answers"),
+        (True, {"score": [1.5, None]}),
+        (True, {"score": ["nan", None]}),
+        (True, {"score": [1.0, None], "correct_answer": [None, "2"]}),
+        (False, {"correct_answer": [None, " "]}),
+        (False, {"correct_answer": ["none", "2"]}),  # without a number for the metric
     ],
 )
 def test_an_unusable_chat_audit_is_rejected(
-    task: ChatTask, with_answers: bool, columns: Any, fault: str
+    task: ChatTask, with_answers: bool, columns: Any
 ) -> None:
+    task.evaluation = {"metric": "numeric", "answers": {"numeric": {}}}
     write(task.log, "answers", FIRST, [logged(FIRST, number) for number in range(2)])
     table = task.exported(with_answers=with_answers)
-    with pytest.raises(AuditError, match=fault):
+    with pytest.raises(AuditError, match=r"filled\.parquet"):
         task.imported(table, **columns)
-
-
-def test_a_correct_answer_without_a_value_for_the_metric_is_rejected(task: ChatTask) -> None:
-    write(task.log, "answers", FIRST, [logged(FIRST, 0)])
-    table = task.exported()
-    answers = type(task.recipe.evaluation).model_validate(
-        {"metric": "numeric", "answers": {"numeric": {}}}
-    )
-    recipe = task.recipe.model_copy(update={"evaluation": answers})
-    table = table.set_column(
-        table.column_names.index("correct_answer"), "correct_answer", pa.array(["none"])
-    )
-    pq.write_table(table, task.folder / "filled.parquet")
-    with pytest.raises(AuditError, match="the correct answer 'none', which has no number"):
-        import_labels(recipe, (task.folder / "filled.parquet").as_uri(), classes=())
+    unlogged = task.recipe.serving.model_copy(update={"log_texts": False})
+    recipe = task.recipe.model_copy(update={"serving": unlogged})
+    with pytest.raises(AuditError, match="log_texts"):
+        export_answers(recipe, digest=DIGEST, days=[FIRST], num_rows=1, to="file:///nowhere")
 
 
 def test_a_redacted_correct_answer_scores_no_answer_and_is_counted(task: ChatTask) -> None:
@@ -434,13 +382,6 @@ def test_feedback_of_a_key_is_not_read_after_a_correct_answer_that_takes_too_lon
     write(task.log, "feedback", FIRST, labels)
     report = task.watch_chat()
     assert (report.feedback.labelled, report.feedback.right) == (3, 2)
-
-
-def test_a_chat_audit_needs_texts(task: ChatTask) -> None:
-    unlogged = task.recipe.serving.model_copy(update={"log_texts": False})
-    recipe = task.recipe.model_copy(update={"serving": unlogged})
-    with pytest.raises(AuditError, match=r"serving\.log_texts is not set"):
-        export_answers(recipe, digest=DIGEST, days=[FIRST], num_rows=1, to="file:///nowhere")
 
 
 def test_the_reference_has_the_lengths_and_embeddings_of_the_redacted_last_messages(

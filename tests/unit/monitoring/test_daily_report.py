@@ -2,6 +2,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from serving.request_log.schema import ANSWERS, FEEDBACK
 from serving.request_log.writer import arrow_schema
 from tailorbird import storage
 from tailorbird.config.recipe import Recipe
-from tailorbird.config.serving import ChallengerConfig
 from tailorbird.data.rows import NO_GROUP
 from tailorbird.monitoring import daily_report, drift_reference, log_windows, report_window
 from tailorbird.monitoring.daily_report import make_reports, report_days
@@ -38,6 +38,7 @@ SECRET = b"s" * 32  # of the draws
 CHAMPION = ModelVersion.model_construct(
     version="v1", digest=DIGEST, base_model="b", max_length=8, uri="u"
 )
+CHALLENGER = ModelVersion.model_construct(version="v2", digest="challenger-digest")
 
 
 def answer(day: date, number: int, **fields: Any) -> dict[str, Any]:
@@ -82,6 +83,7 @@ class Task:
     were read."""
 
     folder: Path
+    canary: float | None = None
     embedded: list[tuple[str, ...]] = field(default_factory=list)
     read: list[str] = field(default_factory=list)
     recorder: ProgressRecorder = field(default_factory=ProgressRecorder)
@@ -108,6 +110,8 @@ class Task:
             "groups": ["sex"],
         }
         content["serving"] = {"request_log": self.log.as_uri(), "log_texts": True}
+        if self.canary:
+            content["serving"]["challenger"] = {"version": "v2", "canary": self.canary}
         recipe = Recipe.model_validate(content)
         return recipe.model_copy(update={"registry": (self.folder / "models").as_uri()})
 
@@ -128,7 +132,9 @@ class Task:
 
 @pytest.fixture
 def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
-    task, chance = Task(tmp_path), np.random.default_rng(3)
+    task = Task(tmp_path)
+    chance = np.random.default_rng(3)
+    numbers = count()
 
     def embed(_: str, texts: tuple[str, ...], **__: Any) -> Any:
         task.embedded.append(texts)
@@ -140,7 +146,6 @@ def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
 
     sample = TrafficSample(["a"] * 100, _unit(chance, 100))
     reference = DriftReference(
-        DIGEST,
         "2026-02-28",
         sample,
         np.ones(100, bool),
@@ -152,6 +157,7 @@ def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
     monkeypatch.setattr(drift_reference, "run_remote", lambda function, **_: function)
     monkeypatch.setattr(report_window, "run_remote", lambda function, **_: function)
     monkeypatch.setattr(log_windows, "read_traffic", read)
+    monkeypatch.setattr(report_window, "now", lambda: f"report {next(numbers)}")
     return task
 
 
@@ -179,13 +185,18 @@ def test_reports_cover_all_days_from_the_champions_first_day_with_answers() -> N
     assert list(report_days([], since=date(2026, 4, 1), before=date(2026, 4, 1))) == []
 
 
-def test_days_without_traffic_are_reported(task: Task) -> None:
+def test_days_without_traffic_are_reported_and_final_reports_do_not_change(task: Task) -> None:
     log_days(task, 2)
     reports = task.watch(FIRST + timedelta(days=12))
     assert [report.day for report in reports] == [str(day) for day in days_from(FIRST, 12)]
     assert [report.rows for report in reports] == [20, *[40] * 6, 20, *[0] * 4]
-    assert reports[-1].notes == ("no traffic in this window",)
+    assert len(reports[-1].notes) == 1
     assert reports[-1].alarms == ()
+
+    files = task.files()
+    write(task.log, "answers", FIRST, [answer(FIRST, 99)])
+    task.watch(FIRST + timedelta(days=60))
+    assert {name: content for name, content in task.files().items() if name in files} == files
 
 
 def test_a_late_label_changes_only_the_reports_of_its_answer(task: Task) -> None:
@@ -210,6 +221,8 @@ def test_a_late_label_changes_only_the_reports_of_its_answer(task: Task) -> None
     assert [report.drift for report in after[:10]] == [report.drift for report in before]
     assert after[0].notes == before[0].notes
     assert after[-1].notes == ()
+    is_same_time = [new.made_at == old.made_at for new, old in zip(after, before, strict=False)]
+    assert is_same_time == [False] * 7 + [True] * 3
     assert len(task.read) == len(set(task.read)) == 10
 
     changed = [name for name, content in task.files().items() if files.get(name) != content]
@@ -221,94 +234,62 @@ def test_a_late_label_changes_only_the_reports_of_its_answer(task: Task) -> None
     assert (task.read, task.recorder.events, task.files()) == ([], [], files)
 
 
-def label_all(task: Task, labels: list[str]) -> None:
-    """Draw an audit of the first day and import these labels."""
-    to = task.folder / "audit.parquet"
-    export_answers(task.recipe, digest=DIGEST, days=[FIRST], num_rows=len(labels), to=to.as_uri())
-    table = pq.read_table(to)
-    pq.write_table(
-        table.set_column(table.column_names.index("label"), "label", pa.array(labels)), to
-    )
-    import_labels(task.recipe, to.as_uri(), classes=("a", "b"))
+def label_all(task: Task, labels: list[str], **options: Any) -> None:
+    """Draw an audit, by default of the first day, and import these labels."""
+    to = (task.folder / "audit.parquet").as_uri()
+    drawn: dict[str, Any] = {"digest": DIGEST, "days": [FIRST], "num_rows": len(labels)} | options
+    assert export_answers(task.recipe, to=to, **drawn) == len(labels)
+    table = pq.read_table(task.folder / "audit.parquet")
+    index = table.column_names.index("label")
+    labelled = table.set_column(index, "label", pa.array(labels))
+    pq.write_table(labelled, task.folder / "audit.parquet")
+    import_labels(task.recipe, to, classes=("a", "b"))
 
 
 def test_a_new_challenger_changes_only_its_comparison(task: Task) -> None:
-    shadows = [
-        answer(FIRST, number, arm="shadow", digest="challenger-digest", label="b")
-        for number in range(60)
-    ]
-    write(task.log, "answers", FIRST, [*(answer(FIRST, number) for number in range(60)), *shadows])
+    rows = []
+    for number in range(60):
+        shadow = answer(FIRST, number, arm="shadow", digest=CHALLENGER.digest, label="b")
+        rows += [answer(FIRST, number), shadow]
+    write(task.log, "answers", FIRST, rows)
     label_all(task, ["a"] * 9)
     before = task.watch(FIRST + timedelta(days=1))[0]
     assert before.challenger is None
-    challenger = ModelVersion.model_construct(version="v2", digest="challenger-digest")
-    after = task.watch(FIRST + timedelta(days=1), challenger=challenger)[0]
+    after = task.watch(FIRST + timedelta(days=1), challenger=CHALLENGER)[0]
     assert after.challenger is not None
-    assert [
-        (outcome.arm, outcome.right, outcome.is_subject) for outcome in after.challenger.outcomes
-    ] == [("shadow", -1, False)] * 9
+    outcomes = after.challenger.outcomes
+    assert {(each.arm, each.right, each.is_subject) for each in outcomes} == {("shadow", -1, False)}
+    assert len(outcomes) == 9
     assert (after.drift, after.feedback, len(task.embedded)) == (before.drift, before.feedback, 1)
 
 
 def test_a_canary_is_compared_with_control_units_over_all_days(task: Task) -> None:
-    for day in days_from(FIRST, 2):
-        control = [
-            answer(day, number, subject=f"control-{number}", label="b") for number in range(30)
-        ]
-        arm = {"arm": "canary", "digest": "challenger-digest"}
-        canary = [
-            answer(day, 100 + number, subject=f"canary-{number}", **arm) for number in range(30)
-        ]
-        write(task.log, "answers", day, [*control, *canary])
-    serving = task.recipe.serving.model_copy(
-        update={"challenger": ChallengerConfig(version="v2", canary=0.5)}
-    )
-    recipe = task.recipe.model_copy(update={"serving": serving})
-    to, days = (task.folder / "audit.parquet").as_uri(), days_from(FIRST, 2)
-    arguments: dict[str, Any] = {
-        "digest": DIGEST,
-        "challenger": "challenger-digest",
-        "days": days,
-        "to": to,
-    }
-    assert export_answers(recipe, num_rows=500, **arguments) == 120
-    table = pq.read_table(task.folder / "audit.parquet")
-    labels = pa.array(["a"] * len(table))
-    pq.write_table(
-        table.set_column(table.column_names.index("label"), "label", labels),
-        task.folder / "audit.parquet",
-    )
-    import_labels(recipe, to, classes=("a", "b"))
-    challenger = ModelVersion.model_construct(version="v2", digest="challenger-digest")
-    served = ServedVersions(CHAMPION, None, challenger, FIRST)
-    reports = make_reports(recipe, served, today=FIRST + timedelta(days=2), progress=task.recorder)
-    decision = challenger_decision(reports, digest="challenger-digest", alpha=0.05, gain=0.02)
+    days = days_from(FIRST, 2)
+    arm = {"arm": "canary", "digest": CHALLENGER.digest}
+    for day in days:
+        rows = []
+        for number in range(30):
+            rows.append(answer(day, number, subject=f"control-{number}", label="b"))
+            rows.append(answer(day, 100 + number, subject=f"canary-{number}", **arm))
+        write(task.log, "answers", day, rows)
+    task.canary = 0.5
+    label_all(task, ["a"] * 120, challenger=CHALLENGER.digest, days=days)
+    reports = task.watch(FIRST + timedelta(days=2), challenger=CHALLENGER)
+    decision = challenger_decision(reports, digest=CHALLENGER.digest, alpha=0.05)
     assert decision.decision is Decision.PROMOTE
-    assert (
-        decision.overall.values.tolist() == [1.0] * 30
-    )  # each subject once, with its answers of the first hour
+    # Each subject counts once, with its answers of the first hour.
+    assert decision.overall.values.tolist() == [1.0] * 30
     assert (decision.overall.num_subjects, decision.overall.num_answers) == (30, 30)
     assert "canary-1" not in b"".join(task.files().values()).decode()
-    assert reports[0].model_dump(mode="json", exclude={"challenger": {"outcomes"}})["challenger"][
-        "groups"
-    ]
+    assert reports[0].challenger is not None
+    assert reports[0].challenger.groups
 
 
 def test_an_audit_and_late_answers_change_the_reports(task: Task) -> None:
     log_days(task, 3, rows=30)
     today = FIRST + timedelta(days=3)
     before = task.watch(today)
-    to = (task.folder / "audit.parquet").as_uri()
-    assert (
-        export_answers(task.recipe, digest=DIGEST, days=days_from(FIRST, 3), num_rows=10, to=to)
-        == 10
-    )
-    table = pq.read_table(task.folder / "audit.parquet")
-    index = table.column_names.index("label")
-    pq.write_table(
-        table.set_column(index, "label", pa.array(["b"] * 10)), task.folder / "audit.parquet"
-    )
-    import_labels(task.recipe, to, classes=("a", "b"))
+    label_all(task, ["b"] * 10, days=days_from(FIRST, 3))
     reports = task.watch(today)
     assert (reports[-1].audit.labelled, reports[-1].audit.right) == (10, 0)
     assert reports[-1].drift == before[-1].drift
@@ -318,27 +299,11 @@ def test_an_audit_and_late_answers_change_the_reports(task: Task) -> None:
     assert len(task.embedded) == 2
 
 
-def test_final_reports_do_not_change(task: Task) -> None:
-    log_days(task, 2)
-    today = FIRST + timedelta(days=2)
-    task.watch(today)
-    files = task.files()
-    write(task.log, "answers", FIRST, [answer(FIRST, 99)])
-    reports = task.watch(FIRST + timedelta(days=60))
-    assert [report.rows for report in reports[:3]] == [20, 40, 41]
-    assert {name: content for name, content in task.files().items() if name in files} == files
-
-
 def test_feedback_after_label_days_does_not_count(task: Task) -> None:
     log_days(task, 1)
     last = FIRST + timedelta(days=task.recipe.monitoring.label_days)
-    write(task.log, "feedback", last, [feedback(last, f"{FIRST}-1")])
-    write(
-        task.log,
-        "feedback",
-        last + timedelta(days=1),
-        [feedback(last + timedelta(days=1), f"{FIRST}-2")],
-    )
+    for number, day in enumerate(days_from(last, 2)):
+        write(task.log, "feedback", day, [feedback(day, f"{FIRST}-{number}")])
     reports = task.watch(last + timedelta(days=10))
     assert [report.feedback.labelled for report in reports[:2]] == [1, 2]
 

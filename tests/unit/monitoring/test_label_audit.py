@@ -8,7 +8,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from tailorbird import storage
-from tailorbird.config.serving import ChallengerConfig
 from tailorbird.data.rows import NO_GROUP
 from tailorbird.monitoring.challenger_units import control_share
 from tailorbird.monitoring.label_audit import (
@@ -22,7 +21,15 @@ from tailorbird.monitoring.log_reader import key_of, unit_of
 from tailorbird.monitoring.monitored_tasks import AuditError
 from tailorbird.registry.draws import CODES, DrawSecret
 from tailorbird.storage.paths import TaskPaths
-from tests.unit.monitoring.test_daily_report import DIGEST, FIRST, SECRET, Task, answer, write
+from tests.unit.monitoring.test_daily_report import (
+    CHALLENGER,
+    DIGEST,
+    FIRST,
+    SECRET,
+    Task,
+    answer,
+    write,
+)
 
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 
@@ -32,10 +39,17 @@ def task(tmp_path: Path) -> Task:
     return Task(tmp_path)
 
 
-def drawn(task: Task, *, num_rows: int) -> pa.Table:
+def drawn(task: Task, *, num_rows: int, challenger: str | None = None) -> pa.Table:
     """Export answers and return the table."""
     to = task.folder / "audit.parquet"
-    export_answers(task.recipe, digest=DIGEST, days=[FIRST], num_rows=num_rows, to=to.as_uri())
+    export_answers(
+        task.recipe,
+        digest=DIGEST,
+        challenger=challenger,
+        days=[FIRST],
+        num_rows=num_rows,
+        to=to.as_uri(),
+    )
     return pq.read_table(to)
 
 
@@ -119,54 +133,28 @@ def test_a_client_without_the_secret_cannot_pick_ids_that_are_drawn(task: Task) 
     )
 
 
-def test_answers_of_a_canary_are_drawn_and_those_of_a_shadow_are_not(task: Task) -> None:
-    canary = [
-        answer(FIRST, 10 + number, arm="canary", digest="challenger-digest") for number in range(3)
-    ]
-    shadow = [
-        answer(FIRST, number, arm="shadow", digest="challenger-digest") for number in range(3)
-    ]
-    write(
-        task.log,
-        "answers",
-        FIRST,
-        [*(answer(FIRST, number) for number in range(3)), *canary, *shadow],
-    )
-    to = task.folder / "both.parquet"
-    arguments: dict[str, Any] = {"days": [FIRST], "num_rows": 100, "to": to.as_uri()}
-    assert (
-        export_answers(task.recipe, digest=DIGEST, challenger="challenger-digest", **arguments) == 6
-    )
-    assert export_answers(task.recipe, digest=DIGEST, challenger="another", **arguments) == 3
-    assert len(drawn(task, num_rows=100)) == 3
-
-
-def test_the_answers_that_are_compared_with_a_canary_are_drawn_first(task: Task) -> None:
+def test_answers_of_a_canary_are_drawn_first_and_those_of_a_shadow_are_not(task: Task) -> None:
     rows = [answer(FIRST, number, subject=f"s{number % 50}") for number in range(400)]
-    canary = [
-        answer(FIRST, 1000 + number, arm="canary", digest="challenger-digest")
-        for number in range(40)
-    ]
-    write(task.log, "answers", FIRST, [*rows, *canary])
-    challenger = ChallengerConfig(version="v2", canary=0.1)
-    recipe = task.recipe.model_copy(
-        update={"serving": task.recipe.serving.model_copy(update={"challenger": challenger})}
-    )
-    to = task.folder / "audit.parquet"
+    challenger = {"digest": CHALLENGER.digest}
+    canary = [answer(FIRST, 1000 + number, arm="canary", **challenger) for number in range(40)]
+    shadow = [answer(FIRST, number, arm="shadow", **challenger) for number in range(40)]
+    write(task.log, "answers", FIRST, [*rows, *canary, *shadow])
+    task.canary = 0.1
 
-    def export(num_rows: int) -> list[str]:
-        arguments: dict[str, Any] = {"days": [FIRST], "num_rows": num_rows, "to": to.as_uri()}
-        export_answers(recipe, digest=DIGEST, challenger="challenger-digest", **arguments)
-        return list(pq.read_table(to)["request_id"].to_pylist())
+    def export(num_rows: int, *, challenger: str | None = CHALLENGER.digest) -> set[str]:
+        table = drawn(task, num_rows=num_rows, challenger=challenger)
+        return set(table["request_id"].to_pylist())
 
-    share = control_share(0.1)
-    codes = [unit_of(f"s{s}", challenger="challenger-digest", secret=SECRET) for s in range(50)]
-    control = {s for s, code in enumerate(codes) if code < share * CODES}
-    compared = {row["request_id"] for number, row in enumerate(rows) if number % 50 in control}
-    compared |= {row["request_id"] for row in canary}
-    assert set(export(len(compared))) == compared
-    assert set(export(20)) < compared
+    compared = {row["request_id"] for row in canary}
+    for row in rows:
+        unit = unit_of(row["subject"], challenger=CHALLENGER.digest, secret=SECRET)
+        if unit < control_share(0.1) * CODES:
+            compared.add(row["request_id"])
+    assert export(len(compared)) == compared
+    assert export(20) < compared
     assert len(export(1000)) == 440
+    for other in ("another", None):
+        assert export(1000, challenger=other) == {row["request_id"] for row in rows}
 
 
 def test_the_last_imported_label_of_a_text_counts(task: Task) -> None:
@@ -193,18 +181,6 @@ def test_texts_filled_in_by_people_are_redacted(task: Task) -> None:
     assert audited_rows(task.recipe, since=LONG_AGO).texts == ("[email] is ill",)
 
 
-def test_rows_without_a_group_value_belong_to_the_group_of_missing_values(task: Task) -> None:
-    stated = [None, "{}", '{"sex": null}', '{"sex": "f"}']
-    write(
-        task.log,
-        "answers",
-        FIRST,
-        [answer(FIRST, number, attributes=attributes) for number, attributes in enumerate(stated)],
-    )
-    import_with(task, drawn(task, num_rows=4), ["a"] * 4)
-    assert sorted(audited_rows(task.recipe, since=LONG_AGO).groups["sex"]) == [NO_GROUP] * 3 + ["f"]
-
-
 def test_a_labelled_row_without_an_id_is_rejected(task: Task) -> None:
     write(task.log, "answers", FIRST, [answer(FIRST, number) for number in range(2)])
     table = drawn(task, num_rows=2)
@@ -223,30 +199,22 @@ def test_days_that_are_not_a_range_are_rejected(days: str) -> None:
     assert parse_days("2026-02-28:2026-03-01") == [FIRST - timedelta(days=1), FIRST]
 
 
-def test_answers_to_one_subject_share_a_split_key(task: Task) -> None:
-    subjects = ["s", "s", "t", None, None]
-    write(
-        task.log,
-        "answers",
-        FIRST,
-        [answer(FIRST, number, subject=name) for number, name in enumerate(subjects)],
-    )
-    import_with(task, drawn(task, num_rows=5), ["a"] * 5)
-    keys = audited_rows(task.recipe, since=LONG_AGO).split_keys
-    assert sorted(keys or ()) == [f"{FIRST}-3", f"{FIRST}-4", "s", "s", "t"]
-
-
-def test_only_answers_since_a_time_are_returned_and_texts_of_one_request_share_a_split_key(
+def test_audited_rows_have_their_group_and_the_split_key_of_their_subject_or_request(
     task: Task,
 ) -> None:
-    rows = [answer(FIRST, number) for number in range(4)]
-    rows[3] |= {"request_id": rows[2]["request_id"], "row": 1}
+    subjects = ["s", "s", "t", None, None, None]
+    stated = [None, "{}", '{"sex": null}', '{"sex": "f"}', '{"sex": "f"}', '{"sex": "f"}']
+    rows = []
+    for number, (subject, attributes) in enumerate(zip(subjects, stated, strict=True)):
+        rows.append(answer(FIRST, number, subject=subject, attributes=attributes))
+    rows[5] |= {"request_id": rows[4]["request_id"], "row": 1}
     write(task.log, "answers", FIRST, rows)
-    table = drawn(task, num_rows=4)
-    import_with(task, table, ["a"] * 4)
-    times = sorted(table["at"].to_pylist())
-    together = audited_rows(task.recipe, since=LONG_AGO)
-    assert together.split_keys is not None
-    assert len(set(together.split_keys)) == 3
-    assert len(audited_rows(task.recipe, since=times[-1])) == times.count(times[-1])
-    assert len(audited_rows(task.recipe, since=times[-1] + timedelta(seconds=1))) == 0
+    table = drawn(task, num_rows=6)
+    import_with(task, table, ["a"] * 6)
+    audited = audited_rows(task.recipe, since=LONG_AGO)
+    requests = [f"{FIRST}-{number}" for number in (3, 4, 4)]
+    assert sorted(audited.split_keys or ()) == [*requests, "s", "s", "t"]
+    assert sorted(audited.groups["sex"]) == [NO_GROUP] * 3 + ["f"] * 3
+    last = max(table["at"].to_pylist())
+    assert len(audited_rows(task.recipe, since=last)) == table["at"].to_pylist().count(last)
+    assert len(audited_rows(task.recipe, since=last + timedelta(seconds=1))) == 0

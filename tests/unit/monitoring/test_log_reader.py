@@ -1,4 +1,3 @@
-import tracemalloc
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -97,42 +96,21 @@ def test_answers_are_counted_by_version_and_joined_with_labels(tmp_path: Path) -
     assert not result.outcomes.audited.any()
 
 
-def test_feedback_counts_only_for_answers_to_the_same_key(tmp_path: Path) -> None:
-    answers = [answer(0, caller="app"), answer(1, caller="app"), answer(2, caller="app", label="b")]
-    others = [
+def test_the_latest_feedback_of_the_key_that_got_the_answer_counts(tmp_path: Path) -> None:
+    answers = [answer(number, caller="app") for number in range(3)]
+    answers[0]["attributes"] = '{"sex": null}'
+    answers[2]["attributes"] = None
+    feedback = [
         feedback_row(0, "b", minute=9) | {"caller": "other"},
-        feedback_row(1, "b"),
-    ]  # the last has no key
-    own = [feedback_row(0, "a") | {"caller": "app"}, feedback_row(2, "a") | {"caller": "app"}]
-    result, labels = read(tmp_path, answers=answers, feedback=[*others, *own])
+        feedback_row(0, "a", minute=5) | {"caller": "app"},
+        feedback_row(0, "b", minute=1) | {"caller": "app"},
+        feedback_row(1, "b"),  # without a key
+        feedback_row(2, "b") | {"caller": "app"},
+    ]
+    result, labels = read(tmp_path, answers=answers, feedback=feedback)
     assert result.outcomes.scores.tolist() == [True, False]
+    assert result.outcomes.groups == ((NO_GROUP,),) * 2
     assert len(labels) == 4
-
-
-def test_the_later_of_two_labels_of_a_text_counts(tmp_path: Path) -> None:
-    result, labels = read(
-        tmp_path,
-        answers=[answer(0)],
-        feedback=[
-            feedback_row(0, "a", minute=5),
-            feedback_row(0, "b", minute=1),
-            feedback_row(0, "c", minute=2),
-        ],
-    )
-    assert result.outcomes.scores.tolist() == [True]
-    assert len(labels) == 1
-
-
-def test_an_audit_label_takes_precedence_over_feedback(tmp_path: Path) -> None:
-    log = log_of(tmp_path, answers=[answer(0)], feedback=[feedback_row(0, "b", minute=50)])
-    audit = tmp_path / "audit.parquet"
-    pq.write_table(
-        pa.Table.from_pylist([feedback_row(0, "a")], schema=arrow_schema(FEEDBACK)), audit
-    )
-    labels = read_labels(log_files(log, "feedback"), secret=SECRET, audits=[audit.as_uri()])
-    result = read_traffic(log_files(log, "answers"), WATCHED, labels=labels, secret=SECRET)
-    assert result.outcomes.scores.tolist() == [True]
-    assert result.outcomes.audited.tolist() == [True]
 
 
 def test_the_sample_does_not_depend_on_the_files_of_the_log(
@@ -141,8 +119,9 @@ def test_the_sample_does_not_depend_on_the_files_of_the_log(
     monkeypatch.setattr(traffic, "MAX_SAMPLE_ROWS", 20)
     monkeypatch.setattr(log_reader, "FILES_PER_TASK", 2)
     rows = [answer(number, score=number / 100) for number in range(100)]
+    rows += rows[:5]  # as after a write that was repeated
     files = []
-    for start in range(0, 100, 10):
+    for start in range(0, 105, 10):
         uri = tmp_path / f"{start}.parquet"
         pq.write_table(
             pa.Table.from_pylist(rows[start : start + 10], schema=arrow_schema(ANSWERS)), uri
@@ -162,43 +141,17 @@ def test_the_sample_does_not_depend_on_the_files_of_the_log(
     assert cut["key"].to_pylist() == smallest
 
 
-def test_a_duplicate_row_is_sampled_once(tmp_path: Path) -> None:
-    result, _ = read(tmp_path, answers=[answer(0), answer(0), answer(1)])
-    assert len(result.sample) == 2
-
-
 def test_a_file_that_does_not_belong_to_a_log_is_refused(tmp_path: Path) -> None:
-    text, other = tmp_path / "text.parquet", tmp_path / "other.parquet"
-    text.write_text("not Parquet")
-    pq.write_table(pa.table({"x": [1]}), other)
-    with pytest.raises(TrafficError, match=r"text\.parquet is not a readable Parquet file"):
-        read_traffic([text.as_uri()], WATCHED, labels=read_labels([], secret=SECRET), secret=SECRET)
-    with pytest.raises(
-        TrafficError,
-        match=r"other\.parquet does not belong to a request log: it has no columns .*request_id",
-    ):
-        read_traffic(
-            [other.as_uri()], WATCHED, labels=read_labels([], secret=SECRET), secret=SECRET
-        )
-
-
-def test_a_missing_log_has_no_days(tmp_path: Path) -> None:
-    assert by_day((tmp_path / "nothing").as_uri(), "answers") == {}
+    (tmp_path / "text.parquet").write_text("not Parquet")
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "other.parquet")
+    for path in tmp_path.iterdir():
+        with pytest.raises(TrafficError, match=path.name):
+            read_labels([path.as_uri()], secret=SECRET)
 
 
 def test_the_columns_read_are_those_that_serving_writes() -> None:
     assert set(log_reader.ANSWERS) <= set(ANSWERS)
     assert set(log_reader.FEEDBACK) <= set(FEEDBACK)
-
-
-def test_rows_without_an_attribute_belong_to_the_group_of_missing_values(tmp_path: Path) -> None:
-    stated = [None, "{}", '{"sex": null}', '{"age": "7"}']
-    result, _ = read(
-        tmp_path,
-        answers=[answer(number, attributes=attributes) for number, attributes in enumerate(stated)],
-        feedback=[feedback_row(number, "a") for number in range(4)],
-    )
-    assert result.outcomes.groups == ((NO_GROUP,),) * 4
 
 
 @pytest.mark.parametrize(
@@ -224,34 +177,13 @@ def test_times_in_other_units_are_converted(tmp_path: Path, kind: pa.DataType) -
     assert result.outcomes.scores.tolist() == [True]
 
 
-def test_labels_need_few_bytes_while_they_are_read(tmp_path: Path) -> None:
-    num, log = (
-        20_000,
-        log_of(tmp_path, feedback=[feedback_row(number, "a") for number in range(20_000)]),
-    )
-    files = log_files(log, "feedback")
-    small = log_of(tmp_path / "small", feedback=[feedback_row(0, "a")])
-    read_labels(log_files(small, "feedback"), secret=SECRET)
-    tables = [log_reader.read_columns(uri, log_reader.FEEDBACK) for uri in files]
-    tracemalloc.start()
-    try:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(
-                log_reader, "read_columns", lambda uri, _: tables[0].slice(int(uri) * 500, 500)
-            )
-            labels = read_labels([str(part) for part in range(40)], secret=SECRET)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert len(labels) == num
-    assert peak < 120 * num
-
-
 def test_a_text_belongs_to_the_first_audit_that_labelled_it_and_has_its_latest_label(
     tmp_path: Path,
 ) -> None:
     log = log_of(
-        tmp_path, answers=[answer(number) for number in range(3)], feedback=[feedback_row(2, "b")]
+        tmp_path,
+        answers=[answer(number) for number in range(3)],
+        feedback=[feedback_row(0, "b", minute=50), feedback_row(2, "b")],
     )
     audits = []
     for number, rows in enumerate(

@@ -5,7 +5,7 @@ import pytest
 
 from tailorbird.config.evaluation import SubgroupGateConfig
 from tailorbird.data.rows import NO_GROUP
-from tailorbird.evaluation.gates.base import State
+from tailorbird.evaluation.gates.base import Gate, State
 from tailorbird.monitoring.quality import (
     GroupAccuracy,
     fixed_groups,
@@ -61,55 +61,37 @@ def test_accuracy_has_an_interval_and_the_share_of_labelled_answers() -> None:
     assert (audit.accuracy, audit.interval) == (None, (0.0, 1.0))
 
 
+def checked(labelled: Outcomes, **reference: GroupAccuracy) -> Gate:
+    """Return the gate of the groups by sex."""
+    references = {f"sex = {value}": accuracy for value, accuracy in reference.items()}
+    return group_gate(labelled, columns=("sex",), reference=references, limits=LIMITS, alpha=ALPHA)
+
+
 def test_a_duplicate_row_of_the_log_counts_once() -> None:
     labelled = outcomes(*of_champion(8, 2, "f"), *of_champion(8, 0, "f"))
-    result = quality(
-        Traffic(20, {("champion", "d"): 20}, outcomes=labelled),
-        champion="d",
-        alpha=ALPHA,
-        audited=True,
-    )
+    traffic = Traffic(20, {("champion", "d"): 20}, outcomes=labelled)
+    result = quality(traffic, champion="d", alpha=ALPHA, audited=True)
     assert (result.labelled, result.right) == (10, 8)
-    gate = group_gate(
-        labelled,
-        columns=("sex",),
-        reference={"sex = f": accuracy(100, 80)},
-        limits=LIMITS,
-        alpha=ALPHA,
-    )
-    assert gate.bounds[0].n == 10
+    (bound,) = checked(labelled, f=accuracy(100, 80)).bounds
+    assert (bound.n, bound.state) == (10, State.NOT_ASSESSABLE)
 
 
 def test_feedback_fails_no_group() -> None:
     labelled = outcomes(*of_champion(0, 200, "f"), audited=False)
-    reference = {"sex = f": accuracy(1000, 800)}
-    gate = group_gate(labelled, columns=("sex",), reference=reference, limits=LIMITS, alpha=ALPHA)
+    gate = checked(labelled, f=accuracy(1000, 800))
     assert (gate.state, gate.bounds) == (State.NOT_ASSESSABLE, ())
-    both = replace(outcomes(*of_champion(800, 200, "f"), *of_champion(0, 200, "f", first=5000)))
+    both = outcomes(*of_champion(800, 200, "f"), *of_champion(0, 200, "f", first=5000))
     both = replace(both, audits=(np.arange(1200) < 1000).astype(np.int32))
-    gate = group_gate(both, columns=("sex",), reference=reference, limits=LIMITS, alpha=ALPHA)
+    gate = checked(both, f=accuracy(1000, 800))
     assert (gate.state, gate.bounds[0].n) == (State.NOT_ASSESSABLE, 1000)
 
 
 def test_a_group_with_a_proven_loss_fails_and_another_passes() -> None:
     labelled = outcomes(*of_champion(600, 400, "f"), *of_champion(1900, 100, "m", first=1000))
-    reference = {"sex = f": accuracy(1000, 800), "sex = m": accuracy(1000, 940)}
-    gate = group_gate(labelled, columns=("sex",), reference=reference, limits=LIMITS, alpha=ALPHA)
+    gate = checked(labelled, f=accuracy(1000, 800), m=accuracy(1000, 940))
     states = {bound.what: bound.state for bound in gate.bounds}
     assert states == {"change for sex = f": State.FAILS, "change for sex = m": State.PASSES}
     assert gate.bounds[0].estimate == pytest.approx(-0.2)
-
-
-def test_few_labels_of_a_group_are_not_assessable() -> None:
-    labelled = outcomes(*of_champion(5, 2, "f"))
-    gate = group_gate(
-        labelled,
-        columns=("sex",),
-        reference={"sex = f": accuracy(100, 80)},
-        limits=LIMITS,
-        alpha=ALPHA,
-    )
-    assert [bound.state for bound in gate.bounds] == [State.NOT_ASSESSABLE]
 
 
 def test_unchanged_groups_fail_no_more_often_than_alpha() -> None:
@@ -119,10 +101,8 @@ def test_unchanged_groups_fail_no_more_often_than_alpha() -> None:
         for index, sex in enumerate("ab"):
             right = int(chance.binomial(150, 0.8))
             rows += of_champion(right, 150 - right, sex, first=1000 * index)
-        reference = {f"sex = {sex}": accuracy(200, int(chance.binomial(200, 0.8))) for sex in "ab"}
-        gate = group_gate(
-            outcomes(*rows), columns=("sex",), reference=reference, limits=LIMITS, alpha=ALPHA
-        )
+        reference = {sex: accuracy(200, int(chance.binomial(200, 0.8))) for sex in "ab"}
+        gate = checked(outcomes(*rows), **reference)
         failed += gate.state is State.FAILS
     assert failed / 40 <= ALPHA + 0.08
 
@@ -137,13 +117,7 @@ def test_equal_answers_to_one_unit_fail_no_group_more_often_than_alpha(per_unit:
             labelled, units=np.arange(len(right), dtype=np.uint64) // np.uint64(per_unit)
         )
         before = int(chance.binomial(400, 0.8))
-        gate = group_gate(
-            labelled,
-            columns=("sex",),
-            reference={"sex = f": accuracy(400, before)},
-            limits=LIMITS,
-            alpha=ALPHA,
-        )
+        gate = checked(labelled, f=accuracy(400, before))
         assert gate.bounds[0].n == 100 * per_unit
         failed += gate.state is State.FAILS
     assert failed / runs <= ALPHA
@@ -170,42 +144,17 @@ def test_the_interval_of_the_accuracy_is_that_of_the_effective_rows() -> None:
 
 def test_group_values_outside_the_reference_are_counted_but_not_printed() -> None:
     labelled = outcomes(*of_champion(5, 5, "Jane Doe"), *of_champion(5, 5, "f", first=100))
-    gate = group_gate(
-        labelled,
-        columns=("sex",),
-        reference={"sex = f": accuracy(10, 5)},
-        limits=LIMITS,
-        alpha=ALPHA,
-    )
+    gate = checked(labelled, f=accuracy(10, 5))
     assert [bound.what for bound in gate.bounds] == ["change for sex = f"]
     assert gate.note == "labelled rows that were not compared: 10 of sex = (others)"
-    nothing = group_gate(Outcomes(), columns=("sex",), reference={}, limits=LIMITS, alpha=ALPHA)
-    assert (nothing.state, nothing.note) == (
-        State.NOT_ASSESSABLE,
-        "no labelled answer belongs to a group",
-    )
-    alone = group_gate(
-        labelled,
-        columns=("sex",),
-        reference={"sex = m": accuracy(10, 5)},
-        limits=LIMITS,
-        alpha=ALPHA,
-    )
-    assert (alone.bounds, alone.note) == (
-        (),
-        "labelled rows that were not compared: 20 of sex = (others)",
-    )
+    assert checked(Outcomes()).state is State.NOT_ASSESSABLE
+    alone = checked(labelled, m=accuracy(10, 5))
+    assert (alone.bounds, "20 of sex = (others)" in alone.note) == ((), True)
 
 
 def test_rows_without_a_value_form_the_same_group_as_in_the_reference() -> None:
     labelled = outcomes(*of_champion(5, 5, NO_GROUP))
-    gate = group_gate(
-        labelled,
-        columns=("sex",),
-        reference={"sex = (none)": accuracy(10, 5)},
-        limits=LIMITS,
-        alpha=ALPHA,
-    )
+    gate = checked(labelled, **{"(none)": accuracy(10, 5)})
     assert [(bound.what, bound.n) for bound in gate.bounds] == [("change for sex = (none)", 10)]
 
 

@@ -28,16 +28,9 @@ def test_the_day_is_a_date_up_to_tomorrow_and_today_by_default() -> None:
     assert parse_today(None) in (tomorrow - timedelta(days=1), tomorrow)
     assert parse_today(tomorrow.isoformat()) == tomorrow
     later = (tomorrow + timedelta(days=2)).isoformat()
-    with pytest.raises(
-        MonitoringError, match=f"--day is {later}, but today is .*give a date up to tomorrow"
-    ):
-        parse_today(later)
-
-
-@pytest.mark.parametrize("day", ["20260301", "2026-02-30", "yesterday", ""])
-def test_a_day_in_another_form_is_rejected(day: str) -> None:
-    with pytest.raises(MonitoringError, match="give a date as YYYY-MM-DD"):
-        parse_today(day)
+    for day in (later, "20260301", "2026-02-30", "yesterday", ""):
+        with pytest.raises(MonitoringError, match=f"--day is .?{day}"):
+            parse_today(day)
 
 
 def test_only_log_files_older_than_the_days_to_keep_are_deleted(

@@ -5,7 +5,6 @@ import pytest
 from cluster.display.state import (
     Row,
     State,
-    activity_line,
     duration,
     estimate,
     next_state,
@@ -13,15 +12,10 @@ from cluster.display.state import (
     updated_rows,
 )
 from cluster.progress import (
-    ActivityEvent,
     EpochEvent,
     NoteEvent,
-    PlanEvent,
-    PlannedStage,
-    RowsEvent,
     ScoreEvent,
     StageEvent,
-    StepEvent,
     TrialEvent,
 )
 
@@ -61,26 +55,6 @@ def test_trainings_of_the_learning_curve_are_no_contenders() -> None:
     event = EpochEvent(0, 0.6, 1.0, 9.0, seed=0)
     assert next_state(State(stage="seeds"), event, now=1.0).rows.keys() == {"seed 0"}
     assert next_state(State(stage="learning curve"), event, now=1.0).rows == {}
-
-
-def test_the_progress_of_rows_belongs_to_one_activity() -> None:
-    state = State(stage="test", activity="incumbent on the test rows")
-    state = next_state(state, RowsEvent(100, 400, 30.0), now=3.0)
-    assert activity_line(state, now=4.0) == (
-        "incumbent on the test rows, 100/400 rows, 30 rows/s, about 10 s left (test: 4 s)"
-    )
-    state = next_state(state, ActivityEvent("candidate on the test rows"), now=5.0)
-    assert activity_line(state, now=5.0) == "candidate on the test rows (test: 5 s)"
-
-
-def test_steps_have_the_rate_the_time_left_and_the_expected_time_of_the_stage() -> None:
-    plan = PlanEvent((PlannedStage("sweep", 240.0, ""),), "")
-    state = next_state(State(stage="sweep"), plan, now=0.0)
-    state = next_state(state, StepEvent(1, 3, 25, 0.5, 0.42, seed=2, seconds_left=7200.0), now=1.0)
-    assert activity_line(state, now=65.0) == (
-        "seed 2 epoch 2, step 3/25, loss 0.500, 0.42 rows/s, about 2.0 h left (sweep: 1 min 5 s, "
-        "expected about 4 min)"
-    )
 
 
 @pytest.mark.parametrize(

@@ -74,22 +74,18 @@ def mode(folder: Path) -> int:
     return stat.S_IMODE(folder.stat().st_mode)
 
 
-def test_a_new_folder_is_private(tmp_path: Path) -> None:
-    stack._make_private(tmp_path / "parent" / "new")
-    assert mode(tmp_path / "parent" / "new") == 0o700
-
-
-@pytest.mark.parametrize(
-    "name", [None, stack.KEYS_FILE, stack.LOCK_FILE], ids=["empty", "keys", "lock"]
-)
+@pytest.mark.parametrize("name", [None, stack.KEYS_FILE, stack.LOCK_FILE])
 def test_an_empty_folder_and_one_of_a_stack_become_private(
     name: str | None, tmp_path: Path
 ) -> None:
+    stack._make_private(tmp_path / "parent" / "new")
+    assert mode(tmp_path / "parent" / "new") == 0o700
+    folder = tmp_path / "existing"
+    folder.mkdir(mode=0o755)
     if name:
-        (tmp_path / name).touch()
-    tmp_path.chmod(0o755)
-    stack._make_private(tmp_path)
-    assert mode(tmp_path) == 0o700
+        (folder / name).touch()
+    stack._make_private(folder)
+    assert mode(folder) == 0o700
 
 
 def test_a_folder_that_others_use_is_refused_and_keeps_its_permissions(tmp_path: Path) -> None:
