@@ -18,7 +18,6 @@ from training import preemption
 from training.batches import StepBatches, collated_steps
 from training.dataset import num_steps
 from training.engine.deepspeed_engine import initialize_engine
-from training.engine.out_of_memory import out_of_memory_reported
 from training.ranks import means_over_ranks, raise_on_all_ranks
 from training.reports import EpochReport, Progress
 from training.task import Diverged, TaskRuntime
@@ -137,11 +136,10 @@ class _EpochRun:
             # With `batch_tokens`, the number of micro-batches differs from step to step.
             if self.config.batch_tokens is not None:
                 self.engine.set_gradient_accumulation_boundary(number == len(step.batches))
-            with out_of_memory_reported(self.config, micro_batch_tokens=batch.num_tokens):
-                on_device = batch.to(self.engine.device)
-                loss = self.runtime.loss(self.engine, self.config, on_device) * weight
-                self.engine.backward(loss * num_parts)  # DeepSpeed averages over the micro-batches
-                self.engine.step()  # updates the weights after the last micro-batch
+            on_device = batch.to(self.engine.device)
+            loss = self.runtime.loss(self.engine, self.config, on_device) * weight
+            self.engine.backward(loss * num_parts)  # DeepSpeed averages over the micro-batches
+            self.engine.step()  # updates the weights after the last micro-batch
             step_loss += loss.detach()
             self.progress.padded += batch.num_tokens
         self.progress.tokens += step.num_tokens

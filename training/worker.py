@@ -12,7 +12,6 @@ from tailorbird.models.errors import ModelError
 from training import checkpoint, preemption
 from training.engine.deepspeed_engine import MissingKernels, compute_dtype_name
 from training.engine.deepspeed_private import destroy_engine
-from training.engine.out_of_memory import out_of_memory_reported
 from training.errors import UnusableCheckpoint
 from training.export import upload_weights
 from training.loop import Callbacks, build_engine, train
@@ -47,18 +46,10 @@ def train_and_export(
     """Train in a Ray Train worker, and export to the folder `weights`.
 
     Return a message instead of raising an exception if a retry would fail again on all ranks,
-    because Ray Train retries after exceptions, except after OutOfMemory in the largest group; see
-    `training.trainer.no_retry_callback`.
+    because Ray Train retries after exceptions.
     """
     preemption.install_handlers()
     runtime = ray.get(task_ref).load_runtime(attention_dropout=config.attention_dropout)
-    with out_of_memory_reported(config):
-        return _train_and_export(config, runtime, weights=weights, events=events)
-
-
-def _train_and_export(
-    config: TrainingConfig, runtime: TaskRuntime, *, weights: str, events: Any
-) -> TrainingResult | str:
     try:
         engine, progress = _start_or_resume(config, runtime, scheme=weights.partition("://")[0])
     except UnusableCheckpoint as error:

@@ -15,8 +15,6 @@ class TrialRecord(BaseModel, extra="forbid"):
 
     trial: str  # name of the trial
     config: SampledValues  # as sampled
-    batch_tokens: int | None = None
-    """Limit of a micro-batch after a GPU ran out of memory, in place of the config's."""
     epochs: list[EpochReport] = []
     completed: bool = False
     """True if the last epoch was reported; the weights may not be exported yet."""
@@ -24,22 +22,14 @@ class TrialRecord(BaseModel, extra="forbid"):
     result: TrainingResult | None = None  # result of a finished trial
     failure: str | None = None
     failed_by_workers: bool = False
-    """True if worker groups failed or their memory did not suffice. A sweep that is run again
-    retries such a trial, since it can have other workers, or a change of the recipe that needs less
-    memory."""
+    """True if worker groups failed. A sweep that is run again retries such a trial, since it can
+    have other workers, or a change of the recipe that needs less memory."""
     ended_with_sweep: bool = False  # true if the trial was not over when the sweep ended
 
     @property
     def over(self) -> bool:
         """True if no worker group must take the trial again."""
         return self.result is not None or self.failure is not None
-
-    @property
-    def trained_config(self) -> SampledValues:
-        """The values with which worker groups train the trial."""
-        if self.batch_tokens is None:
-            return self.config
-        return self.config | {"batch_tokens": self.batch_tokens, "gradient_accumulation_steps": 1}
 
     @property
     def scores(self) -> tuple[float, ...]:

@@ -15,14 +15,13 @@ from typing import Any
 import ray
 import torch.distributed as dist
 
-from cluster.progress import NoteEvent, ProgressEvent, TrialEvent
+from cluster.progress import TrialEvent
 from tailorbird.models.errors import ModelError
 from tailorbird.storage import delete_folder, upload_folder
 from training import checkpoint, preemption
 from training.engine.deepspeed_engine import MissingKernels, compute_dtype_name
 from training.engine.deepspeed_private import destroy_engine
-from training.engine.out_of_memory import out_of_memory_reported
-from training.errors import OutOfMemory, UnusableCheckpoint
+from training.errors import UnusableCheckpoint
 from training.export import upload_weights
 from training.loop import Callbacks, build_engine, train
 from training.ranks import any_rank, from_rank_0
@@ -79,39 +78,7 @@ class _TrialRun:
 
     def run(self) -> str:
         """Train, export the weights if they are the best so far, and return the trial's final
-        status.
-
-        Raises OutOfMemory, after which this group restarts, and the trial continues with smaller
-        micro-batches. If they cannot be smaller, it has failed if the group has `max_workers`. In a
-        smaller group, whose workers hold larger shares of the states, the broker requeues it.
-        """
-        try:
-            with out_of_memory_reported(self._config):
-                return self._run()
-        except OutOfMemory as error:
-            if error.batch_tokens is not None:
-                self._report(NoteEvent(f"trial {self._trial}: {error.retry}"))
-                ray.get(
-                    self._broker.limit_tokens.remote(
-                        self._job.group, self._trial, error.batch_tokens
-                    )
-                )
-            elif error.num_workers == self._config.max_workers:
-                self._report(TrialEvent(self._trial, self._assignment.config, "failed"))
-                message = f"worker {dist.get_rank()}: {error}"
-                ray.get(
-                    self._broker.give_up.remote(
-                        self._job.group, self._trial, message, by_workers=True
-                    )
-                )
-            raise  # the other ranks wait for this one in a collective
-
-    def _report(self, event: ProgressEvent) -> None:
-        """Send an event from this rank, because rank 0 may wait for it."""
-        if self._job.events is not None:
-            self._job.events.put.remote(event)
-
-    def _run(self) -> str:
+        status."""
         try:
             engine, progress = self._start_or_resume()
         except (UnusableCheckpoint, MissingKernels, ModelError) as error:
@@ -199,8 +166,11 @@ class _TrialRun:
             upload_folder(folder, uri)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        ranks = {"rank": dist.get_rank(), "num_ranks": dist.get_world_size()}
-        previous = ray.get(self._broker.saved.remote(self._job.group, self._trial, uri, **ranks))
+        previous = ray.get(
+            self._broker.saved.remote(
+                self._job.group, self._trial, uri, num_ranks=dist.get_world_size()
+            )
+        )
         if previous is not None:
             delete_folder(previous)
 
