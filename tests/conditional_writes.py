@@ -19,7 +19,9 @@ def check_etags(uri: str) -> str:
     with pytest.raises(s3.PreconditionFailed, match="its ETag is no longer"):
         storage.write_if_match(uri, b"3", etag=first)
     assert storage.read_versioned(uri) == (b"2", second)
-    assert storage.heads([uri]) == [(second, 1)]
+    (entry,) = storage.file_entries([uri])
+    assert entry is not None
+    assert entry.size_bytes == 1
     return second
 
 

@@ -187,9 +187,8 @@ def score_batch(
             num_done += result.num_rows
             on_progress(num_done, total)
     _require_all_rows(parts, results, output=batch.output)
-    if storage.heads([file.uri for file in inputs]) != [
-        (file.etag, file.size_bytes) for file in inputs
-    ]:
+    entries = storage.file_entries([file.uri for file in inputs])
+    if [entry and entry.tag for entry in entries] != [file.etag for file in inputs]:
         raise BatchError(
             f"{batch.input} changed during the batch; score it again to another output"
         )
@@ -273,7 +272,9 @@ def _inputs(batch: BatchSpec, *, columns: list[str]) -> Iterator[InputFile]:
     output is one table."""
     id_type = None
     files = parquet_files(batch.input)
-    for uri, (etag, size_bytes) in zip(files, storage.heads(files), strict=True):
+    for uri, entry in zip(files, storage.file_entries(files), strict=True):
+        if entry is None:
+            raise BatchError(f"{uri} does not exist; it was deleted during the batch")
         with open_parquet(uri, columns=(), in_parts=True) as file:
             _require_columns(file, uri, columns)
             if batch.id_column is not None:
@@ -287,8 +288,8 @@ def _inputs(batch: BatchSpec, *, columns: list[str]) -> Iterator[InputFile]:
             metadata = file.metadata
             yield InputFile(
                 uri=uri,
-                etag=etag,
-                size_bytes=size_bytes,
+                etag=entry.tag,
+                size_bytes=entry.size_bytes,
                 num_rows=metadata.num_rows,
                 read_bytes=_read_bytes(metadata, columns),
             )

@@ -10,14 +10,13 @@ import json
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tailorbird.storage import s3
-from tailorbird.storage.objects import NUM_TRANSFERS, exists, parse_json, read_bytes, write_bytes
+from tailorbird.storage.objects import exists, parse_json, read_bytes, write_bytes
 from tailorbird.storage.s3 import ObjectNotFound, PreconditionFailed, StorageError, storage_errors
 from tailorbird.storage.stored_model import StoredModel
 
@@ -25,27 +24,6 @@ M = TypeVar("M", bound=StoredModel)
 NUM_ATTEMPTS = 50
 FIRST_WAIT_S = 0.05
 LONGEST_WAIT_S = 0.5
-
-
-def head(uri: str) -> tuple[str, int]:
-    """Return an object's ETag and size in bytes; raise StorageError if it does not exist."""
-    local = _local_file(uri)
-    if local is not None:
-        with storage_errors(uri):
-            content = local.read_bytes()
-        return _local_etag(content), len(content)
-    path = _object_path(uri)
-    with storage_errors(uri):
-        info = s3.s3fs_client().info(path, refresh=True)
-        if info["type"] != "file":
-            raise FileNotFoundError(uri)
-    return str(info["ETag"]), int(info["size"])
-
-
-def heads(uris: Sequence[str]) -> list[tuple[str, int]]:
-    """Return the ETag and size of each object, like `head`, with concurrent requests."""
-    with ThreadPoolExecutor(NUM_TRANSFERS) as pool:
-        return list(pool.map(head, uris))
 
 
 def delete(uri: str) -> None:

@@ -34,7 +34,10 @@ from training.errors import UnusableCheckpoint
 from training.ranks import raise_on_all_ranks
 
 NUM_THREADS = 8  # that read at the same time; each holds the bytes of a read twice
-CHUNK = 16 << 20  # bytes of a read, which is a request to S3
+CHUNK = 16 << 20  # maximum bytes of a read, which is a request to S3
+BUFFER = 1 << 20
+"""Minimum bytes of a read. To read and discard them takes about as long as another request to
+S3."""
 Tensors = Sequence[dict[str, torch.Tensor]]
 
 
@@ -150,7 +153,7 @@ def _read_ranges(ranges: Sequence[FileRange], *, uri: str) -> None:
     for rank, in_file in groupby(ranges, key=lambda each: each.rank):
         name = f"{uri}/{file_name(rank)}"
         with open_file(name) as file:
-            reader = BufferedReader(file, CHUNK)  # reads ranges that are close together at once
+            reader = BufferedReader(file, BUFFER)
             for each in in_file:
                 values = bytearray(VALUE_BYTES * each.target.numel())
                 reader.seek(each.start)

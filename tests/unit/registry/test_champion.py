@@ -22,14 +22,6 @@ def champion(**fields: Any) -> Champion:
     return Champion.model_validate(defaults | {"reason": reason, "since": NOW} | fields)
 
 
-def test_a_reason_includes_override_and_runtime() -> None:
-    reason = ChangeReason(
-        change="promotion", text="STAY", override="we want it", runtime="onnxruntime-int8"
-    )
-    assert reason.sentence() == "STAY; override: we want it; run by onnxruntime-int8"
-    assert champion().reason.sentence() == "FINE_TUNE"
-
-
 def test_parity_is_needed_once_and_not_after_a_rollback() -> None:
     assert champion().needs_parity
     assert not champion(parity=PARITY).needs_parity
@@ -51,9 +43,3 @@ def test_a_champion_of_a_newer_format_is_refused() -> None:
     assert stored["format"] == 1
     with pytest.raises(ValidationError, match="this Champion has format 2"):
         Champion.model_validate(stored | {"format": 2})
-
-
-def test_parity_counts_ties_as_matching_rows() -> None:
-    assert PARITY.sentence() == (
-        "63 of 64 test rows have the same answer over HTTP as in the evaluation (2 are ties)"
-    )

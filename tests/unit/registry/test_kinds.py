@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
@@ -16,7 +15,7 @@ from tailorbird.registry.versions import (
     write_config,
 )
 from tailorbird.registry.versions import VersionConfig as Config
-from tests.unit.registry.test_versions import PARTS, PLAIN
+from tests.unit.registry.test_versions import PLAIN
 
 
 def config(kind: Kind, **changes: object) -> Config:
@@ -30,10 +29,6 @@ def registered(folder: Path, kind: Kind, *, files: tuple[str, ...]) -> ModelVers
         (folder / file).write_text(folder.name)
     write_config(folder, config(kind))
     return register(folder.with_name("task").as_uri(), folder)
-
-
-def test_the_table_has_all_kinds_in_order() -> None:
-    assert tuple(KINDS) == get_args(Kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -51,34 +46,6 @@ def test_the_properties_of_a_kind_do_not_contradict_each_other(kind: Kind) -> No
         assert (mixed.base, mixed.is_baseline) == (spec.base, spec.is_baseline)
 
 
-def test_every_mixed_kind_has_a_kind_without_the_bag_of_words() -> None:
-    mixed = {kind for kind, spec in KINDS.items() if spec.is_mixed}
-    assert (
-        mixed
-        == {spec.mixed for spec in KINDS.values() if spec.mixed is not None}
-        == {"lora_bag", "full_bag"}
-    )
-
-
-@pytest.mark.parametrize(
-    "kind", ["zero_shot", "few_shot", "retrieved", "centroid", "probe_bag", "lora", "lora_bag"]
-)
-def test_heads_prompts_and_adapters_share_their_base_model(kind: Kind) -> None:
-    assert KINDS[kind].shares_base
-
-
-@pytest.mark.parametrize(
-    "kind", ["nearest", "bag_of_words", "full", "full_bag", "hybrid", "endpoint_zero_shot"]
-)
-def test_models_with_changed_weights_or_without_a_base_model_do_not_share_one(kind: Kind) -> None:
-    assert not KINDS[kind].shares_base
-
-
-def test_an_exported_version_does_not_share_its_base_model() -> None:
-    assert config("probe").shares_base
-    assert not config("probe", engine="onnxruntime-int8", exported_from=PARTS["first"]).shares_base
-
-
 def test_a_baseline_that_changes_its_encoder_does_not_share_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,22 +60,6 @@ def test_a_baseline_that_changes_its_encoder_does_not_share_it(
     assert versions_on_same_base(probe, task_uri=task_uri, limit=4) == []
     with pytest.raises(RegistryError, match=f"{encoder} is missing"):  # its weights are required
         registered(tmp_path / "three", "centroid", files=(head,))
-
-
-@pytest.mark.parametrize(
-    ("kind", "of_classifier", "of_chat"),
-    [
-        ("probe_bag", None, None),
-        ("lora", "adapter/adapter_model.safetensors", "adapter/adapter_model.safetensors"),
-        ("full", "encoder.safetensors", "model.safetensors"),
-        ("full_bag", "encoder.safetensors", "model.safetensors"),
-    ],
-)
-def test_adapters_and_changed_weights_have_a_file(
-    kind: Kind, of_classifier: str | None, of_chat: str | None
-) -> None:
-    chat = config(kind, classes=[], prompting={"system": None, "max_new_tokens": 8})
-    assert (config(kind).weights_file, chat.weights_file) == (of_classifier, of_chat)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,12 +1,11 @@
 """Events of the security log. Integration tests append and read them on a real S3 server."""
 
 import os
-import socket
 
 import pytest
 from pydantic import ValidationError
 
-from tailorbird.registry.security_log import MAX_TEXT, SecurityEvent, caller, current_user
+from tailorbird.registry.security_log import MAX_TEXT, SecurityEvent, current_user
 
 
 def test_a_user_without_a_name_is_recorded_by_uid(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -14,20 +13,6 @@ def test_a_user_without_a_name_is_recorded_by_uid(monkeypatch: pytest.MonkeyPatc
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
     assert current_user() == f"uid {os.getuid()}"
-
-
-def test_an_event_names_the_user_and_the_host_of_the_caller() -> None:
-    event = SecurityEvent(kind="key", what="a key was made")
-    assert event.who == caller() == f"{current_user()}@{socket.gethostname()}"
-    assert event.at.utcoffset() is not None
-
-
-def test_an_event_survives_a_json_round_trip() -> None:
-    event = SecurityEvent(
-        kind="configuration", what="deploy", before={"max_replicas": 1}, after={"max_replicas": 2}
-    )
-    assert event.format == 1
-    assert SecurityEvent.model_validate_json(event.model_dump_json()) == event
 
 
 def test_texts_of_clients_are_cut_and_contain_no_control_characters() -> None:

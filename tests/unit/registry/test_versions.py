@@ -59,16 +59,8 @@ def version(kind: str, **changed: Any) -> ModelVersion:
     return ModelVersion.model_validate(fields)
 
 
-HYBRID_RULE = "the kind `hybrid`, and no other, has the field `hybrid`"
-
-
 def parsed(content: dict[str, Any]) -> VersionConfig:
     return VersionConfig.model_validate_json(json.dumps(content))
-
-
-def test_temperature_and_hybrid_are_optional() -> None:
-    config = parsed(PLAIN)
-    assert (config.temperature, config.hybrid) == (1.0, None)
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, "Infinity", None])
@@ -85,25 +77,6 @@ def test_a_hybrid_survives_a_json_round_trip(routing: dict[str, Any]) -> None:
     assert config.hybrid.second.digest == "2"
     assert VersionConfig.model_validate_json(config.model_dump_json()) == config
     assert VersionConfig.model_validate(json.loads(config.model_dump_json())) == config
-
-
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"kind": "hybrid"}, HYBRID_RULE),
-        ({"kind": "hybrid", "hybrid": None}, HYBRID_RULE),
-        ({"kind": "full", "hybrid": {"routing": ROUTING, **PARTS}}, HYBRID_RULE),
-        ({"kind": "hybrid", "hybrid": {"routing": ROUTING, "first": PARTS["first"]}}, "second"),
-        (
-            {"kind": "hybrid", "hybrid": {"routing": {"by": "group"}, **PARTS}},
-            "needs a column and values",
-        ),
-        ({"kind": "hybrid", "hybrid": {"routing": ROUTING | {"chance": 1}, **PARTS}}, "chance"),
-    ],
-)
-def test_an_incomplete_hybrid_is_refused(changed: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
-        parsed(PLAIN | changed)
 
 
 def test_the_config_of_a_hybrid_has_both_parts_and_the_classes_of_both() -> None:
@@ -255,11 +228,6 @@ def test_heads_on_the_same_base_are_served_with_a_probe_but_not_with_a_bag_of_wo
     assert versions_on_same_base(registered["bag"], task_uri=task_uri, limit=4) == []
 
 
-def test_the_task_of_a_version_with_prompting_is_chat() -> None:
-    chat = version("full", classes=[], prompting={"system": None, "max_new_tokens": 8})
-    assert (version("probe").task, chat.task) == ("classification", "chat")
-
-
 PROMPTED = {"kind": "endpoint_zero_shot", "prompting": {"system": None, "max_new_tokens": 8}}
 
 
@@ -267,23 +235,6 @@ def test_an_endpoint_has_the_task_of_its_classes() -> None:
     answers = PROMPTED | {"endpoint": ENDPOINT}
     assert parsed(PLAIN | answers).task == "classification"
     assert parsed(PLAIN | answers | {"classes": []}).task == "chat"
-
-
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        (PROMPTED, "the kinds of an endpoint, and no others"),
-        ({"endpoint": ENDPOINT}, "the kinds of an endpoint, and no others"),
-        (PROMPTED | {"endpoint": ENDPOINT, "prompting": None}, "`prompting` and .* are required"),
-        (PROMPTED | {"endpoint": ENDPOINT | {"reported_model": None}}, "`endpoint.reported_model`"),
-        (PROMPTED | {"endpoint": ENDPOINT | {"api_key": "sk-literal"}}, "api_key"),
-    ],
-)
-def test_an_incomplete_endpoint_or_a_literal_key_is_refused(
-    changed: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(ValidationError, match=message):
-        parsed(PLAIN | changed)
 
 
 def test_an_endpoint_needs_no_weights_and_shares_no_base_model(tmp_path: Path) -> None:

@@ -21,7 +21,6 @@ from tailorbird.models.pretrained import cast_parameters
 from tailorbird.models.retrieval.training_examples import find_examples
 from tailorbird.registry.kinds import Kind
 from tailorbird.registry.versions import PinnedEncoder, Prompting, Retrieval
-from tests import small_encoder
 from tests.small_chat import language_model, model_of, save, tokenizer
 from tests.unit.models.attention.reference_attention import reference_varlen_attn
 from tests.unit.models.retrieval.test_training_examples import rows_of as example_rows
@@ -173,57 +172,6 @@ def test_the_validated_weights_are_those_of_the_exported_model(
     assert all(map(torch.equal, runtime.lm.parameters(), base))
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"gradient_accumulation_steps": 2},
-        {"gradient_accumulation_steps": 8},
-        {"gradient_checkpointing": True},
-    ],
-    ids=str,
-)
-def test_options_that_save_memory_do_not_change_the_loss(
-    fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ChatRuntime, "score", lambda *_: 0.0)
-    plain = [report.loss for report in reports_of(runtime_of())]
-    assert plain[-1] < plain[0]
-    assert [report.loss for report in reports_of(runtime_of(), **fields)] == pytest.approx(
-        plain, rel=0.01
-    )
-
-
-def test_a_resume_within_an_epoch_gives_the_losses_of_an_uninterrupted_training(
-    tmp_path: Path,
-) -> None:
-    fields = {
-        "method": "lora",
-        "lora_dropout": 0.1,
-        "checkpoint_interval_s": 0.0,
-        "zero_stage": 1,
-        "epochs": 2,
-    }
-    plain, config, runtime = reports_of(runtime_of(), **fields), config_of(**fields), runtime_of()
-    engine = build_engine(config, runtime)
-
-    class Stop(Exception):
-        pass
-
-    def on_save(progress: Progress, engine: Any) -> None:
-        if (progress.epoch, progress.step) == (1, 1):
-            checkpoint.save(engine, folder=tmp_path, progress=progress)
-            raise Stop
-
-    with pytest.raises(Stop):
-        train(engine, config, runtime=runtime, callbacks=Callbacks(on_save=on_save))
-    destroy_engine(engine)
-    engine, progress = checkpoint.resume(config, runtime, uri=tmp_path.as_uri())
-    report = train(engine, config, runtime=runtime, progress=progress)
-    destroy_engine(engine)
-    assert report.loss == plain[-1].loss
-    assert report.score == plain[-1].score
-
-
 def test_a_training_killed_during_validation_repeats_no_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,32 +249,6 @@ def test_flash_attention_gives_the_losses_of_the_dense_mask_without_padding(
     assert [report.loss for report in reports] == pytest.approx(
         [report.loss for report in dense], rel=0.01
     )
-
-
-def test_rows_are_truncated_at_max_length(tmp_path: Path) -> None:
-    save(tmp_path)
-    runtime = task_of(tmp_path.as_uri(), max_length=9).load_runtime()
-    sample = sampled_rows(runtime.train)
-    assert sample.lengths.max() == 9
-    assert sample.lengths.tolist() == [len(tokens) for tokens in sample.tokens(range(len(sample)))]
-    assert runtime.weight(sample, np.array([0])) == 2  # the tokens `a` and end of turn
-    assert torch.isfinite(runtime.logits(runtime.build(config_of()), device="cpu")).all()
-
-
-def test_an_export_is_compared_by_few_logits_of_long_conversations(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(chat_task, "COMPARED_LOGITS", 3)
-    save(tmp_path)
-    runtime = task_of(tmp_path.as_uri()).load_runtime()
-    model = runtime.build(config_of())
-    few = runtime.logits(model, device="cpu")
-    assert 1 < len(few) <= 3
-    monkeypatch.setattr(chat_task, "COMPARED_LOGITS", 256)
-    every = runtime.logits(model, device="cpu")
-    torch.testing.assert_close(few, every[:: 1 + len(every) // 3])
-    monkeypatch.setattr(chat_task, "COMPARED_TOKENS", 1)
-    assert len(runtime.logits(model, device="cpu")) < len(every)  # those of the first conversation
 
 
 def test_conversations_without_room_for_an_answer_are_rejected(tmp_path: Path) -> None:
@@ -412,17 +334,6 @@ def test_the_loss_covers_only_the_answer_of_the_row_and_not_its_examples(tmp_pat
         learned = np.array(tokens.ids)[tokens.assistant_mask]
         assert "".join(tokenizer().convert_ids_to_tokens(learned)) == f"answer {row}</s>"
         assert runtime.weight(sample, np.array([row])) == len("answer 0") + 1
-
-
-def test_tokenizing_rows_with_examples_uses_no_gpu(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    task = task_with_examples(tmp_path, encoder=small_encoder.save(tmp_path / "encoder"))
-    monkeypatch.setattr(
-        "tailorbird.models.loading.default_device",
-        lambda: pytest.fail("the default device is used"),
-    )
-    assert len(task.tokenize(range(2), tokenizer=tokenizer())) == 2
 
 
 def test_examples_that_do_not_fit_are_omitted_and_do_not_shorten_the_row(tmp_path: Path) -> None:

@@ -189,9 +189,7 @@ def train(
             checkpoint.save(engine, folder=own, progress=progress)
 
     # The rounding of bf16 depends on the shape of the batch, and so on the number of ranks.
-    exact = mock.patch(
-        "training.engine.resharding.MAX_GAP", 0
-    )  # else whole files of this size would be read
+    exact = mock.patch("training.engine.resharding.BUFFER", 4)  # else whole files would be read
     with (
         exact,
         mock.patch("training.loop.inference_dtype", return_value=torch.float32),

@@ -72,4 +72,4 @@ async def settle() -> None:
 async def save(broker: TrialBroker, trial: str, checkpoint: str) -> str | None:
     """Record a checkpoint of a trial by the only rank of group-0; return the previous
     checkpoint."""
-    return await broker.saved("group-0", trial, checkpoint, rank=0, num_ranks=1)
+    return await broker.saved("group-0", trial, checkpoint, num_ranks=1)
