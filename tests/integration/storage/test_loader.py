@@ -76,11 +76,6 @@ def test_the_files_of_a_prefix_are_read_in_order(bucket: str) -> None:
     ]
 
 
-def test_the_error_for_a_missing_prefix_names_it(bucket: str) -> None:
-    with pytest.raises(DataError, match=f"cannot read {bucket}/nothing: .*does not exist"):
-        read_table(f"{bucket}/nothing", columns=["text"])
-
-
 def test_an_invalid_file_in_a_folder_prevents_the_upload(bucket: str, tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["a"], "label": ["x"]}), tmp_path / "train.parquet")
     (tmp_path / "validation.parquet").write_text("not Parquet")

@@ -3,9 +3,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
-from pyarrow import parquet
 
 from tailorbird import storage
 from tailorbird.storage import s3
@@ -35,22 +33,6 @@ def test_an_object_is_read_whole_while_it_is_replaced(bucket: str) -> None:
         writer.result()
     assert read <= set(contents)
     assert len(read) > 1
-
-
-def test_threads_read_parts_of_an_open_file(bucket: str) -> None:
-    content = bytes(range(256)) * 40
-    storage.write_bytes(f"{bucket}/file", content)
-    with storage.open_file(f"{bucket}/file") as file, ThreadPoolExecutor(8) as pool:
-        parts = list(pool.map(lambda start: file.read_at(100, start), range(0, len(content), 100)))
-    assert b"".join(parts) == content
-
-
-def test_pyarrow_reads_only_the_requested_columns(bucket: str) -> None:
-    store, path = s3.filesystem(f"{bucket}/table.parquet")
-    parquet.write_table(pa.table({"text": ["a", "b"], "other": [1, 2]}), path, filesystem=store)
-    assert parquet.read_table(path, filesystem=store, columns=["text"]).to_pydict() == {
-        "text": ["a", "b"]
-    }
 
 
 @pytest.mark.parametrize("read", [storage.read_bytes, storage.list_files, storage.read_json])
@@ -175,9 +157,3 @@ def test_a_folder_is_uploaded_and_downloaded_unchanged(bucket: str, tmp_path: Pa
         assert (
             storage.sha256_file(tmp_path / "target" / name) == hashlib.sha256(content).hexdigest()
         )
-
-
-def test_a_failed_download_leaves_no_files(bucket: str, tmp_path: Path) -> None:
-    with pytest.raises(s3.StorageError):
-        storage.download_folder(f"{bucket}/none", tmp_path / "target")
-    assert list(tmp_path.iterdir()) == []

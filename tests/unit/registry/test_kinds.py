@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tailorbird.registry.kinds import KINDS, Kind, spec_of
+from tailorbird.registry.kinds import KINDS, Kind
 from tailorbird.registry.shared_base import versions_on_same_base
 from tailorbird.registry.versions import (
     ModelVersion,
@@ -67,17 +67,3 @@ def test_a_baseline_that_changes_its_encoder_does_not_share_it(
 def test_the_name_of_a_version_has_its_kind(kind: Kind, runtime: str) -> None:
     name = f"{kind.replace('_', '-')}{runtime}-0123456789ab"
     assert spec_at(f"s3://registry/task/versions/{name}") is KINDS[kind]
-
-
-@pytest.mark.parametrize("name", ["majority", "champion", ""])
-def test_a_baseline_of_no_kind_has_no_property_of_one(name: str) -> None:
-    spec = spec_of(name)
-    assert spec not in KINDS.values()
-    flags = (
-        spec.is_baseline,
-        spec.is_always_tested,
-        spec.calls_endpoint,
-        spec.has_bag,
-        spec.holds_training_text,
-    )
-    assert not any((*flags, spec.shares_base))

@@ -14,7 +14,6 @@ from tailorbird.registry.hybrids import hybrid_config
 from tailorbird.registry.shared_base import versions_on_same_base
 from tailorbird.registry.version_files import version_faults
 from tailorbird.registry.versions import (
-    BAG_FILES,
     Hybrid,
     ModelVersion,
     PinnedVersion,
@@ -110,33 +109,6 @@ def test_the_config_of_a_chat_hybrid_has_the_prompting_of_a_part_with_training_r
         )
 
 
-@pytest.mark.parametrize(
-    ("kind", "file"), [("lora", "adapter/adapter_model.safetensors"), ("full", "model.safetensors")]
-)
-def test_peft_2500_a_chat_version_without_its_weights_is_not_registered(
-    tmp_path: Path, kind: Any, file: str
-) -> None:
-    prompting = Prompting(system=None, max_new_tokens=8)
-    config = VersionConfig(
-        kind=kind,
-        classes=(),
-        base_model="s3://m/b",
-        max_length=8,
-        dtype="float32",
-        code="",
-        recipe_hash="",
-        created_at="2026-11-25T00:00:00+00:00",
-        prompting=prompting,
-    )
-    folder, task_uri = tmp_path / "version", (tmp_path / "task").as_uri()
-    folder.mkdir()
-    write_config(folder, config)
-    with pytest.raises(RegistryError, match=f"{file} is missing"):
-        register(task_uri, folder)
-    write_config(folder, config.model_copy(update={"kind": "few_shot"}))
-    assert register(task_uri, folder).prompting == prompting  # the kind few_shot has no weights
-
-
 def test_registering_a_damaged_version_again_repairs_it(tmp_path: Path) -> None:
     config = VersionConfig.model_validate(PLAIN)
     folder, task_uri = tmp_path / "version", (tmp_path / "task").as_uri()
@@ -157,57 +129,6 @@ def test_registering_a_damaged_version_again_repairs_it(tmp_path: Path) -> None:
     (stored / "config.json").unlink()
     assert register(task_uri, folder) == version
     assert version_faults(version.pinned) == []
-
-
-@pytest.mark.parametrize(
-    ("kind", "file"),
-    [
-        ("lora", "adapter/adapter_model.safetensors"),
-        ("lora_bag", "adapter/adapter_model.safetensors"),
-        ("full", "encoder.safetensors"),
-        ("full_bag", "encoder.safetensors"),
-    ],
-)
-def test_a_fine_tuned_classifier_without_its_weights_is_not_registered(
-    tmp_path: Path, kind: str, file: str
-) -> None:
-    folder, task_uri = tmp_path / "version", (tmp_path / "task").as_uri()
-    folder.mkdir()
-    for name in ("head.safetensors", *BAG_FILES):
-        (folder / name).write_bytes(b"content")
-    write_config(folder, parsed(PLAIN | {"kind": kind}))
-    with pytest.raises(RegistryError, match=f"{file} is missing"):
-        register(task_uri, folder)
-    write_config(
-        folder,
-        parsed(
-            PLAIN | {"kind": kind, "engine": "onnxruntime-int8", "exported_from": PARTS["second"]}
-        ),
-    )
-    with pytest.raises(RegistryError, match=r"encoder\.onnx is missing"):
-        register(task_uri, folder)
-    (folder / "encoder.onnx").write_bytes(b"graph")  # other engines need no weights of torch
-    assert register(task_uri, folder).engine == "onnxruntime-int8"
-
-
-@pytest.mark.parametrize("kind", ["bag_of_words", "probe_bag", "lora_bag", "full_bag"])
-@pytest.mark.parametrize("missing", ["bag_of_words.json", "bag_of_words.safetensors"])
-def test_a_version_without_a_file_of_its_bag_of_words_is_not_registered(
-    tmp_path: Path, kind: str, missing: str
-) -> None:
-    folder, task_uri = tmp_path / "version", (tmp_path / "task").as_uri()
-    folder.mkdir()
-    write_config(folder, parsed(PLAIN | {"kind": kind}))
-    weights = parsed(PLAIN | {"kind": kind}).weights_file or "head.safetensors"
-    (folder / weights).parent.mkdir(exist_ok=True)
-    for name in {"bag_of_words.json", "bag_of_words.safetensors", "head.safetensors", weights} - {
-        missing
-    }:
-        (folder / name).write_bytes(b"content")
-    with pytest.raises(RegistryError, match=f"{missing} is missing"):
-        register(task_uri, folder)
-    (folder / missing).write_bytes(b"content")
-    assert register(task_uri, folder).kind == kind
 
 
 def test_heads_on_the_same_base_are_served_with_a_probe_but_not_with_a_bag_of_words(

@@ -353,11 +353,3 @@ def test_examples_that_do_not_fit_are_omitted_and_do_not_shorten_the_row(tmp_pat
     assert sample.lengths.min() > max(plain) + 3
     longest = int(np.argmax(plain))
     assert int(sample.conversations([longest])[0].assistant_mask.sum()) == 3
-
-
-def test_an_index_that_was_changed_is_refused_before_the_training(tmp_path: Path) -> None:
-    task = task_with_examples(tmp_path)
-    file = tmp_path / "index" / "retrieval.safetensors"
-    file.write_bytes(file.read_bytes() + b" ")
-    with pytest.raises(ModelError, match=r"the index of training rows in .* has the digest"):
-        task.load_runtime()

@@ -61,8 +61,6 @@ TARGET = Case(3, "lora", "wide", "bf16")
 others in fp32."""
 CASES = [
     Case(0, "full", "chat", "fp32"),
-    Case(0, "lora", "classification", "bf16"),
-    Case(1, "full", "classification", "fp32"),
     Case(1, "lora", "chat", "bf16"),
     Case(
         2,
@@ -74,8 +72,6 @@ CASES = [
     Case(2, "lora", "classification", "fp32"),
     Case(3, "full", "wide", "fp32"),
     TARGET,
-    Case(3, "full", "classification", "fp32"),
-    Case(3, "lora", "classification", "bf16", options={"zero_hpz_partition_size": 2}),
     Case(
         3,
         "full",
@@ -84,9 +80,6 @@ CASES = [
         options={"deepspeed": {"zero_optimization": {"overlap_comm": False}}},
     ),
     Case(0, "full", "classification", "bf16", "bf16"),
-    Case(0, "lora", "chat", "fp32", "bf16"),
-    Case(1, "full", "chat", "fp32", "bf16"),
-    Case(1, "lora", "classification", "bf16", "bf16"),
     Case(
         1,
         "full",
@@ -95,9 +88,7 @@ CASES = [
         "bf16",
         {"deepspeed": {"data_types": {"grad_accum_dtype": "fp32"}}},
     ),
-    Case(2, "full", "classification", "fp32", "bf16"),
     Case(2, "lora", "chat", "bf16", "bf16"),
-    Case(3, "full", "wide", "fp32", "bf16", {"zero_hpz_partition_size": 2}),
     Case(3, "lora", "classification", "fp32", "bf16"),
     Case(3, "lora", "wide", "bf16", "bf16"),
 ]
