@@ -46,8 +46,7 @@ class Callbacks:
 def build_engine(config: TrainingConfig, runtime: TaskRuntime) -> Any:
     """Seed this process and return an engine with a new model.
 
-    Raises ModelError on every rank if the attention is not supported, and MissingKernels on every
-    rank.
+    Raises ModelError on every rank if the attention or compilation is not supported.
     """
     torch.manual_seed(config.seed * 1000 + dist.get_rank())
     raise_on_all_ranks(lambda: runtime.attention(config), ModelError)

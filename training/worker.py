@@ -10,7 +10,7 @@ from cluster.progress import EpochEvent, ProgressEvent
 from tailorbird.config.training import TrainingConfig
 from tailorbird.models.errors import ModelError
 from training import checkpoint, preemption
-from training.engine.deepspeed_engine import MissingKernels, compute_dtype_name
+from training.engine.deepspeed_engine import compute_dtype_name
 from training.engine.deepspeed_private import destroy_engine
 from training.errors import UnusableCheckpoint
 from training.export import upload_weights
@@ -57,7 +57,7 @@ def train_and_export(
             f"{error}; to start a new training, delete {weights.rpartition('/')[0]}/train and run "
             "again"
         )
-    except (MissingKernels, ModelError) as error:
+    except ModelError as error:
         return str(error)
 
     def on_epoch(report: EpochReport, engine: Any) -> bool:

@@ -19,7 +19,7 @@ from cluster.progress import TrialEvent
 from tailorbird.models.errors import ModelError
 from tailorbird.storage import delete_folder, upload_folder
 from training import checkpoint, preemption
-from training.engine.deepspeed_engine import MissingKernels, compute_dtype_name
+from training.engine.deepspeed_engine import compute_dtype_name
 from training.engine.deepspeed_private import destroy_engine
 from training.errors import UnusableCheckpoint
 from training.export import upload_weights
@@ -81,7 +81,7 @@ class _TrialRun:
         status."""
         try:
             engine, progress = self._start_or_resume()
-        except (UnusableCheckpoint, MissingKernels, ModelError) as error:
+        except (UnusableCheckpoint, ModelError) as error:
             return self._give_up(str(error))
         self._saved_at = time.perf_counter()
         callbacks = Callbacks(
