@@ -28,32 +28,17 @@ class UnusableCheckpoint(ValueError):
 
 
 @contextmanager
-def temporary_directory() -> Iterator[Path]:
-    """Yield a temporary folder, and delete it after the block. Raise DiskFull if the block fails
-    for lack of space."""
-    with tempfile.TemporaryDirectory() as folder, _full_disk_reported(Path(folder)):
-        yield Path(folder)
-
-
-@contextmanager
 def staging_directory() -> Iterator[Path]:
-    """Yield a temporary folder that the caller deletes later. If the block fails, delete it, and
-    raise like above."""
+    """Yield a temporary folder that the caller deletes later.
+
+    If the block fails, delete the folder, and raise DiskFull if the cause is a lack of space.
+    """
     folder = Path(tempfile.mkdtemp())
     try:
-        with _full_disk_reported(folder):
-            yield folder
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-@contextmanager
-def _full_disk_reported(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
+        yield folder
+    except BaseException as error:
         free = shutil.disk_usage(folder).free
+        shutil.rmtree(folder, ignore_errors=True)
         if free >= MIN_FREE_BYTES and getattr(error, "errno", None) not in DISK_FULL_ERRNOS:
             raise
         raise DiskFull(

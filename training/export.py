@@ -1,5 +1,6 @@
 """Export an engine's weights as fp32 safetensors, and average exported weights."""
 
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from tailorbird.storage.node_cache import local_copy
 from training.engine.deepspeed_private import forward_dtype, fp32_values, gathered
 from training.engine.placement import fp32_weights, layerwise_copy
 from training.engine.tensor_file import save_tensors
-from training.errors import temporary_directory
+from training.errors import staging_directory
 from training.ranks import from_rank_0
 from training.task import TaskRuntime
 
@@ -98,21 +99,23 @@ def export_weights(
         )
 
 
-def upload_weights(engine: Any, config: TrainingConfig, *, runtime: TaskRuntime, uri: str) -> str:
-    """Export the trained weights to the folder `uri`. Return the reason on every rank if they are
-    unusable, else an empty string.
+def upload_weights(engine: Any, config: TrainingConfig, *, runtime: TaskRuntime, uri: str) -> None:
+    """Export the trained weights to the folder `uri`. Raises UnusableWeights on every rank.
 
     Every rank must call it.
     """
     refusal = ""
-    with temporary_directory() as folder:
+    with staging_directory() as folder:
         try:
             export_weights(engine, config, runtime=runtime, folder=folder)
         except UnusableWeights as error:  # maybe on rank 0 only
             refusal = str(error)
         if dist.get_rank() == 0 and not refusal:
             upload_folder(folder, uri)
-    return from_rank_0(refusal)
+    shutil.rmtree(folder)
+    refusal = from_rank_0(refusal)
+    if refusal:
+        raise UnusableWeights(refusal)
 
 
 def _write_and_load(

@@ -52,9 +52,9 @@ def finetune(
     weights = f"{uri}/weights-{new_name()}"  # another driver of this training must not replace them
 
     def work() -> TrainingResult | str:
-        from training.worker import train_and_export  # in workers only: it imports DeepSpeed
+        from training.worker import finetune_on_rank  # in workers only: it imports DeepSpeed
 
-        return train_and_export(config, task_ref=task_ref, weights=weights, events=events)
+        return finetune_on_rank(config, task_ref=task_ref, weights=weights, events=events)
 
     try:
         trainer = build_torch_trainer(work, config=config, uri=f"{uri}/train")

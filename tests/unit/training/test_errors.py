@@ -16,7 +16,7 @@ from tailorbird.storage.s3 import StorageError
 from training.errors import (
     DiskFull,
     describe_failure,
-    temporary_directory,
+    staging_directory,
 )
 from training.preemption import Interrupted
 
@@ -93,6 +93,6 @@ def test_a_full_disk_raises_disk_full() -> None:
     folder = tempfile.gettempdir()
     with (
         pytest.raises(DiskFull, match=f"the disk is full: {folder} has .* left "),
-        temporary_directory(),
+        staging_directory(),
     ):
         Path("/dev/full").write_bytes(b"weights")
