@@ -11,14 +11,13 @@ from tailorbird.storage.conditional import (
     write_if_match,
     write_once,
 )
-from tailorbird.storage.listing import file_entries, file_entry
+from tailorbird.storage.listing import file_entries, file_entry, list_folder
 from tailorbird.storage.objects import (
     MANIFEST,
     comes_from_storage,
     delete_folder,
     download_folder,
     exists,
-    folder_sizes,
     list_files,
     open_file,
     read_bytes,

@@ -147,17 +147,6 @@ def delete_folder(uri: str) -> None:
         store.delete_dir(path.rstrip("/"))
 
 
-def folder_sizes(uri: str) -> dict[str, int]:
-    """Return the size in bytes of each file under a folder, by its path relative to the folder.
-
-    Raises StorageError if there are no files, or if a download would write one outside its local
-    folder.
-    """
-    base = uri.rstrip("/")
-    store, _ = filesystem(base)
-    return {_relative(_uri(store, info.path), base): int(info.size) for info in file_infos(base)}
-
-
 def download_folder(
     uri: str,
     local: Path,
