@@ -20,7 +20,6 @@ from tailorbird.registry.hybrids import hybrid_config
 from tailorbird.registry.versions import (
     ModelVersion,
     RegistryError,
-    VersionConfig,
     list_versions,
     read_parts,
     read_version,
@@ -30,6 +29,7 @@ from tailorbird.registry.versions import (
 from tailorbird.release.promotion import promote_version
 from tailorbird.release.runs import PromotionRefused
 from tailorbird.storage import s3
+from tests.build import version_config
 from tests.champions import set_champion
 from tests.finished_runs import candidate_record, verdict_of, write_finished_run
 
@@ -41,15 +41,8 @@ def version_folder(folder: Path, *, value: float = 0.0) -> Path:
         {"weight": np.full((2, 3), value, np.float32), "bias": np.zeros(2, np.float32)},
         folder / "head.safetensors",
     )
-    config = VersionConfig(
-        kind="probe",
-        classes=("a", "b"),
-        base_model="s3://models/_base/none",
-        max_length=16,
-        dtype="float32",
-        code="s3://models/none.zip",
-        recipe_hash="0" * 64,
-        created_at=f"2026-01-01T00:00:0{int(value)}+00:00",
+    config = version_config(
+        kind="probe", classes=("a", "b"), created_at=f"2026-01-01T00:00:0{int(value)}+00:00"
     )
     write_config(folder, config)
     return folder

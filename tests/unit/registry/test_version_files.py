@@ -257,7 +257,7 @@ def test_a_changed_hybrid_that_names_itself_as_a_part_is_refused(
 def test_a_config_that_differs_from_the_manifest_is_never_read(tmp_path: Path) -> None:
     version = registered(tmp_path / "task", "probe")
     config = path_of(version) / "config.json"
-    config.write_text(config.read_text().replace("s3://models/none.zip", "s3://models/evil.zip"))
+    config.write_text(config.read_text().replace("s3://models/code.zip", "s3://models/evil.zip"))
     for read in (read_version, read_artifact_config):
         with pytest.raises(
             RegistryError, match=r"config\.json was changed: its sha256 is .*, but the manifest has"

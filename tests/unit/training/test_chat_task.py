@@ -21,6 +21,7 @@ from tailorbird.models.pretrained import cast_parameters
 from tailorbird.models.retrieval.training_examples import find_examples
 from tailorbird.registry.kinds import Kind
 from tailorbird.registry.versions import PinnedEncoder, Prompting, Retrieval
+from tests import build
 from tests.small_chat import language_model, model_of, save, tokenizer
 from tests.unit.models.attention.reference_attention import reference_varlen_attn
 from tests.unit.models.retrieval.test_training_examples import rows_of as example_rows
@@ -41,9 +42,8 @@ PROMPTING = Prompting(system=None, max_new_tokens=8)
 
 def rows_of(num: int = NUM_ROWS) -> Rows:
     """Return conversations whose answer repeats the prompt, with prompts of several lengths."""
-    texts = tuple("abcdefgh"[index % 8] * (1 + index % 5) for index in range(num))
-    ids = tuple(str(index) for index in range(num))
-    return Rows(ids, texts, texts, conversations=tuple((("user", text),) for text in texts))
+    texts = ["abcdefgh"[index % 8] * (1 + index % 5) for index in range(num)]
+    return build.rows(texts, chat=True)
 
 
 def task_of(base_model: str = "", **fields: Any) -> ChatTrainingTask:
