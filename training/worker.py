@@ -105,7 +105,7 @@ def train_and_export(
         weights = export_to(report)
         if weights:
             upload_weights(engine, config, runtime=runtime, uri=weights)
-        outcome = TrainingResult.of_report(
+        outcome = TrainingResult.from_report(
             report, weights=weights, dtype=compute_dtype_name(config)
         )
     except (Diverged, UnusableWeights) as error:

@@ -90,8 +90,8 @@ class TrialBroker:
     A group's `report` returns when Tune has requested the next epoch or cancelled the trial. `keep`
     is called with the journal after each change that a restarted driver must know. `known` are the
     trials of an interrupted sweep. If Tune submits the configuration of a known trial, the trial
-    continues under its former name. Tune receives the former reports again, and a group resumes the
-    trial from its checkpoint if it is not over.
+    continues under its previous name. Tune receives the previous reports again, and a group resumes
+    the trial from its checkpoint if it is not over.
     """
 
     def __init__(
