@@ -116,9 +116,7 @@ def test_the_use_of_the_rows_is_known_without_recording_an_access(task_uri: str)
     assert len(read_test_accesses(task_uri)) == 2
 
 
-@pytest.mark.parametrize(
-    ("failing", "numbers"), [("_add_to_order", [1, 2]), ("update_json", [2, 1])]
-)
+@pytest.mark.parametrize(("failing", "numbers"), [("_add_to_order", [1, 2]), ("now", [2, 1])])
 def test_an_interrupted_access_counts_from_its_place_in_the_order_on(
     task_uri: str, monkeypatch: pytest.MonkeyPatch, failing: str, numbers: list[int]
 ) -> None:
