@@ -32,6 +32,7 @@ from tailorbird import storage
 from tailorbird.config.serving import ServingConfig
 from tailorbird.registry.hybrid_routing import NO_GROUP, Routing, routes_to_second
 from tailorbird.registry.versions import ModelVersion
+from tailorbird.storage.listing import Entry
 from tests.integration.serving.classification.service import ROOT, Service
 from tests.integration.small import icd10_tables, recipe_file, write_table
 
@@ -74,7 +75,7 @@ def _output() -> str:
     return f"{PREFIX}/out-{uuid.uuid4().hex}"
 
 
-def _parts(output: str) -> dict[str, tuple[str, int, str]]:
+def _parts(output: str) -> dict[str, Entry | None]:
     """Return the state of each part's file, by URI."""
     if not storage.exists(output):
         return {}
