@@ -223,7 +223,8 @@ def test_a_training_uses_the_pooling_of_its_configuration(
 ) -> None:
     task = replace(runtime.task, pooling=Pooling(mode="lasttoken", normalize=True))
     runtime = replace(runtime, task=task)
-    assert losses(runtime, pooling="mean") == pytest.approx(plain_losses)
+    # bf16, if the machine supports it, rounds differently with each placement in memory.
+    assert losses(runtime, pooling="mean") == pytest.approx(plain_losses, rel=0.01)
     with trained(runtime, zero_stage=3) as (engine, config):
         assert engine.module.pooling == Pooling(mode="lasttoken")
         export_weights(engine, config, runtime=runtime, folder=tmp_path)  # compares the logits
