@@ -140,7 +140,7 @@ def test_an_error_of_the_storage_does_not_make_a_checkpoint_unusable(
     checkpoints: dict[int, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class LostFile(RecordedFile):
-        def readinto(self, buffer: Any) -> int:
+        def readinto(self, buffer: Any) -> int:  # noqa: ARG002
             raise OSError("AWS Error NETWORK_CONNECTION")
 
     @contextmanager
