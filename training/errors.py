@@ -3,7 +3,7 @@
 import errno
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,6 +21,21 @@ MAX_MESSAGE_CHARS = 600
 
 class DiskFull(OSError):
     """The disk of a worker's temporary folder is full."""
+
+
+class OutOfMemory(RuntimeError):
+    """A GPU does not have enough memory for a micro-batch, and the training must continue with at
+    most `batch_tokens` tokens in one."""
+
+    def __init__(self, batch_tokens: int) -> None:
+        super().__init__(batch_tokens)  # pickle calls the class with it
+        self.batch_tokens = batch_tokens
+
+    def __str__(self) -> str:
+        return (
+            "a GPU ran out of memory; training continues with training.batch_tokens: "
+            f"{self.batch_tokens}"
+        )
 
 
 class UnusableCheckpoint(ValueError):
@@ -48,6 +63,13 @@ def staging_directory() -> Iterator[Path]:
         ) from error
 
 
+def out_of_memory(failures: Iterable[BaseException]) -> OutOfMemory | None:
+    """Return the OutOfMemory with the smallest limit among the failures of workers, or None."""
+    causes = map(unwrap_worker_failure, failures)
+    raised = [cause for cause in causes if isinstance(cause, OutOfMemory)]
+    return min(raised, key=lambda error: error.batch_tokens, default=None)
+
+
 def describe_failure(error: Exception, *, uri: str) -> str:
     """Return the cause of a failed Ray Train run in one line, with advice; `uri` is the training's
     folder."""
@@ -57,7 +79,7 @@ def describe_failure(error: Exception, *, uri: str) -> str:
 
     if not isinstance(error, WorkerGroupError):
         return _message(getattr(error, "controller_failure", error), uri=uri)
-    causes = (RayActorError, Interrupted, OSError, OutOfMemoryError, StorageError)
+    causes = (RayActorError, Interrupted, OSError, OutOfMemory, OutOfMemoryError, StorageError)
     all_failures = []
     named = []
     for rank, failure in sorted(error.worker_failures.items()):
@@ -77,7 +99,7 @@ def _message(failure: BaseException, *, uri: str) -> str:
     text = str(failure)
     if isinstance(failure, RayActorError):
         return _death_message(text)
-    if isinstance(failure, (StorageError, Interrupted, DiskFull)):
+    if isinstance(failure, (StorageError, Interrupted, DiskFull, OutOfMemory)):
         return text
     if isinstance(failure, OutOfMemoryError):
         return f"{text.partition('. GPU ')[0]}; {ADVICE}"  # the rest describes the allocator

@@ -4,17 +4,20 @@ retries."""
 import os
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray.train import UserCallback
 
 from cluster import ray_private
+from cluster.progress import NoteEvent
 from cluster.resources import Resources, gpu_visibility, live_nodes, worker_resources
 from tailorbird.config.training import PROCESS_GROUP_TIMEOUT_S, TrainingConfig
 from tailorbird.storage import delete_folder
 from tailorbird.storage.s3 import PERSISTENT, filesystem
 from tailorbird.storage.stage_cache import new_name
-from training.errors import describe_failure
+from training.errors import OutOfMemory, describe_failure, out_of_memory
 from training.reports import TrainingResult
 from training.tokenization import with_tokenized_rows
 
@@ -35,7 +38,8 @@ ALLOCATOR = "PYTORCH_ALLOC_CONF"  # variable with the options of torch's GPU all
 
 
 class TrainingFailed(RuntimeError):
-    """The training diverged, its checkpoint is unusable, or too many workers failed."""
+    """The training diverged, its checkpoint is unusable, a row exceeds the memory of a GPU, or too
+    many workers failed."""
 
 
 def finetune(
@@ -51,14 +55,13 @@ def finetune(
     task_ref = ray.put(with_tokenized_rows(task))
     weights = f"{uri}/weights-{new_name()}"  # another driver of this training must not replace them
 
-    def work() -> TrainingResult | str:
+    def work(config: TrainingConfig) -> TrainingResult | str:
         from training.worker import finetune_on_rank  # in workers only: it imports DeepSpeed
 
         return finetune_on_rank(config, task_ref=task_ref, weights=weights, events=events)
 
     try:
-        trainer = build_torch_trainer(work, config=config, uri=f"{uri}/train")
-        outcome: TrainingResult | str = trainer.fit().return_value
+        outcome = _run_until_it_fits(config, work=work, uri=f"{uri}/train", events=events)
     except Exception as error:
         retries = ""
         if isinstance(error, ray.train.WorkerGroupError):
@@ -74,6 +77,43 @@ def finetune(
         raise TrainingFailed(outcome)
     delete_folder(f"{uri}/train")  # checkpoints have three times the model's size
     return outcome
+
+
+def _run_until_it_fits(
+    config: TrainingConfig,
+    *,
+    work: Callable[[TrainingConfig], TrainingResult | str],
+    uri: str,
+    events: Any,
+) -> TrainingResult | str:
+    """Run the training, and resume it with smaller micro-batches as long as a GPU does not have
+    enough memory for one."""
+    while True:
+        trainer = build_torch_trainer(
+            partial(work, config), config=config, uri=uri, callbacks=[EndAtOutOfMemory()]
+        )
+        try:
+            outcome: TrainingResult | str = trainer.fit().return_value
+        except Exception as error:
+            failure = getattr(error, "controller_failure", None)
+            if not isinstance(failure, OutOfMemory):
+                raise
+            if events is not None:
+                events.put.remote(NoteEvent(str(failure)))
+            limits = {"batch_tokens": failure.batch_tokens, "gradient_accumulation_steps": 1}
+            config = config.model_copy(update=limits)
+        else:
+            return outcome
+
+
+class EndAtOutOfMemory(UserCallback):  # type: ignore[misc]
+    """Callback that ends a run with the OutOfMemory of a worker, because Ray Train does not retry
+    after an error of a callback."""
+
+    def after_exception(self, *, worker_exceptions: dict[int, Exception], **_: Any) -> None:
+        error = out_of_memory(worker_exceptions.values())
+        if error is not None:
+            raise error
 
 
 def stop_trainings(threads: Sequence[threading.Thread]) -> None:

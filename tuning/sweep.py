@@ -111,7 +111,7 @@ def sweep(
     assert trained.result is not None
     return SweepResult(
         rows=table(journal, training=training, target=target, num_rows=num_rows),
-        selected=trial_config(training, trained.config),
+        selected=trial_config(training, trained.trained_config),
         trained=trained.result,
         ended=journal.ended,
     )
@@ -146,7 +146,7 @@ def table(
         rows.append(
             TrialRow(
                 trial=record.trial,
-                config=record.config,
+                config=record.trained_config,
                 score=record.scores[-1] if record.scores else 0.0,
                 scores=record.scores,
                 seconds=sum(epoch.step_seconds for epoch in record.epochs),

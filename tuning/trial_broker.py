@@ -108,6 +108,8 @@ class TrialBroker:
         """Trials by Tune's id and by name. The two differ for a known trial."""
         self._waiting: deque[str] = deque()
         self._assigned: dict[str, str] = {}  # trials by group
+        self._batch_tokens: int | None = None
+        """Limit of a micro-batch that the memory of the GPUs has shown."""
         ranks = [record.exported_rank for record in known]
         self._best = max((rank for rank in ranks if rank is not None), default=None)
         self._closed = False
@@ -178,7 +180,8 @@ class TrialBroker:
             self._waiting.popleft()
         self._assigned[group] = name
         record = self._trials[name].record
-        return TrialAssignment(name, record.config, record.checkpoint)
+        record.batch_tokens = self._batch_tokens or record.batch_tokens
+        return TrialAssignment(name, record.trained_config, record.checkpoint)
 
     def _next(self) -> str | None:
         """Return the pending trial that has waited longest, or None."""
@@ -263,14 +266,21 @@ class TrialBroker:
         trials = tuple(record.model_copy(deep=True) for record in (*records.values(), *self._known))
         return SweepJournal(trials=trials, ended=self._ended)
 
-    async def requeue(self, group: str, reason: str) -> None:
+    async def requeue(self, group: str, reason: str, *, batch_tokens: int | None = None) -> None:
         """(Ray Train) Put the trial of a group whose workers failed at the front of the queue, for
-        any group."""
+        any group.
+
+        With `batch_tokens`, they failed because a GPU ran out of memory. The micro-batches of all
+        trials are limited from now on, and the trial's failures are not counted.
+        """
+        if batch_tokens is not None:
+            self._batch_tokens = min(batch_tokens, self._batch_tokens or batch_tokens)
         name = self._assigned.pop(group, None)
         if name is None:
             return
         trial = self._trials[name]
-        trial.failures += 1
+        if batch_tokens is None:
+            trial.failures += 1
         if trial.failures >= MAX_FAILURES:
             trial.record.failed_by_workers = True
             await self._fail(

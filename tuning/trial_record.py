@@ -15,6 +15,8 @@ class TrialRecord(BaseModel, extra="forbid"):
 
     trial: str  # name of the trial
     config: SampledValues  # as sampled
+    batch_tokens: int | None = None
+    """Limit of a micro-batch after a GPU ran out of memory, in place of the config's."""
     epochs: list[EpochReport] = []
     completed: bool = False
     """True if the last epoch was reported; the weights may not be exported yet."""
@@ -30,6 +32,13 @@ class TrialRecord(BaseModel, extra="forbid"):
     def over(self) -> bool:
         """True if no worker group must take the trial again."""
         return self.result is not None or self.failure is not None
+
+    @property
+    def trained_config(self) -> SampledValues:
+        """The values with which worker groups train the trial."""
+        if self.batch_tokens is None:
+            return self.config
+        return self.config | {"batch_tokens": self.batch_tokens, "gradient_accumulation_steps": 1}
 
     @property
     def scores(self) -> tuple[float, ...]:

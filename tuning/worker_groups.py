@@ -9,12 +9,15 @@ from typing import Any
 import ray
 from ray.train import UserCallback, WorkerGroupError
 
+from cluster.progress import NoteEvent
 from cluster.remote import this_node
 from cluster.resources import live_nodes, worker_resources, workers_that_fit
 from tailorbird.config.training import TrainingConfig
-from training.errors import describe_failure
+from training.errors import describe_failure, out_of_memory
 from training.trainer import build_torch_trainer, placement_strategy, stop_trainings
 from tuning.trial_broker import WorkerGroupJob
+
+MAX_HALVINGS = 16  # of the tokens of a micro-batch, in a sweep
 
 GROUP_HELPERS_BYTES = 880 << 20
 """Memory of a group's processes on the driver's node: Ray Train's controller (273 MiB) and its four
@@ -92,13 +95,20 @@ class RequeueOnFailure(UserCallback):  # type: ignore[misc]
 
     def after_exception(self, *, worker_exceptions: dict[int, Exception], **_: Any) -> None:
         reason = describe_failure(WorkerGroupError("", worker_exceptions), uri=self._job.uri)
-        self._job.broker.requeue.remote(self._job.group, reason)
+        error = out_of_memory(worker_exceptions.values())
+        batch_tokens = None
+        if error is not None:
+            batch_tokens = error.batch_tokens
+            if self._job.events is not None:
+                self._job.events.put.remote(NoteEvent(f"{self._job.group}: {error}"))
+        self._job.broker.requeue.remote(self._job.group, reason, batch_tokens=batch_tokens)
 
 
 def _run_group(job: WorkerGroupJob) -> str | None:
     """Run a group until it ends, and return its error or None.
 
-    Ray Train counts the failures of all of the group's trials, so it may fail once more for each.
+    Ray Train counts the failures of all of the group's trials, so it may fail once more for each,
+    and once for each halving of the micro-batches.
     """
 
     def work() -> None:
@@ -112,7 +122,7 @@ def _run_group(job: WorkerGroupJob) -> str | None:
             config=job.training,
             uri=f"{job.uri}/groups/{job.group}",
             callbacks=[RequeueOnFailure(job)],
-            more_failures=job.num_trials,
+            more_failures=job.num_trials + MAX_HALVINGS,
         ).fit()
     except Exception as error:
         return f"worker group failed: {describe_failure(error, uri=job.uri)}"

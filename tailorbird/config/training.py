@@ -99,7 +99,7 @@ class TrainingConfig(ConfigSection):
     step, to use less memory. Fewer workers have proportionally more."""
     batch_tokens: int | None = Field(default=None, ge=1)
     """Maximum number of tokens of a micro-batch, counted as rows times the longest row, instead of
-    `gradient_accumulation_steps`."""
+    `gradient_accumulation_steps`. It is halved when a GPU runs out of memory."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass instead of storing them, which uses less memory
     and more time."""

@@ -5,6 +5,7 @@ import os
 import signal
 import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -16,7 +17,7 @@ from ray.util import state as ray_state
 
 from cluster.connection import connect
 from cluster.event_queue import forward_events
-from cluster.progress import EpochEvent, ProgressEvent, ProgressReporter, StepEvent
+from cluster.progress import EpochEvent, NoteEvent, ProgressEvent, ProgressReporter, StepEvent
 from cluster.remote import map_remote
 from tailorbird import storage
 from tailorbird.config.data import DataConfig
@@ -153,9 +154,42 @@ def test_a_gpu_with_too_little_memory_is_reported_with_the_remedy(small_data: st
         )
 
     fields = vars(training_task(small_data, num_rows=64))
-    config = TrainingConfig(batch_size=16, max_failures=0)
+    # each micro-batch is one row
+    config = TrainingConfig(batch_size=16, batch_tokens=1, max_failures=0)
     with connect(), pytest.raises(TrainingFailed, match=r"14\.70 GiB; set several of training"):
         finetune(config, task=TooLarge(**fields), uri=f"{REGISTRY}/training-{uuid.uuid4().hex}")
+
+
+@pytest.mark.long
+def test_a_training_whose_micro_batches_exceed_the_gpu_finishes_with_smaller_ones(
+    small_data: str,
+) -> None:
+    class Large(ClassificationTrainingTask):
+        def load_runtime(self, *, attention_dropout: float | None = None) -> ClassifierRuntime:
+            runtime = super().load_runtime(attention_dropout=attention_dropout)
+            vars(runtime)["loss"] = partial(loss_within, runtime, most=60)
+            return runtime
+
+    def loss_within(
+        runtime: ClassifierRuntime, engine: Any, config: TrainingConfig, batch: Any, *, most: int
+    ) -> torch.Tensor:
+        if batch.num_tokens > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 14.70 GiB")
+        return ClassifierRuntime.loss(runtime, engine, config, batch)
+
+    fields = vars(training_task(small_data, num_rows=64))
+    recorder = ProgressRecorder()
+    with connect(), forward_events(recorder) as events:
+        trained = finetune(
+            TrainingConfig(epochs=1, batch_size=32),
+            task=Large(**fields),
+            uri=f"{REGISTRY}/training-{uuid.uuid4().hex}",
+            events=events,
+        )
+    assert trained.epochs == 1
+    notes = [event.text for event in recorder.of_kind(NoteEvent)]
+    assert notes
+    assert all("training continues with training.batch_tokens: " in note for note in notes)
 
 
 @pytest.mark.long

@@ -1,5 +1,6 @@
 """The message of a failed training has the cause and the remedy."""
 
+import pickle
 import tempfile
 from pathlib import Path
 
@@ -13,12 +14,9 @@ from ray.train.v2._internal.exceptions import (
 )
 
 from tailorbird.storage.s3 import StorageError
-from training.errors import (
-    DiskFull,
-    describe_failure,
-    staging_directory,
-)
+from training.errors import DiskFull, OutOfMemory, describe_failure, staging_directory
 from training.preemption import Interrupted
+from training.trainer import EndAtOutOfMemory
 
 URI = "s3://models/task/train"
 
@@ -87,6 +85,18 @@ def test_the_message_names_the_dead_worker_and_not_lost_connections() -> None:
     )
     assert "Connection closed" not in describe_failure(error, uri=URI)
     assert describe_failure(error, uri=URI).startswith("worker 1: ")
+
+
+def test_a_run_ends_with_the_smallest_limit_of_its_workers_and_retries_other_failures() -> None:
+    failures = [raised(pickle.loads(pickle.dumps(OutOfMemory(limit)))) for limit in (1024, 512)]
+    callback = EndAtOutOfMemory()
+    lost = RuntimeError("Connection closed by peer")
+    row_too_long = torch.OutOfMemoryError("CUDA out of memory")
+    callback.after_exception(worker_exceptions={0: lost, 1: raised(row_too_long)})
+    with pytest.raises(OutOfMemory) as error:
+        callback.after_exception(worker_exceptions={0: lost, **dict(enumerate(failures, start=1))})
+    assert error.value.batch_tokens == 512
+    assert "512" in str(error.value)
 
 
 def test_a_full_disk_raises_disk_full() -> None:

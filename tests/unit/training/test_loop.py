@@ -15,9 +15,11 @@ from tailorbird.config.training import TrainingConfig
 from tailorbird.registry.pooling import Pooling
 from tests.unit.training.small import NUM_ROWS, config_of, reports_of, small_runtime
 from training import checkpoint, export, loop, preemption
+from training.batch import Batch
 from training.classification_task import ClassifierRuntime
 from training.dataset import steps
 from training.engine.deepspeed_private import destroy_engine
+from training.errors import OutOfMemory
 from training.export import UnusableWeights, export_weights, exported_values
 from training.loop import Callbacks, build_engine, train
 from training.preemption import Interrupted
@@ -81,6 +83,30 @@ def test_a_nan_loss_raises_diverged_with_step_and_rows(runtime: ClassifierRuntim
     ):
         train(engine, config, runtime=runtime)
     destroy_engine(engine)
+
+
+@pytest.mark.parametrize("limit", [None, 1, 1000])
+def test_a_micro_batch_that_exceeds_the_memory_is_halved_unless_it_is_a_row(
+    runtime: ClassifierRuntime, monkeypatch: pytest.MonkeyPatch, limit: int | None
+) -> None:
+    sizes: list[int] = []
+
+    def refuse(_: object, __: object, ___: object, batch: Batch) -> None:
+        sizes.append(batch.num_tokens)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(ClassifierRuntime, "loss", refuse)
+    with (
+        pytest.raises((OutOfMemory, torch.OutOfMemoryError)) as raised,
+        trained(runtime, batch_size=8, batch_tokens=limit),
+    ):
+        pass
+    (size,) = sizes
+    if limit == 1:
+        assert isinstance(raised.value, torch.OutOfMemoryError)
+    else:
+        assert isinstance(raised.value, OutOfMemory)
+        assert raised.value.batch_tokens == size // 2
 
 
 def test_a_step_that_diverges_between_two_reads_is_named_and_not_checkpointed(

@@ -2,13 +2,18 @@
 for a slow worker."""
 
 import os
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.train import ControllerError
 
+from cluster.progress import NoteEvent
 from cluster.resources import Resources
 from tailorbird.config.training import TrainingConfig
 from training import trainer
+from training.errors import OutOfMemory
 from training.trainer import (
     START_TIMEOUT,
     build_torch_trainer,
@@ -54,3 +59,34 @@ def test_the_start_of_workers_may_take_as_long_as_the_recipe_says(
 def test_a_worker_without_a_gpu_sees_none() -> None:
     assert worker_environment(TrainingConfig(gpus_per_worker=0))["CUDA_VISIBLE_DEVICES"] == ""
     assert "CUDA_VISIBLE_DEVICES" not in worker_environment(TrainingConfig(gpus_per_worker=1))
+
+
+def test_a_training_resumes_with_smaller_micro_batches_until_they_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limits: list[int | None] = []
+    notes: list[NoteEvent] = []
+
+    def build(work: Callable[[], int | None], *, uri: str, **_: Any) -> Any:
+        assert uri == "file:///tmp/training"  # the folder with the checkpoints
+
+        def fit() -> Any:
+            limits.append(work())
+            if limits[-1] != 500:
+                raise ControllerError(OutOfMemory(1000 if limits[-1] is None else 500))
+            return SimpleNamespace(return_value="trained")
+
+        return SimpleNamespace(fit=fit)
+
+    def work(config: TrainingConfig) -> Any:
+        return TrainingConfig.model_validate(config.model_dump()).batch_tokens
+
+    monkeypatch.setattr(trainer, "build_torch_trainer", build)
+    config = TrainingConfig(gradient_accumulation_steps=2)
+    events = SimpleNamespace(put=SimpleNamespace(remote=notes.append))
+    outcome = trainer._run_until_it_fits(
+        config, work=work, uri="file:///tmp/training", events=events
+    )
+    assert outcome == "trained"
+    assert limits == [None, 1000, 500]
+    assert [note.text.rpartition(" ")[2] for note in notes] == ["1000", "500"]

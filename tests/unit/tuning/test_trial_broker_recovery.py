@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit.tuning.broker import epoch, new_broker, record, result, run, save, settle, take
 from tuning.trial_broker import MAX_FAILURES, SweepFailed, TrialAssignment
-from tuning.trial_record import SweepJournal, TrialRecord
+from tuning.trial_record import SampledValues, SweepJournal, TrialRecord
 
 
 @run
@@ -236,3 +236,19 @@ async def test_the_journal_is_written_after_each_change() -> None:
     ]
     assert journals[-1] == broker.journal()
     assert [record.over for record in journals[-1].trials] == [True]
+
+
+@run
+async def test_a_lack_of_memory_limits_the_micro_batches_of_this_and_later_trials() -> None:
+    broker = new_broker()
+    for name in ("a", "b"):
+        await broker.submit(name, {"gradient_accumulation_steps": 2})
+    assert await take(broker) == "a"
+    limited: SampledValues = {"gradient_accumulation_steps": 1, "batch_tokens": 512}
+    for limit in (512, *[1024] * MAX_FAILURES):  # not counted as failures of the trial
+        await broker.requeue("group-0", "out of memory", batch_tokens=limit)
+        assert await broker.take("group-0") == TrialAssignment("a", limited, None)
+    assert await broker.take("group-1") == TrialAssignment("b", limited, None)
+    assert record(broker, "a").batch_tokens == 512
+    # as Tune has sampled it
+    assert record(broker, "a").config == {"gradient_accumulation_steps": 2}

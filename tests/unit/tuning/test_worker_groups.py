@@ -5,20 +5,18 @@ from typing import Any
 
 import pytest
 import ray
-import torch
 from ray.train import WorkerGroupError
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 
+from cluster.progress import NoteEvent
 from cluster.resources import Node, Resources
 from tailorbird.config.training import TrainingConfig
 from training import trainer
+from training.errors import OutOfMemory
 from tuning import worker_groups
 from tuning.trial_broker import WorkerGroupJob
-from tuning.worker_groups import (
-    num_groups_that_fit,
-    run_worker_groups,
-)
+from tuning.worker_groups import MAX_HALVINGS, num_groups_that_fit, run_worker_groups
 
 GIB = 1 << 30
 
@@ -84,12 +82,13 @@ def test_a_group_restarts_as_often_as_its_trials_can_fail_and_requeues_them(
     monkeypatch: pytest.MonkeyPatch, max_failures: int
 ) -> None:
     """Ray's own policy decides about the failures; the workers do not run."""
-    requeued: list[tuple[str, str]] = []
+    requeued: list[tuple[str, str, int | None]] = []
+    notes: list[NoteEvent] = []
 
     def fit(torch_trainer: Any) -> None:
         policy = DefaultFailurePolicy(torch_trainer.run_config.failure_config)
         (callback,) = torch_trainer.run_config.callbacks
-        error = WorkerGroupError("long", {1: torch.OutOfMemoryError("CUDA out of memory")})
+        error = WorkerGroupError("long", {0: KeyError("x"), 1: OutOfMemory(512)})
         decision = FailureDecision.RETRY
         while decision == FailureDecision.RETRY:
             callback.after_exception(run_context=None, worker_exceptions=error.worker_failures)
@@ -99,18 +98,22 @@ def test_a_group_restarts_as_often_as_its_trials_can_fail_and_requeues_them(
     monkeypatch.setattr(trainer, "live_nodes", lambda: ())
     monkeypatch.setattr(TorchTrainer, "fit", fit)
     nothing: Any = None
-    requeue = SimpleNamespace(remote=lambda group, reason: requeued.append((group, reason)))
+
+    def requeue(group: str, reason: str, *, batch_tokens: int | None) -> None:
+        requeued.append((group, reason, batch_tokens))
+
     job = WorkerGroupJob(
         "group-0",
         TrainingConfig(max_failures=max_failures),
         task=nothing,
-        broker=SimpleNamespace(requeue=requeue),
-        events=nothing,
+        broker=SimpleNamespace(requeue=SimpleNamespace(remote=requeue)),
+        events=SimpleNamespace(put=SimpleNamespace(remote=notes.append)),
         uri="file:///tmp/sweep",
         num_trials=20,
     )
     message = worker_groups._run_group(job)
     assert message is not None
-    assert "worker 1: CUDA out of memory; set several of training." in message
-    assert len(requeued) == max_failures + 20 + 1
-    assert requeued[0] == ("group-0", message.removeprefix("worker group failed: "))
+    assert "worker 1: a GPU ran out of memory" in message
+    assert len(requeued) == max_failures + 20 + MAX_HALVINGS + 1
+    assert requeued[0] == ("group-0", message.removeprefix("worker group failed: "), 512)
+    assert len(notes) == len(requeued)
