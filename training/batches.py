@@ -88,8 +88,8 @@ def micro_batches(
     """
     shares = [rank_rows(batch, rank=rank, num_ranks=num_ranks) for rank in range(num_ranks)]
     if config.batch_tokens is None:
-        return [np.array_split(own, config.accumulation_steps(num_ranks)) for own in shares]
-    split = [_within(own, lengths, max_tokens=config.batch_tokens) for own in shares]
+        return [np.array_split(rows, config.accumulation_steps(num_ranks)) for rows in shares]
+    split = [_within(rows, lengths, max_tokens=config.batch_tokens) for rows in shares]
     most = max(map(len, split))
     return [parts + [np.zeros(0, dtype=np.int64)] * (most - len(parts)) for parts in split]
 

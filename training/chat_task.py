@@ -51,8 +51,6 @@ from training.task import (
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-COMPARED_ROWS = 4
-COMPARED_TOKENS = 4096
 COMPARED_LOGITS = 256
 ISOLATION_TOKENS = (8, 7)
 ISOLATION_TOLERANCE = 1e-4
@@ -214,10 +212,7 @@ class ChatRuntime:
         return ChatModel(lm).eval().requires_grad_(False)
 
     def logits(self, model: Any, *, device: Any) -> torch.Tensor:
-        compared = sampled_rows(self.train)
-        sizes = np.cumsum(compared.lengths[:COMPARED_ROWS])
-        rows = compared.conversations(range(max(1, int((sizes <= COMPARED_TOKENS).sum()))))
-        batch = pack(rows, pad_id=self._pad_id)
+        batch = pack(sampled_rows(self.train).conversations([0]), pad_id=self._pad_id)
         # A position has a value for each token of the vocabulary.
         step = 1 + len(batch.positions) // COMPARED_LOGITS
         batch = replace(batch, positions=batch.positions[::step], targets=batch.targets[::step])

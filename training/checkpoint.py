@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
 from tailorbird.config.training import TrainingConfig
-from tailorbird.storage import folder_sizes, read_bytes
+from tailorbird.storage import list_folder, read_bytes
 from training.engine.deepspeed_private import destroy_engine
 from training.engine.resharding import RankRecord, load_state, save_state
 from training.errors import UnusableCheckpoint, staging_directory
@@ -76,7 +76,7 @@ def resume(config: TrainingConfig, runtime: TaskRuntime, *, uri: str) -> tuple[A
 
 def _read_ranks(uri: str) -> list[_SavedRank]:
     """Return the records of all ranks that wrote the checkpoint. Raises UnusableCheckpoint."""
-    names = [name for name in folder_sizes(uri) if name.startswith(RECORD)]
+    names = [entry.name for entry in list_folder(uri) if entry.name.startswith(RECORD)]
     if not names:
         raise UnusableCheckpoint(f"checkpoint {uri} contains no state")
     ranks = []

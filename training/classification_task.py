@@ -142,8 +142,8 @@ class ClassifierRuntime:
         logits = engine(*batch.inputs)
         weights = None
         if config.class_weights != "equal":
-            of_classes = weights_of_classes(self.task.class_counts, kind=config.class_weights)
-            weights = torch.from_numpy(of_classes).to(logits.device)
+            values = weights_of_classes(self.task.class_counts, kind=config.class_weights)
+            weights = torch.from_numpy(values).to(logits.device)
         smoothing = config.label_smoothing
         return cross_entropy(
             logits, batch.targets, weight=weights, reduction="sum", label_smoothing=smoothing

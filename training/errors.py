@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cluster.ray_private import unwrap_worker_failure
 from tailorbird.storage.s3 import StorageError, storage_errors
+from training.engine.memory_estimate import ADVICE
 from training.preemption import Interrupted
 
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -23,23 +24,14 @@ class DiskFull(OSError):
 
 
 class OutOfMemory(RuntimeError):
-    """A GPU does not have enough memory for a worker of a group of `num_workers` workers.
+    """A GPU does not have enough memory for a micro-batch, and the training must continue with at
+    most `batch_tokens` tokens in one."""
 
-    `batch_tokens` is the limit of a micro-batch with which to try again. If it is None, a retry
-    with as many workers would fail the same way.
-    """
-
-    def __init__(self, message: str, num_workers: int, batch_tokens: int | None = None) -> None:
-        super().__init__(message, num_workers, batch_tokens)  # pickle calls the class with these
-        self.num_workers = num_workers
+    def __init__(self, batch_tokens: int) -> None:
+        super().__init__(batch_tokens)  # pickle calls the class with it
         self.batch_tokens = batch_tokens
 
     def __str__(self) -> str:
-        return str(self.args[0])
-
-    @property
-    def retry(self) -> str:
-        """Description of the next attempt for the log."""
         return (
             "a GPU ran out of memory; training continues with training.batch_tokens: "
             f"{self.batch_tokens}"
@@ -50,38 +42,18 @@ class UnusableCheckpoint(ValueError):
     """A training cannot resume from the checkpoint."""
 
 
-class RepeatedFailure(RuntimeError):
-    """The workers of a sweep's worker group failed several times, and no trial finished in
-    between."""
-
-
-@contextmanager
-def temporary_directory() -> Iterator[Path]:
-    """Yield a temporary folder, and delete it after the block. Raise DiskFull if the block fails
-    for lack of space."""
-    with tempfile.TemporaryDirectory() as folder, _full_disk_reported(Path(folder)):
-        yield Path(folder)
-
-
 @contextmanager
 def staging_directory() -> Iterator[Path]:
-    """Yield a temporary folder that the caller deletes later. If the block fails, delete it, and
-    raise like above."""
+    """Yield a temporary folder that the caller deletes later.
+
+    If the block fails, delete the folder, and raise DiskFull if the cause is a lack of space.
+    """
     folder = Path(tempfile.mkdtemp())
     try:
-        with _full_disk_reported(folder):
-            yield folder
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-@contextmanager
-def _full_disk_reported(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
+        yield folder
+    except BaseException as error:
         free = shutil.disk_usage(folder).free
+        shutil.rmtree(folder, ignore_errors=True)
         if free >= MIN_FREE_BYTES and getattr(error, "errno", None) not in DISK_FULL_ERRNOS:
             raise
         raise DiskFull(
@@ -91,55 +63,46 @@ def _full_disk_reported(folder: Path) -> Iterator[None]:
         ) from error
 
 
+def out_of_memory(failures: Iterable[BaseException]) -> OutOfMemory | None:
+    """Return the OutOfMemory with the smallest limit among the failures of workers, or None."""
+    causes = map(unwrap_worker_failure, failures)
+    raised = [cause for cause in causes if isinstance(cause, OutOfMemory)]
+    return min(raised, key=lambda error: error.batch_tokens, default=None)
+
+
 def describe_failure(error: Exception, *, uri: str) -> str:
     """Return the cause of a failed Ray Train run in one line, with advice; `uri` is the training's
     folder."""
     from ray.exceptions import RayActorError
     from ray.train import WorkerGroupError
+    from torch import OutOfMemoryError
 
     if not isinstance(error, WorkerGroupError):
         return _message(getattr(error, "controller_failure", error), uri=uri)
-    failures = {
-        rank: unwrap_worker_failure(failure)
-        for rank, failure in sorted(error.worker_failures.items())
-    }
-    causes = (RayActorError, Interrupted, OSError, OutOfMemory, StorageError)
-    # When a worker fails, the other workers lose their connections. Their errors do not name the
-    # cause.
-    named = {rank: failure for rank, failure in failures.items() if isinstance(failure, causes)}
-    return "; ".join(
-        f"worker {rank}: {_message(failure, uri=uri)}"
-        for rank, failure in (named or failures).items()
-    )
-
-
-def restart_is_expected(failures: Iterable[BaseException]) -> bool:
-    """Return True if a worker of a group ran out of memory, or was preempted or terminated after a
-    notice.
-
-    The group itself is sound then: the next trial may need less memory, or another node runs the
-    worker.
-    """
-    from ray.exceptions import OutOfMemoryError, RayActorError
-
-    for failure in map(unwrap_worker_failure, failures):
-        if isinstance(failure, (Interrupted, OutOfMemory, OutOfMemoryError)):
-            return True
-        if isinstance(failure, RayActorError) and (
-            failure.preempted or _exceeded_node(str(failure))
-        ):
-            return True
-    return False
+    causes = (RayActorError, Interrupted, OSError, OutOfMemory, OutOfMemoryError, StorageError)
+    all_failures = []
+    named = []
+    for rank, failure in sorted(error.worker_failures.items()):
+        cause = unwrap_worker_failure(failure)
+        all_failures.append(f"worker {rank}: {_message(cause, uri=uri)}")
+        # When a worker fails, the other workers lose their connections. Their errors do not name
+        # the cause.
+        if isinstance(cause, causes):
+            named.append(all_failures[-1])
+    return "; ".join(named or all_failures)
 
 
 def _message(failure: BaseException, *, uri: str) -> str:
     from ray.exceptions import RayActorError
+    from torch import OutOfMemoryError
 
     text = str(failure)
     if isinstance(failure, RayActorError):
         return _death_message(text)
-    if isinstance(failure, (StorageError, Interrupted, DiskFull, OutOfMemory, RepeatedFailure)):
+    if isinstance(failure, (StorageError, Interrupted, DiskFull, OutOfMemory)):
         return text
+    if isinstance(failure, OutOfMemoryError):
+        return f"{text.partition('. GPU ')[0]}; {ADVICE}"  # the rest describes the allocator
     if isinstance(failure, OSError):
         try:
             with storage_errors(uri):

@@ -1,5 +1,6 @@
 """Export an engine's weights as fp32 safetensors, and average exported weights."""
 
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from tailorbird.storage.node_cache import local_copy
 from training.engine.deepspeed_private import forward_dtype, fp32_values, gathered
 from training.engine.placement import fp32_weights, layerwise_copy
 from training.engine.tensor_file import save_tensors
-from training.errors import temporary_directory
+from training.errors import staging_directory
 from training.ranks import from_rank_0
 from training.task import TaskRuntime
 
@@ -98,21 +99,23 @@ def export_weights(
         )
 
 
-def upload_weights(engine: Any, config: TrainingConfig, *, runtime: TaskRuntime, uri: str) -> str:
-    """Export the trained weights to the folder `uri`. Return the reason on every rank if they are
-    unusable, else an empty string.
+def upload_weights(engine: Any, config: TrainingConfig, *, runtime: TaskRuntime, uri: str) -> None:
+    """Export the trained weights to the folder `uri`. Raises UnusableWeights on every rank.
 
     Every rank must call it.
     """
     refusal = ""
-    with temporary_directory() as folder:
+    with staging_directory() as folder:
         try:
             export_weights(engine, config, runtime=runtime, folder=folder)
         except UnusableWeights as error:  # maybe on rank 0 only
             refusal = str(error)
         if dist.get_rank() == 0 and not refusal:
             upload_folder(folder, uri)
-    return from_rank_0(refusal)
+    shutil.rmtree(folder)
+    refusal = from_rank_0(refusal)
+    if refusal:
+        raise UnusableWeights(refusal)
 
 
 def _write_and_load(
@@ -198,42 +201,26 @@ def average_weights(uris: Sequence[str], uri: str) -> None:
 
     The averaged model costs no more at inference than one model, and is often better (Wortsman et
     al., Model soups, ICML 2022). It works only for full weights: a LoRA update is a product of two
-    matrices, and the product of mean matrices is not the mean product. Raises ValueError if the
-    files, or the weights in them, do not match.
+    matrices, and the product of mean matrices is not the mean product.
     """
     folders = [local_copy(source) for source in uris]
-    names = _weight_files(folders[0])
-    if not names or any(_weight_files(folder) != names for folder in folders):
-        raise ValueError(
-            f"{', '.join(uris)} do not contain the same safetensors files and cannot be averaged"
-        )
+    # The folder of an earlier candidate also contains the index of its retrieved examples.
+    names = {path.name for path in folders[0].glob("*.safetensors")} - {*INDEX_FILES}
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as temporary:
         for name in names:
             _average_file([folder / name for folder in folders], Path(temporary) / name)
         upload_folder(Path(temporary), uri)
 
 
-def _weight_files(folder: Path) -> set[str]:
-    """Return the names of the files with weights. The folder of an earlier candidate also contains
-    the index of its retrieved examples."""
-    return {path.name for path in folder.glob("*.safetensors")} - {*INDEX_FILES}
-
-
 def _average_file(files: Sequence[Path], mean: Path) -> None:
     """Write the mean of the files' tensors in fp32, one tensor after another."""
     opened: list[Any] = [safe_open(file, framework="pt") for file in files]
-    keys = sorted(opened[0].keys())
-    if any(sorted(file.keys()) != keys for file in opened):
-        raise ValueError(f"the weights in {', '.join(map(str, files))} have different names")
-    shapes = {key: opened[0].get_slice(key).get_shape() for key in keys}
-    for key, shape in shapes.items():
-        if any(file.get_slice(key).get_shape() != shape for file in opened):
-            raise ValueError(
-                f"the weights {key!r} in {', '.join(map(str, files))} have different shapes"
-            )
+    shapes = {}
+    for key in opened[0].keys():  # noqa: SIM118  not a mapping
+        shapes[key] = opened[0].get_slice(key).get_shape()
 
     def mean_of(key: str) -> torch.Tensor:
         total = sum(file.get_tensor(key).double() for file in opened)
         return torch.as_tensor(total / len(opened)).float()
 
-    save_tensors(((key, mean_of(key)) for key in keys), mean, shapes=shapes)
+    save_tensors(((key, mean_of(key)) for key in shapes), mean, shapes=shapes)

@@ -18,7 +18,7 @@ from training import preemption
 from training.batches import StepBatches, collated_steps
 from training.dataset import num_steps
 from training.engine.deepspeed_engine import initialize_engine
-from training.engine.out_of_memory import out_of_memory_reported
+from training.errors import OutOfMemory
 from training.ranks import means_over_ranks, raise_on_all_ranks
 from training.reports import EpochReport, Progress
 from training.task import Diverged, TaskRuntime
@@ -47,8 +47,7 @@ class Callbacks:
 def build_engine(config: TrainingConfig, runtime: TaskRuntime) -> Any:
     """Seed this process and return an engine with a new model.
 
-    Raises ModelError on every rank if the attention is not supported, and MissingKernels on every
-    rank.
+    Raises ModelError on every rank if the attention or compilation is not supported.
     """
     torch.manual_seed(config.seed * 1000 + dist.get_rank())
     raise_on_all_ranks(lambda: runtime.attention(config), ModelError)
@@ -130,18 +129,23 @@ class _EpochRun:
 
     def _step(self, step: StepBatches) -> torch.Tensor:
         """Run one optimizer step, and return this rank's share of the batch's mean loss, without
-        waiting for it."""
+        waiting for it. Raises OutOfMemory."""
         num_parts = self.config.accumulation_steps(dist.get_world_size())
         step_loss = torch.zeros((), dtype=torch.float64, device=self.engine.device)
         for number, (batch, weight) in enumerate(step.batches, start=1):
             # With `batch_tokens`, the number of micro-batches differs from step to step.
             if self.config.batch_tokens is not None:
                 self.engine.set_gradient_accumulation_boundary(number == len(step.batches))
-            with out_of_memory_reported(self.config, micro_batch_tokens=batch.num_tokens):
+            try:
                 on_device = batch.to(self.engine.device)
                 loss = self.runtime.loss(self.engine, self.config, on_device) * weight
                 self.engine.backward(loss * num_parts)  # DeepSpeed averages over the micro-batches
                 self.engine.step()  # updates the weights after the last micro-batch
+            except torch.OutOfMemoryError as error:
+                limit = self.config.batch_tokens or batch.num_tokens
+                if not 1 < batch.num_tokens <= limit:
+                    raise  # a single row exceeds the limit, and cannot be split
+                raise OutOfMemory(batch.num_tokens // 2) from error
             step_loss += loss.detach()
             self.progress.padded += batch.num_tokens
         self.progress.tokens += step.num_tokens

@@ -47,7 +47,7 @@ class TrainingResult(StoredModel):
     dtype: Dtype  # in which the worker trained and scored the model, for evaluation and serving
 
     @classmethod
-    def of_report(cls, report: EpochReport, *, weights: str, dtype: Dtype) -> "TrainingResult":
+    def from_report(cls, report: EpochReport, *, weights: str, dtype: Dtype) -> "TrainingResult":
         """Return the result of a training with this report of its last epoch."""
         return cls(
             weights=weights,

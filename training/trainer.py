@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray.train import UserCallback
 
 from cluster import ray_private
 from cluster.progress import NoteEvent
@@ -16,7 +17,7 @@ from tailorbird.config.training import PROCESS_GROUP_TIMEOUT_S, TrainingConfig
 from tailorbird.storage import delete_folder
 from tailorbird.storage.s3 import PERSISTENT, filesystem
 from tailorbird.storage.stage_cache import new_name
-from training.errors import OutOfMemory, describe_failure
+from training.errors import OutOfMemory, describe_failure, out_of_memory
 from training.reports import TrainingResult
 from training.tokenization import with_tokenized_rows
 
@@ -33,13 +34,12 @@ worker group that waits for these CPUs must time out before a smaller group can 
 
 
 STOP_INTERVAL_S = 0.5
-ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
-"""The variable with the options of torch's GPU allocator, and its former name."""
+ALLOCATOR = "PYTORCH_ALLOC_CONF"  # variable with the options of torch's GPU allocator
 
 
 class TrainingFailed(RuntimeError):
-    """The training diverged, its checkpoint is unusable, a GPU has too little memory, or too many
-    workers failed."""
+    """The training diverged, its checkpoint is unusable, a row exceeds the memory of a GPU, or too
+    many workers failed."""
 
 
 def finetune(
@@ -56,9 +56,9 @@ def finetune(
     weights = f"{uri}/weights-{new_name()}"  # another driver of this training must not replace them
 
     def work(config: TrainingConfig) -> TrainingResult | str:
-        from training.worker import train_and_export  # in workers only: it imports DeepSpeed
+        from training.worker import finetune_on_rank  # in workers only: it imports DeepSpeed
 
-        return train_and_export(config, task_ref=task_ref, weights=weights, events=events)
+        return finetune_on_rank(config, task_ref=task_ref, weights=weights, events=events)
 
     try:
         outcome = _run_until_it_fits(config, work=work, uri=f"{uri}/train", events=events)
@@ -68,8 +68,8 @@ def finetune(
             retries = f" after {config.max_failures} retries"
         advice = (
             "run it again to resume from the last checkpoint; you may change "
-            "training.gradient_checkpointing, checkpoint_interval_s and max_failures (any other "
-            "change of the training section starts a new training)"
+            "training.batch_tokens, gradient_checkpointing, checkpoint_interval_s and max_failures "
+            "(any other change of the training section starts a new training)"
         )
         cause = describe_failure(error, uri=uri)
         raise TrainingFailed(f"training failed{retries}: {cause}; {advice}") from error
@@ -86,24 +86,33 @@ def _run_until_it_fits(
     uri: str,
     events: Any,
 ) -> TrainingResult | str:
-    """Run the training. Resume it with smaller micro-batches as long as a GPU does not have enough
-    memory for one."""
+    """Run the training, and resume it with smaller micro-batches as long as a GPU does not have
+    enough memory for one."""
     while True:
-        callbacks = [no_retry_callback(config)]
         trainer = build_torch_trainer(
-            partial(work, config), config=config, uri=uri, callbacks=callbacks
+            partial(work, config), config=config, uri=uri, callbacks=[EndAtOutOfMemory()]
         )
         try:
             outcome: TrainingResult | str = trainer.fit().return_value
         except Exception as error:
             failure = getattr(error, "controller_failure", None)
-            if not isinstance(failure, OutOfMemory) or failure.batch_tokens is None:
+            if not isinstance(failure, OutOfMemory):
                 raise
             if events is not None:
-                events.put.remote(NoteEvent(failure.retry))
+                events.put.remote(NoteEvent(str(failure)))
             config = config.model_copy(update={"batch_tokens": failure.batch_tokens})
         else:
             return outcome
+
+
+class EndAtOutOfMemory(UserCallback):  # type: ignore[misc]
+    """Callback that ends a run with the OutOfMemory of a worker, because Ray Train does not retry
+    after an error of a callback."""
+
+    def after_exception(self, *, worker_exceptions: dict[int, Exception], **_: Any) -> None:
+        error = out_of_memory(worker_exceptions.values())
+        if error is not None:
+            raise error
 
 
 def stop_trainings(threads: Sequence[threading.Thread]) -> None:
@@ -173,30 +182,6 @@ def build_torch_trainer(
     )
 
 
-def no_retry_callback(config: TrainingConfig) -> Any:
-    """Return a callback of Ray Train that ends a run with OutOfMemory if a worker raises it.
-
-    Ray Train does not retry after an error of a callback. A worker that returned instead would
-    leave the other workers waiting for it in a collective. If micro-batches cannot be smaller, a
-    smaller group is retried, because its workers hold larger shares of the states, and a lost node
-    may be back.
-    """
-    from ray.train import UserCallback
-
-    class NoRetry(UserCallback):  # type: ignore[misc]
-        def after_exception(self, *, worker_exceptions: dict[int, Exception], **_: Any) -> None:
-            for rank, failure in sorted(worker_exceptions.items()):
-                error = ray_private.unwrap_worker_failure(failure)
-                if isinstance(error, OutOfMemory) and (
-                    error.batch_tokens or error.num_workers == config.max_workers
-                ):
-                    raise OutOfMemory(
-                        f"worker {rank}: {error}", error.num_workers, error.batch_tokens
-                    )
-
-    return NoRetry()
-
-
 def placement_strategy(config: TrainingConfig, *, nodes: Sequence[Resources]) -> str:
     """Return Ray's placement strategy for a config's workers on nodes with these resources.
 
@@ -236,6 +221,5 @@ def worker_environment(config: TrainingConfig) -> dict[str, str]:
         **gpu_visibility(config.gpus_per_worker),
     }
     if config.gpus_per_worker:
-        given = [os.environ[name] for name in ALLOCATOR if name in os.environ]
-        environment[ALLOCATOR[0]] = given[0] if given else "expandable_segments:True"
+        environment[ALLOCATOR] = os.environ.get(ALLOCATOR, "expandable_segments:True")
     return environment

@@ -1,5 +1,6 @@
 """The training function of the workers of `finetune`."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -10,11 +11,10 @@ from cluster.progress import EpochEvent, ProgressEvent
 from tailorbird.config.training import TrainingConfig
 from tailorbird.models.errors import ModelError
 from training import checkpoint, preemption
-from training.engine.deepspeed_engine import MissingKernels, compute_dtype_name
+from training.engine.deepspeed_engine import compute_dtype_name
 from training.engine.deepspeed_private import destroy_engine
-from training.engine.out_of_memory import out_of_memory_reported
 from training.errors import UnusableCheckpoint
-from training.export import upload_weights
+from training.export import UnusableWeights, upload_weights
 from training.loop import Callbacks, build_engine, train
 from training.reports import EpochReport, Progress, TrainingResult
 from training.task import Diverged, TaskRuntime
@@ -41,38 +41,25 @@ def epoch_event(
     )
 
 
-def train_and_export(
+def finetune_on_rank(
     config: TrainingConfig, *, task_ref: Any, weights: str, events: Any
 ) -> TrainingResult | str:
-    """Train in a Ray Train worker, and export to the folder `weights`.
-
-    Return a message instead of raising an exception if a retry would fail again on all ranks,
-    because Ray Train retries after exceptions, except after OutOfMemory in the largest group; see
-    `training.trainer.no_retry_callback`.
-    """
+    """Train in a Ray Train worker, and export to the folder `weights`; see `train_and_export`."""
     preemption.install_handlers()
     runtime = ray.get(task_ref).load_runtime(attention_dropout=config.attention_dropout)
-    with out_of_memory_reported(config):
-        return _train_and_export(config, runtime, weights=weights, events=events)
-
-
-def _train_and_export(
-    config: TrainingConfig, runtime: TaskRuntime, *, weights: str, events: Any
-) -> TrainingResult | str:
-    try:
-        engine, progress = _start_or_resume(config, runtime, scheme=weights.partition("://")[0])
-    except UnusableCheckpoint as error:
-        return (
-            f"{error}; to start a new training, delete {weights.rpartition('/')[0]}/train and run "
-            "again"
-        )
-    except (MissingKernels, ModelError) as error:
-        return str(error)
+    saved = ray.train.get_checkpoint()
+    uri = None
+    if saved is not None:
+        uri = f"{weights.partition('://')[0]}://{saved.path}"
 
     def on_epoch(report: EpochReport, engine: Any) -> bool:
         send_event(events, epoch_event(report, seed=config.seed))
         _save(Progress(epoch=report.epoch + 1, last=report), engine)
         return True
+
+    def export_to(_: EpochReport) -> str:
+        _wait_for_upload()  # its files are deleted before the weights are written to the same disk
+        return weights
 
     callbacks = Callbacks(
         on_step=lambda step: send_event(events, replace(step, seed=config.seed)),
@@ -80,26 +67,51 @@ def _train_and_export(
         on_save=_save,
     )
     try:
-        report = train(engine, config, runtime=runtime, callbacks=callbacks, progress=progress)
-    except Diverged as error:
+        return train_and_export(
+            config, runtime, checkpoint_uri=uri, callbacks=callbacks, export_to=export_to
+        )
+    except UnusableCheckpoint as error:
+        return (
+            f"{error}; to start a new training, delete {weights.rpartition('/')[0]}/train and run "
+            "again"
+        )
+
+
+def train_and_export(
+    config: TrainingConfig,
+    runtime: TaskRuntime,
+    *,
+    checkpoint_uri: str | None,
+    callbacks: Callbacks,
+    export_to: Callable[[EpochReport], str],
+) -> TrainingResult | str:
+    """Train from the checkpoint, if there is one, and export the weights.
+
+    `export_to` receives the last report, and returns the folder for the weights, or an empty string
+    if they are not exported. Return a message instead of raising an exception if a retry would fail
+    again on all ranks, because Ray Train retries after exceptions. Raises UnusableCheckpoint.
+    """
+    progress = Progress()
+    try:
+        if checkpoint_uri is None:
+            engine = build_engine(config, runtime)
+        else:
+            engine, progress = checkpoint.resume(config, runtime, uri=checkpoint_uri)
+    except ModelError as error:
         return str(error)
-    _wait_for_upload()  # its files are deleted before the weights are written to the same disk
-    refusal = upload_weights(engine, config, runtime=runtime, uri=weights)
+    outcome: TrainingResult | str
+    try:
+        report = train(engine, config, runtime=runtime, callbacks=callbacks, progress=progress)
+        weights = export_to(report)
+        if weights:
+            upload_weights(engine, config, runtime=runtime, uri=weights)
+        outcome = TrainingResult.from_report(
+            report, weights=weights, dtype=compute_dtype_name(config)
+        )
+    except (Diverged, UnusableWeights) as error:
+        outcome = str(error)
     destroy_engine(engine)
-    if refusal:
-        return refusal
-    return TrainingResult.of_report(report, weights=weights, dtype=compute_dtype_name(config))
-
-
-def _start_or_resume(
-    config: TrainingConfig, runtime: TaskRuntime, *, scheme: str
-) -> tuple[Any, Progress]:
-    """Return an engine and its progress, resumed from Ray Train's last checkpoint if there is
-    one."""
-    saved = ray.train.get_checkpoint()
-    if saved is None:
-        return build_engine(config, runtime), Progress()
-    return checkpoint.resume(config, runtime, uri=f"{scheme}://{saved.path}")
+    return outcome
 
 
 def _save(progress: Progress, engine: Any) -> None:

@@ -95,9 +95,9 @@ def sweep_futility(
     2. All these scores are below `to_beat`.
     3. The one-sided 95% prediction limit for the best of the other trials is below `to_beat`. It
        assumes that all scores come from one normal distribution: mean + t * s * sqrt(1 + 1/k),
-       where t is Student's quantile at 1 - 0.05 / others with k - 1 degrees of freedom (Hahn,
-       Factors for calculating two-sided prediction intervals, JASA 64, 1969; Bonferroni correction
-       for the best of several).
+       where t is Student's quantile at 1 - 0.05 / (number of other trials) with k - 1 degrees of
+       freedom (Hahn, Factors for calculating two-sided prediction intervals, JASA 64, 1969;
+       Bonferroni correction for the best of several).
 
     Trials that learn nothing widen the interval, so the sweep continues rather than ends too early.
     The limit ignores that the search may sample better configurations later (Optuna's first ten are
@@ -105,16 +105,17 @@ def sweep_futility(
     """
     estimates = [optimistic_final_score(trial, num_rows=num_rows) for trial in trials]
     finals = [final for final in estimates if final is not None]
-    others = num_trials - len(finals)
-    if len(finals) < MIN_FINAL_SCORES or others < 1 or max(finals) >= to_beat:
+    num_left = num_trials - len(finals)
+    if len(finals) < MIN_FINAL_SCORES or num_left < 1 or max(finals) >= to_beat:
         return None
     from scipy.stats import t  # takes half a second to import
 
-    quantile = float(t.ppf(1 - ALPHA / others, df=len(finals) - 1))
+    quantile = float(t.ppf(1 - ALPHA / num_left, df=len(finals) - 1))
     limit = mean(finals) + quantile * stdev(finals) * sqrt(1 + 1 / len(finals))
     if limit >= to_beat:
         return None
     return (
         f"{to_beat:.3f} is out of reach: {len(finals)} trials reach at most {max(finals):.3f}, and "
-        f"the best of the other {others} at most {max(limit, *finals):.3f} (95% prediction limit)"
+        f"the best of the other {num_left} at most {max(limit, *finals):.3f} "
+        "(95% prediction limit)"
     )

@@ -3,13 +3,13 @@ rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import curve_fit
 
 MIN_SIZES = 3  # the power law has three parameters
+MAX_SIZES = 5
 NUM_RESAMPLES = 400
 LEVEL = 0.95
 MAX_RATE = 2.0  # upper bound of the exponent; measured learning curves have exponents below 1
@@ -22,28 +22,24 @@ class LearningCurve:
     sizes: tuple[int, ...]  # training rows, ascending; the last is all of them
     scores: tuple[float, ...]  # validation score at each size, in [0, 1]
     at_double: float  # predicted score with twice the last size
-    interval: tuple[
-        float, float
-    ]  # 95% interval of `at_double`; `fit_curve` lists the errors that it does not cover
+    interval: tuple[float, float]
+    """95% interval of `at_double`; `fit_curve` lists the errors that it does not cover."""
     sentence: str  # the prediction as a sentence
 
 
-def curve_sizes(num_rows: int, num_classes: int, num_sizes: int = 5) -> tuple[int, ...]:
-    """Return `num_sizes` ascending training sizes: ..., a quarter, half and all of `num_rows`.
+def curve_sizes(num_rows: int, num_classes: int) -> tuple[int, ...]:
+    """Return up to five ascending training sizes: ..., a quarter, half and all of `num_rows`.
 
-    Sizes below the number of classes are omitted. Raises ValueError if fewer than three are
-    requested or remain.
+    Sizes below the number of classes are omitted. Raises ValueError if fewer than three remain.
     """
-    if num_sizes < MIN_SIZES:
-        raise ValueError(f"num_sizes is {num_sizes}; a learning curve needs at least {MIN_SIZES}")
-    halved = (num_rows // 2**halvings for halvings in reversed(range(num_sizes)))
-    sizes = tuple(size for size in halved if size >= max(1, num_classes))
+    smallest = max(1, num_classes)
+    halved = (num_rows // 2**halvings for halvings in reversed(range(MAX_SIZES)))
+    sizes = tuple(size for size in halved if size >= smallest)
     if len(sizes) < MIN_SIZES:
         raise ValueError(
             f"a learning curve needs {MIN_SIZES} training sizes, but {num_rows} rows of "
             f"{num_classes} classes give only {len(sizes)}; use at least "
-            f"{max(1, num_classes) * 2 ** (MIN_SIZES - 1)} rows, or set tuning.learning_curve to "
-            "false"
+            f"{smallest * 2 ** (MIN_SIZES - 1)} rows, or set tuning.learning_curve to false"
         )
     return sizes
 
@@ -70,11 +66,7 @@ def fit_curve(
       score upward.
     - For scores that are not a share of rows (macro-F1), the binomial distribution is an
       approximation.
-
-    Raises ValueError for fewer than three sizes, sizes that do not ascend, or scores outside [0,
-    1].
     """
-    _validate(sizes, scores, num_validation=num_validation)
     shares = np.asarray(sizes, dtype=np.float64) / sizes[-1]
     errors = 1 - np.asarray(scores, dtype=np.float64)
     law = _fit(shares, errors, num_validation=num_validation)
@@ -83,16 +75,23 @@ def fit_curve(
     drawn = np.random.default_rng(seed).binomial(
         num_validation, rates, size=(NUM_RESAMPLES, len(sizes))
     )
-    resampled = [
-        _double(_fit(shares, row, num_validation=num_validation)) for row in drawn / num_validation
-    ]
+    laws = [_fit(shares, row, num_validation=num_validation) for row in drawn / num_validation]
+    resampled = list(map(_double, laws))
     low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
     at_double = _double(law)
     # If a parameter is at its bound, all draws may be on one side of the prediction.
     interval = (min(low, at_double), max(high, at_double))
+    # Compare with the higher value. A measured score below the curve is no evidence that more data
+    # helps.
     on_curve = 1 - float(fitted[-1])
-    sentence = _sentence(
-        sizes[-1], measured=scores[-1], fitted=on_curve, at_double=at_double, interval=interval
+    advice = "it is not certain that more data would help"
+    if round(interval[0], 3) > round(max(scores[-1], on_curve), 3):
+        advice = "more data should help"
+    sentence = (
+        f"twice the data ({2 * sizes[-1]:,} rows) would give a validation score of about "
+        f"{at_double:.3f} (95% interval {interval[0]:.3f} to {interval[1]:.3f}); all "
+        f"{sizes[-1]:,} rows gave {scores[-1]:.3f} ({on_curve:.3f} on the fitted curve), so "
+        f"{advice}"
     )
     return LearningCurve(
         tuple(sizes), tuple(scores), at_double=at_double, interval=interval, sentence=sentence
@@ -105,14 +104,6 @@ def _error(
     return np.asarray(floor + excess * share**-rate)
 
 
-def _slopes(
-    share: NDArray[np.float64], _: float, excess: float, rate: float
-) -> NDArray[np.float64]:
-    """Return the derivatives of `_error` with respect to floor, excess and rate, [N, 3]."""
-    power = share**-rate
-    return np.stack([np.ones_like(share), power, -excess * np.log(share) * power], axis=1)
-
-
 def _fit(
     shares: NDArray[np.float64], errors: NDArray[np.float64], *, num_validation: int
 ) -> tuple[float, ...]:
@@ -121,8 +112,9 @@ def _fit(
     sigma = np.sqrt(rates * (1 - rates) / num_validation)
     start = (errors.min() / 2, errors[-1] / 2, 0.5)
     bounds = ((0, 0, 0), (1, 1, MAX_RATE))
-    options = {"absolute_sigma": True, "jac": _slopes, "ftol": 1e-7, "max_nfev": 10_000}
-    law, _ = curve_fit(_error, shares, errors, p0=start, sigma=sigma, bounds=bounds, **options)
+    law, _ = curve_fit(
+        _error, shares, errors, p0=start, sigma=sigma, bounds=bounds, ftol=1e-7, max_nfev=10_000
+    )
     return tuple(float(value) for value in law)
 
 
@@ -135,37 +127,3 @@ def _smoothed(errors: NDArray[np.float64], num_rows: int) -> NDArray[np.float64]
 def _double(law: tuple[float, ...]) -> float:
     """Return the score at twice the last size."""
     return float(np.clip(1 - _error(np.array(2.0), *law), 0, 1))
-
-
-def _sentence(
-    num_rows: int,
-    *,
-    measured: float,
-    fitted: float,
-    at_double: float,
-    interval: tuple[float, float],
-) -> str:
-    low, high = interval
-    # Compare with the higher value. A measured score below the curve is no evidence that more data
-    # helps.
-    helps = round(low, 3) > round(max(measured, fitted), 3)
-    return (
-        f"twice the data ({2 * num_rows:,} rows) would give a validation score of about "
-        f"{at_double:.3f} (95% interval {low:.3f} to {high:.3f}); all {num_rows:,} rows gave "
-        f"{measured:.3f} ({fitted:.3f} on the fitted curve), so "
-        f"{'more data should help' if helps else 'it is not certain that more data would help'}"
-    )
-
-
-def _validate(sizes: Sequence[int], scores: Sequence[float], *, num_validation: int) -> None:
-    if len(sizes) != len(scores) or len(sizes) < MIN_SIZES:
-        raise ValueError(
-            f"{len(sizes)} sizes and {len(scores)} scores; a learning curve needs at least "
-            f"{MIN_SIZES} sizes with a score each"
-        )
-    if sizes[0] < 1 or any(after <= before for before, after in pairwise(sizes)):
-        raise ValueError(f"sizes {tuple(sizes)} must be positive and strictly ascending")
-    if not all(0 <= score <= 1 for score in scores):
-        raise ValueError(f"scores {tuple(scores)} must be between 0 and 1")
-    if num_validation < 1:
-        raise ValueError(f"num_validation {num_validation} must be at least 1")

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from cluster.remote import this_node_selector
 from tailorbird.config.training import TrainingConfig
 from tailorbird.config.tuning import TuningConfig
-from tailorbird.storage import delete_folder, folder_sizes
+from tailorbird.storage import delete_folder, list_folder
 from tailorbird.storage.stage_cache import new_name
 from tailorbird.storage.stored_model import StoredModel
 from training.reports import TrainingResult
@@ -126,11 +126,11 @@ def delete_other_weights(trained: TrainingResult) -> None:
     """
     folder, _, selected = trained.weights.rpartition("/")
     prefix = f"{selected.partition('-')[0]}-"  # `trial-` or `weights-`
-    for name in sorted({name.partition("/")[0] for name in folder_sizes(folder)}):
+    for entry in list_folder(folder):
         # Calibrated copies of the selected weights (`set_decision`) have names that start with the
         # same name.
-        if name.startswith(prefix) and not name.startswith(selected):
-            delete_folder(f"{folder}/{name}")
+        if entry.name.startswith(prefix) and not entry.name.startswith(selected):
+            delete_folder(entry.uri)
 
 
 def table(

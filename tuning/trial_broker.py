@@ -6,9 +6,8 @@ The states of a trial, and the calls that change them:
     submit            take                finish
     ------> waiting ---------> assigned ----------> over (its record has a result)
               ^                 |  |
-              |   requeue,      |  |  give_up, or requeue after MAX_FAILURES
-              |   limit_tokens  |  +---------------> over (its record has a failure)
-              +-----------------+
+              |     requeue     |  |  give_up, or requeue after MAX_FAILURES
+              +-----------------+  +--------------> over (its record has a failure)
 
 `report` and `next_report` do not change the state: a group and Tune wait there for each other at
 the end of each epoch. `cancel` ends the training of an assigned trial at its next `report`, after
@@ -18,7 +17,7 @@ stays so, except one with `failed_by_workers`, which waits again.
 """
 
 import asyncio
-from collections import defaultdict, deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,29 +58,14 @@ class _Trial:
     num_requested: int = 0  # reports that Tune has requested
     cancelled: bool = False
     failures: int = 0  # failures of worker groups with this trial since its newest checkpoint
-    has_saved: bool = False  # true if the current group has written a checkpoint
-    stored_by: dict[str, set[int]] = field(default_factory=dict)
-    """Ranks that have stored their part of a checkpoint that is not complete, by the checkpoint's
-    URI."""
+    parts: Counter[str] = field(default_factory=Counter)
+    """Number of stored parts of checkpoints that are not complete, by URI."""
 
     @property
     def pending(self) -> bool:
         """True if a group must take the trial. A cancelled trial is taken only to export its
         weights."""
         return not self.record.over and (self.record.completed or not self.cancelled)
-
-
-@dataclass
-class _Group:
-    trial: str | None = None  # name of the assigned trial
-    failures: list[str] = field(default_factory=list)
-    """Reasons of the group's failures since it finished a trial."""
-
-    def release(self) -> str | None:
-        """Return the name of the assigned trial, which the group no longer trains."""
-        name = self.trial
-        self.trial = None
-        return name
 
 
 @dataclass(frozen=True)
@@ -96,9 +80,7 @@ class WorkerGroupJob:
     uri: str
     # name of this run of the sweep; another driver must not replace the weights of its trials
     run: str = ""
-    num_trials: int = 0
-    """Trials of the sweep. Each can fail the group once more, if it exceeds the memory of its
-    GPU."""
+    num_trials: int = 0  # trials of the sweep
 
 
 class TrialBroker:
@@ -108,8 +90,8 @@ class TrialBroker:
     A group's `report` returns when Tune has requested the next epoch or cancelled the trial. `keep`
     is called with the journal after each change that a restarted driver must know. `known` are the
     trials of an interrupted sweep. If Tune submits the configuration of a known trial, the trial
-    continues under its former name. Tune receives the former reports again, and a group resumes the
-    trial from its checkpoint if it is not over.
+    continues under its previous name. Tune receives the previous reports again, and a group resumes
+    the trial from its checkpoint if it is not over.
     """
 
     def __init__(
@@ -125,7 +107,7 @@ class TrialBroker:
         self._trials: dict[str, _Trial] = {}
         """Trials by Tune's id and by name. The two differ for a known trial."""
         self._waiting: deque[str] = deque()
-        self._groups: defaultdict[str, _Group] = defaultdict(_Group)
+        self._assigned: dict[str, str] = {}  # trials by group
         self._batch_tokens: int | None = None
         """Limit of a micro-batch that the memory of the GPUs has shown."""
         ranks = [record.exported_rank for record in known]
@@ -184,7 +166,7 @@ class TrialBroker:
         A group that restarted before it finished its trial gets the same trial, unless another
         group has taken it.
         """
-        unfinished = self._groups[group].release()
+        unfinished = self._assigned.pop(group, None)
         if unfinished is not None:
             self._waiting.appendleft(unfinished)
             await self._notify()
@@ -196,11 +178,8 @@ class TrialBroker:
             if name is None:
                 return None
             self._waiting.popleft()
-        self._groups[group].trial = name
-        trial = self._trials[name]
-        trial.has_saved = False
-        trial.stored_by.clear()
-        record = trial.record
+        self._assigned[group] = name
+        record = self._trials[name].record
         record.batch_tokens = self._batch_tokens or record.batch_tokens
         return TrialAssignment(name, record.trained_config, record.checkpoint)
 
@@ -231,26 +210,23 @@ class TrialBroker:
             )
         return trial.num_requested > len(record.epochs)
 
-    async def saved(
-        self, group: str, name: str, checkpoint: str, *, rank: int, num_ranks: int
-    ) -> str | None:
+    async def saved(self, group: str, name: str, checkpoint: str, *, num_ranks: int) -> str | None:
         """(Worker group) Note that a rank has stored its part of a checkpoint; after the last rank,
         record it.
 
         Return the previous checkpoint, which can be deleted, to the last rank, and None to the
         others. A group that failed may still be uploading; its checkpoints are ignored.
         """
-        if self._groups[group].trial != name:
+        if self._assigned.get(group) != name:
             return None
         trial = self._trials[name]
-        ranks = trial.stored_by.setdefault(checkpoint, set())
-        ranks.add(rank)
-        if len(ranks) < num_ranks:
+        trial.parts[checkpoint] += 1
+        if trial.parts[checkpoint] < num_ranks:
             return None
-        trial.stored_by.clear()
+        trial.parts.clear()
         previous = trial.record.checkpoint
         trial.record.checkpoint = checkpoint
-        trial.has_saved = True
+        trial.failures = 0
         await self._write()
         return previous
 
@@ -262,7 +238,7 @@ class TrialBroker:
     async def finish(self, group: str, name: str, result: TrainingResult) -> None:
         """(Worker group) Record the trial's result."""
         record = self._trials[name].record
-        self._groups[group] = _Group()
+        self._assigned.pop(group, None)
         if record.over:  # this group was considered dead, and another group has finished the trial
             return
         record.result = result
@@ -270,24 +246,10 @@ class TrialBroker:
             self._best = max(self._best or (False, 0.0), (record.completed, result.score))
         await self._write()
 
-    async def give_up(
-        self, group: str, name: str, message: str, *, by_workers: bool = False
-    ) -> None:
-        """(Worker group) Record that the trial failed and is not retried in this run; see
-        `failed_by_workers`."""
-        self._groups[group].release()
-        if not by_workers:
-            self._groups[group].failures.clear()
-        self._trials[name].record.failed_by_workers = by_workers
+    async def give_up(self, group: str, name: str, message: str) -> None:
+        """(Worker group) Record that the trial failed and is not retried."""
+        self._assigned.pop(group, None)
         await self._fail(name, message)
-
-    async def limit_tokens(self, group: str, name: str, batch_tokens: int) -> None:
-        """(Worker group) Limit the micro-batches of all trials from now on, and put the group's
-        trial in front."""
-        self._batch_tokens = min(batch_tokens, self._batch_tokens or batch_tokens)
-        if self._groups[group].release() is not None:  # else another rank of the group was faster
-            self._waiting.appendleft(name)
-        await self._notify()
 
     async def end(self, reason: str) -> None:
         """(Tune) End the sweep, and record which trials end with it."""
@@ -304,16 +266,21 @@ class TrialBroker:
         trials = tuple(record.model_copy(deep=True) for record in (*records.values(), *self._known))
         return SweepJournal(trials=trials, ended=self._ended)
 
-    async def requeue(self, group: str, reason: str) -> None:
+    async def requeue(self, group: str, reason: str, *, batch_tokens: int | None = None) -> None:
         """(Ray Train) Put the trial of a group whose workers failed at the front of the queue, for
-        any group."""
-        name = self._groups[group].release()
+        any group.
+
+        With `batch_tokens`, they failed because a GPU ran out of memory. The micro-batches of all
+        trials are limited from now on, and the trial's failures are not counted.
+        """
+        if batch_tokens is not None:
+            self._batch_tokens = min(batch_tokens, self._batch_tokens or batch_tokens)
+        name = self._assigned.pop(group, None)
         if name is None:
             return
         trial = self._trials[name]
-        trial.failures += 1
-        if trial.has_saved:
-            trial.failures = 0
+        if batch_tokens is None:
+            trial.failures += 1
         if trial.failures >= MAX_FAILURES:
             trial.record.failed_by_workers = True
             await self._fail(
@@ -322,13 +289,6 @@ class TrialBroker:
             return
         self._waiting.appendleft(name)
         await self._notify()
-
-    def count_failure(self, group: str, reason: str) -> tuple[str, ...]:
-        """(Ray Train) Return the reasons of the failures of a group since it finished a trial, with
-        this one."""
-        failures = self._groups[group].failures
-        failures.append(reason)
-        return tuple(failures)
 
     async def close(self) -> None:
         """(Sweep) Accept no more trials, and let waiting groups end."""

@@ -24,9 +24,8 @@ class TrialRecord(BaseModel, extra="forbid"):
     result: TrainingResult | None = None  # result of a finished trial
     failure: str | None = None
     failed_by_workers: bool = False
-    """True if worker groups failed or their memory did not suffice. A sweep that is run again
-    retries such a trial, since it can have other workers, or a change of the recipe that needs less
-    memory."""
+    """True if worker groups failed. A sweep that is run again retries such a trial, since it can
+    have other workers, or a change of the recipe that needs less memory."""
     ended_with_sweep: bool = False  # true if the trial was not over when the sweep ended
 
     @property

@@ -17,7 +17,6 @@ from cluster.remote import this_node_selector
 from tailorbird.config.training import TrainingConfig
 from tailorbird.config.tuning import TuningConfig
 from tailorbird.storage.s3 import PERSISTENT, filesystem
-from tuning.experiment_tracking import tracker_callbacks
 from tuning.futility import Target, TrialScores, can_still_reach, sweep_futility
 from tuning.scheduler import build_scheduler, build_search
 from tuning.search_space import param_space
@@ -108,7 +107,7 @@ def build_tuner(
             storage_filesystem=store,
             stop=stopper,
             # Tune reads the results from its JSON files at the end.
-            callbacks=[ErrorsAsText(), JsonLoggerCallback(), *tracker_callbacks(config, uri=uri)],
+            callbacks=[ErrorsAsText(), JsonLoggerCallback()],
             verbose=0,
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),

@@ -15,20 +15,15 @@ from typing import Any
 import ray
 import torch.distributed as dist
 
-from cluster.progress import NoteEvent, ProgressEvent, TrialEvent
-from tailorbird.models.errors import ModelError
+from cluster.progress import TrialEvent
 from tailorbird.storage import delete_folder, upload_folder
 from training import checkpoint, preemption
-from training.engine.deepspeed_engine import MissingKernels, compute_dtype_name
-from training.engine.deepspeed_private import destroy_engine
-from training.engine.out_of_memory import out_of_memory_reported
-from training.errors import OutOfMemory, UnusableCheckpoint
-from training.export import upload_weights
-from training.loop import Callbacks, build_engine, train
+from training.errors import UnusableCheckpoint
+from training.loop import Callbacks
 from training.ranks import any_rank, from_rank_0
-from training.reports import EpochReport, Progress, TrainingResult
-from training.task import Diverged, TaskRuntime
-from training.worker import epoch_event, send_event
+from training.reports import EpochReport, Progress
+from training.task import TaskRuntime
+from training.worker import epoch_event, send_event, train_and_export
 from tuning.search_space import trial_config
 from tuning.trial_broker import TrialAssignment, WorkerGroupJob
 
@@ -79,87 +74,43 @@ class _TrialRun:
 
     def run(self) -> str:
         """Train, export the weights if they are the best so far, and return the trial's final
-        status.
-
-        Raises OutOfMemory, after which this group restarts, and the trial continues with smaller
-        micro-batches. If they cannot be smaller, it has failed if the group has `max_workers`. In a
-        smaller group, whose workers hold larger shares of the states, the broker requeues it.
-        """
-        try:
-            with out_of_memory_reported(self._config):
-                return self._run()
-        except OutOfMemory as error:
-            if error.batch_tokens is not None:
-                self._report(NoteEvent(f"trial {self._trial}: {error.retry}"))
-                ray.get(
-                    self._broker.limit_tokens.remote(
-                        self._job.group, self._trial, error.batch_tokens
-                    )
-                )
-            elif error.num_workers == self._config.max_workers:
-                self._report(TrialEvent(self._trial, self._assignment.config, "failed"))
-                message = f"worker {dist.get_rank()}: {error}"
-                ray.get(
-                    self._broker.give_up.remote(
-                        self._job.group, self._trial, message, by_workers=True
-                    )
-                )
-            raise  # the other ranks wait for this one in a collective
-
-    def _report(self, event: ProgressEvent) -> None:
-        """Send an event from this rank, because rank 0 may wait for it."""
-        if self._job.events is not None:
-            self._job.events.put.remote(event)
-
-    def _run(self) -> str:
-        try:
-            engine, progress = self._start_or_resume()
-        except (UnusableCheckpoint, MissingKernels, ModelError) as error:
-            return self._give_up(str(error))
-        self._saved_at = time.perf_counter()
+        status."""
         callbacks = Callbacks(
             on_step=lambda step: send_event(self._job.events, replace(step, trial=self._trial)),
             on_epoch=self._on_epoch,
             on_save=self._save,
         )
         try:
-            report = train(
-                engine, self._config, runtime=self._runtime, callbacks=callbacks, progress=progress
+            result = train_and_export(
+                self._config,
+                self._runtime,
+                checkpoint_uri=self._assignment.checkpoint,
+                callbacks=callbacks,
+                export_to=self._export_to,
             )
-        except Diverged as error:
-            destroy_engine(engine)
+        except UnusableCheckpoint as error:
             return self._give_up(str(error))
+        if isinstance(result, str):
+            return self._give_up(result)
+
+        if dist.get_rank() == 0:
+            ray.get(self._broker.finish.remote(self._job.group, self._trial, result))
+            delete_folder(self._checkpoints)
+        if result.epochs == self._config.epochs:
+            return "completed"
+        return "stopped"
+
+    def _export_to(self, report: EpochReport) -> str:
+        """Return the folder for the weights, or an empty string if they are not the best so far."""
         completed = report.epoch + 1 == self._config.epochs
         is_best = answer(
             lambda: self._broker.is_best.remote(score=report.score, completed=completed).future()
         )
         # their files are deleted before the weights are written to the same disk
         self._finish_uploads()
-        weights = ""
-        refusal = ""
         if is_best:
-            weights = f"{self._job.uri}/trial-{self._trial}-{self._job.run}"
-            refusal = upload_weights(engine, self._config, runtime=self._runtime, uri=weights)
-        destroy_engine(engine)
-        if refusal:
-            return self._give_up(refusal)
-
-        if dist.get_rank() == 0:
-            dtype = compute_dtype_name(self._config)
-            result = TrainingResult.of_report(report, weights=weights, dtype=dtype)
-            ray.get(self._broker.finish.remote(self._job.group, self._trial, result))
-            delete_folder(self._checkpoints)
-        if completed:
-            return "completed"
-        return "stopped"
-
-    def _start_or_resume(self) -> tuple[Any, Progress]:
-        """Return an engine and its progress, resumed from the trial's checkpoint if there is
-        one."""
-        source = self._assignment.checkpoint
-        if source is None:
-            return build_engine(self._config, self._runtime), Progress()
-        return checkpoint.resume(self._config, self._runtime, uri=source)
+            return f"{self._job.uri}/trial-{self._trial}-{self._job.run}"
+        return ""
 
     def _on_epoch(self, report: EpochReport, engine: Any) -> bool:
         send_event(self._job.events, epoch_event(report, trial=self._trial))
@@ -199,8 +150,11 @@ class _TrialRun:
             upload_folder(folder, uri)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        ranks = {"rank": dist.get_rank(), "num_ranks": dist.get_world_size()}
-        previous = ray.get(self._broker.saved.remote(self._job.group, self._trial, uri, **ranks))
+        previous = ray.get(
+            self._broker.saved.remote(
+                self._job.group, self._trial, uri, num_ranks=dist.get_world_size()
+            )
+        )
         if previous is not None:
             delete_folder(previous)
 

@@ -1,7 +1,7 @@
 """The worker groups of a sweep. Each is a Ray Train run that trains trials until none is left."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
@@ -9,10 +9,11 @@ from typing import Any
 import ray
 from ray.train import UserCallback, WorkerGroupError
 
+from cluster.progress import NoteEvent
 from cluster.remote import this_node
 from cluster.resources import live_nodes, worker_resources, workers_that_fit
 from tailorbird.config.training import TrainingConfig
-from training.errors import RepeatedFailure, describe_failure, restart_is_expected
+from training.errors import describe_failure, out_of_memory
 from training.trainer import build_torch_trainer, placement_strategy, stop_trainings
 from tuning.trial_broker import WorkerGroupJob
 
@@ -83,55 +84,31 @@ def run_worker_groups(job: WorkerGroupJob, *, num_groups: int) -> Iterator[list[
 
 
 class RequeueOnFailure(UserCallback):  # type: ignore[misc]
-    """Callback that requeues a group's trial when workers of the group fail, and ends a group that
-    fails repeatedly.
+    """Callback that requeues a group's trial when workers of the group fail.
 
     The group restarts only when enough CPUs are free. This may never happen: its node may be lost
-    while the other groups keep their CPUs and wait for a trial. Ray Train does not restart after an
-    error of a callback.
+    while the other groups keep their CPUs and wait for a trial.
     """
 
-    def __init__(self, broker: Any, group: str, *, uri: str, max_failures: int) -> None:
-        self._broker = broker
-        self._group = group
-        self._uri = uri
-        self._max_failures = max_failures
+    def __init__(self, job: WorkerGroupJob) -> None:
+        self._job = job
 
     def after_exception(self, *, worker_exceptions: dict[int, Exception], **_: Any) -> None:
-        reason = describe_failure(WorkerGroupError("", worker_exceptions), uri=self._uri)
-        self._broker.requeue.remote(self._group, reason)
-        if restart_is_expected(worker_exceptions.values()):
-            return
-        reasons = ray.get(self._broker.count_failure.remote(self._group, reason))
-        message = repeated_failure(reasons, max_failures=self._max_failures)
-        if message is not None:
-            raise RepeatedFailure(message)
-
-
-def repeated_failure(reasons: Sequence[str], *, max_failures: int) -> str | None:
-    """Return the message of a group that must end after these failures, or None if it must restart.
-
-    `reasons` are the failures since the group finished a trial, without those after which a restart
-    is expected. A fault that the trials do not cause, such as a broken node or a missing library,
-    otherwise fails one trial after another.
-    """
-    if len(reasons) <= max_failures:
-        return None
-    times = "once" if len(reasons) == 1 else f"{len(reasons)} times"
-    return (
-        f"its workers failed {times} without a finished trial: "
-        f"{'; '.join(dict.fromkeys(reasons))}; remove the cause and run again, which resumes the "
-        f"sweep (training.max_failures is {max_failures})"
-    )
+        reason = describe_failure(WorkerGroupError("", worker_exceptions), uri=self._job.uri)
+        error = out_of_memory(worker_exceptions.values())
+        batch_tokens = None
+        if error is not None:
+            batch_tokens = error.batch_tokens
+            if self._job.events is not None:
+                self._job.events.put.remote(NoteEvent(f"{self._job.group}: {error}"))
+        self._job.broker.requeue.remote(self._job.group, reason, batch_tokens=batch_tokens)
 
 
 def _run_group(job: WorkerGroupJob) -> str | None:
     """Run a group until it ends, and return its error or None.
 
-    A trial that exceeds the memory of its GPU fails a group of `max_workers` once for each halving
-    of the micro-batches of the sweep, and once at the end, after which the broker does not assign
-    it again. Ray Train counts all failures of the group, so their limit is higher by these numbers.
-    The callback limits the other failures.
+    Ray Train counts the failures of all of the group's trials, so it may fail once more for each,
+    and once for each halving of the micro-batches.
     """
 
     def work() -> None:
@@ -139,15 +116,13 @@ def _run_group(job: WorkerGroupJob) -> str | None:
 
         train_trials(job)
 
-    training = job.training
-    callbacks = [
-        RequeueOnFailure(job.broker, job.group, uri=job.uri, max_failures=training.max_failures)
-    ]
-    uri = f"{job.uri}/groups/{job.group}"
     try:
-        more = job.num_trials + MAX_HALVINGS
         build_torch_trainer(
-            work, config=training, uri=uri, callbacks=callbacks, more_failures=more
+            work,
+            config=job.training,
+            uri=f"{job.uri}/groups/{job.group}",
+            callbacks=[RequeueOnFailure(job)],
+            more_failures=job.num_trials + MAX_HALVINGS,
         ).fit()
     except Exception as error:
         return f"worker group failed: {describe_failure(error, uri=job.uri)}"

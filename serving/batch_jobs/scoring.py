@@ -186,9 +186,8 @@ def score_batch(
             f"{batch.output} has {num_done:,} rows, not {total:,}; score the input again to "
             "another output"
         )
-    if storage.heads([file.uri for file in inputs]) != [
-        (file.etag, file.size_bytes) for file in inputs
-    ]:
+    entries = storage.file_entries([file.uri for file in inputs])
+    if [entry and entry.tag for entry in entries] != [file.etag for file in inputs]:
         raise BatchError(
             f"{batch.input} changed during the batch; score it again to another output"
         )
@@ -270,7 +269,9 @@ def _inputs(batch: BatchSpec, *, columns: list[str]) -> Iterator[InputFile]:
     output is one table."""
     id_type = None
     files = parquet_files(batch.input)
-    for uri, (etag, size_bytes) in zip(files, storage.heads(files), strict=True):
+    for uri, entry in zip(files, storage.file_entries(files), strict=True):
+        if entry is None:
+            raise BatchError(f"{uri} does not exist; it was deleted during the batch")
         with open_parquet(uri, columns=(), in_parts=True) as file:
             _require_columns(file, uri, columns)
             if batch.id_column is not None:
@@ -284,8 +285,8 @@ def _inputs(batch: BatchSpec, *, columns: list[str]) -> Iterator[InputFile]:
             metadata = file.metadata
             yield InputFile(
                 uri=uri,
-                etag=etag,
-                size_bytes=size_bytes,
+                etag=entry.tag,
+                size_bytes=entry.size_bytes,
                 num_rows=metadata.num_rows,
                 read_bytes=_read_bytes(metadata, columns),
             )

@@ -96,7 +96,8 @@ class PartScorer:
         if self._model is None:
             self._model = _load(batch, config=self._config, limits=self._limits)
         table = score_part(part, batch, model=self._model)
-        if storage.head(part.uri)[0] != part.etag:
+        entry = storage.file_entry(part.uri)
+        if entry is None or entry.tag != part.etag:
             raise DataError(
                 f"{part.uri} changed during the batch; score it again to another output"
             )

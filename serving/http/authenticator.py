@@ -24,7 +24,7 @@ from serving.http.api_keys import (
 from serving.http.asgi import caller
 from serving.http.schemas import RequestError
 from serving.limits import RateLimiter
-from tailorbird.storage import StorageError, exists, file_state
+from tailorbird.storage import StorageError, exists, file_entry
 
 RecordChange = Callable[[Sequence[ApiKey] | None, Sequence[ApiKey], str], None]
 """Receives the keys that were recorded before (None at the start), the new keys, and the time of
@@ -204,8 +204,9 @@ class ApiKeyAuthenticator:
         if self._source.startswith(ENVIRONMENT):
             return ""
         try:
-            if exists(self._source):
-                return file_state(self._source)[2]
+            entry = file_entry(self._source)
+            if entry is not None:
+                return str(entry.changed_at)
         except StorageError as error:
             _log.warning("the time of a change of the API keys is not known: %s", error)
         return f"{datetime.now(UTC):%Y-%m-%d %H:%M}"

@@ -1,7 +1,7 @@
 """Section `tuning` of a recipe."""
 
 from math import inf
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -57,10 +57,6 @@ class TuningConfig(ConfigSection):
     grace_epochs: int = Field(default=1, ge=1)
     """Number of epochs that every trial runs before ASHA can stop it. Raise it if an epoch has
     fewer than about 12 steps."""
-    trackers: tuple[Literal["mlflow", "tensorboard"], ...] = ()
-    """Experiment trackers that also log the trials: `mlflow` (at MLFLOW_TRACKING_URI), or
-    `tensorboard` (event files under the sweep's `tune/` folder on S3). Install them with `pip
-    install --editable '.[mlflow,tensorboard]'`."""
     learning_curve: bool = False
     """Also train the selected configuration on parts of the training rows, and predict the score
     with twice as many rows; it takes as long as another training."""

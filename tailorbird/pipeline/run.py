@@ -36,15 +36,19 @@ from tailorbird.registry.versions import Dtype, ModelVersion
 from training.export import average_weights
 from training.reports import TrainingResult
 from training.trainer import finetune
-from tuning.experiment_tracking import require_trackers
 from tuning.futility import set_target
 from tuning.learning_curve import LearningCurve, curve_sizes, fit_curve
 from tuning.sweep import SweepResult, delete_other_weights, sweep
 from tuning.worker_groups import num_groups_that_fit
 
-NOT_OF_TRIALS = {"learning_curve", "trackers", "max_concurrent_trials", "train_anyway"}
+NOT_OF_TRIALS = {"learning_curve", "max_concurrent_trials", "train_anyway"}
 """Fields of the tuning config that do not affect a trial's result."""
-NOT_OF_RESULTS = {"gradient_checkpointing", "checkpoint_interval_s", "max_failures"}
+NOT_OF_RESULTS = {
+    "batch_tokens",
+    "gradient_checkpointing",
+    "checkpoint_interval_s",
+    "max_failures",
+}
 """Fields of the training config that do not affect a result. A failed run can resume with other
 values of them."""
 
@@ -57,7 +61,6 @@ def run_pipeline(recipe: Recipe, *, progress: ProgressReporter) -> RunResult:
     Raises ValueError (DataError, VerdictRefused, StorageError, ...) for invalid input, and
     TrainingFailed if a training fails for another reason.
     """
-    require_trackers(recipe.tuning)
     prepared = prepare(recipe, progress=progress)
     finished = find_finished_run(prepared)
     if finished is not None:
@@ -78,7 +81,6 @@ def run_pipeline(recipe: Recipe, *, progress: ProgressReporter) -> RunResult:
 
 def sweep_only(recipe: Recipe, *, progress: ProgressReporter) -> SweepResult:
     """Run a recipe up to its sweep; raise ValueError if there is nothing to gain."""
-    require_trackers(recipe.tuning)
     with started(prepare(recipe, progress=progress), progress=progress) as context:
         require_trainable(context)
         baselines = fit_baselines(context)

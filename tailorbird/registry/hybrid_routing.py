@@ -22,8 +22,7 @@ class Routing:
     """The rule that selects the rows for a hybrid's second part; the first part answers all other
     rows.
 
-    Raises ValueError if a field that `by` needs is missing, or a field is set that `by` does not
-    use.
+    Raises ValueError if a field that `by` needs is missing.
     """
 
     by: Literal["group", "cascade"]
@@ -35,18 +34,13 @@ class Routing:
 
     def __post_init__(self) -> None:
         if self.by == "group":
-            is_complete = bool(self.column) and bool(self.values) and self.threshold is None
+            is_complete = self.column and self.values and NO_GROUP not in self.values
         else:
-            has_threshold = self.threshold is not None and 0 <= self.threshold <= 1
-            is_complete = has_threshold and self.column is None and not self.values
-        if self.by not in ("group", "cascade") or not is_complete:
+            is_complete = self.threshold is not None and 0 <= self.threshold <= 1
+        if not is_complete:
             raise ValueError(
-                f"{self} is not a rule; routing by group needs a column and values, a cascade "
-                "needs a threshold from 0 to 1, and neither allows other fields"
-            )
-        if NO_GROUP in self.values:
-            raise ValueError(
-                f"values contain {NO_GROUP!r}; the first part answers rows without a group"
+                f"{self} is not a rule; routing by group needs a column and values other than "
+                f"{NO_GROUP!r}, and a cascade needs a threshold from 0 to 1"
             )
 
 
@@ -61,20 +55,12 @@ def routes_to_second(
     Routing by group needs `groups`, the values of the routing column (None for a missing value). A
     cascade needs `confidences` of the first part: of a classifier, its highest probability after
     temperature scaling; of `nearest`, the similarity; of a language model, the exponential of the
-    mean log-probability of the answer's tokens. Raises ValueError if they are missing.
+    mean log-probability of the answer's tokens.
     """
     if routing.by == "group":
-        if groups is None:
-            raise ValueError(
-                f"routing by group needs the values of {routing.column!r}; give them as `groups`"
-            )
-        return np.fromiter(
-            (value in routing.values for value in groups), dtype=np.bool_, count=len(groups)
-        )
-    if confidences is None:
-        raise ValueError(
-            "a cascade needs the confidences of its first part; give them as `confidences`"
-        )
+        assert groups is not None
+        return np.array([value in routing.values for value in groups], dtype=np.bool_)
+    assert confidences is not None
     assert routing.threshold is not None
     # Compare in float64. In float32, numpy rounds the threshold, and a row on the threshold may
     # change sides.

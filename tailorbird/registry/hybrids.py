@@ -43,12 +43,16 @@ def hybrid_config(first: ModelVersion, *, second: ModelVersion, routing: Routing
 def called_endpoints(version: ModelVersion) -> tuple[Endpoint, ...]:
     """Return the endpoints that a version and its parts call; raise RegistryError if a part cannot
     be used."""
-    parts = read_parts(version.hybrid) if version.hybrid else (version,)
-    return tuple(part.endpoint for part in parts if part.endpoint is not None)
+    return tuple(part.endpoint for part in _parts(version) if part.endpoint is not None)
 
 
 def used_base_models(version: ModelVersion) -> tuple[str, ...]:
     """Return the URIs of the base models of a version or of its parts; raise RegistryError if a
     part cannot be used."""
-    parts = read_parts(version.hybrid) if version.hybrid else (version,)
-    return tuple(part.base_model for part in parts if part.spec.uses_base)
+    return tuple(part.base_model for part in _parts(version) if part.spec.uses_base)
+
+
+def _parts(version: ModelVersion) -> tuple[ModelVersion, ...]:
+    if version.hybrid is None:
+        return (version,)
+    return read_parts(version.hybrid)

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from tailorbird.config.base import digest
 from tailorbird.registry.versions import Frozen, now
-from tailorbird.storage import exists, read_bytes, update_bytes, update_json, write_bytes
+from tailorbird.storage import exists, read_bytes, update_bytes, write_bytes
 from tailorbird.storage.objects import NUM_TRANSFERS
 from tailorbird.storage.paths import TaskPaths
 from tailorbird.storage.s3 import StorageError
@@ -118,13 +118,13 @@ def record_test_access(
     )
     uri = TaskPaths(task_uri).test_set_ledger
 
-    def add(stored: object) -> object:
-        entries = () if stored is None else _parse(uri, stored).entries
+    def add(content: bytes | None) -> bytes | None:
+        entries = _entries(uri, content)
         if _find(entries, identity):
             return None
-        return Ledger(entries=(*entries, entry)).model_dump(mode="json")
+        return Ledger(entries=(*entries, entry)).model_dump_json(indent=1).encode()
 
-    recorded = _find(_parse(uri, update_json(uri, add)).entries, identity)
+    recorded = _find(_entries(uri, update_bytes(uri, add)), identity)
     assert recorded is not None
     return recorded
 
@@ -137,10 +137,7 @@ def next_access(task_uri: str, *, rows: Hashes) -> RowUse:
 def read_test_accesses(task_uri: str) -> tuple[TestSetAccess, ...]:
     """Return the accesses of the task, in order."""
     uri = TaskPaths(task_uri).test_set_ledger
-    content = _read(uri)
-    if content is None:
-        return ()
-    return _parse(uri, content).entries
+    return _entries(uri, _read(uri))
 
 
 def recount_access(task_uri: str, *, access: TestSetAccess) -> TestSetAccess | None:
@@ -262,12 +259,12 @@ def _find(entries: Sequence[TestSetAccess], identity: str) -> TestSetAccess | No
     return None
 
 
-def _parse(uri: str, content: object) -> Ledger:
-    """Parse a ledger from its bytes or its JSON value."""
+def _entries(uri: str, content: bytes | None) -> tuple[TestSetAccess, ...]:
+    """Parse a ledger; one that does not exist has no entries."""
+    if content is None:
+        return ()
     try:
-        if isinstance(content, bytes):
-            return Ledger.model_validate_json(content)
-        return Ledger.model_validate(content)
+        return Ledger.model_validate_json(content).entries
     except ValidationError as error:
         raise StorageError(
             f"{uri} is not a valid test-set ledger: {error}; restore the file from a copy"

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from tailorbird import storage
 from tailorbird.config.formats.response_format import StructuredFormat
@@ -97,15 +97,6 @@ class Retrieval(Frozen):
     embedding_weight: float = Field(default=0.0, ge=0, le=1)
     """Weight of the embeddings in the similarity. It is positive if and only if there is an
     encoder."""
-
-    @model_validator(mode="after")
-    def _weight_fits_encoder(self) -> Self:
-        if (self.encoder is None) != (self.embedding_weight == 0):
-            raise ValueError(
-                f"embedding_weight is {self.embedding_weight} and encoder is {self.encoder}; set "
-                "both `encoder` and a positive `embedding_weight`, or neither"
-            )
-        return self
 
 
 class Prompting(Frozen):
@@ -211,38 +202,6 @@ class VersionConfig(StoredModel):
         prompt."""
         return self.has_index or (self.prompting is not None and bool(self.prompting.shots))
 
-    @model_validator(mode="after")
-    def _fields_fit_kind_and_engine(self) -> Self:
-        is_exported = self.exported_from is not None
-        rules = {
-            "the kind `hybrid`, and no other, has the field `hybrid`": (
-                (self.spec.base == "parts") == (self.hybrid is not None)
-            ),
-            "the kinds of an endpoint, and no others, have the field `endpoint`": (
-                self.spec.calls_endpoint == (self.endpoint is not None)
-            ),
-            "`prompting` and `endpoint.reported_model` are required for an endpoint": (
-                self.endpoint is None
-                or (self.endpoint.reported_model is not None and self.prompting is not None)
-            ),
-            f"`prompting.retrieval` is required for the kind `{self.kind}`": (
-                self.has_index or not self.spec.has_index
-            ),
-            "`offsets` has one value per class, or none": (
-                len(self.offsets) in (0, len(self.classes))
-            ),
-            "`exported_from` is set for each engine but torch": (
-                is_exported == (self.engine != "torch")
-            ),
-            "only a single classifier can be exported": (
-                not is_exported or (self.hybrid is None and self.task == "classification")
-            ),
-        }
-        for rule, is_met in rules.items():
-            if not is_met:
-                raise ValueError(f"the fields do not fit each other: {rule}")
-        return self
-
 
 class ModelVersion(VersionConfig):
     """A registered model version. `digest` is the sha256 of its manifest, which has the sha256 of
@@ -287,38 +246,27 @@ def register(task_uri: str, folder: Path) -> ModelVersion:
     """Upload the folder of a version and return the version.
 
     The manifest is written last, so its presence means that the version is complete. Equal files
-    give the same version. Files that are missing or changed on S3 are uploaded again. `task_uri` is
+    give the same version, and restore files that are missing or changed on S3. `task_uri` is
     `<registry>/<name>`. Raises RegistryError if config or weights are missing. A hybrid needs no
     weights, but its parts must be registered with the same digests.
     """
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    files = {path.relative_to(folder).as_posix(): path for path in paths}
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            files[path.relative_to(folder).as_posix()] = path
     if CONFIG not in files:
         raise RegistryError(f"{folder} is not a model version: {CONFIG} is missing")
     config = VersionConfig.model_validate_json(files[CONFIG].read_bytes())
     _require_weights(config, folder=folder, files=files)
-    sha256 = {name: storage.sha256_file(path) for name, path in files.items()}
     entries = {}
     for name, path in files.items():
-        entries[name] = {"sha256": sha256[name], "size_bytes": path.stat().st_size}
+        entries[name] = {"sha256": storage.sha256_file(path), "size_bytes": path.stat().st_size}
     manifest = json.dumps(entries, indent=1, sort_keys=True).encode()
     digest = hashlib.sha256(manifest).hexdigest()
     uri = TaskPaths(task_uri).version(f"{_name_prefix(config)}-{digest[:NUM_DIGITS]}")
-    if storage.exists(f"{uri}/{MANIFEST}"):
-        for name, path in files.items():
-            stored = f"{uri}/{name}"
-            if not storage.exists(stored) or storage.sha256_object(stored) != sha256[name]:
-                storage.upload_file(path, stored)
-    else:
-        storage.upload_folder(folder, uri)
-        storage.write_bytes(f"{uri}/{MANIFEST}", manifest)
-    version = read_version(uri)
-    if version.digest != digest:
-        raise RegistryError(
-            f"{uri} was changed: its manifest has the digest {version.digest}, not {digest}; "
-            "restore the version"
-        )
-    return version
+    storage.upload_folder(folder, uri)
+    storage.write_bytes(f"{uri}/{MANIFEST}", manifest)
+    return read_version(uri)
 
 
 def _require_weights(config: VersionConfig, *, folder: Path, files: Mapping[str, Path]) -> None:
@@ -435,17 +383,7 @@ def read_pinned(pinned: PinnedVersion) -> ModelVersion:
 def read_parts(hybrid: Hybrid) -> tuple[ModelVersion, ModelVersion]:
     """Return a hybrid's first and second part; raise RegistryError if one is missing or has another
     digest."""
-    return _read_part("first", hybrid.first), _read_part("second", hybrid.second)
-
-
-def _read_part(name: str, pinned: PinnedVersion) -> ModelVersion:
-    try:
-        part = read_pinned(pinned)
-    except RegistryError as error:
-        raise RegistryError(f"the {name} part of the hybrid cannot be used: {error}") from None
-    if part.hybrid is not None:
-        raise RegistryError(f"{part.uri} is a hybrid; the parts of a hybrid must be single models")
-    return part
+    return read_pinned(hybrid.first), read_pinned(hybrid.second)
 
 
 def weights_digest(version: ModelVersion) -> str:

@@ -32,7 +32,7 @@ class ChallengerRecord(Frozen):
 
 
 class WatchRecord(StoredModel):
-    """The recommendation of one watch, written to `watch.json` in place of the former one."""
+    """The recommendation of one watch, written to `watch.json` in place of the previous one."""
 
     at: str
     """ISO 8601."""

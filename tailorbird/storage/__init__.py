@@ -5,22 +5,19 @@
 
 from tailorbird.storage.conditional import (
     delete,
-    head,
-    heads,
     read_versioned,
     update_bytes,
     update_json,
     write_if_match,
     write_once,
 )
+from tailorbird.storage.listing import file_entries, file_entry, list_folder
 from tailorbird.storage.objects import (
     MANIFEST,
     comes_from_storage,
     delete_folder,
     download_folder,
     exists,
-    file_state,
-    folder_sizes,
     list_files,
     open_file,
     read_bytes,

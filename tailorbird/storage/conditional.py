@@ -10,14 +10,13 @@ import json
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tailorbird.storage import s3
-from tailorbird.storage.objects import NUM_TRANSFERS, exists, parse_json, read_bytes, write_bytes
+from tailorbird.storage.objects import exists, parse_json, read_bytes, write_bytes
 from tailorbird.storage.s3 import ObjectNotFound, PreconditionFailed, StorageError, storage_errors
 from tailorbird.storage.stored_model import StoredModel
 
@@ -25,27 +24,6 @@ M = TypeVar("M", bound=StoredModel)
 NUM_ATTEMPTS = 50
 FIRST_WAIT_S = 0.05
 LONGEST_WAIT_S = 0.5
-
-
-def head(uri: str) -> tuple[str, int]:
-    """Return an object's ETag and size in bytes; raise StorageError if it does not exist."""
-    local = _local_file(uri)
-    if local is not None:
-        with storage_errors(uri):
-            content = local.read_bytes()
-        return _local_etag(content), len(content)
-    path = _object_path(uri)
-    with storage_errors(uri):
-        info = s3.s3fs_client().info(path, refresh=True)
-        if info["type"] != "file":
-            raise FileNotFoundError(uri)
-    return str(info["ETag"]), int(info["size"])
-
-
-def heads(uris: Sequence[str]) -> list[tuple[str, int]]:
-    """Return the ETag and size of each object, like `head`, with concurrent requests."""
-    with ThreadPoolExecutor(NUM_TRANSFERS) as pool:
-        return list(pool.map(head, uris))
 
 
 def delete(uri: str) -> None:
@@ -70,11 +48,10 @@ def read_versioned(uri: str) -> tuple[bytes, str] | None:
     """
     local = _local_file(uri)
     if local is not None:
-        with storage_errors(uri):
-            content = local.read_bytes() if local.is_file() else None
-        if content is None:
-            return None
-        return (content, _local_etag(content))
+        with suppress(ObjectNotFound), storage_errors(uri):
+            content = local.read_bytes()
+            return content, _local_etag(content)
+        return None
     path = _object_path(uri)
     client = s3.s3fs_client()
     with suppress(ObjectNotFound), storage_errors(uri):
@@ -104,7 +81,7 @@ def write_if_match(uri: str, data: bytes, *, etag: str | None) -> str:
                 path, data, chunksize=max(1, len(data)), **condition
             )
     except (PreconditionFailed, ObjectNotFound) as error:
-        raise _precondition_failed(uri, etag=etag) from error
+        raise _precondition_failed(uri) from error
     return str(answer["ETag"])
 
 
@@ -164,7 +141,7 @@ def _write_local(uri: str, local: Path, data: bytes, *, etag: str | None) -> str
         with _locked(local.parent):
             current = _local_etag(local.read_bytes()) if local.exists() else None
             if current != etag:
-                raise _precondition_failed(uri, etag=etag)
+                raise _precondition_failed(uri)
             write_bytes(uri, data)
     return _local_etag(data)
 
@@ -192,9 +169,10 @@ def _local_etag(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _precondition_failed(uri: str, *, etag: str | None) -> PreconditionFailed:
-    reason = "it already exists" if etag is None else f"its ETag is no longer {etag}"
-    return PreconditionFailed(f"{uri} was not written: {reason}; read it again and retry")
+def _precondition_failed(uri: str) -> PreconditionFailed:
+    return PreconditionFailed(
+        f"{uri} was not written, because it exists or has changed; read it again and retry"
+    )
 
 
 def _object_path(uri: str) -> str:

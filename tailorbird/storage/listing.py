@@ -2,6 +2,8 @@
 keep a cache."""
 
 import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tailorbird.storage import s3
+from tailorbird.storage.objects import NUM_TRANSFERS
 from tailorbird.storage.s3 import ObjectNotFound, storage_errors
 
 
@@ -22,6 +25,7 @@ class Entry:
     """Differs for two contents of a file: its ETag on S3, else its time, size and inode; empty for
     a folder."""
     changed_at: datetime | None = None  # UTC; None for a folder on S3
+    size_bytes: int = 0  # of a file
 
     @property
     def name(self) -> str:
@@ -65,14 +69,31 @@ def file_entry(uri: str) -> Entry | None:
     return None
 
 
+def file_entries(uris: Sequence[str]) -> list[Entry | None]:
+    """Return `file_entry` of each URI, with concurrent requests."""
+    with ThreadPoolExecutor(NUM_TRANSFERS) as pool:
+        return list(pool.map(file_entry, uris))
+
+
 def _local(uri: str, stat: os.stat_result, *, is_folder: bool) -> Entry:
     tag = "" if is_folder else f"{stat.st_mtime_ns}-{stat.st_size}-{stat.st_ino}"
-    return Entry(uri, is_folder, tag=tag, changed_at=datetime.fromtimestamp(stat.st_mtime, UTC))
+    return Entry(
+        uri,
+        is_folder,
+        tag=tag,
+        changed_at=datetime.fromtimestamp(stat.st_mtime, UTC),
+        size_bytes=stat.st_size,
+    )
 
 
 def _on_s3(info: dict[str, Any]) -> Entry:
     uri = f"s3://{info['name'].rstrip('/')}"
     if info["type"] != "file":
         return Entry(uri, is_folder=True)
-    changed_at = info["LastModified"].astimezone(UTC)
-    return Entry(uri, is_folder=False, tag=str(info["ETag"]), changed_at=changed_at)
+    return Entry(
+        uri,
+        is_folder=False,
+        tag=str(info["ETag"]),
+        changed_at=info["LastModified"].astimezone(UTC),
+        size_bytes=int(info["size"]),
+    )

@@ -6,8 +6,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -74,26 +74,16 @@ def local_copy(
     if scheme == "file":
         objects.list_files(uri)
         return Path(path)
-    with _locked_folder(uri, cache=cache) as local:
+    root = private_folder((cache or cache_folder()) / "folders")
+    local = root / _content_key(uri.rstrip("/"))
+    with local.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        os.utime(lock.fileno())  # the time of the last request
         if not (local.exists() and is_intact(local)):
             shutil.rmtree(local, ignore_errors=True)
-            _remove_unused(local.parent)
+            _remove_unused(root)
             objects.download_folder(uri, local, check=partial(_require_staged_files, uri))
     return local
-
-
-@contextmanager
-def _locked_folder(uri: str, *, cache: Path | None) -> Iterator[Path]:
-    """Yield the path of a folder's copy, locked against other processes on this node.
-
-    The lock file remains. The time of its last change is that of the last request.
-    """
-    root = private_folder((cache or cache_folder()) / "folders")
-    key = _content_key(uri.rstrip("/"))
-    with (root / f"{key}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        os.utime(lock.fileno())
-        yield root / key
 
 
 def _remove_unused(root: Path) -> None:

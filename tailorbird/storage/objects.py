@@ -94,15 +94,6 @@ def exists(uri: str) -> bool:
     return False
 
 
-def file_state(uri: str) -> tuple[str, int, str]:
-    """Return a file's URI, size in bytes and modification time in ns, to detect changes of the
-    file."""
-    store, path = filesystem(uri)
-    with storage_errors(uri):
-        info = store.get_file_info(path)
-    return uri, int(info.size), str(info.mtime_ns)
-
-
 def list_files(uri: str, *, missing_ok: bool = False) -> list[str]:
     """Return the sorted URIs of all files under a folder, recursively; for a file, its own URI.
 
@@ -156,31 +147,17 @@ def delete_folder(uri: str) -> None:
         store.delete_dir(path.rstrip("/"))
 
 
-def folder_sizes(uri: str) -> dict[str, int]:
-    """Return the size in bytes of each file under a folder, by its path relative to the folder.
-
-    Raises StorageError if there are no files, or if a download would write one outside its local
-    folder.
-    """
-    base = uri.rstrip("/")
-    store, _ = filesystem(base)
-    return {_relative(_uri(store, info.path), base): int(info.size) for info in file_infos(base)}
-
-
 def download_folder(
     uri: str,
     local: Path,
     *,
     check: Callable[[Path], None] = lambda _folder: None,
-    includes: Callable[[str], bool] = lambda _name: True,
 ) -> None:
     """Download all files under `uri` into a new local folder atomically. Only its owner can enter
     the folder.
 
-    `includes` receives the path of a file relative to the folder, and returns False if the file is
-    not needed. `check` receives the folder before it appears under its name, and raises to refuse
-    it. Raises StorageError if `local` exists and is not empty, or if a file would be written
-    outside it.
+    `check` receives the folder before it appears under its name, and raises to refuse it. Raises
+    StorageError if `local` exists and is not empty, or if a file would be written outside it.
     """
     if local.exists() and (not local.is_dir() or any(local.iterdir())):
         raise StorageError(f"{local} already exists; give a new folder for {uri}")
@@ -190,10 +167,7 @@ def download_folder(
     temporary = Path(tempfile.mkdtemp(prefix=f".{local.name}-", dir=local.parent))
     try:
         names = {file: _relative(file, base) for file in files}
-        _transfer(
-            (file for file, name in names.items() if includes(name)),
-            lambda file: _download(file, temporary / names[file]),
-        )
+        _transfer(names, lambda file: _download(file, temporary / names[file]))
         check(temporary)
         with storage_errors(uri):
             temporary.rename(local)

@@ -12,11 +12,11 @@ from transformers import get_linear_schedule_with_warmup
 
 from tailorbird.config.training import PROCESS_GROUP_TIMEOUT_S, TrainingConfig
 from tailorbird.models.attention.transformers_private import transformer_layers, transformers_model
+from tailorbird.models.errors import ModelError
 from tailorbird.models.pretrained import inference_dtype
 from tailorbird.registry.versions import Dtype
 from training.engine.deepspeed_private import (
     disable_gradient_allreduce,
-    import_deepspeed,
     init_distributed,
 )
 from training.ranks import raise_on_all_ranks
@@ -25,10 +25,6 @@ LORA_MULTIPLIER = 5.0  # so that one range of `learning_rate` suits both methods
 HEAD_MULTIPLIER = 10.0  # of a head that starts at random weights
 WARMUP_FRACTION = 0.1
 WEIGHT_DECAY = 0.01  # of matrices; vectors and the head have none
-
-
-class MissingKernels(ValueError):
-    """The package of a kernel is not installed, or it has none for this type of model."""
 
 
 class ParameterGroup(TypedDict):
@@ -160,13 +156,13 @@ def use_kernels(model: nn.Module, config: TrainingConfig) -> None:
     """Let a model that contains a transformers model use the kernels of the config. Its parameters
     stay the same.
 
-    Raises MissingKernels.
+    Raises ModelError.
     """
     if config.torch_compile:
         layers = transformer_layers(model)
         if not layers:
             kind = transformers_model(model).config.model_type
-            raise MissingKernels(
+            raise ModelError(
                 f"torch_compile finds no transformer layers in a model of type {kind}; "
                 "set training.torch_compile: false"
             )
@@ -179,10 +175,11 @@ def initialize_engine(
 ) -> Any:
     """Return a DeepSpeedEngine in training mode, on the process group that Ray Train set up.
 
-    Raises MissingKernels on every rank.
+    Raises ModelError on every rank.
     """
-    deepspeed = import_deepspeed()
-    raise_on_all_ranks(lambda: use_kernels(model, config), MissingKernels)
+    import deepspeed  # takes seconds
+
+    raise_on_all_ranks(lambda: use_kernels(model, config), ModelError)
     init_distributed(timeout_s=PROCESS_GROUP_TIMEOUT_S)
     groups: list[Any] = [group for group in parameter_groups(model, config) if group["params"]]
     engine, *_ = deepspeed.initialize(

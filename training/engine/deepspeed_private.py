@@ -1,10 +1,12 @@
 """All uses of private or undocumented parts of DeepSpeed. Its test fails if another version moves
-one of them."""
+one of them.
+
+DeepSpeed is imported in functions, because it takes seconds and the driver does not need it.
+"""
 
 import datetime
 import functools
 import gc
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -33,23 +35,6 @@ PARAMETER_ATTRIBUTES = ("_hp", "_lp", "ds_", "_z")
 """Prefixes of the attributes that DeepSpeed adds to parameters."""
 
 
-def import_deepspeed() -> Any:
-    """Import DeepSpeed without mlflow.
-
-    If mlflow is installed, DeepSpeed imports it for its autotuner, which is never used. This takes
-    seconds per worker.
-    """
-    hide = "mlflow" not in sys.modules
-    if hide:
-        sys.modules["mlflow"] = None  # type: ignore[assignment]  # `import mlflow` raises, which DeepSpeed handles
-    try:
-        import deepspeed
-    finally:
-        if hide:
-            del sys.modules["mlflow"]
-    return deepspeed
-
-
 def init_distributed(*, timeout_s: float) -> None:
     """Connect DeepSpeed to torch's default process group, and give the groups that it creates this
     time-out.
@@ -58,7 +43,8 @@ def init_distributed(*, timeout_s: float) -> None:
     a time-out. Torch's default would apply: with NCCL, training would fail if a rank waits for a
     file for more than 10 minutes.
     """
-    deepspeed = import_deepspeed()
+    import deepspeed
+
     if not torch.cuda.is_available():
         disable_shm_allreduce()
     deepspeed.init_distributed(dist_init_required=False)
@@ -71,7 +57,9 @@ def init_distributed(*, timeout_s: float) -> None:
 def disable_shm_allreduce() -> None:
     """Prevent DeepSpeed from compiling its shared-memory all-reduce for CPUs, which training never
     calls."""
-    import_deepspeed().ops.__compatible_ops__[SHM_OP] = False
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__[SHM_OP] = False
 
 
 def disable_gradient_allreduce(engine: Any) -> None:
@@ -90,7 +78,8 @@ def parameter_partitioner(
     time. An engine accepts a model with such parameters. `config` is DeepSpeed's configuration of
     the engine.
     """
-    deepspeed = import_deepspeed()
+    import deepspeed
+
     init_distributed(timeout_s=timeout_s)  # as `deepspeed.initialize` does
     # of an earlier training of this process
     group = deepspeed.utils.groups._get_zero_param_intra_parallel_group()
@@ -122,7 +111,8 @@ def fp32_values(engine: Any, parameters: Iterable[nn.Parameter]) -> Iterator[tor
     DeepSpeed's accessor reads the values that the optimizer updates, but it returns None for frozen
     parameters and at stage 0.
     """
-    deepspeed = import_deepspeed()
+    import deepspeed
+
     masters = {id(parameter): master for parameter, master in _stage_0_masters(engine)}
     for parameter in parameters:
         value = deepspeed.utils.safe_get_full_fp32_param(parameter)
@@ -144,9 +134,9 @@ def _stage_0_masters(engine: Any) -> list[tuple[nn.Parameter, torch.Tensor]]:
 def gathered(parameter: nn.Parameter) -> Any:
     """Return a context manager in which a parameter has its full value. Every rank must enter
     it."""
-    return import_deepspeed().zero.GatheredParameters(
-        [parameter], enabled=hasattr(parameter, "ds_id")
-    )
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id"))
 
 
 def forward_dtype(parameter: nn.Parameter) -> torch.dtype:

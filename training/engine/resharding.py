@@ -3,20 +3,22 @@
 Each rank writes its part of the weights and moments as a safetensors file, and a record of where
 the values of each parameter are in it. A resumed rank computes from all records which values it
 needs, and reads these byte ranges into the tensors of its engine. Nothing is written to a disk.
-Ranges that are close together in a file are read at once, because each read is a request to S3.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
+from io import BufferedReader
+from itertools import groupby
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from tailorbird.storage import open_file, storage_errors
+from tailorbird.storage import open_file
 from training.engine.deepspeed_private import (
     MOMENTS,
     STEP,
@@ -31,11 +33,11 @@ from training.engine.tensor_file import VALUE_BYTES, save_tensors
 from training.errors import UnusableCheckpoint
 from training.ranks import raise_on_all_ranks
 
-NUM_THREADS = 8  # that read at the same time; each holds the bytes of a read up to twice
-CHUNK = 16 << 20  # maximum bytes of a read
-MAX_GAP = 1 << 20
-"""Maximum bytes between two ranges of a read. To read and discard them takes about as long as
-another request to S3."""
+NUM_THREADS = 8  # that read at the same time; each holds the bytes of a read twice
+CHUNK = 16 << 20  # maximum bytes of a read, which is a request to S3
+BUFFER = 1 << 20
+"""Minimum bytes of a read. To read and discard them takes about as long as another request to
+S3."""
 Tensors = Sequence[dict[str, torch.Tensor]]
 
 
@@ -61,10 +63,6 @@ class FileRange:
     """Position of the first byte in the file."""
     target: torch.Tensor
     """As many values of this rank's state, which the values in the file replace."""
-
-    @property
-    def end(self) -> int:
-        return self.start + self.target.numel() * VALUE_BYTES
 
 
 def file_name(rank: int) -> str:
@@ -122,20 +120,15 @@ def _read(
 ) -> None:
     """Read the values of `pieces` into the tensors. Raises UnusableCheckpoint."""
     try:
-        needed = list(copies(pieces, saved=[record.pieces for record in records]))
-        reads = coalesced(_file_ranges(tensors, copied=needed, records=records))
+        needed = copies(pieces, saved=[record.pieces for record in records])
+        ranges = list(_file_ranges(tensors, copied=needed, records=records))
     except (LookupError, ValueError) as error:
         raise UnusableCheckpoint(f"checkpoint {uri} does not fit the model: {error}") from error
-    with ExitStack() as stack, ThreadPoolExecutor(NUM_THREADS) as pool:
-        files = {}
-        for rank in sorted({copy.rank for copy in needed}):
-            files[rank] = stack.enter_context(open_file(f"{uri}/{file_name(rank)}"))
-
-        def read(ranges: Sequence[FileRange]) -> None:
-            rank = ranges[0].rank
-            _read_ranges(files[rank], ranges, uri=f"{uri}/{file_name(rank)}")
-
-        list(pool.map(read, reads))
+    ranges.sort(key=lambda each: (each.rank, each.start))
+    size = ceil(len(ranges) / NUM_THREADS) or 1
+    shares = [ranges[first : first + size] for first in range(0, len(ranges), size)]
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        list(pool.map(partial(_read_ranges, uri=uri), shares))
     for flat in tensors:
         flat[STEP].fill_(records[0].steps)
 
@@ -155,32 +148,15 @@ def _file_ranges(
                 start += VALUE_BYTES * part.numel()
 
 
-def coalesced(ranges: Iterable[FileRange]) -> list[list[FileRange]]:
-    """Return the ranges of each read, sorted by their position in the file.
-
-    They are of one file, at most `MAX_GAP` bytes apart, and together at most `CHUNK` bytes with the
-    bytes in between.
-    """
-    reads: list[list[FileRange]] = []
-    for each in sorted(ranges, key=lambda each: (each.rank, each.start)):
-        if reads:
-            first = reads[-1][0]
-            is_near = each.rank == first.rank and each.start - reads[-1][-1].end <= MAX_GAP
-            if is_near and each.end - first.start <= CHUNK:
-                reads[-1].append(each)
-                continue
-        reads.append([each])
-    return reads
-
-
-def _read_ranges(file: Any, ranges: Sequence[FileRange], *, uri: str) -> None:
-    """Read ranges of a file, in one read, into the tensors that need them."""
-    start = ranges[0].start
-    end = max(each.end for each in ranges)
-    if file.size() < end:
-        raise UnusableCheckpoint(f"{uri} is truncated: it has {file.size()} of {end} bytes")
-    with storage_errors(uri):
-        data = memoryview(file.read_at(end - start, start))
-    for each in ranges:
-        values = bytearray(data[each.start - start : each.end - start])
-        each.target.copy_(torch.frombuffer(values, dtype=torch.float32))
+def _read_ranges(ranges: Sequence[FileRange], *, uri: str) -> None:
+    """Read sorted ranges into the tensors that need them."""
+    for rank, in_file in groupby(ranges, key=lambda each: each.rank):
+        name = f"{uri}/{file_name(rank)}"
+        with open_file(name) as file:
+            reader = BufferedReader(file, BUFFER)
+            for each in in_file:
+                values = bytearray(VALUE_BYTES * each.target.numel())
+                reader.seek(each.start)
+                if reader.readinto(values) < len(values):
+                    raise UnusableCheckpoint(f"{name} is truncated: it has {file.size()} bytes")
+                each.target.copy_(torch.frombuffer(values, dtype=torch.float32))

@@ -147,7 +147,7 @@ def load_sharded(
         **inputs,
         "data": config.model_dump(mode="json"),
         "task": repr(task),
-        "files": list(map(storage.file_state, uris)),
+        "files": list(map(repr, storage.file_entries(list(uris)))),
         "validation": rows_sha256(validation),
         "test": rows_sha256(test),
     }

@@ -32,6 +32,7 @@ from tailorbird import storage
 from tailorbird.config.serving import ServingConfig
 from tailorbird.registry.hybrid_routing import NO_GROUP, Routing, routes_to_second
 from tailorbird.registry.versions import ModelVersion
+from tailorbird.storage.listing import Entry
 from tests.integration.serving.classification.service import ROOT, Service
 from tests.integration.small import icd10_tables, recipe_file, write_table
 
@@ -74,11 +75,11 @@ def _output() -> str:
     return f"{PREFIX}/out-{uuid.uuid4().hex}"
 
 
-def _parts(output: str) -> dict[str, tuple[str, int, str]]:
+def _parts(output: str) -> dict[str, Entry | None]:
     """Return the state of each part's file, by URI."""
     if not storage.exists(output):
         return {}
-    return {uri: storage.file_state(uri) for uri in storage.list_files(output) if "/part-" in uri}
+    return {uri: storage.file_entry(uri) for uri in storage.list_files(output) if "/part-" in uri}
 
 
 def _wait_for_workers_to_end(state: stack.StackState) -> None:
@@ -157,7 +158,8 @@ def test_the_command_resumes_after_a_kill_without_repeated_parts_or_rows(
     manifest = storage.read_json(result["manifest"])
     assert (manifest["num_rows"], manifest["batch"]["digest"]) == (1000, hybrid.digest)
     states = [(file["etag"], file["size_bytes"]) for file in manifest["inputs"]]
-    assert states == storage.heads(storage.list_files(uri))
+    entries = storage.file_entries(storage.list_files(uri))
+    assert states == [entry and (entry.tag, entry.size_bytes) for entry in entries]
 
     def again_by(version: ModelVersion) -> scoring.ScoringResult:
         batch = scoring.new_batch(version, input=uri, output=output, id_column="key")

@@ -71,14 +71,6 @@ def test_an_invalid_base_model_leaves_no_object_on_s3(bucket: str, uri: str, tex
     assert not storage.exists(bucket)
 
 
-def test_a_base_model_without_weights_is_rejected(bucket: str) -> None:
-    storage.write_bytes(f"{bucket}/folder/config.json", b"{}")
-    with pytest.raises(base_model.FetchError, match="contains no model"):
-        base_model.stage_base_model(parse_model_uri(f"{bucket}/folder"), registry=bucket)
-    with pytest.raises(s3.StorageError, match="does not exist"):
-        base_model.stage_base_model(parse_model_uri(f"{bucket}/none"), registry=bucket)
-
-
 def test_concurrent_calls_share_one_local_copy(bucket: str, tmp_path: Path) -> None:
     for name in ("a", "b/c"):
         storage.write_bytes(f"{bucket}/folder/{name}", name.encode())

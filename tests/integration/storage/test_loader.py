@@ -8,7 +8,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.local.stack import StackState
 from tailorbird import storage
 from tailorbird.config.data import DataConfig
 from tailorbird.data.datasets import icd10
@@ -75,46 +74,6 @@ def test_the_files_of_a_prefix_are_read_in_order(bucket: str) -> None:
         "text 1",
         "text 2",
     ]
-
-
-@pytest.mark.usefixtures("stack")
-def test_the_error_for_a_missing_bucket_names_it() -> None:
-    with pytest.raises(DataError, match="no-such-bucket"):
-        read_table("s3://no-such-bucket/rows", columns=["text"])
-
-
-def test_the_error_for_a_missing_prefix_names_it(bucket: str) -> None:
-    with pytest.raises(DataError, match=f"cannot read {bucket}/nothing: .*does not exist"):
-        read_table(f"{bucket}/nothing", columns=["text"])
-
-
-def test_the_error_for_a_missing_column_lists_the_columns(bucket: str) -> None:
-    uri = write_rows(f"{bucket}/rows.parquet", text=["a"], intent=["x"])
-    with pytest.raises(DataError, match=r"has no column 'label'; it has text, intent"):
-        read_splits(DataConfig(train=uri))
-
-
-def test_the_error_for_an_object_that_is_not_parquet_names_it(bucket: str) -> None:
-    storage.write_bytes(f"{bucket}/rows/part-0.parquet", b"text,label\na,x\n")
-    with pytest.raises(DataError, match=r"part-0.parquet is not a valid Parquet file"):
-        read_table(f"{bucket}/rows", columns=["text"])
-
-
-def test_the_error_for_wrong_credentials_names_their_variable(
-    bucket: str, stack: StackState, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    uri = write_rows(f"{bucket}/rows.parquet", text=["a"], label=["x"])
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", f"not-{stack.secret_key}")
-    with pytest.raises(DataError, match="AWS_SECRET_ACCESS_KEY"):
-        read_table(uri, columns=["text"])
-
-
-def test_an_unreachable_endpoint_raises_an_error(
-    bucket: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-    with pytest.raises(DataError, match="is not reachable"):
-        read_table(f"{bucket}/rows.parquet", columns=["text"])
 
 
 def test_an_invalid_file_in_a_folder_prevents_the_upload(bucket: str, tmp_path: Path) -> None:

@@ -3,20 +3,11 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
-from pyarrow import parquet
 
 from tailorbird import storage
 from tailorbird.storage import s3
 from tests.conditional_writes import check_absent_file, check_concurrent_changes, check_etags
-
-
-def test_bytes_and_json_are_read_back_as_written(bucket: str) -> None:
-    storage.write_bytes(f"{bucket}/a/data", b"\x00\x01")
-    storage.write_json(f"{bucket}/a/naïve name.json", {"b": [1, 2.5, None], "a": "ü"})
-    assert storage.read_bytes(f"{bucket}/a/data") == b"\x00\x01"
-    assert storage.read_json(f"{bucket}/a/naïve name.json") == {"a": "ü", "b": [1, 2.5, None]}
 
 
 def test_an_object_is_read_whole_while_it_is_replaced(bucket: str) -> None:
@@ -44,57 +35,11 @@ def test_an_object_is_read_whole_while_it_is_replaced(bucket: str) -> None:
     assert len(read) > 1
 
 
-def test_the_error_for_invalid_json_names_the_object(bucket: str) -> None:
-    storage.write_bytes(f"{bucket}/broken.json", b"{")
-    with pytest.raises(s3.StorageError, match=r"broken\.json is not valid JSON"):
-        storage.read_json(f"{bucket}/broken.json")
-
-
-def test_threads_read_parts_of_an_open_file(bucket: str) -> None:
-    content = bytes(range(256)) * 40
-    storage.write_bytes(f"{bucket}/file", content)
-    with storage.open_file(f"{bucket}/file") as file, ThreadPoolExecutor(8) as pool:
-        parts = list(pool.map(lambda start: file.read_at(100, start), range(0, len(content), 100)))
-    assert b"".join(parts) == content
-
-
-def test_a_prefix_exists_if_it_contains_an_object(bucket: str) -> None:
-    storage.write_bytes(f"{bucket}/folder/file", b"1")
-    assert storage.exists(bucket)
-    assert storage.exists(f"{bucket}/folder/")
-    assert storage.exists(f"{bucket}/folder/file")
-    assert not storage.exists(f"{bucket}/folder/fil")
-    assert not storage.exists(f"{bucket}/other")
-
-
-def test_files_are_listed_at_any_depth_in_order(bucket: str) -> None:
-    for name in ("b/2", "a", "b/c/1"):
-        storage.write_bytes(f"{bucket}/{name}", b"1")
-    assert storage.list_files(f"{bucket}/") == [f"{bucket}/a", f"{bucket}/b/2", f"{bucket}/b/c/1"]
-    assert storage.list_files(f"{bucket}/a") == [f"{bucket}/a"]
-
-
-def test_pyarrow_reads_only_the_requested_columns(bucket: str) -> None:
-    store, path = s3.filesystem(f"{bucket}/table.parquet")
-    parquet.write_table(pa.table({"text": ["a", "b"], "other": [1, 2]}), path, filesystem=store)
-    assert parquet.read_table(path, filesystem=store, columns=["text"]).to_pydict() == {
-        "text": ["a", "b"]
-    }
-
-
 @pytest.mark.parametrize("read", [storage.read_bytes, storage.list_files, storage.read_json])
 def test_the_error_for_a_missing_object_names_it(bucket: str, read: object) -> None:
     assert callable(read)
     with pytest.raises(s3.StorageError, match=r"/none does not exist; check the URI"):
         read(f"{bucket}/none")
-
-
-def test_the_error_for_a_missing_file_that_is_opened_names_it(bucket: str) -> None:
-    with (
-        pytest.raises(s3.StorageError, match=r"/none does not exist; check the URI"),
-        storage.open_file(f"{bucket}/none") as file,
-    ):
-        file.read_at(1, 0)
 
 
 CALLS = [
@@ -188,13 +133,6 @@ def test_the_condition_also_applies_to_a_large_object(bucket: str) -> None:
     assert storage.read_bytes(uri) == b"changed"
 
 
-def test_a_missing_object_and_a_folder_have_no_head(bucket: str) -> None:
-    storage.write_bytes(f"{bucket}/folder/a", b"12")
-    for absent in ("folder", "none"):
-        with pytest.raises(s3.StorageError, match="does not exist"):
-            storage.head(f"{bucket}/{absent}")
-
-
 def test_a_folder_is_uploaded_and_downloaded_unchanged(bucket: str, tmp_path: Path) -> None:
     source = tmp_path / "source"
     (source / "deep" / "er").mkdir(parents=True)
@@ -219,18 +157,3 @@ def test_a_folder_is_uploaded_and_downloaded_unchanged(bucket: str, tmp_path: Pa
         assert (
             storage.sha256_file(tmp_path / "target" / name) == hashlib.sha256(content).hexdigest()
         )
-
-
-def test_a_failed_download_leaves_no_files(bucket: str, tmp_path: Path) -> None:
-    with pytest.raises(s3.StorageError):
-        storage.download_folder(f"{bucket}/none", tmp_path / "target")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_download_does_not_change_an_existing_folder(bucket: str, tmp_path: Path) -> None:
-    storage.write_bytes(f"{bucket}/folder/a", b"1")
-    (tmp_path / "target").mkdir()
-    (tmp_path / "target" / "mine").write_text("kept")
-    with pytest.raises(s3.StorageError, match="already exists"):
-        storage.download_folder(f"{bucket}/folder", tmp_path / "target")
-    assert [path.name for path in (tmp_path / "target").iterdir()] == ["mine"]

@@ -52,31 +52,12 @@ def test_an_existing_event_is_never_replaced(bucket: str, monkeypatch: pytest.Mo
     assert [each.what for each in read(bucket, since=DAY, until=DAY).events] == ["first"]
 
 
-def test_processes_that_notice_the_same_change_write_one_event(bucket: str) -> None:
-    for what in ("first", "second"):
-        append(event(what), registry=bucket, name="keys-1")
-    append(event("another change"), registry=bucket, name="keys-2")
-    append(event("next day", at=NOON + timedelta(days=1)), registry=bucket, name="keys-1")
-    log = read(bucket, since=DAY, until=DAY + timedelta(days=1))
-    assert [each.what for each in log.events] == ["first", "another change", "next day"]
-    assert log.unreadable == ()
-
-
 def test_replicas_write_one_event_for_a_change_of_keys_that_all_notice(bucket: str) -> None:
     for _ in range(2):
         record_key_change(None, (ApiKey("app", "0" * 64),), "1", registry=bucket, task="icd10")
     today = datetime.now(UTC).date()
     log = read(bucket, since=today - timedelta(days=1), until=today)
     assert [each.what for each in log.events] == ["icd10: keys at the start of a replica: app"]
-
-
-def test_files_that_are_not_events_do_not_hide_the_others(bucket: str) -> None:
-    uri = append(event("first"), registry=bucket)
-    damaged = f"{uri.rpartition('/')[0]}/000000-other.json"
-    storage.write_bytes(damaged, b"{}")
-    log = read(bucket, since=DAY, until=DAY)
-    assert [each.what for each in log.events] == ["first"]
-    assert log.unreadable == (damaged,)
 
 
 def test_a_change_is_recorded_before_it_happens_and_again_if_it_fails(bucket: str) -> None:

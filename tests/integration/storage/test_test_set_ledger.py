@@ -5,7 +5,6 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import pytest
 
 from tailorbird import storage
 from tailorbird.registry.test_set_ledger import (
@@ -15,7 +14,6 @@ from tailorbird.registry.test_set_ledger import (
     record_test_access,
     recount_access,
 )
-from tailorbird.storage import s3
 from tailorbird.storage.paths import TaskPaths
 
 HASHES = np.random.default_rng(0).integers(2**64, size=700, dtype=np.uint64)
@@ -96,17 +94,3 @@ def test_concurrent_accesses_of_the_same_test_are_recorded_once(bucket: str) -> 
         (entry,) = set(pool.map(access_same, range(6)))
     assert (entry.number, read_test_accesses(f"{bucket}/task")) == (1, (entry,))
     assert next_access(f"{bucket}/task", rows=HASHES[:100]).number == 2
-
-
-def test_an_invalid_ledger_raises_an_error_and_is_not_changed(bucket: str) -> None:
-    uri = TaskPaths(f"{bucket}/task").test_set_ledger
-    storage.write_bytes(uri, b"not JSON")
-    with pytest.raises(s3.StorageError, match="is not valid JSON"):
-        access(f"{bucket}/task", "a")
-    assert storage.read_bytes(uri) == b"not JSON"
-
-
-def test_a_ledger_of_a_newer_format_is_rejected(bucket: str) -> None:
-    storage.write_json(TaskPaths(f"{bucket}/task").test_set_ledger, {"format": 2, "entries": []})
-    with pytest.raises(s3.StorageError, match="has format 2"):
-        read_test_accesses(f"{bucket}/task")

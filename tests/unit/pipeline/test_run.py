@@ -47,7 +47,6 @@ def fake(function: Callable[..., Any], value: Callable[..., Any]) -> Callable[..
 
 def fail_at_the_baselines(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a new run fail the test if it reaches its baselines."""
-    monkeypatch.setattr(run, "require_trackers", lambda _: None)
     monkeypatch.setattr(run, "find_finished_run", lambda _: None)
     monkeypatch.setattr(
         run, "fit_baselines", lambda *_, **__: pytest.fail("the baselines were fitted first")

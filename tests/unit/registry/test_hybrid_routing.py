@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import TypeAdapter
 
 from tailorbird.data import rows as read
 from tailorbird.registry.hybrid_routing import NO_GROUP, Routing, routes_to_second
@@ -51,13 +50,6 @@ def test_the_first_part_answers_a_row_on_the_threshold_for_any_dtype(confidence:
         assert routes_to_second(just_above, confidences=column).all() == (confidence < 1.0)
 
 
-@given(st.lists(st.floats(0, 1, exclude_max=True)))
-def test_the_thresholds_0_and_1_give_the_answers_of_one_part(confidences: list[float]) -> None:
-    never, always = (Routing(by="cascade", threshold=threshold) for threshold in (0.0, 1.0))
-    assert not routes_to_second(never, confidences=confidences).any()
-    assert routes_to_second(always, confidences=confidences).all()
-
-
 def test_the_first_part_answers_rows_without_a_group() -> None:
     assert routes_to_second(GROUP, groups=[None, NO_GROUP, "", "f"]).tolist() == [
         False,
@@ -72,39 +64,18 @@ def test_the_second_part_answers_a_row_with_a_nan_confidence() -> None:
     assert routes_to_second(CASCADE, confidences=[float("nan"), 0.9]).tolist() == [True, False]
 
 
-def test_the_inputs_of_the_rule_are_required_and_others_are_ignored() -> None:
-    with pytest.raises(ValueError, match="needs the values of 'sex'; give them as `groups`"):
-        routes_to_second(GROUP, confidences=[0.5])
-    with pytest.raises(ValueError, match="give them as `confidences`"):
-        routes_to_second(CASCADE, groups=["f"])
-    assert routes_to_second(CASCADE, groups=["f"], confidences=[0.9]).tolist() == [False]
-
-
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    "fields",
     [
-        ({"by": "group"}, "needs a column and values"),
-        ({"by": "group", "column": "sex"}, "needs a column and values"),
-        ({"by": "group", "column": "sex", "values": ("f",), "threshold": 0.5}, "is not a rule"),
-        (
-            {"by": "group", "column": "sex", "values": ("f", NO_GROUP)},
-            "the first part answers rows without a group",
-        ),
-        ({"by": "cascade"}, "is not a rule"),
-        ({"by": "cascade", "threshold": 0.5, "values": ("f",)}, "is not a rule"),
-        ({"by": "cascade", "threshold": 1.5}, "is not a rule"),
-        ({"by": "cascade", "threshold": float("nan")}, "is not a rule"),
-        ({"by": "chance"}, "is not a rule"),
+        {"by": "group"},
+        {"by": "group", "column": "sex"},
+        {"by": "group", "column": "sex", "values": ("f", NO_GROUP)},
+        {"by": "cascade"},
+        {"by": "cascade", "threshold": 1.5},
+        {"by": "cascade", "threshold": -0.1},
+        {"by": "cascade", "threshold": float("nan")},
     ],
 )
-def test_a_rule_with_missing_or_extra_fields_is_refused(
-    fields: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_an_incomplete_rule_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="is not a rule"):
         Routing(**fields)
-
-
-@pytest.mark.parametrize("routing", [GROUP, CASCADE, Routing(by="cascade", threshold=0.1 + 0.2)])
-def test_a_rule_survives_a_json_round_trip(routing: Routing) -> None:
-    adapter = TypeAdapter(Routing)
-    assert adapter.validate_json(adapter.dump_json(routing)) == routing

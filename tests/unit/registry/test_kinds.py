@@ -2,11 +2,10 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
-from tailorbird.registry.kinds import KINDS, Kind, spec_of
+from tailorbird.registry.kinds import KINDS, Kind
 from tailorbird.registry.shared_base import versions_on_same_base
 from tailorbird.registry.versions import (
     ModelVersion,
@@ -16,7 +15,7 @@ from tailorbird.registry.versions import (
     write_config,
 )
 from tailorbird.registry.versions import VersionConfig as Config
-from tests.unit.registry.test_versions import PARTS, PLAIN
+from tests.unit.registry.test_versions import PLAIN
 
 
 def config(kind: Kind, **changes: object) -> Config:
@@ -32,10 +31,6 @@ def registered(folder: Path, kind: Kind, *, files: tuple[str, ...]) -> ModelVers
     return register(folder.with_name("task").as_uri(), folder)
 
 
-def test_the_table_has_all_kinds_in_order() -> None:
-    assert tuple(KINDS) == get_args(Kind)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_properties_of_a_kind_do_not_contradict_each_other(kind: Kind) -> None:
     spec = KINDS[kind]
@@ -49,34 +44,6 @@ def test_the_properties_of_a_kind_do_not_contradict_each_other(kind: Kind) -> No
         mixed = KINDS[spec.mixed]
         assert mixed.is_mixed
         assert (mixed.base, mixed.is_baseline) == (spec.base, spec.is_baseline)
-
-
-def test_every_mixed_kind_has_a_kind_without_the_bag_of_words() -> None:
-    mixed = {kind for kind, spec in KINDS.items() if spec.is_mixed}
-    assert (
-        mixed
-        == {spec.mixed for spec in KINDS.values() if spec.mixed is not None}
-        == {"lora_bag", "full_bag"}
-    )
-
-
-@pytest.mark.parametrize(
-    "kind", ["zero_shot", "few_shot", "retrieved", "centroid", "probe_bag", "lora", "lora_bag"]
-)
-def test_heads_prompts_and_adapters_share_their_base_model(kind: Kind) -> None:
-    assert KINDS[kind].shares_base
-
-
-@pytest.mark.parametrize(
-    "kind", ["nearest", "bag_of_words", "full", "full_bag", "hybrid", "endpoint_zero_shot"]
-)
-def test_models_with_changed_weights_or_without_a_base_model_do_not_share_one(kind: Kind) -> None:
-    assert not KINDS[kind].shares_base
-
-
-def test_an_exported_version_does_not_share_its_base_model() -> None:
-    assert config("probe").shares_base
-    assert not config("probe", engine="onnxruntime-int8", exported_from=PARTS["first"]).shares_base
 
 
 def test_a_baseline_that_changes_its_encoder_does_not_share_it(
@@ -95,38 +62,8 @@ def test_a_baseline_that_changes_its_encoder_does_not_share_it(
         registered(tmp_path / "three", "centroid", files=(head,))
 
 
-@pytest.mark.parametrize(
-    ("kind", "of_classifier", "of_chat"),
-    [
-        ("probe_bag", None, None),
-        ("lora", "adapter/adapter_model.safetensors", "adapter/adapter_model.safetensors"),
-        ("full", "encoder.safetensors", "model.safetensors"),
-        ("full_bag", "encoder.safetensors", "model.safetensors"),
-    ],
-)
-def test_adapters_and_changed_weights_have_a_file(
-    kind: Kind, of_classifier: str | None, of_chat: str | None
-) -> None:
-    chat = config(kind, classes=[], prompting={"system": None, "max_new_tokens": 8})
-    assert (config(kind).weights_file, chat.weights_file) == (of_classifier, of_chat)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("runtime", ["", "-torch-bfloat16", "-onnxruntime-int8"])
 def test_the_name_of_a_version_has_its_kind(kind: Kind, runtime: str) -> None:
     name = f"{kind.replace('_', '-')}{runtime}-0123456789ab"
     assert spec_at(f"s3://registry/task/versions/{name}") is KINDS[kind]
-
-
-@pytest.mark.parametrize("name", ["majority", "champion", ""])
-def test_a_baseline_of_no_kind_has_no_property_of_one(name: str) -> None:
-    spec = spec_of(name)
-    assert spec not in KINDS.values()
-    flags = (
-        spec.is_baseline,
-        spec.is_always_tested,
-        spec.calls_endpoint,
-        spec.has_bag,
-        spec.holds_training_text,
-    )
-    assert not any((*flags, spec.shares_base))

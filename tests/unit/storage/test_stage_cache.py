@@ -1,6 +1,5 @@
 """A stage is computed once per inputs, and its output is read back with its type."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,11 +104,3 @@ def test_a_stage_that_resumes_gets_the_folder_of_its_interrupted_computation(
         cached_stage(tmp_path.as_uri(), "x", output=float, inputs={}, compute=resumed, resumes=True)
         == 0.5
     )
-
-
-def test_a_stored_output_of_a_newer_format_is_rejected(tmp_path: Path) -> None:
-    cached_stage(tmp_path.as_uri(), "x", output=float, inputs={}, compute=lambda _: 0.5)
-    (path,) = tmp_path.rglob("done.json")
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
-    with pytest.raises(ValueError, match="has format 99"):
-        cached_stage(tmp_path.as_uri(), "x", output=float, inputs={}, compute=lambda _: 0.5)

@@ -12,10 +12,8 @@ from numpy.typing import NDArray
 from tailorbird.config.training import TrainingConfig
 from tailorbird.data.tokenized import TokenizedRows
 from tests.unit.training.small import config_of, reports_of, small_runtime
-from tests.unit.training.test_chat_task import runtime_of
 from training.batch import Batch
 from training.batches import collated_steps, micro_batches
-from training.chat_task import ChatRuntime
 from training.classification_task import ClassifierRuntime, validation_batches
 from training.dataset import rank_rows
 
@@ -61,16 +59,6 @@ def test_a_token_budget_does_not_change_the_losses(stage: int) -> None:
         [report.loss for report in plain], rel=0.01
     )
     assert limited[-1].padding_share < plain[-1].padding_share
-
-
-def test_a_token_budget_does_not_change_the_loss_of_a_chat_task(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(ChatRuntime, "score", lambda *_: 0.0)
-    plain = [report.loss for report in reports_of(runtime_of())]
-    assert [report.loss for report in reports_of(runtime_of(), batch_tokens=40)] == pytest.approx(
-        plain, rel=0.01
-    )
 
 
 def test_steps_are_collated_in_another_thread_and_the_same_from_any_start(

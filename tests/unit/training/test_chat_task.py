@@ -21,7 +21,7 @@ from tailorbird.models.pretrained import cast_parameters
 from tailorbird.models.retrieval.training_examples import find_examples
 from tailorbird.registry.kinds import Kind
 from tailorbird.registry.versions import PinnedEncoder, Prompting, Retrieval
-from tests import small_encoder
+from tests import build
 from tests.small_chat import language_model, model_of, save, tokenizer
 from tests.unit.models.attention.reference_attention import reference_varlen_attn
 from tests.unit.models.retrieval.test_training_examples import rows_of as example_rows
@@ -42,9 +42,8 @@ PROMPTING = Prompting(system=None, max_new_tokens=8)
 
 def rows_of(num: int = NUM_ROWS) -> Rows:
     """Return conversations whose answer repeats the prompt, with prompts of several lengths."""
-    texts = tuple("abcdefgh"[index % 8] * (1 + index % 5) for index in range(num))
-    ids = tuple(str(index) for index in range(num))
-    return Rows(ids, texts, texts, conversations=tuple((("user", text),) for text in texts))
+    texts = ["abcdefgh"[index % 8] * (1 + index % 5) for index in range(num)]
+    return build.rows(texts, chat=True)
 
 
 def task_of(base_model: str = "", **fields: Any) -> ChatTrainingTask:
@@ -303,32 +302,6 @@ def test_flash_attention_gives_the_losses_of_the_dense_mask_without_padding(
     )
 
 
-def test_rows_are_truncated_at_max_length(tmp_path: Path) -> None:
-    save(tmp_path)
-    runtime = task_of(tmp_path.as_uri(), max_length=9).load_runtime()
-    sample = sampled_rows(runtime.train)
-    assert sample.lengths.max() == 9
-    assert sample.lengths.tolist() == [len(tokens) for tokens in sample.tokens(range(len(sample)))]
-    assert runtime.weight(sample, np.array([0])) == 2  # the tokens `a` and end of turn
-    assert torch.isfinite(runtime.logits(runtime.build(config_of()), device="cpu")).all()
-
-
-def test_an_export_is_compared_by_few_logits_of_long_conversations(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(chat_task, "COMPARED_LOGITS", 3)
-    save(tmp_path)
-    runtime = task_of(tmp_path.as_uri()).load_runtime()
-    model = runtime.build(config_of())
-    few = runtime.logits(model, device="cpu")
-    assert 1 < len(few) <= 3
-    monkeypatch.setattr(chat_task, "COMPARED_LOGITS", 256)
-    every = runtime.logits(model, device="cpu")
-    torch.testing.assert_close(few, every[:: 1 + len(every) // 3])
-    monkeypatch.setattr(chat_task, "COMPARED_TOKENS", 1)
-    assert len(runtime.logits(model, device="cpu")) < len(every)  # those of the first conversation
-
-
 def test_conversations_without_room_for_an_answer_are_rejected(tmp_path: Path) -> None:
     save(tmp_path)
     with pytest.raises(
@@ -412,17 +385,6 @@ def test_the_loss_covers_only_the_answer_of_the_row_and_not_its_examples(tmp_pat
         learned = np.array(tokens.ids)[tokens.assistant_mask]
         assert "".join(tokenizer().convert_ids_to_tokens(learned)) == f"answer {row}</s>"
         assert runtime.weight(sample, np.array([row])) == len("answer 0") + 1
-
-
-def test_tokenizing_rows_with_examples_uses_no_gpu(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    task = task_with_examples(tmp_path, encoder=small_encoder.save(tmp_path / "encoder"))
-    monkeypatch.setattr(
-        "tailorbird.models.loading.default_device",
-        lambda: pytest.fail("the default device is used"),
-    )
-    assert len(task.tokenize(range(2), tokenizer=tokenizer())) == 2
 
 
 def test_examples_that_do_not_fit_are_omitted_and_do_not_shorten_the_row(tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 
 from tailorbird.config.training import TrainingConfig
 from tailorbird.storage import StorageError, open_file
+from tests.unit.training.engine.reads import RecordedFile
 from tests.unit.training.small import config_of, small_runtime
 from training import checkpoint
 from training.checkpoint import Upload
@@ -139,11 +139,14 @@ def test_a_checkpoint_without_the_record_of_a_rank_is_rejected(
 def test_an_error_of_the_storage_does_not_make_a_checkpoint_unusable(
     checkpoints: dict[int, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    class LostFile(RecordedFile):
+        def readinto(self, buffer: Any) -> int:  # noqa: ARG002
+            raise OSError("AWS Error NETWORK_CONNECTION")
+
     @contextmanager
     def open_lost(uri: str) -> Iterator[Any]:
-        lost = OSError("AWS Error NETWORK_CONNECTION")
         with open_file(uri) as file:
-            yield mock.Mock(wraps=file, read_at=mock.Mock(side_effect=lost))
+            yield LostFile(file, [])
 
     monkeypatch.setattr("training.engine.resharding.open_file", open_lost)
     uri = checkpoints[1].as_uri()

@@ -14,7 +14,6 @@ from tests.unit.training.small import config_of, reports_of, rows_of, small_runt
 from training.dataset import (
     TrainingDataset,
     epoch_batches,
-    num_batches,
     num_steps,
     rank_rows,
     steps,
@@ -53,16 +52,6 @@ def test_each_epoch_has_every_sharded_row_once_in_a_new_order(sharded: Shards) -
         assert sorted(orders[-1], key=int) == [str(index) for index in range(sum(SIZES))]
     assert orders[0] != orders[1]
     assert orders[0] == [row_id for batch in step_rows(sharded, epoch=0) for row_id in batch]
-
-
-def test_the_rows_of_a_step_come_from_distant_chunks(sharded: Shards) -> None:
-    batches = [[int(row_id) for row_id in batch] for batch in step_rows(sharded, epoch=0)]
-    assert np.mean([np.std(batch) for batch in batches]) > sum(SIZES) / 10
-
-
-@pytest.mark.parametrize("start", [0, 1, 63, 64, 65, 200, 10_000])
-def test_the_steps_after_any_start_are_the_same(sharded: Shards, start: int) -> None:
-    assert step_rows(sharded, epoch=1, start=start) == step_rows(sharded, epoch=1)[start:]
 
 
 def test_windows_before_the_first_step_are_not_read(
@@ -115,12 +104,6 @@ def test_an_epoch_has_every_row_once(
     assert sum(len(batch) < batch_size for batch in batches) <= 1
 
 
-@given(lengths=row_lengths, batch_size=batch_sizes)
-def test_num_batches_is_exact(lengths: np.ndarray, batch_size: int) -> None:
-    batches = epoch_batches(lengths, batch_size=batch_size, seed=0, epoch=0)
-    assert num_batches(len(lengths), batch_size=batch_size) == len(batches)
-
-
 @given(lengths=row_lengths, batch_size=batch_sizes, num_ranks=st.integers(1, 5))
 def test_the_rows_of_the_ranks_partition_the_batch(
     lengths: np.ndarray, batch_size: int, num_ranks: int
@@ -137,16 +120,6 @@ def test_the_same_seed_and_epoch_give_the_same_order(
 ) -> None:
     first, second = (epoch_batches(lengths, batch_size=8, seed=seed, epoch=epoch) for _ in range(2))
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
-
-
-def test_another_seed_or_epoch_gives_another_order() -> None:
-    lengths = np.ones(500, dtype=np.int64)
-    orders = {
-        tuple(np.concatenate(epoch_batches(lengths, batch_size=8, seed=seed, epoch=epoch)).tolist())
-        for seed in range(3)
-        for epoch in range(3)
-    }
-    assert len(orders) == 9
 
 
 def test_batches_of_similar_length_reduce_padding() -> None:

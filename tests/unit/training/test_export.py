@@ -53,40 +53,6 @@ def test_only_the_mean_of_the_weights_is_written(tmp_path: Path) -> None:
         assert mean["a"].dtype == torch.float32
 
 
-def test_weights_that_do_not_match_are_rejected(tmp_path: Path) -> None:
-    first = weights(tmp_path, "first", a=torch.ones(2))
-    names, shapes = (
-        weights(tmp_path, "names", b=torch.ones(2)),
-        weights(tmp_path, "shapes", a=torch.ones(3)),
-    )
-    with pytest.raises(ValueError, match="different names"):
-        average_weights([first, names], (tmp_path / "mean").as_uri())
-    with pytest.raises(ValueError, match=r"'a' in .* have different shapes"):
-        average_weights([first, shapes], (tmp_path / "mean").as_uri())
-    (tmp_path / "names" / "head.safetensors").unlink()
-    with pytest.raises(ValueError, match="do not contain the same safetensors files"):
-        average_weights([first, names], (tmp_path / "mean").as_uri())
-    assert not (tmp_path / "mean").exists()
-
-
-def test_the_export_of_an_adapter_holds_no_second_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ChatRuntime, "score", lambda *_: 0.0)
-    monkeypatch.setattr("training.loop.inference_dtype", lambda: torch.float32)
-    lm = language_model(width=256, layers=8).bfloat16()
-    runtime = replace(runtime_of(), lm=lm)
-    config = config_of(epochs=1, method="lora", lora_r=1)
-    engine = build_engine(config, runtime)
-    train(engine, config, runtime=runtime)
-    with TrackedMemory(torch.nn.ModuleList([lm, engine.module])) as memory:
-        export_weights(engine, config, runtime=runtime, folder=tmp_path)
-    destroy_engine(engine)
-    shape = shape_of(lm)
-    assert memory.peak < 0.25 * 4 * shape.num_parameters
-    assert (tmp_path / "adapter/adapter_model.safetensors").is_file()
-
-
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_the_export_of_all_weights_holds_one_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int

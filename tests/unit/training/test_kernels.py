@@ -6,10 +6,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from tailorbird.models.causal_lm import ChatModel
-from tests.small_chat import language_model
-from tests.unit.training.small import config_of, reports_of, small_runtime
-from training.engine.deepspeed_engine import use_kernels
+from tests.unit.training.small import reports_of, small_runtime
 
 
 @pytest.mark.long
@@ -44,20 +41,3 @@ def test_compiled_layers_train_like_uncompiled_ones(
     assert [report.loss for report in compiled] == pytest.approx(
         [report.loss for report in plain], rel=tolerance
     )
-
-
-def test_torch_compile_is_applied_to_each_transformer_layer_and_keeps_the_names_of_parameters() -> (
-    None
-):
-    model = ChatModel(language_model())
-    names = list(dict(model.named_parameters()))
-    use_kernels(model, config_of(torch_compile=True))
-    compiled = [module for module in model.modules() if module._compiled_call_impl is not None]
-    assert [type(module).__name__ for module in compiled] == ["LlamaDecoderLayer"] * 2
-    assert list(dict(model.named_parameters())) == names
-
-
-def test_no_kernels_are_used_by_default() -> None:
-    model = ChatModel(language_model())
-    use_kernels(model, config_of())
-    assert all(module._compiled_call_impl is None for module in model.modules())

@@ -1,7 +1,6 @@
 """The training loop in one process with a tiny encoder: memory options, divergence, resumes and
 exported weights."""
 
-import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,9 +15,11 @@ from tailorbird.config.training import TrainingConfig
 from tailorbird.registry.pooling import Pooling
 from tests.unit.training.small import NUM_ROWS, config_of, reports_of, small_runtime
 from training import checkpoint, export, loop, preemption
+from training.batch import Batch
 from training.classification_task import ClassifierRuntime
 from training.dataset import steps
 from training.engine.deepspeed_private import destroy_engine
+from training.errors import OutOfMemory
 from training.export import UnusableWeights, export_weights, exported_values
 from training.loop import Callbacks, build_engine, train
 from training.preemption import Interrupted
@@ -71,22 +72,6 @@ def test_options_that_save_memory_do_not_change_the_losses(
     assert losses(runtime, **fields) == pytest.approx(plain_losses, rel=0.01)
 
 
-def test_deepspeed_options_reach_the_engine(runtime: ClassifierRuntime) -> None:
-    config = TrainingConfig(
-        num_workers=1, zero_stage=1, deepspeed={"zero_optimization": {"reduce_bucket_size": 999}}
-    )
-    engine = build_engine(config, runtime)
-    assert engine.zero_reduce_bucket_size() == 999
-    destroy_engine(engine)
-
-
-def test_an_adapter_learns_with_gradient_checkpointing(runtime: ClassifierRuntime) -> None:
-    lora = {"method": "lora", "lora_dropout": 0.0, "learning_rate": 1e-3}
-    plain = losses(runtime, **lora)
-    assert plain[2] < plain[0]
-    assert losses(runtime, **lora, gradient_checkpointing=True) == pytest.approx(plain, rel=0.01)
-
-
 def test_a_nan_loss_raises_diverged_with_step_and_rows(runtime: ClassifierRuntime) -> None:
     config = config_of(epochs=2)
     engine = build_engine(config, runtime)
@@ -98,6 +83,30 @@ def test_a_nan_loss_raises_diverged_with_step_and_rows(runtime: ClassifierRuntim
     ):
         train(engine, config, runtime=runtime)
     destroy_engine(engine)
+
+
+@pytest.mark.parametrize("limit", [None, 1, 1000])
+def test_a_micro_batch_that_exceeds_the_memory_is_halved_unless_it_is_a_row(
+    runtime: ClassifierRuntime, monkeypatch: pytest.MonkeyPatch, limit: int | None
+) -> None:
+    sizes: list[int] = []
+
+    def refuse(_: object, __: object, ___: object, batch: Batch) -> None:
+        sizes.append(batch.num_tokens)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(ClassifierRuntime, "loss", refuse)
+    with (
+        pytest.raises((OutOfMemory, torch.OutOfMemoryError)) as raised,
+        trained(runtime, batch_size=8, batch_tokens=limit),
+    ):
+        pass
+    (size,) = sizes
+    if limit == 1:
+        assert isinstance(raised.value, torch.OutOfMemoryError)
+    else:
+        assert isinstance(raised.value, OutOfMemory)
+        assert raised.value.batch_tokens == size // 2
 
 
 def test_a_step_that_diverges_between_two_reads_is_named_and_not_checkpointed(
@@ -137,18 +146,6 @@ def test_a_step_that_diverges_between_two_reads_is_named_and_not_checkpointed(
     assert computed == 7
     assert [step for step, _ in saved] == [1, 3]
     assert np.isfinite([losses for _, losses in saved]).all()
-
-
-def test_losses_do_not_depend_on_how_often_they_are_read(
-    runtime: ClassifierRuntime, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    reports = []
-    for interval_s in (0.0, 3600.0):
-        monkeypatch.setattr(loop, "REPORT_INTERVAL_S", interval_s)
-        reports.append(
-            [(report.loss, report.score, report.padding_share) for report in reports_of(runtime)]
-        )
-    assert reports[0] == reports[1]
 
 
 def test_weights_that_the_last_step_broke_are_not_reported(runtime: ClassifierRuntime) -> None:
@@ -199,34 +196,6 @@ def test_a_resume_from_any_step_gives_the_report_of_an_uninterrupted_training(
             uninterrupted.score,
             uninterrupted.padding_share,
         )
-
-
-@pytest.mark.parametrize(("stage", "method"), [(1, "full"), (3, "full"), (1, "lora")])
-def test_a_training_can_resume_with_gradient_checkpointing(
-    tmp_path: Path, stage: int, method: str
-) -> None:
-    fields = {
-        "zero_stage": stage,
-        "method": method,
-        "epochs": 1,
-        "learning_rate": 1e-3,
-        "checkpoint_interval_s": 0.0,
-    }
-    runtime, config = small_runtime(dropout=0.2), config_of(**fields)
-
-    def save(progress: Progress, engine: Any) -> None:
-        if progress.step == 1:
-            checkpoint.save(engine, folder=tmp_path, progress=progress)
-
-    engine = build_engine(config, runtime)
-    plain = train(engine, config, runtime=runtime, callbacks=Callbacks(on_save=save))
-    destroy_engine(engine)
-    config = config_of(**fields, gradient_checkpointing=True)
-    engine, progress = checkpoint.resume(config, runtime, uri=tmp_path.as_uri())
-    assert progress.step == 1
-    resumed = train(engine, config, runtime=runtime, progress=progress)
-    destroy_engine(engine)
-    assert resumed.loss == pytest.approx(plain.loss, rel=1e-3)
 
 
 @pytest.mark.parametrize("stage", [0, 3])
@@ -280,7 +249,8 @@ def test_a_training_uses_the_pooling_of_its_configuration(
 ) -> None:
     task = replace(runtime.task, pooling=Pooling(mode="lasttoken", normalize=True))
     runtime = replace(runtime, task=task)
-    assert losses(runtime, pooling="mean") == pytest.approx(plain_losses)
+    # bf16, if the machine supports it, rounds differently with each placement in memory.
+    assert losses(runtime, pooling="mean") == pytest.approx(plain_losses, rel=0.01)
     with trained(runtime, zero_stage=3) as (engine, config):
         assert engine.module.pooling == Pooling(mode="lasttoken")
         export_weights(engine, config, runtime=runtime, folder=tmp_path)  # compares the logits
@@ -301,10 +271,3 @@ def test_deepspeed_7900_weights_that_differ_from_the_trained_model_are_rejected(
     ):
         export_weights(engine, config, runtime=runtime, folder=tmp_path)
     assert "the exported weights differ from the trained model in" in str(raised.value)
-
-
-def test_a_report_has_the_seconds_of_its_epoch_and_of_all_epochs() -> None:
-    reports = reports_of(small_runtime(dropout=0.0), epochs=3)
-    assert [report.total_seconds for report in reports] == pytest.approx(
-        list(itertools.accumulate(report.step_seconds for report in reports))
-    )

@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import deepspeed
 import pytest
 import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
+from tailorbird.models.errors import ModelError
 from tests.unit.training.engine.reads import bytes_read
 from tests.unit.training.small import config_of, small_runtime
 from training import checkpoint, loop, reports
-from training.engine.deepspeed_engine import MissingKernels
-from training.engine.deepspeed_private import destroy_engine, full_shapes, import_deepspeed
+from training.engine.deepspeed_private import destroy_engine, full_shapes
 from training.export import export_weights
 
 pytestmark = pytest.mark.long
@@ -140,7 +141,7 @@ def resume_in_pairs(folder: Path, stage: int, method: str) -> None:
     """Resume with workers of which each two hold a second copy of the parameters, as on nodes of
     two GPUs."""
     train(folder, stage, method, resume_from="merged", zero_optimization=PAIRS)
-    pair = import_deepspeed().utils.groups._get_zero_param_intra_parallel_group()
+    pair = deepspeed.utils.groups._get_zero_param_intra_parallel_group()
     assert (dist.get_world_size(), dist.get_world_size(pair)) == (4, 2)
 
 
@@ -155,11 +156,11 @@ def resume_with_as_many_ranks(folder: Path, stage: int, method: str) -> None:
 
 def raise_on_rank_1(folder: Path, stage: int, method: str) -> None:  # noqa: ARG001  part of the interface
     """Build an engine whose kernels are missing on rank 1, and write the error of each rank."""
-    error = MissingKernels("no kernels") if dist.get_rank() == 1 else None
+    error = ModelError("no kernels") if dist.get_rank() == 1 else None
     with mock.patch("training.engine.deepspeed_engine.use_kernels", side_effect=error):
         try:
             loop.build_engine(config_of(num_workers=2), small_runtime(dropout=0.0))
-        except MissingKernels as raised:
+        except ModelError as raised:
             (folder / f"rank-{dist.get_rank()}.txt").write_text(str(raised))
 
 
@@ -190,9 +191,7 @@ def train(
             checkpoint.save(engine, folder=own, progress=progress)
 
     # The rounding of bf16 depends on the shape of the batch, and so on the number of ranks.
-    exact = mock.patch(
-        "training.engine.resharding.MAX_GAP", 0
-    )  # else whole files of this size would be read
+    exact = mock.patch("training.engine.resharding.BUFFER", 4)  # else whole files would be read
     with (
         exact,
         mock.patch("training.loop.inference_dtype", return_value=torch.float32),
@@ -305,7 +304,7 @@ def write_timeouts(folder: Path, stage: int, method: str) -> None:
         deepspeed={"zero_optimization": PAIRS if stage == 3 else {}},
     )
     engine = loop.build_engine(config, small_runtime(dropout=0.0))
-    groups = import_deepspeed().utils.groups
+    groups = deepspeed.utils.groups
     created = {
         "data": groups._get_data_parallel_group(),
         "parameters": groups._get_zero_param_intra_parallel_group(),

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tailorbird.data.rows import DataError
 from tailorbird.data.tokenize import load_tokenizer
 from tailorbird.data.tokenized import TokenizedRows, concat_tokenized
 from tests.small_chat import save
@@ -68,9 +67,3 @@ def test_tokenizing_in_parts_or_before_the_start_gives_the_tokens_of_a_worker(
         assert tokenized.validation_rows(tokenizer) is tokenized.validation_tokens
         assert_equal(task.validation_rows(tokenizer), expected)
     assert tokenized.dataset(tokenizer) is tokenized.train
-
-
-def test_a_row_that_cannot_be_trained_on_is_reported_before_workers_start(tmp_path: Path) -> None:
-    save(tmp_path)
-    with pytest.raises(DataError, match="12 training conversations have no answer"):
-        with_tokenized_rows(task_of(tmp_path.as_uri(), max_length=6))

@@ -1,19 +1,25 @@
 """Helpers to test the TrialBroker without Ray."""
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine
+from functools import wraps
+from typing import Any
 
 from training.reports import EpochReport, TrainingResult
 from tuning.trial_broker import TrialBroker
 from tuning.trial_record import SweepJournal, TrialRecord
 
-T = TypeVar("T")
 LIMIT_S = 20  # a test that hangs fails after this time
 
 
-def run(coroutine: Coroutine[Any, Any, T]) -> T:
-    return asyncio.run(asyncio.wait_for(coroutine, LIMIT_S))
+def run(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    """Return a test that pytest can call."""
+
+    @wraps(test)
+    def run_in_loop() -> None:
+        asyncio.run(asyncio.wait_for(test(), LIMIT_S))
+
+    return run_in_loop
 
 
 def epoch(number: int, *, score: float = 0.5) -> EpochReport:
@@ -72,4 +78,4 @@ async def settle() -> None:
 async def save(broker: TrialBroker, trial: str, checkpoint: str) -> str | None:
     """Record a checkpoint of a trial by the only rank of group-0; return the previous
     checkpoint."""
-    return await broker.saved("group-0", trial, checkpoint, rank=0, num_ranks=1)
+    return await broker.saved("group-0", trial, checkpoint, num_ranks=1)

@@ -1,8 +1,6 @@
 """The TrialBroker without Ray: no trial is lost, repeated, or waits forever."""
 
 import asyncio
-import subprocess
-import sys
 
 import pytest
 
@@ -11,184 +9,140 @@ from tuning.trial_broker import SweepFailed, TrialAssignment, TrialBroker
 from tuning.trial_record import SweepJournal, TrialRecord
 
 
-def test_a_trial_is_passed_to_a_group_and_its_reports_to_tune() -> None:
-    async def scenario() -> None:
-        broker = new_broker()
-        await broker.submit("a", {"learning_rate": 1})
-        assert await broker.take("group-0") == TrialAssignment("a", {"learning_rate": 1}, None)
-        first = asyncio.create_task(broker.next_report("a"))
-        reported = asyncio.create_task(broker.report("a", epoch(0), last=False))
-        assert not (await first).done
-        await settle()
-        assert not reported.done()  # the group waits until Tune requests the next epoch
-        second = asyncio.create_task(broker.next_report("a"))
-        assert await reported is True
-        assert await broker.report("a", epoch(1), last=True) is False
-        assert (await second).done
-        await broker.finish("group-0", "a", result("s3://here"))
-        assert broker.journal() == SweepJournal(
-            trials=(
-                TrialRecord(
-                    trial="a",
-                    config={"learning_rate": 1},
-                    epochs=[epoch(0), epoch(1)],
-                    completed=True,
-                    result=result("s3://here"),
-                ),
+@run
+async def test_a_trial_is_passed_to_a_group_and_its_reports_to_tune() -> None:
+    broker = new_broker()
+    await broker.submit("a", {"learning_rate": 1})
+    assert await broker.take("group-0") == TrialAssignment("a", {"learning_rate": 1}, None)
+    first = asyncio.create_task(broker.next_report("a"))
+    reported = asyncio.create_task(broker.report("a", epoch(0), last=False))
+    assert not (await first).done
+    await settle()
+    assert not reported.done()  # the group waits until Tune requests the next epoch
+    second = asyncio.create_task(broker.next_report("a"))
+    assert await reported is True
+    assert await broker.report("a", epoch(1), last=True) is False
+    assert (await second).done
+    await broker.finish("group-0", "a", result("s3://here"))
+    assert broker.journal() == SweepJournal(
+        trials=(
+            TrialRecord(
+                trial="a",
+                config={"learning_rate": 1},
+                epochs=[epoch(0), epoch(1)],
+                completed=True,
+                result=result("s3://here"),
             ),
-        )
-
-    run(scenario())
-
-
-def test_groups_take_trials_in_order_of_submission_and_wait_for_the_next() -> None:
-    async def scenario() -> None:
-        broker = new_broker()
-        waiting = asyncio.create_task(broker.take("group-0"))
-        await settle()
-        assert not waiting.done()
-        for name in ("a", "b"):
-            await broker.submit(name, {})
-        assert [getattr(await waiting, "trial", None), await take(broker, "group-1")] == ["a", "b"]
-
-    run(scenario())
+        ),
+    )
 
 
-def test_a_cancelled_trial_ends_after_its_current_epoch() -> None:
-    async def scenario() -> None:
-        broker = new_broker()
-        await broker.submit("a", {})
-        await broker.take("group-0")
-        first = asyncio.create_task(broker.next_report("a"))
-        reported = asyncio.create_task(broker.report("a", epoch(0), last=False))
-        await first
-        await broker.cancel("a")
-        assert await reported is False
-
-    run(scenario())
+@run
+async def test_groups_take_trials_in_order_of_submission_and_wait_for_the_next() -> None:
+    broker = new_broker()
+    waiting = asyncio.create_task(broker.take("group-0"))
+    await settle()
+    assert not waiting.done()
+    for name in ("a", "b"):
+        await broker.submit(name, {})
+    assert [getattr(await waiting, "trial", None), await take(broker, "group-1")] == ["a", "b"]
 
 
-def test_close_ends_waiting_groups_and_reports() -> None:
-    async def scenario() -> None:
-        broker = new_broker()
-        await broker.submit("a", {})
-        await broker.take("group-0")
-        idle = asyncio.create_task(broker.take("group-1"))
-        requested = asyncio.create_task(broker.next_report("a"))
-        reported = asyncio.create_task(broker.report("a", epoch(0), last=False))
+@run
+async def test_close_ends_waiting_groups_and_reports() -> None:
+    broker = new_broker()
+    await broker.submit("a", {})
+    await broker.take("group-0")
+    idle = asyncio.create_task(broker.take("group-1"))
+    requested = asyncio.create_task(broker.next_report("a"))
+    reported = asyncio.create_task(broker.report("a", epoch(0), last=False))
+    await requested
+    await broker.close()
+    assert await idle is None
+    assert await reported is False
+    assert await broker.take("group-2") is None
+
+
+@run
+async def test_a_group_without_a_trial_left_ends_while_another_group_trains() -> None:
+    broker = new_broker(num_trials=2)
+    await broker.submit("a", {})
+    assert await take(broker, "group-0") == "a"
+    idle = asyncio.create_task(broker.take("group-1"))
+    await settle()
+    assert not idle.done()  # Tune has not submitted the second trial
+    await broker.submit("b", {})
+    assert getattr(await idle, "trial", None) == "b"
+    await broker.finish("group-1", "b", result())
+    assert await broker.take("group-1") is None
+    await broker.requeue("group-0", "its node was lost")
+    assert (
+        await take(broker, "group-0") == "a"
+    )  # the group restarts with the resources of the other one
+
+
+@run
+async def test_a_failed_trial_is_not_assigned_again() -> None:
+    broker = new_broker()
+    await broker.submit("diverged", {})
+    await broker.submit("next", {})
+    assert await broker.take("group") == TrialAssignment("diverged", {}, None)
+    requested = asyncio.create_task(broker.next_report("diverged"))
+    await broker.give_up("group", "diverged", "the loss is nan")
+    with pytest.raises(SweepFailed, match="the loss is nan"):
         await requested
-        await broker.close()
-        assert await idle is None
-        assert await reported is False
-        assert await broker.take("group-2") is None
-
-    run(scenario())
-
-
-def test_a_group_without_a_trial_left_ends_while_another_group_trains() -> None:
-    async def scenario() -> None:
-        broker = new_broker(num_trials=2)
-        await broker.submit("a", {})
-        assert await take(broker, "group-0") == "a"
-        idle = asyncio.create_task(broker.take("group-1"))
-        await settle()
-        assert not idle.done()  # Tune has not submitted the second trial
-        await broker.submit("b", {})
-        assert getattr(await idle, "trial", None) == "b"
-        await broker.finish("group-1", "b", result())
-        assert await broker.take("group-1") is None
-        await broker.requeue("group-0", "its node was lost")
-        assert (
-            await take(broker, "group-0") == "a"
-        )  # the group restarts with the resources of the other one
-
-    run(scenario())
+    await broker.requeue(
+        "group", "out of memory"
+    )  # if a trial exceeds a GPU, the workers of the group fail next
+    assert await broker.take("group") == TrialAssignment("next", {}, None)
+    assert record(broker, "diverged").failure == "the loss is nan"
 
 
-def test_a_finished_trial_is_not_assigned_again() -> None:
-    async def scenario() -> None:
-        broker = new_broker()
-        await broker.submit("a", {})
-        await broker.take("group-0")
-        await broker.finish("group-0", "a", result())
-        await broker.close()
-        assert await broker.take("group-0") is None
-
-    run(scenario())
-
-
-def test_a_failed_trial_is_not_assigned_again() -> None:
-    async def scenario() -> None:
-        broker = new_broker()
-        await broker.submit("diverged", {})
-        await broker.submit("next", {})
-        assert await broker.take("group") == TrialAssignment("diverged", {}, None)
-        requested = asyncio.create_task(broker.next_report("diverged"))
-        await broker.give_up("group", "diverged", "the loss is nan")
-        with pytest.raises(SweepFailed, match="the loss is nan"):
-            await requested
-        await broker.requeue(
-            "group", "out of memory"
-        )  # if a trial exceeds a GPU, the workers of the group fail next
-        assert await broker.take("group") == TrialAssignment("next", {}, None)
-        assert record(broker, "diverged").failure == "the loss is nan"
-
-    run(scenario())
+@run
+async def test_a_completed_trial_ranks_above_a_stopped_trial_with_a_higher_score() -> None:
+    broker = new_broker()
+    await exported(broker, "stopped", score=0.8, completed=False)
+    assert not broker.is_best(score=0.7, completed=False)
+    assert broker.is_best(score=0.6, completed=True)
+    await exported(broker, "completed", score=0.6, completed=True)
+    assert not broker.is_best(score=0.9, completed=False)
+    assert not broker.is_best(score=0.6, completed=True)
+    assert broker.is_best(score=0.65, completed=True)
 
 
-def test_a_completed_trial_ranks_above_a_stopped_trial_with_a_higher_score() -> None:
-    async def scenario() -> None:
-        broker = new_broker()
-        await exported(broker, "stopped", score=0.8, completed=False)
-        assert not broker.is_best(score=0.7, completed=False)
-        assert broker.is_best(score=0.6, completed=True)
-        await exported(broker, "completed", score=0.6, completed=True)
-        assert not broker.is_best(score=0.9, completed=False)
-        assert not broker.is_best(score=0.6, completed=True)
-        assert broker.is_best(score=0.65, completed=True)
-
-    run(scenario())
+@run
+async def test_a_trial_is_the_best_only_after_its_weights_are_exported() -> None:
+    broker = new_broker()
+    assert broker.is_best(score=0.8, completed=True)
+    assert broker.is_best(
+        score=0.8, completed=True
+    )  # a group that died during the export may try again
+    await broker.submit("diverged", {})
+    await broker.finish("group-0", "diverged", result(score=0.9))
+    assert broker.is_best(score=0.1, completed=False)
 
 
-def test_a_trial_is_the_best_only_after_its_weights_are_exported() -> None:
-    async def scenario() -> None:
-        broker = new_broker()
-        assert broker.is_best(score=0.8, completed=True)
-        assert broker.is_best(
-            score=0.8, completed=True
-        )  # a group that died during the export may try again
-        await broker.submit("diverged", {})
-        await broker.finish("group-0", "diverged", result(score=0.9))
-        assert broker.is_best(score=0.1, completed=False)
-
-    run(scenario())
+@run
+async def test_a_trial_cancelled_while_it_waits_is_not_assigned() -> None:
+    broker = new_broker()
+    await broker.submit("a", {})
+    await broker.submit("b", {})
+    await broker.cancel("a")
+    assert await take(broker) == "b"
 
 
-def test_a_trial_cancelled_while_it_waits_is_not_assigned() -> None:
-    async def scenario() -> None:
-        broker = new_broker()
-        await broker.submit("a", {})
-        await broker.submit("b", {})
-        await broker.cancel("a")
-        assert await take(broker) == "b"
-
-    run(scenario())
-
-
-def test_trials_that_end_with_the_sweep_are_marked() -> None:
-    async def scenario() -> None:
-        broker = new_broker()
-        for name in ("stopped", "completed", "running"):
-            await broker.submit(name, {})
-        await broker.cancel("stopped")
-        await broker.report("completed", epoch(0), last=True)
-        await broker.end("out of reach")
-        assert broker.journal().ended == "out of reach"
-        assert {record.trial for record in broker.journal().trials if record.ended_with_sweep} == {
-            "running"
-        }
-
-    run(scenario())
+@run
+async def test_trials_that_end_with_the_sweep_are_marked() -> None:
+    broker = new_broker()
+    for name in ("stopped", "completed", "running"):
+        await broker.submit(name, {})
+    await broker.cancel("stopped")
+    await broker.report("completed", epoch(0), last=True)
+    await broker.end("out of reach")
+    assert broker.journal().ended == "out of reach"
+    assert {record.trial for record in broker.journal().trials if record.ended_with_sweep} == {
+        "running"
+    }
 
 
 async def exported(broker: TrialBroker, trial_id: str, *, score: float, completed: bool) -> None:
@@ -196,11 +150,3 @@ async def exported(broker: TrialBroker, trial_id: str, *, score: float, complete
     if completed:
         await broker.report(trial_id, epoch(0, score=score), last=True)
     await broker.finish("group-0", trial_id, result(f"s3://{trial_id}", score=score))
-
-
-def test_the_module_imports_neither_torch_nor_tune() -> None:
-    code = (
-        "import sys, tuning.trial_broker; sys.exit(bool({'torch', 'ray.tune', 'ray.train'} & "
-        "set(sys.modules)))"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

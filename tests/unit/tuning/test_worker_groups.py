@@ -5,28 +5,20 @@ from typing import Any
 
 import pytest
 import ray
-from ray.exceptions import OutOfMemoryError
-from ray.train import ControllerError, WorkerGroupError
+from ray.train import WorkerGroupError
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 
+from cluster.progress import NoteEvent
 from cluster.resources import Node, Resources
 from tailorbird.config.training import TrainingConfig
-from tests.unit.tuning.broker import new_broker
 from training import trainer
-from training.errors import OutOfMemory, RepeatedFailure
-from training.preemption import Interrupted
+from training.errors import OutOfMemory
 from tuning import worker_groups
 from tuning.trial_broker import WorkerGroupJob
-from tuning.worker_groups import (
-    RequeueOnFailure,
-    num_groups_that_fit,
-    repeated_failure,
-    run_worker_groups,
-)
+from tuning.worker_groups import MAX_HALVINGS, num_groups_that_fit, run_worker_groups
 
 GIB = 1 << 30
-MISSING = ModuleNotFoundError("No module named 'liger_kernel'")
 
 
 @pytest.mark.parametrize(
@@ -86,124 +78,42 @@ def test_groups_run_without_a_process_each_and_a_lost_group_is_reported(
 
 
 @pytest.mark.parametrize("max_failures", [0, 2])
-def test_a_group_restarts_after_each_trial_that_exceeds_its_gpu_and_its_own_failures_are_limited(
+def test_a_group_restarts_as_often_as_its_trials_can_fail_and_requeues_them(
     monkeypatch: pytest.MonkeyPatch, max_failures: int
 ) -> None:
     """Ray's own policy decides about the failures; the workers do not run."""
-    num_failures = 0
+    requeued: list[tuple[str, str, int | None]] = []
+    notes: list[NoteEvent] = []
 
     def fit(torch_trainer: Any) -> None:
-        nonlocal num_failures
         policy = DefaultFailurePolicy(torch_trainer.run_config.failure_config)
-        error = WorkerGroupError("long", {0: OutOfMemory("CUDA out of memory", 1)})
-        while policy.make_decision(error) == FailureDecision.RETRY:
-            num_failures += 1
+        (callback,) = torch_trainer.run_config.callbacks
+        error = WorkerGroupError("long", {0: KeyError("x"), 1: OutOfMemory(512)})
+        decision = FailureDecision.RETRY
+        while decision == FailureDecision.RETRY:
+            callback.after_exception(run_context=None, worker_exceptions=error.worker_failures)
+            decision = policy.make_decision(error)
         raise error
 
     monkeypatch.setattr(trainer, "live_nodes", lambda: ())
     monkeypatch.setattr(TorchTrainer, "fit", fit)
     nothing: Any = None
-    training = TrainingConfig(max_failures=max_failures)
-    job = WorkerGroupJob(
-        "group-0",
-        training,
-        task=nothing,
-        broker=nothing,
-        events=nothing,
-        uri="file:///tmp/sweep",
-        num_trials=20,
-    )
-    assert worker_groups._run_group(job) == "worker group failed: worker 0: CUDA out of memory"
-    assert num_failures == max_failures + 20 + worker_groups.MAX_HALVINGS
 
+    def requeue(group: str, reason: str, *, batch_tokens: int | None) -> None:
+        requeued.append((group, reason, batch_tokens))
 
-def test_the_trial_of_a_failed_group_is_requeued_with_the_cause() -> None:
-    calls: list[tuple[str, str]] = []
-    broker = SimpleNamespace(
-        requeue=SimpleNamespace(remote=lambda *arguments: calls.append(arguments))
-    )
-    callback = RequeueOnFailure(broker, "group-0", uri="s3://models/sweep", max_failures=2)
-    error = OutOfMemoryError("Task was killed due to the node running low on memory.")
-    callback.after_exception(run_context=None, worker_exceptions={1: error})
-    ((group, reason),) = calls
-    assert group == "group-0"
-    assert reason.startswith("worker 1: ")
-    assert "memory" in reason
-
-
-def handle_of_a_broker(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Return a handle of a broker that counts failures and ignores requeued trials."""
-    monkeypatch.setattr(ray, "get", lambda value: value)  # no cluster runs
-    counted = SimpleNamespace(remote=new_broker().count_failure)
-    return SimpleNamespace(requeue=SimpleNamespace(remote=lambda *_: None), count_failure=counted)
-
-
-@pytest.mark.parametrize(("max_failures", "times"), [(0, "once"), (2, "3 times")])
-def test_a_group_whose_trials_all_fail_with_one_error_ends_soon_with_this_error(
-    monkeypatch: pytest.MonkeyPatch, max_failures: int, times: str
-) -> None:
-    """Ray's own policy decides about the failures that the callback lets pass; the workers do not
-    run."""
-    failures: list[WorkerGroupError] = []
-
-    def fit(torch_trainer: Any) -> None:
-        (callback,) = torch_trainer.run_config.callbacks
-        policy = DefaultFailurePolicy(torch_trainer.run_config.failure_config)
-        while True:
-            failures.append(WorkerGroupError("long", {0: MISSING}))
-            try:
-                callback.after_exception(
-                    run_context=None, worker_exceptions=failures[-1].worker_failures
-                )
-            except RepeatedFailure as error:
-                raise ControllerError(error) from error
-            assert policy.make_decision(failures[-1]) == FailureDecision.RETRY
-
-    monkeypatch.setattr(trainer, "live_nodes", lambda: ())
-    monkeypatch.setattr(TorchTrainer, "fit", fit)
-    nothing: Any = None
     job = WorkerGroupJob(
         "group-0",
         TrainingConfig(max_failures=max_failures),
         task=nothing,
-        broker=handle_of_a_broker(monkeypatch),
-        events=nothing,
+        broker=SimpleNamespace(requeue=SimpleNamespace(remote=requeue)),
+        events=SimpleNamespace(put=SimpleNamespace(remote=notes.append)),
         uri="file:///tmp/sweep",
         num_trials=20,
     )
     message = worker_groups._run_group(job)
-    assert len(failures) == max_failures + 1
-    assert message == (
-        f"worker group failed: its workers failed {times} without a finished trial: worker 0: "
-        "ModuleNotFoundError: No module named 'liger_kernel'; remove the cause and run again, "
-        f"which resumes the sweep (training.max_failures is {max_failures})"
-    )
-
-
-def test_trials_without_enough_memory_and_preemptions_do_not_end_a_group(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    callback = RequeueOnFailure(
-        handle_of_a_broker(monkeypatch), "group-0", uri="s3://models/sweep", max_failures=1
-    )
-    callback.after_exception(run_context=None, worker_exceptions={0: MISSING})
-    for error in (
-        OutOfMemory("CUDA out of memory", 1),
-        Interrupted("a node is being drained"),
-    ) * 20:
-        callback.after_exception(
-            run_context=None, worker_exceptions={0: RuntimeError("connection lost"), 1: error}
-        )
-    with pytest.raises(RepeatedFailure, match="failed 2 times"):
-        callback.after_exception(run_context=None, worker_exceptions={0: MISSING})
-
-
-def test_the_message_of_a_group_that_ends_names_each_error_once() -> None:
-    reasons = ["worker 0: its node was lost", "worker 0: KeyError", "worker 0: its node was lost"]
-    assert repeated_failure(reasons, max_failures=3) is None
-    message = repeated_failure(reasons, max_failures=2)
     assert message is not None
-    assert (
-        "without a finished trial: worker 0: its node was lost; worker 0: KeyError; remove"
-        in message
-    )
+    assert "worker 1: a GPU ran out of memory" in message
+    assert len(requeued) == max_failures + 20 + MAX_HALVINGS + 1
+    assert requeued[0] == ("group-0", message.removeprefix("worker group failed: "), 512)
+    assert len(notes) == len(requeued)

@@ -92,7 +92,8 @@ class Batch:
             column="text",
             id_column="key",
         )
-        etag = storage.head(self.uri)[0]
+        entry = storage.file_entry(self.uri)
+        assert entry is not None
         self.parts = [
             Part(
                 number=start // 2,
@@ -100,7 +101,7 @@ class Batch:
                 start=start,
                 first=start,
                 num_rows=min(2, len(texts) - start),
-                etag=etag,
+                etag=entry.tag,
             )
             for start in range(0, len(texts), 2)
         ]

@@ -2,10 +2,33 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import RawIOBase
 from typing import Any
 from unittest import mock
 
 from tailorbird.storage import open_file
+
+
+class RecordedFile(RawIOBase):
+    def __init__(self, file: Any, reads: list[int]) -> None:
+        self._file = file
+        self._reads = reads
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def readinto(self, buffer: Any) -> int:
+        self._reads.append(int(self._file.readinto(buffer)))
+        return self._reads[-1]
 
 
 @contextmanager
@@ -16,12 +39,7 @@ def bytes_read() -> Iterator[list[int]]:
     @contextmanager
     def open_recorded(uri: str) -> Iterator[Any]:
         with open_file(uri) as file:
-
-            def read_at(num_bytes: int, offset: int) -> bytes:
-                reads.append(num_bytes)
-                return bytes(file.read_at(num_bytes, offset))
-
-            yield mock.Mock(wraps=file, read_at=read_at)
+            yield RecordedFile(file, reads)
 
     with mock.patch("training.engine.resharding.open_file", open_recorded):
         yield reads

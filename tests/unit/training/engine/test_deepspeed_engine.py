@@ -44,15 +44,6 @@ def test_the_rate_rises_to_its_peak_and_falls_to_zero_after_the_last_step(
     assert end == after == 0
 
 
-def test_the_peak_comes_after_the_warmup() -> None:
-    values = rates(100, fraction=0.1)
-    assert [values[step] for step in (0, 9, 10, 55)] == pytest.approx([1 / 11, 10 / 11, 1, 0.5])
-
-
-def test_without_warmup_the_first_step_has_the_full_rate() -> None:
-    assert rates(10, fraction=0)[0] == 1
-
-
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_deepspeed_gets_the_batch_size_of_each_worker(stage: int) -> None:
     training = TrainingConfig.model_validate(
@@ -143,22 +134,6 @@ def test_bf16_parameters_replace_autocast() -> None:
     assert (
         deepspeed_config(TrainingConfig(), num_workers=2, autocast=True)["bf16"]["enabled"] is False
     )
-
-
-def test_communication_options_reach_deepspeed_only_if_they_are_set() -> None:
-    def zero(**fields: object) -> dict[str, object]:
-        config = TrainingConfig.model_validate({"gpus_per_worker": 1, "num_workers": 4, **fields})
-        options: dict[str, object] = deepspeed_config(config, num_workers=4, autocast=True)[
-            "zero_optimization"
-        ]
-        return options
-
-    assert zero(zero_stage=1) == {"stage": 1}
-    assert zero(zero_stage=2, deepspeed={"zero_optimization": {"overlap_comm": True}}) == {
-        "stage": 2,
-        "overlap_comm": True,
-    }
-    assert zero(zero_stage=3) == {"stage": 3}
 
 
 def test_only_matrices_decay_and_the_head_has_a_higher_rate() -> None:

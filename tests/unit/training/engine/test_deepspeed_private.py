@@ -4,6 +4,7 @@ exists."""
 from collections.abc import Iterator
 from typing import Any
 
+import deepspeed
 import pytest
 import torch
 
@@ -20,7 +21,6 @@ from training.engine.deepspeed_private import (
     destroy_engine,
     forward_dtype,
     fp32_values,
-    import_deepspeed,
     init_distributed,
     inner_optimizer,
     optimizer_tensors,
@@ -32,7 +32,7 @@ from training.loop import build_engine, train
 def missing(name: str) -> str:
     """Return the message for a missing part."""
     return (
-        f"DeepSpeed {import_deepspeed().__version__} has no {name}; deepspeed_private.py was "
+        f"DeepSpeed {deepspeed.__version__} has no {name}; deepspeed_private.py was "
         f"written for {VERSION}"
     )
 
@@ -46,14 +46,13 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Any]:
 
 def test_the_creation_of_groups_is_found_on_the_backend() -> None:
     init_distributed(timeout_s=7200)
-    backend = import_deepspeed().comm.comm.cdb
+    backend = deepspeed.comm.comm.cdb
     assert hasattr(type(backend), "new_group"), missing("comm.comm.cdb.new_group")
-    group = import_deepspeed().comm.new_group([0])
+    group = deepspeed.comm.new_group([0])
     assert group._get_backend(torch.device("cpu")).options._timeout.total_seconds() == 7200
 
 
 def test_the_shared_memory_operator_can_be_disabled() -> None:
-    deepspeed = import_deepspeed()
     assert SHM_OP in getattr(deepspeed.ops, "__compatible_ops__", {}), missing(
         f"ops.__compatible_ops__[{SHM_OP!r}]"
     )
@@ -61,7 +60,7 @@ def test_the_shared_memory_operator_can_be_disabled() -> None:
 
 def test_parameters_can_be_partitioned_one_at_a_time() -> None:
     method = "_convert_to_zero_parameters"
-    assert hasattr(import_deepspeed().zero.Init, method), missing(f"zero.Init.{method}")
+    assert hasattr(deepspeed.zero.Init, method), missing(f"zero.Init.{method}")
 
 
 def test_the_gradient_all_reduce_of_an_engine_can_be_disabled(engine: Any) -> None:

@@ -14,8 +14,6 @@ from training.engine.memory_estimate import (
     Batch,
     WorkerMemory,
     activation_bytes,
-    answered_rows,
-    validation_bytes,
     worker_memory,
 )
 
@@ -118,10 +116,6 @@ def test_a_70b_model_with_lora_fits_8_gpus_of_80_gib() -> None:
     assert memory.device_bytes / GIB < 75
 
 
-def test_every_worker_is_assumed_to_export_the_largest_weight() -> None:
-    assert on_gpus(8, LLAMA_8B).host["export"] == 4 * LLAMA_8B.vocabulary * LLAMA_8B.hidden
-
-
 def test_offloaded_states_are_in_host_memory() -> None:
     plain, optimizer, all_of_them = (
         on_gpus(6, LLAMA_8B, offload=offload) for offload in ("none", "optimizer", "parameters")
@@ -180,27 +174,6 @@ def test_logits_of_a_long_context_are_counted_in_chunks() -> None:
     assert activations(8192) < 8 * activations(1024) - 6 * GIB
     assert activations(8192, replace(LLAMA_8B, needs_all_logits=True)) == 8 * activations(1024)
     assert 20 < activations(32_768) / GIB < 35  # the logits alone would take 55 GiB
-
-
-def test_long_prompts_are_answered_in_smaller_batches() -> None:
-    assert [answered_rows(tokens) for tokens in (1, 512, 513, 4096, 32_768, 100_000)] == [
-        64,
-        64,
-        63,
-        8,
-        1,
-        1,
-    ]
-
-
-def test_a_validation_at_stage_3_needs_more_for_longer_prompts() -> None:
-    def validation(length: int) -> int:
-        batch = Batch(length, max_new_tokens=128, packed=True, autocast=True)
-        return validation_bytes(config_of(zero_stage=3), shape=LLAMA_8B, batch=batch)
-
-    totals = [validation(length) for length in (64, 128, 256, 4096)]
-    assert totals == sorted(totals)
-    assert totals[-1] < 3 * totals[-2]  # 16 times the tokens in an eighth of the rows
 
 
 @pytest.mark.long

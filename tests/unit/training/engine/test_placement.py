@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import deepspeed
 import pytest
 import torch
 import torch.distributed as dist
@@ -21,7 +22,7 @@ from tests.tracked_memory import TrackedMemory
 from tests.unit.training.small import config_of, small_runtime
 from tests.unit.training.test_chat_task import runtime_of
 from training import loop
-from training.engine.deepspeed_private import destroy_engine, import_deepspeed
+from training.engine.deepspeed_private import destroy_engine
 from training.engine.placement import layerwise_copy, place_weights
 from training.task import TaskRuntime
 
@@ -175,7 +176,7 @@ def _build(folder: Path, task: str, method: str, stored: str) -> dict[str, Any]:
     expected = dict(load(folder, task, stored, torch.float32).named_parameters())
     unequal = []
     for name, value in model.named_parameters():
-        with import_deepspeed().zero.GatheredParameters([value]):
+        with deepspeed.zero.GatheredParameters([value]):
             own_name = (
                 name.partition(".")[2].removeprefix("base_model.model.").replace(".base_layer", "")
             )

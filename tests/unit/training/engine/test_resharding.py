@@ -16,8 +16,7 @@ from training import checkpoint
 from training.chat_task import ChatRuntime
 from training.engine import resharding
 from training.engine.deepspeed_private import destroy_engine, inner_optimizer, optimizer_tensors
-from training.engine.partitions import copies, pieces_of_parameters
-from training.engine.resharding import CHUNK, MAX_GAP, FileRange, coalesced
+from training.engine.resharding import NUM_THREADS
 from training.loop import Callbacks, build_engine, train
 from training.reports import Progress
 from training.task import TaskRuntime
@@ -77,9 +76,8 @@ def tied() -> TaskRuntime:
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 @pytest.mark.parametrize(("kind", "method"), [(adapted, "lora"), (tied, "full")])
-def test_values_that_are_read_together_are_equal_and_take_one_read(
+def test_values_that_are_read_together_are_equal_and_take_few_reads(
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     kind: Callable[[], TaskRuntime],
     method: str,
     stage: int,
@@ -99,52 +97,14 @@ def test_values_that_are_read_together_are_equal_and_take_one_read(
     checkpoint.save(engine, folder=tmp_path, progress=Progress())
     saved = states()
     destroy_engine(engine)
-    num_reads = []
-    for max_gap in (-1, MAX_GAP):
-        monkeypatch.setattr(resharding, "MAX_GAP", max_gap)
-        with bytes_read() as reads:
-            engine, _ = checkpoint.resume(config, runtime, uri=tmp_path.as_uri())
-        num_reads.append(len(reads))
-        for loaded, expected in zip(states(), saved, strict=True):
-            assert loaded.keys() == expected.keys()
-            assert all(torch.equal(value, expected[name]) for name, value in loaded.items())
-        trained = [parameter for parameter in engine.module.parameters() if parameter.requires_grad]
-        destroy_engine(engine)
-    assert num_reads[0] >= 3 * len(trained)  # the weight and two moments of each parameter
-    assert num_reads[1] == 1
-
-
-def test_a_rank_reads_its_parts_of_hundreds_of_small_matrices_in_few_reads() -> None:
-    matrices = [{f"{number}": (16, 1024) for number in range(300)}]
-    saved = pieces_of_parameters(matrices, num_ranks=1)
-    own = pieces_of_parameters(matrices, num_ranks=4)[1]
-    ranges = [
-        range_of(copy.rank, 4 * copy.source_start, 4 * copy.length)
-        for copy in copies(own, saved=saved)
-    ]
-    reads = coalesced(reversed(ranges))
-    assert (len(ranges), len(reads)) == (300, 2)
-    assert [own for read in reads for own in read] == ranges
-    assert max(read[-1].end - read[0].start for read in reads) <= CHUNK
-
-
-def range_of(rank: int, start: int, num_bytes: int) -> FileRange:
-    return FileRange(rank, start, torch.empty(num_bytes // 4, device="meta"))
-
-
-def test_a_read_has_neighbours_in_one_file_and_a_limited_size() -> None:
-    first, near, far = (
-        range_of(0, 0, 8),
-        range_of(0, 8 + MAX_GAP, 8),
-        range_of(0, 20 + 2 * MAX_GAP, 8),
-    )
-    other_file, large = range_of(1, far.end, 8), range_of(1, far.end + 8, CHUNK)
-    assert coalesced([first, near, far, other_file, large]) == [
-        [first, near],
-        [far],
-        [other_file],
-        [large],
-    ]
+    with bytes_read() as reads:
+        engine, _ = checkpoint.resume(config, runtime, uri=tmp_path.as_uri())
+    for loaded, expected in zip(states(), saved, strict=True):
+        assert loaded.keys() == expected.keys()
+        assert all(torch.equal(value, expected[name]) for name, value in loaded.items())
+    trained = [parameter for parameter in engine.module.parameters() if parameter.requires_grad]
+    destroy_engine(engine)
+    assert NUM_THREADS >= len(reads) < 3 * len(trained)
 
 
 def test_torch_moves_steps_to_the_device_of_their_parameters() -> None:

@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -17,14 +16,12 @@ from tailorbird.models.metadata import shape_of
 from tailorbird.models.pretrained import without_pooler
 from tests.tracked_memory import TrackedMemory
 from tests.unit.training.small import config_of, small_runtime
-from training.classification_task import ClassifierRuntime, validation_batches
+from training.classification_task import ClassifierRuntime
 from training.engine.deepspeed_private import destroy_engine
 from training.engine.memory_estimate import (
     VALIDATION_TOKENS,
     Batch,
-    validated_rows,
     validation_bytes,
-    worker_memory,
 )
 from training.loop import build_engine
 
@@ -94,22 +91,3 @@ def test_a_validation_needs_at_most_its_estimate_and_at_least_a_third_of_it(
         config, shape=shape_of(runtime.encoder), batch=Batch(LENGTH, autocast=autocast)
     )
     assert measured <= estimate <= 3 * measured
-
-
-@pytest.mark.parametrize("length", [8, 100, 512, 20_000])
-def test_no_pass_of_a_validation_has_more_rows_than_estimated(length: int) -> None:
-    lengths = np.full(5000, length)
-    for device in ("cpu", "cuda"):
-        batches = validation_batches(lengths, num_ranks=2, device=device)
-        assert max(map(len, batches)) == validated_rows(length, on_gpu=device == "cuda")
-
-
-@pytest.mark.parametrize("gpus", [0, 1])
-def test_a_worker_with_a_small_micro_batch_needs_the_most_for_the_validation(gpus: int) -> None:
-    shape, batch = shape_of(bert()), Batch(LENGTH, autocast=True)
-    sizes = []
-    for rows in (1, 64):
-        config = config_of(gpus_per_worker=gpus, batch_size=rows)
-        memory = worker_memory(config, shape=shape, batch=batch, num_workers=1)
-        sizes.append((memory.device if gpus else memory.host)["activations"])
-    assert sizes[0] == validation_bytes(config, shape=shape, batch=batch) < sizes[1]
