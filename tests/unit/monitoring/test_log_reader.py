@@ -10,8 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from serving.request_log.schema import ANSWERS, FEEDBACK
-from serving.request_log.writer import arrow_schema
+from serving.request_log.schema import FeedbackEntry, LogEntry, arrow_schema
 from tailorbird.data.rows import NO_GROUP
 from tailorbird.monitoring import log_reader, traffic
 from tailorbird.monitoring.log_reader import TrafficError, by_day, key_of, read_labels, read_traffic
@@ -52,7 +51,10 @@ def log_of(
     folder: Path, *, answers: Sequence[dict[str, Any]] = (), feedback: Sequence[dict[str, Any]] = ()
 ) -> str:
     """Write a log in the schema of serving, with one file of each kind."""
-    for kind, rows, schema in (("answers", answers, ANSWERS), ("feedback", feedback, FEEDBACK)):
+    for kind, rows, schema in (
+        ("answers", answers, LogEntry),
+        ("feedback", feedback, FeedbackEntry),
+    ):
         if rows:
             path = folder / kind / "day=2026-03-01"
             path.mkdir(parents=True)
@@ -138,7 +140,7 @@ def test_an_audit_label_takes_precedence_over_feedback(tmp_path: Path) -> None:
     log = log_of(tmp_path, answers=[answer(0)], feedback=[feedback_row(0, "b", minute=50)])
     audit = tmp_path / "audit.parquet"
     pq.write_table(
-        pa.Table.from_pylist([feedback_row(0, "a")], schema=arrow_schema(FEEDBACK)), audit
+        pa.Table.from_pylist([feedback_row(0, "a")], schema=arrow_schema(FeedbackEntry)), audit
     )
     labels = read_labels(log_files(log, "feedback"), secret=SECRET, audits=[audit.as_uri()])
     result = read_traffic(log_files(log, "answers"), WATCHED, labels=labels, secret=SECRET)
@@ -156,11 +158,11 @@ def test_the_sample_does_not_depend_on_the_files_of_the_log(
     for start in range(0, 100, 10):
         uri = tmp_path / f"{start}.parquet"
         pq.write_table(
-            pa.Table.from_pylist(rows[start : start + 10], schema=arrow_schema(ANSWERS)), uri
+            pa.Table.from_pylist(rows[start : start + 10], schema=arrow_schema(LogEntry)), uri
         )
         files.append(uri.as_uri())
     whole = tmp_path / "whole.parquet"
-    pq.write_table(pa.Table.from_pylist(rows, schema=arrow_schema(ANSWERS)), whole)
+    pq.write_table(pa.Table.from_pylist(rows, schema=arrow_schema(LogEntry)), whole)
     cut, at_once = (
         read_traffic(uris, WATCHED, labels=read_labels([], secret=SECRET), secret=SECRET).sample
         for uris in (files, [whole.as_uri()])
@@ -198,8 +200,8 @@ def test_a_missing_log_has_no_days(tmp_path: Path) -> None:
 
 
 def test_the_columns_read_are_those_that_serving_writes() -> None:
-    assert set(log_reader.ANSWERS) <= set(ANSWERS)
-    assert set(log_reader.FEEDBACK) <= set(FEEDBACK)
+    assert set(log_reader.ANSWERS) <= set(arrow_schema(LogEntry).names)
+    assert set(log_reader.FEEDBACK) <= set(arrow_schema(FeedbackEntry).names)
 
 
 def test_rows_without_an_attribute_belong_to_the_group_of_missing_values(tmp_path: Path) -> None:
@@ -269,7 +271,7 @@ def test_a_text_belongs_to_the_first_audit_that_labelled_it_and_has_its_latest_l
         [[], [feedback_row(0, "b")], [feedback_row(0, "a"), feedback_row(1, "a")]]
     ):
         audits.append(tmp_path / f"{number}.parquet")
-        pq.write_table(pa.Table.from_pylist(rows, schema=arrow_schema(FEEDBACK)), audits[-1])
+        pq.write_table(pa.Table.from_pylist(rows, schema=arrow_schema(FeedbackEntry)), audits[-1])
     files = {kind: log_files(log, kind) for kind in ("answers", "feedback")}
     labels = read_labels(
         files["feedback"], secret=SECRET, audits=[path.as_uri() for path in audits]
