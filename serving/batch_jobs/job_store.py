@@ -172,9 +172,8 @@ def _jobs_with_markers(task_uri: str, *, folder: str) -> list[BatchJob]:
 def _read_valid_job(task_uri: str, batch_id: str) -> BatchJob | None:
     try:
         return read_job(task_uri, batch_id)
-    except (
-        ValidationError
-    ) as error:  # a file of another format or code must not block the other jobs
+    except ValidationError as error:
+        # A file of another format or code must not block the other jobs.
         _log.error("batch job %s is skipped because its state is not valid: %s", batch_id, error)
         return None
 

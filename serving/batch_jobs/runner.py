@@ -16,7 +16,7 @@ from serving.batch_jobs.job_store import (
     update_running_job,
 )
 from serving.batch_jobs.locations import location_error
-from serving.batch_jobs.schema import BatchError, BatchSpec, EndpointFailed
+from serving.batch_jobs.schema import BatchError, BatchSpec
 from serving.batch_jobs.scoring import score_batch
 from serving.deploy.application import application_name
 from serving.version_checks import require_shipped_code
@@ -130,9 +130,8 @@ class BatchRunner:
                 job = read_job(self._task_uri, batch_id)
                 if job is None or job.status != "running":
                     ray.cancel(call, force=True)
-        except (
-            s3.StorageError
-        ):  # the job will be run again, and two processes must not run it at once
+        except s3.StorageError:
+            # The job will be run again, and two processes must not run it at once.
             ray.cancel(call, force=True)
             raise
         error: str | None = "the process of the job failed; see the cluster's log"
@@ -150,17 +149,13 @@ def run_job(task_uri: str, batch_id: str, config: ServingConfig) -> str | None:
     assert job is not None
 
     def report(done: int, total: int) -> None:
-        if (
-            update_running_job(task_uri, batch_id, rows_done=done, rows_total=total).status
-            != "running"
-        ):
+        updated = update_running_job(task_uri, batch_id, rows_done=done, rows_total=total)
+        if updated.status != "running":
             raise BatchNotRunning
 
     batch = BatchSpec.model_validate(job.model_dump(include=set(BatchSpec.model_fields)))
-    for uri in (
-        batch.input,
-        batch.output,
-    ):  # the stored state is not trusted, and the prefixes may have changed
+    # The stored state is not trusted, and the prefixes may have changed.
+    for uri in (batch.input, batch.output):
         error = location_error(uri, task_uri=task_uri, config=config)
         if error is not None:
             return error
@@ -168,19 +163,16 @@ def run_job(task_uri: str, batch_id: str, config: ServingConfig) -> str | None:
         score_batch(batch, config, version=read_version(batch.version_uri), on_progress=report)
     except BatchNotRunning:
         return None
-    except EndpointFailed as error:
-        _log.error("batch %s stopped: %s", batch_id, error)
-        stopped = (
-            f"an error of the endpoint stopped the batch ({error.kind}); see the cluster's log"
-        )
-        return f"{stopped}. Repeat the request to resume it"
     except (BatchError, DataError, s3.StorageError, RegistryError) as error:
-        if isinstance(error, (BatchError, DataError)) and not storage.comes_from_storage(error):
+        cause = error.cause if isinstance(error, BatchError) else None
+        if isinstance(error, RegistryError) or storage.comes_from_storage(error):
+            cause = type(error).__name__
+        if cause is None:
             return str(error)
-        _log.exception("batch %s failed", batch_id)
+        _log.exception("batch %s stopped", batch_id)
         return (
-            "storage or the registry failed; see the cluster's log. Repeat the request to resume "
-            "the batch"
+            f"an error of storage, the registry or the endpoint stopped the batch ({cause}); see "
+            "the cluster's log. Repeat the request to resume it"
         )
     update_running_job(task_uri, batch_id, status="completed")
     return None

@@ -8,12 +8,9 @@ from pydantic import BaseModel, ConfigDict
 class BatchError(ValueError):
     """A batch that cannot be scored as requested. The message states what to change."""
 
-
-class EndpointFailed(BatchError):
-    """An error of an endpoint that stopped a batch. The message names the endpoint, so clients do
-    not receive it."""
-
-    kind: str = ""  # the name of the endpoint error's class
+    cause: str | None = None
+    """Name of the class of an endpoint's error that stopped the batch. The message then names the
+    endpoint, so clients do not receive it."""
 
 
 class _Stored(BaseModel):
@@ -73,10 +70,9 @@ class PartResult(_Stored):
     """False if the part was already stored."""
     error: str | None = None
     """Reason why the part cannot be scored, or None."""
-    is_storage_error: bool = False
-    endpoint_error: str | None = None
-    """Name of the class of an endpoint's error, for example `EndpointSpendExceeded`; None for other
-    errors."""
+    cause: str | None = None
+    """Name of the class of an error of storage or an endpoint, for example `EndpointSpendExceeded`;
+    None for an error in the input."""
     num_unanswered: int = 0
     """Rows that the endpoint refused, or for which it named no class."""
 
@@ -99,14 +95,11 @@ class OutputClaim(_Stored):
     part_rows: int
 
 
-class OutputManifest(_Stored):
+class OutputManifest(OutputClaim):
     """The contents of a complete output folder: `manifest.json`, the last file in the folder."""
 
-    format: Literal[1] = 1
-    batch: BatchSpec
     model: str
     version: str
-    inputs: tuple[InputFile, ...]
     num_rows: int
     num_parts: int
     num_unanswered: int = 0

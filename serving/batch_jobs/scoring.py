@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
@@ -14,7 +14,6 @@ from serving.batch_jobs.locations import normalized_locations
 from serving.batch_jobs.schema import (
     BatchError,
     BatchSpec,
-    EndpointFailed,
     InputFile,
     OutputClaim,
     OutputManifest,
@@ -44,9 +43,8 @@ MANIFEST = "manifest.json"
 PROGRESS_INTERVAL_S = 15.0
 RESTARTS = 3
 
-ProgressCallback = Callable[
-    [int, int], None
-]  # called after each part with the scored rows and the total rows
+# called after each part with the scored rows and the total rows
+ProgressCallback = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -146,7 +144,7 @@ def score_batch(
     worker keeps one part in memory. Raises BatchError for rows that cannot be scored, for an output
     folder with other files, and for an input that changed during the batch. Also raises DataError
     and StorageError. An exception in `on_progress` ends the batch. `limits` are those of requests
-    to an endpoint, by default the service's; EndpointFailed is raised if it cannot answer or if the
+    to an endpoint, by default the service's; BatchError is raised too if it cannot answer or if the
     limit of its spend is reached.
     """
     check_batch(batch, version=version)
@@ -157,21 +155,16 @@ def score_batch(
     parts = list(parts_of(inputs, size=part_rows))
     if not parts:
         raise BatchError(f"{batch.input} has no rows; give files with at least one row")
-    _claim(OutputClaim(batch=batch, inputs=inputs, part_rows=part_rows))
+    claim = OutputClaim(batch=batch, inputs=inputs, part_rows=part_rows)
+    _claim(claim)
     total = sum(part.num_rows for part in parts)
-    manifest = OutputManifest(
-        batch=batch,
-        model=version.name,
-        version=version.version,
-        inputs=inputs,
-        num_rows=total,
-        num_parts=len(parts),
+    uri = f"{batch.output}/{MANIFEST}"
+    scored = ScoringResult(
+        manifest=uri, num_rows=total, num_parts=len(parts), num_new=0, num_unanswered=0
     )
-    manifest_uri = f"{batch.output}/{MANIFEST}"
-    if storage.exists(manifest_uri):
+    if storage.exists(uri):
         on_progress(total, total)
-        stored = OutputManifest.model_validate(storage.read_json(manifest_uri))
-        return _scored(stored, num_new=0)
+        return replace(scored, num_unanswered=storage.read_json(uri)["num_unanswered"])
     results: list[PartResult] = []
     num_done = 0
     with closing(_score_parts(parts, batch, config, version=version, limits=limits)) as running:
@@ -192,19 +185,17 @@ def score_batch(
             f"{batch.input} changed during the batch; score it again to another output"
         )
     num_unanswered = sum(result.num_unanswered for result in results)
-    manifest = manifest.model_copy(update={"num_unanswered": num_unanswered})
-    storage.write_json(manifest_uri, manifest.model_dump(mode="json"))
-    return _scored(manifest, num_new=sum(result.num_rows for result in results if result.is_new))
-
-
-def _scored(manifest: OutputManifest, *, num_new: int) -> ScoringResult:
-    return ScoringResult(
-        manifest=f"{manifest.batch.output}/{MANIFEST}",
-        num_rows=manifest.num_rows,
-        num_parts=manifest.num_parts,
-        num_new=num_new,
-        num_unanswered=manifest.num_unanswered,
+    manifest = OutputManifest(
+        **dict(claim),
+        model=version.name,
+        version=version.version,
+        num_rows=total,
+        num_parts=len(parts),
+        num_unanswered=num_unanswered,
     )
+    storage.write_json(uri, manifest.model_dump(mode="json"))
+    num_new = sum(result.num_rows for result in results if result.is_new)
+    return replace(scored, num_new=num_new, num_unanswered=num_unanswered)
 
 
 def request_limits(config: ServingConfig) -> RequestLimits:
@@ -218,13 +209,15 @@ def request_limits(config: ServingConfig) -> RequestLimits:
 def _error(result: PartResult, *, batch: BatchSpec) -> Exception:
     """Return the error that ends a batch because of a part."""
     assert result.error is not None
-    if result.endpoint_error is None:
-        return (s3.StorageError if result.is_storage_error else BatchError)(result.error)
-    error = EndpointFailed(
+    if result.cause is None:
+        return BatchError(result.error)
+    if result.cause == s3.StorageError.__name__:
+        return s3.StorageError(result.error)
+    error = BatchError(
         f"{result.error}. Complete parts and the answers of the other ones are stored in "
         f"{batch.output}; repeat the request to resume the batch"
     )
-    error.kind = result.endpoint_error
+    error.cause = result.cause
     return error
 
 

@@ -60,17 +60,14 @@ class PartScorer:
         part = Part.model_validate_json(row["part"])
         try:
             result = self._score(part)
-        except (DataError, s3.StorageError) as error:
-            result = PartResult(
-                part=part.number,
-                error=str(error),
-                is_storage_error=storage.comes_from_storage(error),
-            )
-        except EndpointError as error:
-            self._failed = error
-            result = PartResult(
-                part=part.number, error=str(error), endpoint_error=type(error).__name__
-            )
+        except (DataError, s3.StorageError, EndpointError) as error:
+            cause = None
+            if isinstance(error, EndpointError):
+                self._failed = error
+                cause = type(error).__name__
+            elif storage.comes_from_storage(error):
+                cause = s3.StorageError.__name__
+            result = PartResult(part=part.number, error=str(error), cause=cause)
         return {"result": result.model_dump_json()}
 
     def _score(self, part: Part) -> PartResult:
@@ -142,10 +139,8 @@ def _load(batch: BatchSpec, *, config: ServingConfig, limits: RequestLimits) -> 
         )
     except s3.StorageError:
         raise
-    except (
-        ValueError,
-        EngineNotInstalled,
-    ) as error:  # from the models or the registry, for a damaged version
+    except (ValueError, EngineNotInstalled) as error:
+        # from the models or the registry, for a damaged version
         raise DataError(str(error)) from None
 
 

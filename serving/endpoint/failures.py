@@ -18,13 +18,8 @@ from tailorbird.models.endpoint.fault import CONTENT_CODES, TOO_LONG, EndpointFa
 
 MAX_RETRY_AFTER_S = 60  # longest `Retry-After` for clients
 RETRY_AFTER_S = 5  # the same, if the endpoint gives none
-CHOSEN = (
-    "stop",
-    "seed",
-    "top_p",
-    "temperature",
-    "response_format",
-)  # parameters that clients can set
+# parameters that clients can set
+CHOSEN = ("stop", "seed", "top_p", "temperature", "response_format")
 
 
 def request_error(error: EndpointError, *, body: Body) -> RequestError:

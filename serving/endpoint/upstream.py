@@ -50,16 +50,14 @@ class _Received:
 
     num_texts: int = 0
     num_bytes: int = 0
-    tokens: tuple[int, int] | None = (
-        None  # of the prompt and of the answer; None if the endpoint has not counted them
-    )
+    # of the prompt and of the answer; None if the endpoint has not counted them
+    tokens: tuple[int, int] | None = None
 
     def add(self, part: EndpointAnswer) -> None:
         self.num_texts += bool(part.text)
         self.num_bytes += len(part.text.encode(errors="replace"))
-        if (
-            part.input_tokens is not None
-        ):  # some endpoints repeat the tokens up to here in each event
+        # Some endpoints repeat the tokens up to here in each event.
+        if part.input_tokens is not None:
             self.tokens = (part.input_tokens, part.output_tokens or 0)
 
 

@@ -99,8 +99,8 @@ class GenerationRequest(NamedTuple):
     """The seed in the request; None if it has none, and `sampling.seed` is random."""
     format: ResponseFormat | None = None
     """The response format in the request; None for that of the version."""
-    grammar: "Grammar | str | None" = None
-    """The grammar of the answer's format, which `ChatEngine.prepared` sets; a text for vLLM."""
+    grammar: "Grammar | None" = None
+    """The grammar of the answer's format, which `ChatEngine.prepared` sets."""
 
 
 class PartialAnswer(NamedTuple):

@@ -120,9 +120,8 @@ def predict_shared(
 def _predictions(loaded: "LoadedClassifier[ModelVersion]", logits: np.ndarray) -> list[Prediction]:
     """Return the predictions of one model's logits [N, L]."""
     scores = temperature_softmax(logits, temperature=loaded.version.temperature)
-    answers = decide(
-        logits, offsets=loaded.version.offsets
-    )  # not from `scores`: they can be rounded to ties
+    # Not from `scores`: they can be rounded to ties.
+    answers = decide(logits, offsets=loaded.version.offsets)
     is_most_probable = answers == logits.argmax(axis=-1)
     answer_scores = at_index(scores, answers)
     return [

@@ -183,9 +183,8 @@ class DynamicBatcher(Generic[RowT, ResultT]):
                     )
             return num_complete
         (request,) = requests
-        self._queue.serve(
-            entries
-        )  # at their estimated costs: the call took time, although it failed
+        # At their estimated costs: the call took time, although it failed.
+        self._queue.serve(entries)
         self._requests.discard(request)
         if not request.done.done():
             request.done.set_exception(error)

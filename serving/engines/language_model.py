@@ -19,8 +19,9 @@ from serving.engines.detokenizer import IncrementalDetokenizer
 from serving.engines.stop_sequences import visible_text
 from serving.http.schemas import RequestError
 from serving.limits import FairSlots, client_name
+from tailorbird.config.formats.response_format import format_key
 from tailorbird.data.rows import Conversation
-from tailorbird.models.grammar.compiler import FormatError, Grammar
+from tailorbird.models.grammar.compiler import FormatError, Grammar, GrammarCompiler
 from tailorbird.models.retrieval.chat_prompt import chat_prompt
 
 if TYPE_CHECKING:
@@ -58,10 +59,9 @@ class Generation(NamedTuple):
     max_new_tokens: int
     sampling: Sampling
     streaming: bool = False  # if False, all tokens are yielded together at the end
-    likelihoods: Likelihoods | None = (
-        None  # has those of all tokens when the last tokens are yielded
-    )
-    grammar: Grammar | str | None = None  # of the answer; None for any text
+    # has those of all tokens when the last tokens are yielded
+    likelihoods: Likelihoods | None = None
+    grammar: Grammar | None = None  # of the answer; None for any text
 
 
 def refused_format(error: FormatError) -> RequestError:
@@ -82,13 +82,19 @@ class LanguageModelEngine(ChatEngine):
 
     max_length: int
 
-    def __init__(self, loaded: "LoadedChat[ModelVersion]") -> None:
+    def __init__(self, loaded: "LoadedChat[ModelVersion]", *, compiler: GrammarCompiler) -> None:
+        """Compile the format of the version. Raises FormatError."""
         super().__init__(version=loaded.version, prompting=loaded.prompting)
         self.default_max_tokens = loaded.prompting.max_new_tokens
         self.tokenizer = loaded.tokenizer
         self.end_id = int(loaded.tokenizer.eos_token_id)
         self._index = loaded.index
         self._naming = FairSlots(1)
+        self._compiler = compiler
+        self._compiling = FairSlots(1)  # it takes up to seconds in a thread; clients take turns
+        format = loaded.prompting.response_format
+        # The engine holds it, so that formats of clients cannot replace it.
+        self._version_grammar = None if format is None else compiler.compile(format, keep=False)
 
     @abstractmethod
     def generate(self, generation: Generation) -> AsyncGenerator[tuple[list[int], bool], None]:
@@ -105,6 +111,25 @@ class LanguageModelEngine(ChatEngine):
         return chat_prompt(
             conversation, tokenizer=self.tokenizer, prompting=prompting, index=self._index
         ).tokens
+
+    async def prepared(self, request: GenerationRequest) -> GenerationRequest:
+        format = self.format_of(request)
+        if format is None or request.grammar is not None:
+            return request
+        if self._version_grammar is not None and format == self.prompting.response_format:
+            return request._replace(grammar=self._version_grammar)
+        try:
+            grammar = self._compiler.known(format)
+            if grammar is None:
+                grammar = await self._compiling.run(
+                    partial(self._compiler.compile, format),
+                    client=client_name(),
+                    cost=len(format_key(format)),
+                )
+            grammar.require_usable()
+        except FormatError as error:
+            raise refused_format(error) from None
+        return request._replace(grammar=grammar)
 
     async def answers(
         self, request: GenerationRequest, *, streaming: bool

@@ -13,21 +13,16 @@ if TYPE_CHECKING:
     from tailorbird.models.loading import LoadedClassifier
 
 BYTES_PER_TOKEN = 4  # of a text in UTF-8; from 2 to 5 in most scripts
-BAG_BYTES_PER_TOKEN = (
-    128  # bytes that a bag of words processes in the time in which an encoder processes a token
-)
-TOKENIZER_BYTES_PER_TOKEN = (
-    640  # bytes that a tokenizer processes in this time, also beyond the model's length
-)
-LONG_TEXT_BYTES = (
-    16_384  # bytes of a text whose tokenization does not add to its cost; it takes about 4 ms
-)
-PASSES = (
-    4  # size, in passes, of the choice for a pass; sorting more texts by length reduces padding
-)
-MAX_OFFERED = (
-    512  # size, in texts, of the choice for a pass; dividing them takes a core about 10 us per text
-)
+# bytes that a bag of words processes in the time in which an encoder processes a token
+BAG_BYTES_PER_TOKEN = 128
+# bytes that a tokenizer processes in this time, also beyond the model's length
+TOKENIZER_BYTES_PER_TOKEN = 640
+# bytes of a text whose tokenization does not add to its cost; it takes about 4 ms
+LONG_TEXT_BYTES = 16_384
+# size, in passes, of the choice for a pass; sorting more texts by length reduces padding
+PASSES = 4
+# size, in texts, of the choice for a pass; dividing them takes a core about 10 us per text
+MAX_OFFERED = 512
 
 
 @dataclass(eq=False, slots=True)

@@ -3,10 +3,8 @@
 import asyncio
 import uuid
 from collections.abc import AsyncGenerator
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from serving.engines.base_chat import GenerationRequest
 from serving.engines.language_model import (
     Generation,
     LanguageModelEngine,
@@ -14,10 +12,8 @@ from serving.engines.language_model import (
     refused_format,
 )
 from serving.http.schemas import RequestError
-from serving.limits import FairSlots, client_name
-from tailorbird.config.formats.response_format import StructuredFormat, format_key
 from tailorbird.data.chat_template import prompt_tokens
-from tailorbird.models.grammar.compiler import FormatError, Grammar, compiler_for
+from tailorbird.models.grammar.compiler import FormatError, compiler_for
 
 if TYPE_CHECKING:
     from serving.engines.sampling import Sampler
@@ -40,17 +36,11 @@ class TransformersEngine(LanguageModelEngine):
     ) -> None:
         """Start the engine of a version. Raises FormatError for its format, and RuntimeError if it
         does not answer."""
-        super().__init__(loaded)
+        compiler = compiler_for(loaded.lm, tokenizer=loaded.tokenizer)
+        super().__init__(loaded, compiler=compiler)
         from serving.engines.sampling import Sampler
 
         self._sampler = Sampler()
-        self._grammars = compiler_for(loaded.lm, tokenizer=loaded.tokenizer)
-        self._compiling = FairSlots(1)  # compiling takes up to seconds; clients take turns
-        self._version_grammars: dict[
-            str, Grammar
-        ] = {}  # of the version's format, by key; formats of clients cannot replace it
-        if (format := loaded.prompting.response_format) is not None:
-            self._version_grammars[format_key(format)] = self._grammars.compile(format, keep=False)
         options = {"max_requests_per_batch": max_batch_size, **cache_options(num_gpus)}
         self._manager = _start(loaded, sampler=self._sampler, end_id=self.end_id, options=options)
         self.max_length = _max_length(loaded.lm, self._manager)
@@ -62,12 +52,6 @@ class TransformersEngine(LanguageModelEngine):
     def end(self) -> None:
         self._manager.destroy()
 
-    async def prepared(self, request: GenerationRequest) -> GenerationRequest:
-        format = self.format_of(request)
-        if format is None or request.grammar is not None:
-            return request
-        return request._replace(grammar=await self._grammar(format))
-
     async def generate(
         self, generation: Generation
     ) -> AsyncGenerator[tuple[list[int], bool], None]:
@@ -78,21 +62,18 @@ class TransformersEngine(LanguageModelEngine):
         from tailorbird.models.grammar.matcher import AnswerMatcher
 
         grammar = generation.grammar
-        assert not isinstance(grammar, str)  # `prepared` sets it
         matcher = None if grammar is None else AnswerMatcher(grammar)
         request_id = uuid.uuid4().hex
         updated = asyncio.Event()
         latest: list[Any] = []
 
         def on_output(output: Any) -> None:
-            latest[:] = [
-                output
-            ]  # each output contains all tokens so far, so a slow reader misses none
+            # Each output contains all tokens so far, so a slow reader misses none.
+            latest[:] = [output]
             updated.set()
 
-        discard_unrouted_outputs(
-            self._manager
-        )  # outputs of requests that were cancelled during a pass
+        # outputs of requests that were cancelled during a pass
+        discard_unrouted_outputs(self._manager)
         self._manager.register_result_handler(request_id, on_output)
         if generation.likelihoods is not None:
             self._sampler.recorded[request_id] = generation.likelihoods
@@ -132,24 +113,6 @@ class TransformersEngine(LanguageModelEngine):
             if not ended:
                 self._manager.cancel_request(request_id)
                 remove_result_handler(self._manager, request_id)
-
-    async def _grammar(self, format: StructuredFormat) -> Grammar:
-        """Return the grammar of a format, compiled in a thread if it is not kept. Raises
-        RequestError 400."""
-        version_grammar = self._version_grammars.get(format_key(format))
-        if version_grammar is not None:
-            return version_grammar
-        try:
-            grammar = self._grammars.known(format)
-            if grammar is None:
-                compile = partial(self._grammars.compile, format)
-                grammar = await self._compiling.run(
-                    compile, client=client_name(), cost=len(format_key(format))
-                )
-            grammar.require_usable()
-        except FormatError as error:
-            raise refused_format(error) from None
-        return grammar
 
 
 def _require_usable(matcher: "AnswerMatcher", *, is_version_format: bool) -> None:

@@ -15,14 +15,12 @@ from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from serving.engines.base_chat import GenerationRequest
 from serving.engines.language_model import (
     Generation,
     LanguageModelEngine,
@@ -37,20 +35,17 @@ from serving.engines.vllm_server import (
     llm_config,
 )
 from serving.http.schemas import RequestError
-from serving.limits import FairSlots, client_name
-from tailorbird.config.formats.response_format import StructuredFormat, format_key
+from serving.limits import FairSlots
 from tailorbird.config.serving import ServingConfig
-from tailorbird.models.grammar.compiler import FormatError, GrammarCompiler, grammar_of
+from tailorbird.models.grammar.compiler import FormatError, GrammarCompiler
 
 if TYPE_CHECKING:
     from tailorbird.models.loading import LoadedChat
     from tailorbird.registry.versions import ModelVersion
 
-GPU_SHARE = (
-    0.42  # share of a replica's part of a GPU per server; two servers run during a replacement
-)
+# share of a replica's part of a GPU per server; two servers run during a replacement
+GPU_SHARE = 0.42
 USABLE_SHARE = 0.9  # share of a GPU's memory that servers can use together
-MAX_GRAMMARS = 16  # formats of clients whose grammars an engine keeps as text
 NOT_GENERATED = (
     "vLLM cannot generate an answer in it: the model's tokenizer lacks characters of the format, "
     "no grammar can be compiled, or the model's scores are not numbers"
@@ -58,9 +53,8 @@ NOT_GENERATED = (
 START_S = 1800  # timeout of the start, during which a large model's kernels are compiled
 ADAPTER_S = 300  # timeout of loading or removing an adapter
 SHUTDOWN_S = 30
-STAGED_ADAPTERS = (
-    2  # in addition to the champion and `serving.versions`: a challenger, a version in promotion
-)
+# in addition to the champion and `serving.versions`: a challenger, a version in promotion
+STAGED_ADAPTERS = 2
 WEIGHT_FILES = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".gguf")
 
 _log = logging.getLogger("ray.serve")
@@ -229,44 +223,6 @@ class VllmPool:
                 ray.get(server.actor.remove_adapter.remote(adapter), timeout=ADAPTER_S)
 
 
-class GrammarTexts:
-    """Grammars of formats as text, which are those of the evaluation. Clients take turns; recent
-    grammars are kept."""
-
-    def __init__(
-        self, *, version_format: StructuredFormat | None, compiler: GrammarCompiler
-    ) -> None:
-        """Convert the version's format, which clients' formats cannot replace. Raises
-        FormatError."""
-        if version_format is None:
-            self._version_texts = {}
-        else:
-            self._version_texts = {format_key(version_format): str(grammar_of(version_format))}
-        self.version_texts = set(self._version_texts.values())
-        self._compiler = compiler
-        self._recent: dict[str, str] = {}
-        self._converting = FairSlots(
-            1
-        )  # it takes up to seconds in a thread of the pool that other requests use too
-
-    async def text_of(self, format: StructuredFormat) -> str:
-        """Return the grammar of a format; raise RequestError 400 if there is none."""
-        key = format_key(format)
-        known = self._version_texts.get(key) or self._recent.get(key)
-        if known is not None:
-            return known
-        try:
-            text = await self._converting.run(
-                partial(self._compiler.tried_text, format), client=client_name(), cost=len(key)
-            )
-        except FormatError as error:
-            raise refused_format(error) from None
-        self._recent[key] = text
-        if len(self._recent) > MAX_GRAMMARS:
-            del self._recent[next(iter(self._recent))]
-        return text
-
-
 class VllmEngine(LanguageModelEngine):
     """An engine whose version runs in a separate server, which batches all active requests."""
 
@@ -278,18 +234,15 @@ class VllmEngine(LanguageModelEngine):
         server: _Server,
         adapter: str | None,
     ) -> None:
-        super().__init__(loaded)
+        tokenizer = loaded.tokenizer
+        end_id: Any = tokenizer.eos_token_id
+        compiler = GrammarCompiler(tokenizer, vocab_size=len(tokenizer), end_id=end_id)
+        super().__init__(loaded, compiler=compiler)
         self._pool = pool
         self._server = server
         self._adapter = adapter
         self.max_length = server.max_length
         self.slots = server.slots
-        tokenizer = loaded.tokenizer
-        end_id: Any = tokenizer.eos_token_id
-        compiler = GrammarCompiler(tokenizer, vocab_size=len(tokenizer), end_id=end_id)
-        self._grammars = GrammarTexts(
-            version_format=loaded.prompting.response_format, compiler=compiler
-        )
 
     @property
     def running(self) -> bool:
@@ -298,19 +251,12 @@ class VllmEngine(LanguageModelEngine):
     def end(self) -> None:
         self._pool.release(self._server, adapter=self._adapter)
 
-    async def prepared(self, request: GenerationRequest) -> GenerationRequest:
-        format = self.format_of(request)
-        if format is None or request.grammar is not None:
-            return request
-        return request._replace(grammar=await self._grammars.text_of(format))
-
     async def generate(
         self, generation: Generation
     ) -> AsyncGenerator[tuple[list[int], bool], None]:
         sampling = generation.sampling
         likelihoods = generation.likelihoods
         grammar = generation.grammar
-        assert grammar is None or isinstance(grammar, str)  # `prepared` sets it
         request = TokenRequest(
             model=self._adapter or self._server.options.name,
             prompt=generation.prompt,
@@ -321,7 +267,7 @@ class VllmEngine(LanguageModelEngine):
             max_tokens=generation.max_new_tokens,
             stop_token_ids=[self.end_id],
             logprobs=None if likelihoods is None else likelihoods.num_likely,
-            structured_outputs=None if grammar is None else {"grammar": grammar},
+            structured_outputs=None if grammar is None else {"grammar": grammar.text},
         )
         ended = False
         deltas = self._server.actor.answer.remote(request)
@@ -334,12 +280,11 @@ class VllmEngine(LanguageModelEngine):
         except RayTaskError as error:
             if isinstance(error.cause, EngineStopped) or not self.running:
                 raise _stopped_error() from None
-            if grammar is None or grammar in self._grammars.version_texts:
+            if grammar is None or grammar.is_version_format:
                 raise engine_failed() from error
             _log.warning("vLLM failed to generate an answer in a client's format: %s", error.cause)
-            raise refused_format(
-                FormatError(NOT_GENERATED)
-            ) from error  # vLLM does not report which one it is
+            # vLLM does not report which one it is.
+            raise refused_format(FormatError(NOT_GENERATED)) from error
         except RayActorError:
             raise _stopped_error() from None
         finally:

@@ -328,9 +328,8 @@ class OfflineEngine:
 
     def __init__(self, options: ServerOptions, *, adapter: Path | None) -> None:
         os.environ["VLLM_NO_USAGE_STATS"] = "1"
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = (
-            "0"  # a process of its own would outlive a worker that is killed
-        )
+        # A process of its own would outlive a worker that is killed.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         from vllm import LLM
         from vllm.lora.request import LoRARequest
 

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Generic, NamedTuple
 
@@ -50,7 +50,6 @@ from serving.replica.served_versions import EngineT, ServedVersions
 from serving.request_log.log import RequestLog
 from serving.request_log.schema import FeedbackEntry, LogEntry
 from serving.request_log.write_ahead_log import write_ahead_log_folder
-from serving.request_log.writer import utc_now
 from serving.version_checks import require_shipped_code
 from tailorbird.config.serving import ServingConfig
 from tailorbird.evaluation.verdict.formatting import model_name
@@ -100,11 +99,11 @@ class RequestContext(NamedTuple):
             LogEntry,
             request_id=self.request_id,
             x_request_id=self.x_request_id,
-            at=utc_now(),
+            at=datetime.now(UTC),
             model=version.name,
             version=version.version,
             digest=version.digest,
-            latency_s=time.perf_counter() - self.started_at,
+            latency_ms=1000 * (time.perf_counter() - self.started_at),
             subject=self.subject,
             route=self.route,
             caller=self.caller,
@@ -338,9 +337,9 @@ class Replica(Generic[EngineT]):
                 )
                 raise RequestError(422, "invalid_request", reason, param="correct_answer")
         entry = FeedbackEntry(
-            feedback.bare_id,
-            utc_now(),
-            feedback.row,
+            request_id=feedback.bare_id,
+            at=datetime.now(UTC),
+            row=feedback.row,
             label=None if feedback.label is None else str(feedback.label),
             score=feedback.score,
             correct_answer=correct_answer,

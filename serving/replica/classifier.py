@@ -21,6 +21,7 @@ from serving.replica.base import (
 from serving.replica.config import CHALLENGER
 from serving.replica.served_versions import ServedVersions
 from serving.replica.shadow import QUIET_S, ShadowRunner
+from serving.request_log.schema import top_classes
 from tailorbird.config.serving import MAX_TEXT_BYTES
 from tailorbird.registry.draws import draw_secret
 from tailorbird.registry.versions import ModelVersion, calls_endpoint
@@ -172,8 +173,7 @@ class Classifier:
                     answered_by=prediction.answered_by,
                     reported_model=prediction.reported_model,
                     fallback=None if prediction.answered_by is None else prediction.is_fallback,
-                    classes=prediction.classes,
-                    scores=prediction.scores,
+                    top=top_classes(prediction.classes, prediction.scores),
                     text=text,
                 )
                 for row, (text, prediction) in enumerate(zip(texts, predictions, strict=True))

@@ -5,27 +5,12 @@ import asyncio
 import hashlib
 import hmac
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
-
-from serving.request_log.schema import (
-    ANSWERS,
-    FEEDBACK,
-    NUM_TOP_CLASSES,
-    FeedbackEntry,
-    LogEntry,
-    Row,
-)
+from serving.request_log.schema import FeedbackEntry, LogEntry, Row
 from serving.request_log.writer import LogWriter
 from tailorbird.data.pii import redact
-
-COPIED_COLUMNS = [
-    name for name in ANSWERS if name not in ("latency_ms", "subject", "attributes", "top")
-]
-"""Columns that are copied from the LogEntry field of the same name."""
 
 
 class RequestLog:
@@ -43,10 +28,10 @@ class RequestLog:
         self._texts = texts
         root = uri.rstrip("/")
         self.answers: LogWriter[LogEntry] = LogWriter(
-            f"{root}/answers", columns=ANSWERS, to_row=self._row, wal_folder=wal_folder
+            f"{root}/answers", entry_type=LogEntry, to_row=self._row, wal_folder=wal_folder
         )
         self.feedback: LogWriter[FeedbackEntry] = LogWriter(
-            f"{root}/feedback", columns=FEEDBACK, to_row=asdict, wal_folder=wal_folder
+            f"{root}/feedback", entry_type=FeedbackEntry, to_row=asdict, wal_folder=wal_folder
         )
 
     @property
@@ -78,16 +63,9 @@ class RequestLog:
         return hmac.new(self._subject_key, subject.encode(), hashlib.sha256).hexdigest()
 
     def _row(self, entry: LogEntry) -> Row:
-        row: Row = {name: getattr(entry, name) for name in COPIED_COLUMNS}
-        row["latency_ms"] = 1000 * entry.latency_s
+        row = asdict(entry)
         row["subject"] = self._subject_hash(entry.subject)
         row["attributes"] = None
         if entry.attributes:
             row["attributes"] = json.dumps(entry.attributes, sort_keys=True, ensure_ascii=False)
-        row["top"] = [] if entry.scores is None else _top_classes(entry.classes, entry.scores)
         return row
-
-
-def _top_classes(classes: Sequence[str], scores: np.ndarray) -> list[dict[str, str | float]]:
-    order = np.argsort(-np.asarray(scores), kind="stable")[:NUM_TOP_CLASSES]
-    return [{"label": classes[index], "score": float(scores[index])} for index in order]

@@ -37,9 +37,8 @@ def read_batch(path: Path, *, schema: "pa.Schema") -> "pa.Table":
     complete = lines[: lines.rfind(b"\n") + 1]
     if not complete:
         return schema.empty_table()
-    reading = pyarrow.json.ReadOptions(
-        use_threads=False, block_size=len(complete)
-    )  # a row must fit into a block
+    # A row must fit into a block.
+    reading = pyarrow.json.ReadOptions(use_threads=False, block_size=len(complete))
     parsing = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error")
     return pyarrow.json.read_json(io.BytesIO(complete), read_options=reading, parse_options=parsing)
 
@@ -68,9 +67,8 @@ class WriteAheadLog:
                 "folder of this user"
             ) from None
         fcntl.flock(self._lock, fcntl.LOCK_EX)
-        unlocked.rename(
-            folder / f"{self._name}.lock"
-        )  # after locking: an unlocked `.lock` file means an ended replica
+        # After locking: an unlocked `.lock` file means an ended replica.
+        unlocked.rename(folder / f"{self._name}.lock")
 
     def append(self, line: bytes) -> None:
         """Append a line to the open batch. The kernel has it when this returns.

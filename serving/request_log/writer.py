@@ -5,14 +5,13 @@ import asyncio
 import hashlib
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from serving.limits import Budget, Client
-from serving.request_log.schema import FeedbackEntry, LogEntry, Row
+from serving.request_log.schema import FeedbackEntry, LogEntry, Row, arrow_schema
 from serving.request_log.write_ahead_log import WriteAheadLog, encode_row, read_batch
 from tailorbird.storage import write_bytes
 
@@ -37,26 +36,25 @@ class LogWriter(Generic[EntryT]):
     log in `wal_folder`, up to `MAX_BYTES`, and the next writer that uses the folder writes the rows
     of a killed replica. Each API key has a bound too (see `Budget`), so a key that fills the disk
     loses its own rows only. `close` writes the remaining rows. `to_row` converts an entry to a row
-    with `columns`. Use the writer in one event loop.
+    with its columns. Use the writer in one event loop.
     """
 
     def __init__(
         self,
         uri: str,
         *,
-        columns: Mapping[str, str],
+        entry_type: type[EntryT],
         to_row: Callable[[EntryT], Row],
         wal_folder: Path,
     ) -> None:
         self._uri = uri.rstrip("/")
-        self._columns = columns
+        self._schema = arrow_schema(entry_type)
         self._to_row = to_row
         self._wal = WriteAheadLog(wal_folder / hashlib.sha256(self._uri.encode()).hexdigest()[:16])
         self._budget = Budget(MAX_BYTES)
         self._open = Counter[Client]()  # bytes of the open batch by caller
-        self._sealed = deque[
-            tuple[Path, Counter[Client]]
-        ]()  # batches to write, with their bytes by caller
+        # batches to write, with their bytes by caller
+        self._sealed = deque[tuple[Path, Counter[Client]]]()
         self._writing = asyncio.Lock()
         self._last_error = ""
         self._unreported = Counter[Client]()  # lost rows
@@ -126,9 +124,8 @@ class LogWriter(Generic[EntryT]):
                 try:
                     num_rows = self._write(path)
                     path.unlink()
-                except (
-                    Exception
-                ) as error:  # storage is unavailable or a file is damaged; try the other batches
+                except Exception as error:
+                    # Storage is unavailable or a file is damaged: try the other batches.
                     self._report(error)
                     continue
                 _log.warning(
@@ -182,7 +179,7 @@ class LogWriter(Generic[EntryT]):
         import pyarrow.compute as pc
         import pyarrow.parquet as pq
 
-        table = read_batch(path, schema=arrow_schema(self._columns))
+        table = read_batch(path, schema=self._schema)
         days = table["at"].cast(pa.date32())
         for day in days.unique().to_pylist():
             sink = pa.BufferOutputStream()
@@ -192,23 +189,3 @@ class LogWriter(Generic[EntryT]):
                 sink.getvalue().to_pybytes(),
             )
         return len(table)
-
-
-def utc_now() -> datetime:
-    """Return the current time in UTC, with its time zone."""
-    return datetime.now(UTC)
-
-
-def arrow_schema(columns: Mapping[str, str]) -> Any:
-    """Return the Arrow schema of `ANSWERS` or `FEEDBACK`."""
-    import pyarrow as pa
-
-    scored = pa.list_(pa.struct({"label": pa.string(), "score": pa.float32()}))
-    types = {
-        "string": pa.string(),
-        "time": pa.timestamp("us", tz="UTC"),
-        "int": pa.int32(),
-        "float": pa.float32(),
-    }
-    types["bool"] = pa.bool_()
-    return pa.schema({name: (types | {"scored": scored})[kind] for name, kind in columns.items()})

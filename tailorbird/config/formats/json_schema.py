@@ -15,9 +15,8 @@ MAX_BYTES = 16_384
 MAX_DEPTH = 16
 MAX_SUBSCHEMAS = 512
 MAX_VALUES = 1024
-MAX_PROPERTIES = (
-    128  # of an object; the time to compile a grammar grows with the square of their number
-)
+# of an object; the time to compile a grammar grows with the square of their number
+MAX_PROPERTIES = 128
 MAX_ALTERNATIVES = 32  # of `anyOf`
 MAX_COUNT = 100_000  # of characters or items
 MAX_DECIMALS = 6  # of numbers with a limit, in grammars of xgrammar

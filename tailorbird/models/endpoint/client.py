@@ -7,8 +7,6 @@ import random
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import AbstractContextManager, aclosing, nullcontext
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 
 import httpx2
 from pydantic import JsonValue
@@ -392,18 +390,8 @@ def raise_for_status(response: httpx2.Response, content: bytes, *, url: str) -> 
 
 
 def retry_after_s(value: str | None) -> float | None:
-    """Return the number of seconds in a `Retry-After` header, which is a number or a date; None if
-    it is invalid.
-
-    It is at most `MAX_RETRY_AFTER_S`.
-    """
-    if value is None:
+    """Return the number of seconds in a `Retry-After` header, at most `MAX_RETRY_AFTER_S`; None for
+    a date, which endpoints do not send."""
+    if value is None or not value.strip().isdecimal():
         return None
-    if value.strip().isdecimal():
-        return min(float(value), MAX_RETRY_AFTER_S)
-    try:
-        date = parsedate_to_datetime(value)
-        seconds = (date - datetime.now(UTC)).total_seconds()
-    except (ValueError, OverflowError, TypeError):  # TypeError without a time zone
-        return None
-    return min(max(seconds, 0.0), MAX_RETRY_AFTER_S)
+    return min(float(value), MAX_RETRY_AFTER_S)

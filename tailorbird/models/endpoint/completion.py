@@ -3,7 +3,7 @@ answers."""
 
 import math
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -74,6 +74,9 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
 
+PartT = TypeVar("PartT", bound=_Part)
+
+
 class _Token(_Part):
     logprob: float
 
@@ -127,19 +130,12 @@ class _Event(_Part):
 def parse_completion(content: bytes, *, url: str) -> EndpointAnswer:
     """Return the answer in the body of a response; raise EndpointAnswerInvalid if it is not a chat
     completion."""
-    try:
-        completion = _Completion.model_validate_json(content)
-    except ValidationError as error:
-        raise EndpointAnswerInvalid(
-            f"{url} did not answer with a chat completion ({_fault(error)}); check that "
-            "evaluation.endpoint.url is the base URL of an OpenAI-compatible server"
-        ) from None
+    completion = _parsed(_Completion, content, url=url)
     choice = completion.choices[0]
-    answer = EndpointAnswer(
+    answer = replace(
+        NO_ANSWER,
         text=(choice.message.content or "").strip(),
         finish_reason=choice.finish_reason,
-        input_tokens=None,
-        output_tokens=None,
         model=completion.model,
         logprobs=choice.logprobs.values if choice.logprobs else None,
     )
@@ -152,12 +148,7 @@ def parse_event(data: str, *, url: str) -> EndpointAnswer:
     Raises EndpointAnswerInvalid if it is not in OpenAI's format, and EndpointUnreachable if it is
     an error.
     """
-    try:
-        event = _Event.model_validate_json(data)
-    except ValidationError as error:
-        raise EndpointAnswerInvalid(
-            f"{url} sent an event that is not a part of an answer: {_fault(error)}"
-        ) from None
+    event = _parsed(_Event, data, url=url)
     if event.error is not None:
         raise EndpointUnreachable(f"{url} reported an error within a stream")
     choice = next(iter(event.choices), _Continuation())
@@ -176,8 +167,15 @@ def _with_usage(answer: EndpointAnswer, usage: _Usage | None) -> EndpointAnswer:
     return replace(answer, input_tokens=usage.prompt_tokens, output_tokens=usage.completion_tokens)
 
 
-def _fault(error: ValidationError) -> str:
-    """Return the first fault of an answer with its place, without the answer's text."""
-    fault = error.errors(include_input=False, include_url=False)[0]
-    where = ".".join(map(str, fault["loc"])) or "body"
-    return f"{where}: {fault['msg']}"
+def _parsed(kind: type[PartT], content: bytes | str, *, url: str) -> PartT:
+    """Return an answer or event; its first fault is in the error, without the answer's text."""
+    try:
+        return kind.model_validate_json(content)
+    except ValidationError as error:
+        fault = error.errors(include_input=False, include_url=False)[0]
+        position = ".".join(map(str, fault["loc"])) or "body"
+        raise EndpointAnswerInvalid(
+            f"{url} did not answer in the format of a chat completion ({position}: "
+            f"{fault['msg']}); check that evaluation.endpoint.url is the base URL of an "
+            "OpenAI-compatible server"
+        ) from None

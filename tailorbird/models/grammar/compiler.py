@@ -54,6 +54,7 @@ class FormatError(ValueError):
 class Grammar:
     """A compiled response format. Its matchers can run in several threads."""
 
+    text: str  # in EBNF, for vLLM
     compiled: Any  # xgrammar's `CompiledGrammar`
     end_id: int
     num_bytes: int
@@ -110,10 +111,15 @@ class GrammarCompiler:
                 return known
             import xgrammar
 
-            serialized = self._tried(format, grammar=str(grammar_of(format)), is_returned=True)
+            text = str(grammar_of(format))
+            serialized = self._tried(format, grammar=text)
             compiled = xgrammar.CompiledGrammar.deserialize_json(serialized, self._info)
             grammar = Grammar(
-                compiled, self._end_id, int(compiled.memory_size_bytes), is_version_format=not keep
+                text=text,
+                compiled=compiled,
+                end_id=self._end_id,
+                num_bytes=int(compiled.memory_size_bytes),
+                is_version_format=not keep,
             )
         if not keep:
             return grammar
@@ -123,14 +129,7 @@ class GrammarCompiler:
                 self._grammars.popitem(last=False)
         return grammar
 
-    def tried_text(self, format: StructuredFormat) -> str:
-        """Return the grammar of a format as text, for another engine. Raises FormatError if it is
-        too slow."""
-        grammar = str(grammar_of(format))
-        self._tried(format, grammar=grammar, is_returned=False)
-        return grammar
-
-    def _tried(self, format: StructuredFormat, *, grammar: str, is_returned: bool) -> str:
+    def _tried(self, format: StructuredFormat, *, grammar: str) -> str:
         """Compile and try a grammar in a child process; return it serialized."""
         if self._info is None:
             self._info = token_info(
@@ -138,7 +137,7 @@ class GrammarCompiler:
             )
             self._tokens = self._info.serialize_json().encode()
         try:
-            return TRIALS.compiled(tokens=self._tokens, grammar=grammar, is_returned=is_returned)
+            return TRIALS.compiled(tokens=self._tokens, grammar=grammar)
         except Stopped:
             raise too_slow(format) from None
         except Unsupported as error:

@@ -1,7 +1,7 @@
 """Compile a grammar and try it on random answers: the program of a child process.
 
 The kernel ends the process if a grammar takes too much processor time or memory. A request on
-standard input is a line of JSON, `{"tokens": bytes, "grammar": bytes, "is_returned": true}`, and
+standard input is a line of JSON, `{"tokens": bytes, "grammar": bytes}`, and
 then that many bytes of a serialized `TokenizerInfo` (0 for the one before) and of EBNF. A reply on
 standard output is a line of JSON, `{"compiled": bytes}` with the serialized grammar after it,
 `{"message": text}` with xgrammar's error, or `{}` if the grammar is too slow. The process ends with
@@ -48,12 +48,12 @@ def main() -> None:
             info = xgrammar.TokenizerInfo.deserialize_json(tokens)
             compiler = xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
         grammar = requests.read(request["grammar"]).decode()
-        header, content = _reply(compiler, grammar, is_returned=request["is_returned"])
+        header, content = _reply(compiler, grammar)
         sys.stdout.buffer.write(json.dumps(header).encode() + b"\n" + content)
         sys.stdout.buffer.flush()
 
 
-def _reply(compiler: Any, grammar: str, *, is_returned: bool) -> tuple[dict[str, Any], bytes]:
+def _reply(compiler: Any, grammar: str) -> tuple[dict[str, Any], bytes]:
     """Return the line and the bytes of a reply."""
     limit = int(time.process_time()) + 1 + MAX_COMPILE_S
     resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
@@ -65,7 +65,7 @@ def _reply(compiler: Any, grammar: str, *, is_returned: bool) -> tuple[dict[str,
         return {}, b""
     if not _is_quick(compiled):
         return {}, b""
-    content = compiled.serialize_json().encode() if is_returned else b""
+    content = compiled.serialize_json().encode()
     return {"compiled": len(content)}, content
 
 

@@ -29,15 +29,15 @@ class TrialProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._tokens = b""  # that the process has
 
-    def compiled(self, *, tokens: bytes, grammar: str, is_returned: bool) -> str:
-        """Return the serialized grammar, or an empty text if it need not be returned.
+    def compiled(self, *, tokens: bytes, grammar: str) -> str:
+        """Return the serialized grammar.
 
         Raises Stopped also if its tokens are slow to find, and Unsupported.
         """
         with self._lock:
-            reply = self._exchange(tokens, grammar=grammar, is_returned=is_returned)
+            reply = self._exchange(tokens, grammar=grammar)
             if reply is None and self._end() == 0:  # it has ended because it was idle
-                reply = self._exchange(tokens, grammar=grammar, is_returned=is_returned)
+                reply = self._exchange(tokens, grammar=grammar)
             if reply is None:
                 self._end()
                 raise Stopped
@@ -48,9 +48,7 @@ class TrialProcess:
             raise Stopped
         return content.decode()
 
-    def _exchange(
-        self, tokens: bytes, *, grammar: str, is_returned: bool
-    ) -> tuple[dict[str, Any], bytes] | None:
+    def _exchange(self, tokens: bytes, *, grammar: str) -> tuple[dict[str, Any], bytes] | None:
         """Return the reply of the program, or None if the process has ended before its end."""
         if self._process is None:
             # By its path, because a package of the driver's folder need not be importable there.
@@ -64,7 +62,7 @@ class TrialProcess:
         streams: Any = self._process
         new_tokens = b"" if tokens == self._tokens else tokens
         text = grammar.encode()
-        request = {"tokens": len(new_tokens), "grammar": len(text), "is_returned": is_returned}
+        request = {"tokens": len(new_tokens), "grammar": len(text)}
         try:
             streams.stdin.write(json.dumps(request).encode() + b"\n" + new_tokens + text)
             streams.stdin.flush()

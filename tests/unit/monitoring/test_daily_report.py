@@ -12,8 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.progress import NoteEvent
-from serving.request_log.schema import ANSWERS, FEEDBACK
-from serving.request_log.writer import arrow_schema
+from serving.request_log.schema import FeedbackEntry, LogEntry, arrow_schema
 from tailorbird import storage
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.rows import NO_GROUP
@@ -70,7 +69,7 @@ def feedback(day: date, request_id: str, label: str = "a") -> dict[str, Any]:
 def write(log: Path, kind: str, day: date, rows: Sequence[dict[str, Any]]) -> None:
     folder = log / kind / f"day={day}"
     folder.mkdir(parents=True, exist_ok=True)
-    schema = arrow_schema(ANSWERS if kind == "answers" else FEEDBACK)
+    schema = arrow_schema(LogEntry if kind == "answers" else FeedbackEntry)
     pq.write_table(
         pa.Table.from_pylist(list(rows), schema=schema),
         folder / f"{len(list(folder.iterdir()))}.parquet",

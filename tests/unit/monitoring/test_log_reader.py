@@ -9,8 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from serving.request_log.schema import ANSWERS, FEEDBACK
-from serving.request_log.writer import arrow_schema
+from serving.request_log.schema import FeedbackEntry, LogEntry, arrow_schema
 from tailorbird.data.rows import NO_GROUP
 from tailorbird.monitoring import log_reader, traffic
 from tailorbird.monitoring.log_reader import TrafficError, by_day, key_of, read_labels, read_traffic
@@ -50,7 +49,10 @@ def log_of(
     folder: Path, *, answers: Sequence[dict[str, Any]] = (), feedback: Sequence[dict[str, Any]] = ()
 ) -> str:
     """Write a log in the schema of serving, with one file of each kind."""
-    for kind, rows, schema in (("answers", answers, ANSWERS), ("feedback", feedback, FEEDBACK)):
+    for kind, rows, schema in (
+        ("answers", answers, LogEntry),
+        ("feedback", feedback, FeedbackEntry),
+    ):
         if rows:
             path = folder / kind / "day=2026-03-01"
             path.mkdir(parents=True)
@@ -124,11 +126,11 @@ def test_the_sample_does_not_depend_on_the_files_of_the_log(
     for start in range(0, 105, 10):
         uri = tmp_path / f"{start}.parquet"
         pq.write_table(
-            pa.Table.from_pylist(rows[start : start + 10], schema=arrow_schema(ANSWERS)), uri
+            pa.Table.from_pylist(rows[start : start + 10], schema=arrow_schema(LogEntry)), uri
         )
         files.append(uri.as_uri())
     whole = tmp_path / "whole.parquet"
-    pq.write_table(pa.Table.from_pylist(rows, schema=arrow_schema(ANSWERS)), whole)
+    pq.write_table(pa.Table.from_pylist(rows, schema=arrow_schema(LogEntry)), whole)
     cut, at_once = (
         read_traffic(uris, WATCHED, labels=read_labels([], secret=SECRET), secret=SECRET).sample
         for uris in (files, [whole.as_uri()])
@@ -150,8 +152,8 @@ def test_a_file_that_does_not_belong_to_a_log_is_refused(tmp_path: Path) -> None
 
 
 def test_the_columns_read_are_those_that_serving_writes() -> None:
-    assert set(log_reader.ANSWERS) <= set(ANSWERS)
-    assert set(log_reader.FEEDBACK) <= set(FEEDBACK)
+    assert set(log_reader.ANSWERS) <= set(arrow_schema(LogEntry).names)
+    assert set(log_reader.FEEDBACK) <= set(arrow_schema(FeedbackEntry).names)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +192,7 @@ def test_a_text_belongs_to_the_first_audit_that_labelled_it_and_has_its_latest_l
         [[], [feedback_row(0, "b")], [feedback_row(0, "a"), feedback_row(1, "a")]]
     ):
         audits.append(tmp_path / f"{number}.parquet")
-        pq.write_table(pa.Table.from_pylist(rows, schema=arrow_schema(FEEDBACK)), audits[-1])
+        pq.write_table(pa.Table.from_pylist(rows, schema=arrow_schema(FeedbackEntry)), audits[-1])
     files = {kind: log_files(log, kind) for kind in ("answers", "feedback")}
     labels = read_labels(
         files["feedback"], secret=SECRET, audits=[path.as_uri() for path in audits]

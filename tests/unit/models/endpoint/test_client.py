@@ -6,8 +6,7 @@ import json
 import pickle
 import socket
 from contextlib import aclosing
-from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
+from dataclasses import replace
 from typing import Any
 
 import httpx2
@@ -105,39 +104,22 @@ def test_a_key_that_is_not_in_the_environment_is_named_and_nothing_is_sent(
 
 
 @pytest.mark.parametrize(
-    "fault",
-    [refusal(429, "slow down", Retry_After="0"), refusal(503, "overloaded"), refusal(500, "")],
-)
-def test_a_request_is_sent_again_after_a_rate_limit_or_a_failure(fault: Reply) -> None:
-    with endpoint_server(lambda _, number: completion("yes") if number == 2 else fault) as server:
-        [answer] = ask(server.url)
-    assert (answer.text, len(server.bodies)) == ("yes", 3)
-
-
-@pytest.mark.parametrize(
-    ("reply", "error", "message"),
+    ("reply", "error"),
     [
-        (
-            refusal(429, "quota"),
-            errors.EndpointRateLimited,
-            r"requests \(429\); lower .*max_concurrency.*attempts: 3",
-        ),
-        (refusal(502, "bad gateway"), errors.EndpointUnreachable, r"failed \(502\); .*attempts: 3"),
-        (
-            Reply(waits=True),
-            errors.EndpointTimeout,
-            r"did not answer within 0.2 s; raise .*timeout_s.*attempts: 3",
-        ),
+        (refusal(429, "quota", Retry_After="0"), errors.EndpointRateLimited),
+        (refusal(500, ""), errors.EndpointUnreachable),
+        (refusal(408, ""), errors.EndpointUnreachable),
+        (Reply(waits=True), errors.EndpointTimeout),
     ],
 )
-def test_a_fault_that_remains_ends_after_all_attempts(
-    reply: Reply, error: type, message: str
-) -> None:
+def test_a_request_is_sent_again_after_a_fault_that_can_end(reply: Reply, error: type) -> None:
     raised, number = failure(lambda *_: reply, timeout_s=0.2)
-    assert type(raised) is error
     assert number == 3
-    with pytest.raises(error, match=message):
-        raise pickle.loads(pickle.dumps(raised))  # as a Ray task does
+    assert "attempts: 3" in str(raised)
+    assert type(pickle.loads(pickle.dumps(raised))) is error  # as a Ray task raises it
+    with endpoint_server(lambda _, number: completion("yes") if number == 2 else reply) as server:
+        [answer] = ask(server.url, timeout_s=0.2)
+    assert (answer.text, len(server.bodies)) == ("yes", 3)
 
 
 def test_a_server_that_is_down_is_named() -> None:
@@ -160,29 +142,23 @@ def test_a_connection_that_is_not_accepted_in_time_has_its_own_error(
 
 
 @pytest.mark.parametrize(
-    ("reply", "error", "message"),
+    ("reply", "error"),
     [
-        (refusal(401, "wrong key sk-secret"), errors.EndpointKeyRefused, r"refused the API key \(401\)"),
-        (refusal(403, "wrong key sk-secret"), errors.EndpointKeyRefused, r"refused the API key \(403\)"),
-        (refusal(404, "no model m"), errors.EndpointRefused, r"refused a request \(404\); check"),
-        (refusal(400, "too long"), errors.EndpointRefused, r"refused a request \(400\); check"),
-        (Reply(302, headers={"Location": "https://other/v1"}), errors.EndpointRefused, r"\(302\)"),
-        (Reply(content=b"<html>"), errors.EndpointAnswerInvalid, r"chat completion \(body: Invalid JSON"),
-        (Reply(content=b"[]"), errors.EndpointAnswerInvalid, r"chat completion \(body"),
-        (Reply(content=b'{"model": "m", "choices": []}'), errors.EndpointAnswerInvalid, r"completion \(choices"),
-        (Reply(content=b'{"choices": [{"message": {}}]}'), errors.EndpointAnswerInvalid, r"completion \(model"),
-        (Reply(204), errors.EndpointAnswerInvalid, "answered 204"),
+        (refusal(401, "wrong key sk-secret"), errors.EndpointKeyRefused),
+        (refusal(403, "wrong key sk-secret"), errors.EndpointKeyRefused),
+        (refusal(404, "no model m"), errors.EndpointRefused),
+        (Reply(302, headers={"Location": "https://other/v1"}), errors.EndpointRefused),
+        (Reply(content=b"<html>"), errors.EndpointAnswerInvalid),
+        (Reply(content=b'{"model": "m", "choices": []}'), errors.EndpointAnswerInvalid),
+        (Reply(content=b'{"choices": [{"message": {}}]}'), errors.EndpointAnswerInvalid),
+        (completion("yes", model="m" * 257), errors.EndpointAnswerInvalid),
+        (Reply(204), errors.EndpointAnswerInvalid),
     ],
-)  # fmt: skip
-def test_a_refusal_or_a_nonsense_answer_ends_at_once(
-    reply: Reply, error: type, message: str
-) -> None:
+)
+def test_a_refusal_or_a_nonsense_answer_ends_at_once(reply: Reply, error: type) -> None:
     raised, number = failure(lambda *_: reply)
-    assert type(raised) is error
-    assert number == 1
+    assert (type(raised), number) == (error, 1)
     assert "sk-secret" not in str(raised)
-    with pytest.raises(error, match=message):
-        raise raised
 
 
 @pytest.mark.parametrize("status", [400, 404, 422, 429, 500, 503])
@@ -315,48 +291,21 @@ def test_text_with_a_lone_surrogate_can_be_sent() -> None:
     assert question(server.bodies[0]) == "a\ud800b"
 
 
-def test_the_delay_doubles_up_to_a_maximum_and_is_at_least_what_the_endpoint_asks_for() -> None:
+def test_the_delay_doubles_and_is_that_of_the_endpoint_unless_a_client_waits_too_long() -> None:
     policy = RetryPolicy(max_attempts=10, first_delay_s=1.0, max_delay_s=8.0)
+    waiting = replace(policy, client_waits=True)
     failed = errors.EndpointUnreachable()
-    for attempt, longest in ((1, 1.0), (2, 2.0), (3, 4.0), (4, 8.0), (9, 8.0)):
+    for attempt, longest in ((1, 1.0), (2, 2.0), (4, 8.0), (9, 8.0)):
         assert longest / 2 <= (policy.delay_s(failed, attempt=attempt) or 0) <= longest
     assert policy.delay_s(failed, attempt=10) is None
-    failed.retry_after_s = 5.0
-    assert policy.delay_s(failed, attempt=1) == 5.0
-    failed.retry_after_s = 3600.0
-    assert policy.delay_s(failed, attempt=1) == 8.0
-
-
-def test_a_waiting_client_gets_no_further_attempt_after_a_time_out_or_a_long_retry_after() -> None:
-    policy = RetryPolicy(max_delay_s=8.0, client_waits=True)
-    assert policy.delay_s(errors.EndpointTimeout(), attempt=1) is None
-    limited = errors.EndpointRateLimited()
-    limited.retry_after_s = 8.0
-    assert policy.delay_s(limited, attempt=1) == 8.0
-    limited.retry_after_s = 9.0
-    assert policy.delay_s(limited, attempt=1) is None
-
-
-def test_retry_after_is_a_number_of_seconds_or_a_date() -> None:
-    at = format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True)
-    assert (
-        retry_after_s("7"),
-        retry_after_s(None),
-        retry_after_s("soon"),
-        retry_after_s("-1"),
-    ) == (
-        7,
-        None,
-        None,
-        None,
-    )
-    assert 90 < (retry_after_s(at) or 0) <= 100
-    assert (
-        retry_after_s("9" * 400)
-        == retry_after_s("Fri, 31 Dec 9999 23:59:59 GMT")
-        == MAX_RETRY_AFTER_S
-    )
-    assert retry_after_s(format_datetime(datetime(2020, 1, 1, tzinfo=UTC), usegmt=True)) == 0
+    assert policy.delay_s(errors.EndpointTimeout(), attempt=1) is not None
+    assert waiting.delay_s(errors.EndpointTimeout(), attempt=1) is None
+    for value, delay_s, waiting_s in (("5", 5.0, 5.0), ("8", 8.0, 8.0), ("9", 8.0, None)):
+        failed.retry_after_s = retry_after_s(value)
+        assert policy.delay_s(failed, attempt=1) == delay_s
+        assert waiting.delay_s(failed, attempt=1) == waiting_s
+    assert {retry_after_s(value) for value in (None, "soon", "-1")} == {None}
+    assert retry_after_s("9" * 400) == MAX_RETRY_AFTER_S
 
 
 @pytest.mark.parametrize("content", [None, "", " "])
@@ -376,12 +325,6 @@ def test_the_first_invalid_choice_of_an_answer_ends_its_validation(answer: type[
     assert caught.value.error_count() == 1
 
 
-def test_the_name_of_a_model_has_a_bound() -> None:
-    body = {"model": "m" * 257, "choices": [{"message": {"content": "a"}}]}
-    with pytest.raises(errors.EndpointAnswerInvalid):
-        parse_completion(json.dumps(body).encode(), url="https://host")
-
-
 @pytest.mark.parametrize(
     "name",
     [
@@ -396,8 +339,6 @@ def test_a_version_cannot_send_secrets_of_other_services(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, "the secret")
-    with pytest.raises(
-        errors.EndpointKeyMissing, match=f"{name} is a variable for another service"
-    ) as refused:
+    with pytest.raises(errors.EndpointKeyMissing) as refused:
         read_key(Endpoint(url="http://127.0.0.1:1/v1", model="m", api_key=f"env://{name}"))
     assert "the secret" not in str(refused.value)

@@ -15,6 +15,7 @@ from tailorbird.config.formats.response_format import (
     ChoiceFormat,
     JsonObjectFormat,
     JsonSchemaFormat,
+    StructuredFormat,
 )
 from tailorbird.models.grammar import compiler as compiling
 from tailorbird.models.grammar import trial_process
@@ -146,6 +147,53 @@ def test_the_text_of_a_grammar_is_the_same_grammar() -> None:
     for schema in [*TEXTS, *NUMBERS, *OTHERS]:
         text = str(grammar_of(schema_format(schema)))
         assert str(xgrammar.Grammar.from_ebnf(text)) == text
+
+
+def allowed_tokens(matcher: Any) -> set[int]:
+    import torch
+    import xgrammar
+
+    scores = score_row()[None]
+    words = xgrammar.allocate_token_bitmask(1, scores.shape[1])
+    matcher.fill_next_token_bitmask(words)
+    xgrammar.apply_token_bitmask_inplace(scores, words)
+    return set(torch.isfinite(scores[0]).nonzero()[:, 0].tolist())
+
+
+def test_the_grammars_that_vllm_compiles_from_the_texts_allow_the_same_tokens_and_special_ones() -> (
+    None
+):
+    """vLLM excludes the special tokens by biases; see `special_token_biases`."""
+    import xgrammar
+
+    options = ("yes", "not sure", 'say "é" \\ 日', "<user>")
+    formats: list[StructuredFormat] = list(map(schema_format, (*TEXTS, *NUMBERS, *OTHERS)))
+    formats += [JsonObjectFormat(type="json_object"), ChoiceFormat(type="choice", choice=options)]
+    vllm_compiler = xgrammar.GrammarCompiler(
+        xgrammar.TokenizerInfo.from_huggingface(TOKENIZER, vocab_size=score_row().numel())
+    )
+    special = {token for token, added in TOKENIZER.added_tokens_decoder.items() if added.special}
+    additional = set[int]()
+    for format in formats:
+        grammar = COMPILER.compile(format)
+        draw = random.Random(0)
+        matcher = xgrammar.GrammarMatcher(grammar.compiled)
+        vllm_matcher = xgrammar.GrammarMatcher(
+            vllm_compiler.compile_grammar(grammar.text), override_stop_tokens=[END]
+        )
+        for _ in range(60):
+            allowed = allowed_tokens(matcher)
+            vllm_allowed = allowed_tokens(vllm_matcher)
+            assert vllm_allowed - special == allowed - special
+            assert allowed & special <= {END}
+            additional |= vllm_allowed - allowed
+            token = draw.choice(sorted(allowed))
+            assert matcher.accept_token(token)
+            assert vllm_matcher.accept_token(token)
+            if matcher.is_terminated():
+                assert vllm_matcher.is_terminated()
+                break
+    assert additional == special - {END}
 
 
 def test_an_error_of_the_library_is_logged_and_not_returned(

@@ -199,7 +199,7 @@ def test_a_resumed_batch_sends_only_the_requests_without_an_answer(
     with endpoint_server(answer) as server:
         batch = Batch(register(server, model, tmp_path), tmp_path, list("abcdef"))
         results = batch.score()
-        assert [result.endpoint_error for result in results] == [
+        assert [result.cause for result in results] == [
             None,
             "EndpointUnreachable",
             "EndpointUnreachable",
@@ -221,7 +221,7 @@ def test_the_limit_of_the_spend_stops_a_batch_and_a_higher_one_continues_it(
         version = register(server, model, tmp_path, chat=True, max_spend=3.0, **PRICED)
         batch = Batch(version, tmp_path, list("abcde"))
         results = batch.score()
-        assert [result.endpoint_error for result in results] == [
+        assert [result.cause for result in results] == [
             None,
             *["EndpointSpendExceeded"] * 2,
         ]
@@ -243,14 +243,14 @@ def test_another_model_or_a_missing_key_stops_a_batch(
     with endpoint_server(lambda *_: completion("x", model="another")) as server:
         batch = Batch(register(server, model, tmp_path), tmp_path, list("abc"))
         changed, _ = batch.score()
-        assert (changed.endpoint_error, "'another'" in str(changed.error)) == (
+        assert (changed.cause, "'another'" in str(changed.error)) == (
             "EndpointModelChanged",
             True,
         )
         assert len(server.bodies) == 1
         monkeypatch.delenv(VARIABLE)
         missing, _ = batch.score()
-        assert (missing.endpoint_error, VARIABLE in str(missing.error)) == (
+        assert (missing.cause, VARIABLE in str(missing.error)) == (
             "EndpointKeyMissing",
             True,
         )
@@ -290,7 +290,7 @@ def test_the_limits_of_a_service_are_those_of_its_configuration() -> None:
     assert (limits.max_concurrency, limits.timeout_s) == (3, 7)
 
 
-def test_clients_see_the_kind_of_an_endpoint_error_but_not_the_url(
+def test_clients_see_the_kind_of_an_cause_but_not_the_url(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     fields = {
@@ -300,7 +300,7 @@ def test_clients_see_the_kind_of_an_endpoint_error_but_not_the_url(
     job = BatchJob.model_validate(fields)
     batch = BatchSpec.model_validate(job.model_dump(include=set(BatchSpec.model_fields)))
     failed = PartResult(
-        part=0, error="http://internal/v1 failed (503)", endpoint_error="EndpointUnreachable"
+        part=0, error="http://internal/v1 failed (503)", cause="EndpointUnreachable"
     )
     error = _error(failed, batch=batch)
     assert "http://internal/v1 failed (503). Complete parts" in str(error)

@@ -133,22 +133,13 @@ def test_examples_are_omitted_from_a_row_that_fits_only_without_them(
     )
 
 
-def test_a_prompt_that_is_too_long_is_refused_by_row(
-    loaded: LoadedChat[Any], tmp_path: Path
+@pytest.mark.parametrize(
+    ("values", "start"),
+    [(["abc", "x" * 240], 0), (["a", "b", None], 1), (["abc"], 0)],
+    ids=["a prompt that is too long", "null", "a file that lost rows"],
+)
+def test_rows_that_cannot_be_answered_are_refused_and_not_skipped(
+    values: list[str | None], start: int, loaded: LoadedChat[Any], tmp_path: Path
 ) -> None:
     with pytest.raises(DataError):
-        _scored(tmp_path, pa.array(["abc", "x" * 240]), loaded=loaded, start=0, num_rows=2)
-
-
-def test_a_null_is_refused_by_row_and_not_skipped(loaded: LoadedChat[Any], tmp_path: Path) -> None:
-    with pytest.raises(
-        DataError,
-    ):
-        _scored(tmp_path, pa.array(["a", "b", "c", None]), loaded=loaded, start=2, num_rows=2)
-
-
-def test_a_file_that_lost_rows_during_the_batch_is_refused(
-    loaded: LoadedChat[Any], tmp_path: Path
-) -> None:
-    with pytest.raises(DataError):
-        _scored(tmp_path, pa.array(QUESTIONS), loaded=loaded, start=3, num_rows=3)
+        _scored(tmp_path, pa.array(values), loaded=loaded, start=start, num_rows=2)

@@ -6,7 +6,6 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -162,11 +161,13 @@ def test_a_stream_is_passed_on_piece_by_piece() -> None:
     assert server.bodies[0]["stream"] is True
 
 
-def test_a_streamed_response_has_the_endpoints_token_counts_and_model() -> None:
-    parts = [event("one"), event(" two", end="length"), *last_events((21, 3))]
+def test_a_streamed_response_has_the_model_and_the_last_token_counts_of_the_endpoint() -> None:
+    meter = Meter()
+    usage = last_events((21, 1))[0]  # some endpoints repeat it in each event
+    parts = [event("one"), usage, event(" two", end="length"), *last_events((21, 3))]
     with (
         endpoint_server(lambda *_: stream(parts)) as server,
-        client_of(engine_of(server)) as client,
+        client_of(engine_of(server, meter=meter)) as client,
     ):
         events = events_of(chat(client, stream=True, stream_options={"include_usage": True}))
     texts = [part["choices"][0]["delta"].get("content") for part in events[:-2]]
@@ -174,28 +175,7 @@ def test_a_streamed_response_has_the_endpoints_token_counts_and_model() -> None:
     assert events[-3]["choices"][0]["finish_reason"] == "length"
     assert events[-3]["choices"][0]["reported_model"] == "m-2026-01-01"
     assert (events[-2]["usage"]["prompt_tokens"], events[-1]) == (21, "[DONE]")
-
-
-def test_a_client_that_leaves_cancels_the_request_to_the_endpoint() -> None:
-    closed = threading.Event()
-
-    def pieces() -> Iterator[bytes]:
-        try:
-            while True:  # until the connection is closed
-                yield event("x" * 4096)
-        finally:
-            closed.set()
-
-    async def leave(engine: EndpointChatEngine) -> None:
-        answers = engine.answers(generation(engine), streaming=True)
-        await anext(answers)
-        await answers.aclose()
-
-    meter = Meter()
-    with endpoint_server(lambda *_: stream(pieces())) as server:
-        asyncio.run(leave(engine_of(server, meter=meter)))
-        assert closed.wait(10)
-    assert counts(meter, ENDPOINT_REQUESTS) == {("cancelled",): 1}
+    assert counts(meter, ENDPOINT_TOKENS) == {("prompt", "no"): 21, ("completion", "no"): 3}
 
 
 TOO_LONG = Reply(
@@ -244,6 +224,8 @@ def test_a_failure_is_an_error_in_our_format_without_the_endpoints_message_and_k
     error = response.json()["error"]
     assert (response.status_code, error["type"], len(server.bodies)) == (status, type, num_requests)
     assert counts(meter, ENDPOINT_REQUESTS) == {(type,): num_requests}
+    is_charged = type == "endpoint_timeout" or reply.status == 200
+    assert (counts(meter, ENDPOINT_TOKENS).get(("prompt", "yes"), 0) > 0) == is_charged
     seconds = {"endpoint_busy": "7" if num_requests == 1 else "5", "endpoint_unreachable": "5"}
     assert response.headers.get("retry-after") == seconds.get(type)
     written = response.text + str(response.headers) + caplog.text
@@ -290,17 +272,6 @@ def test_a_value_that_a_client_chose_does_not_change_the_requests_of_others() ->
         assert (response.status_code, response.json()["error"]["param"]) == (400, "temperature")
         assert chat(client).status_code == 200
     assert server.bodies[-1]["temperature"] == 0
-
-
-def test_tokens_that_each_event_repeats_are_counted_once() -> None:
-    meter, usage = Meter(), last_events((21, 3))[0]
-    parts = [event("one"), usage, event(" two", end="stop"), *last_events((21, 3))]
-    with (
-        endpoint_server(lambda *_: stream(parts)) as server,
-        client_of(engine_of(server, meter=meter)) as client,
-    ):
-        chat(client, stream=True)
-    assert counts(meter, ENDPOINT_TOKENS) == {("prompt", "no"): 21, ("completion", "no"): 3}
 
 
 def test_tokens_spend_and_another_model_are_counted_and_the_other_model_is_logged(
@@ -370,34 +341,27 @@ def long_stream(*pieces: bytes, pause_s: float = 0.0) -> Reply:
     return stream(repeated())
 
 
-@pytest.mark.parametrize("piece", [b": still here\n\n", event("")])
-def test_comments_and_empty_events_do_not_extend_the_time_of_a_stream(piece: bytes) -> None:
+@pytest.mark.parametrize(
+    ("piece", "pause_s", "limits"),
+    [
+        (b": still here\n\n", 0.01, {}),
+        (event(""), 0.01, {}),
+        (event("x"), 0.01, {"MAX_STREAM_TIMEOUTS": 1}),
+        (event("x" * 4096), 0.0, {"MAX_ANSWER_BYTES": 1 << 16}),
+    ],
+    ids=["comments", "empty events", "time", "size"],
+)
+def test_a_stream_has_limits(
+    piece: bytes, pause_s: float, limits: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in limits.items():
+        monkeypatch.setattr(endpoint_client, name, value)
     with (
-        endpoint_server(lambda *_: long_stream(piece, pause_s=0.01)) as server,
-        pytest.raises(RequestError),
+        endpoint_server(lambda *_: long_stream(piece, pause_s=pause_s)) as server,
+        pytest.raises(RequestError) as caught,
     ):
         streamed(engine_of(server, timeout_s=0.3))
-
-
-def test_a_stream_has_a_maximum_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint_client, "MAX_STREAM_TIMEOUTS", 0.02)
-    with (
-        endpoint_server(lambda *_: long_stream(event("x"), pause_s=0.01)) as server,
-        pytest.raises(RequestError),
-    ):
-        streamed(engine_of(server, timeout_s=10))
-
-
-def test_a_stream_has_a_maximum_size(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(endpoint_client, "MAX_ANSWER_BYTES", 1 << 16)
-    with (
-        endpoint_server(lambda *_: long_stream(event("x" * 4096))) as server,
-        pytest.raises(RequestError),
-    ):
-        streamed(engine_of(server))
-    assert "has more than 65,536 bytes" in caplog.text
+    assert (caught.value.type == "endpoint_timeout") == ("MAX_ANSWER_BYTES" not in limits)
 
 
 def test_a_stream_of_an_endpoint_that_ignores_stop_texts_is_closed_at_the_first_one() -> None:
@@ -407,43 +371,40 @@ def test_a_stream_of_an_endpoint_that_ignores_stop_texts_is_closed_at_the_first_
         assert streamed(engine_of(server), stops=("two", "three"))[-1] == "one"
 
 
-def test_tokens_of_a_stream_that_ends_early_are_estimated() -> None:
+def test_a_client_that_leaves_cancels_the_request_whose_tokens_are_estimated() -> None:
+    closed = threading.Event()
+
+    def pieces() -> Iterator[bytes]:
+        try:
+            yield event("one")
+            while True:  # until the connection is closed
+                yield event("x" * 4096)
+        finally:
+            closed.set()
+
     async def leave(engine: EndpointChatEngine) -> None:
         answers = engine.answers(generation(engine), streaming=True)
         await anext(answers)
         await answers.aclose()
 
     meter = Meter()
-    with endpoint_server(lambda *_: long_stream(event("two"))) as server:
+    with endpoint_server(lambda *_: stream(pieces())) as server:
         asyncio.run(leave(engine_of(server, meter=meter, price_input=1.0, price_output=1.0)))
+        assert closed.wait(10)
+    assert counts(meter, ENDPOINT_REQUESTS) == {("cancelled",): 1}
     num_prompt = -(-len(json.dumps(server.bodies[0])) // 4)
     tokens = counts(meter, ENDPOINT_TOKENS)
     assert (tokens["prompt", "yes"], tokens["completion", "yes"]) == (num_prompt, 1)
     assert counts(meter, ENDPOINT_SPEND)["yes",] == pytest.approx((num_prompt + 1) / 1000)
 
 
-@pytest.mark.parametrize(
-    ("reply", "is_estimated"),
-    [
-        (completion("12345", tokens=None), True),
-        (Reply(waits=True), True),
-        (refusal(401, "no"), False),
-        (refusal(500, "oops"), False),
-        (completion("12345"), False),
-    ],
-)
-def test_tokens_are_estimated_only_if_the_endpoint_can_charge_for_them(
-    reply: Reply, is_estimated: bool
-) -> None:
-    async def read(engine: EndpointChatEngine) -> None:
-        with suppress(RequestError):
-            async for _ in engine.answers(generation(engine), streaming=False):
-                pass
-
+def test_tokens_that_the_endpoint_does_not_count_are_estimated() -> None:
     meter = Meter()
-    with endpoint_server(lambda *_: reply) as server:
-        asyncio.run(read(engine_of(server, meter=meter, timeout_s=0.2 if reply.waits else 5)))
-    assert (counts(meter, ENDPOINT_TOKENS).get(("prompt", "yes"), 0) > 0) == is_estimated
-    assert counts(meter, ENDPOINT_TOKENS).get(("completion", "yes"), 0) == (
-        2 if reply.status == 200 and is_estimated and not reply.waits else 0
-    )
+    with (
+        endpoint_server(lambda *_: completion("12345", tokens=None)) as server,
+        client_of(engine_of(server, meter=meter)) as client,
+    ):
+        chat(client)
+    tokens = counts(meter, ENDPOINT_TOKENS)
+    assert set(tokens) == {("prompt", "yes"), ("completion", "yes")}
+    assert tokens["completion", "yes"] == 2

@@ -99,12 +99,6 @@ def hybrid(tmp_path_factory: pytest.TempPathFactory) -> LoadedHybrid:
     return LoadedHybrid(version, first, second)
 
 
-def rows_of(routing: Routing, body: dict[str, Any]) -> list[tuple[str, str | None]]:
-    return hybrid_rows(
-        routing, parse_request(json.dumps(body).encode(), max_texts=100, max_text_bytes=100)
-    )
-
-
 def check(loaded: LoadedHybrid, rows: list[tuple[str, str | None]], routed: np.ndarray) -> None:
     """Assert that each row is answered by the model in `routed`, with the prediction of that model
     alone."""
@@ -147,18 +141,6 @@ def test_a_cascade_sends_uncertain_texts_to_the_second_part(
         hybrid.routed_by(routing),
         rows,
         routes_to_second(routing, confidences=[prediction.score for prediction in sure]),
-    )
-
-
-def test_a_threshold_splits_the_texts_by_confidence(hybrid: LoadedHybrid) -> None:
-    scores = sorted(
-        prediction.score for prediction in predict_texts(hybrid.first, TEXTS, batch_size=BATCH)
-    )
-    routing = Routing(by="cascade", threshold=(scores[2] + scores[3]) / 2)
-    predictions = hybrid.routed_by(routing).predict([(text, None) for text in TEXTS])
-    assert (
-        sorted(str(prediction.answered_by) for prediction in predictions)
-        == ["first"] * 3 + ["second"] * 3
     )
 
 
@@ -223,20 +205,18 @@ def test_a_class_that_the_model_does_not_have_gets_probability_zero(hybrid: Load
 
 
 @pytest.mark.parametrize(
-    ("attributes", "values"),
+    ("routing", "attributes", "values"),
     [
-        (None, [None, None]),
-        ({}, [None, None]),
-        ({"sex": "f", "age": "9"}, ["f", "f"]),
-        ([{"sex": "f"}, {"age": "9"}], ["f", None]),
+        (BY_GROUP, None, [None, None]),
+        (BY_GROUP, {}, [None, None]),
+        (BY_GROUP, {"sex": "f", "age": "9"}, ["f", "f"]),
+        (BY_GROUP, [{"sex": "f"}, {"age": "9"}], ["f", None]),
+        (Routing(by="cascade", threshold=0.5), {"sex": "f"}, [None, None]),
     ],
 )
-def test_each_text_gets_its_routing_value(attributes: Any, values: list[str | None]) -> None:
-    rows = rows_of(BY_GROUP, {"input": ["one", "two"], "attributes": attributes})
+def test_each_text_gets_its_routing_value(
+    routing: Routing, attributes: Any, values: list[str | None]
+) -> None:
+    body = json.dumps({"input": ["one", "two"], "attributes": attributes}).encode()
+    rows = hybrid_rows(routing, parse_request(body, max_texts=100, max_text_bytes=100))
     assert rows == list(zip(["one", "two"], values, strict=True))
-
-
-def test_a_cascade_ignores_attributes() -> None:
-    assert rows_of(
-        Routing(by="cascade", threshold=0.5), {"input": "one", "attributes": {"sex": "f"}}
-    ) == [("one", None)]

@@ -6,6 +6,7 @@ from typing import Any
 
 from serving.engines.language_model import Generation, LanguageModelEngine
 from serving.http.schemas import RequestError
+from tailorbird.models.grammar.compiler import GrammarCompiler
 from tailorbird.registry.versions import Prompting
 from tests.small_chat import tokenizer
 
@@ -31,7 +32,9 @@ class FakeEngine(LanguageModelEngine):
         loaded: Any = SimpleNamespace(
             version=version, tokenizer=TOKENIZER, prompting=prompting, index=index
         )
-        super().__init__(loaded)
+        end_id = int(TOKENIZER.eos_token_id)
+        compiler = GrammarCompiler(TOKENIZER, vocab_size=len(TOKENIZER), end_id=end_id)
+        super().__init__(loaded, compiler=compiler)
         self.tokens = TOKENIZER(text, add_special_tokens=False)["input_ids"]
         self.at_once, self.fails_after = at_once, fails_after
         self.max_length = 64

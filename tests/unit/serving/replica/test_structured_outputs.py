@@ -306,7 +306,7 @@ def test_a_format_that_turns_out_too_slow_ends_its_answers_but_no_others(
     engine: TransformersEngine,
 ) -> None:
     format = ChoiceFormat(type="choice", choice=("slow", "slower"))
-    engine._grammars.compile(format).fault = TOO_SLOW
+    engine._compiler.compile(format).fault = TOO_SLOW
     with pytest.raises(RequestError) as caught:
         asyncio.run(pieces(engine, PROMPTS[0], format=format))
     assert caught.value.status == 400
@@ -320,7 +320,7 @@ def test_a_format_that_fails_during_an_answer_is_an_error(engine: TransformersEn
         request = GenerationRequest(engine, PROMPTS[0], LIMIT, GREEDY, (), format=format)
         async with aclosing(engine.answers(request, streaming=True)) as answers:
             await anext(answers)
-            grammar = engine._grammars.known(format)
+            grammar = engine._compiler.known(format)
             assert grammar is not None
             grammar.fault = TOO_SLOW
             async for _ in answers:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from serving.request_log.log import RequestLog
-from serving.request_log.schema import FeedbackEntry, LogEntry
+from serving.request_log.schema import FeedbackEntry, LogEntry, top_classes
 from serving.request_log.write_ahead_log import encode_row
 
 KEY = b"k" * 32
@@ -31,7 +31,7 @@ def entry(number: int, *, at: datetime = NOON, **fields: Any) -> LogEntry:
         "version": "v",
         "digest": "d",
         "row": 0,
-        "latency_s": 0.25,
+        "latency_ms": 250.0,
     }
     return LogEntry(**values | fields)
 
@@ -73,8 +73,7 @@ def test_a_row_has_the_answer_and_a_hash_of_the_subject(tmp_path: Path) -> None:
         score=0.6,
         answered_by="second",
         fallback=False,
-        classes=("a", "b", "c", "d"),
-        scores=np.array([0.1, 0.6, 0.05, 0.25], dtype=np.float32),
+        top=top_classes(("a", "b", "c", "d"), np.array([0.1, 0.6, 0.05, 0.25], dtype=np.float32)),
         route="classify",
         caller="app",
     )
@@ -112,7 +111,7 @@ def test_rows_are_stored_by_the_day_of_their_answer(tmp_path: Path) -> None:
 def test_feedback_is_stored_in_a_separate_folder(tmp_path: Path) -> None:
     async def keep() -> None:
         log = request_log(tmp_path)
-        log.feedback.add([FeedbackEntry("r1", NOON, 3, "b")])
+        log.feedback.add([FeedbackEntry(request_id="r1", at=NOON, row=3, label="b")])
         await log.close()
 
     asyncio.run(keep())

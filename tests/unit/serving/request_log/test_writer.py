@@ -8,7 +8,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from serving.request_log import writer
-from serving.request_log.schema import FeedbackEntry
 from tailorbird.storage import write_bytes
 from tests.unit.serving.request_log.test_log import (
     NOON,
@@ -45,33 +44,7 @@ def test_rows_that_unavailable_storage_did_not_accept_are_written_later_and_once
     monkeypatch.setattr(writer, "write_bytes", failing)
     asyncio.run(keep())
     assert sorted(row["request_id"] for row in written(tmp_path)) == ["r1", "r2", "r3", "r4"]
-    assert (
-        len(
-            [
-                record
-                for record in caplog.records
-                if "cannot be written: unavailable" in record.getMessage()
-            ]
-        )
-        == 1
-    )
-
-
-def test_feedback_that_fills_the_disk_loses_only_the_rows_of_its_key(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(writer, "MAX_BYTES", 3_000)
-
-    async def keep() -> None:
-        log = request_log(tmp_path)
-        for caller, num in (("calm", 1), ("flood", 30), ("calm", 1)):
-            log.feedback.add([FeedbackEntry("r", NOON, 0, "b", caller=caller)] * num)
-        assert 0 < log.feedback.num_dropped < 30
-        await log.close()
-
-    asyncio.run(keep())
-    (file,) = tmp_path.glob("feedback/day=2026-05-01/*.parquet")
-    assert pq.read_table(file, partitioning=None)["caller"].to_pylist().count("calm") == 2
+    assert caplog.text.count("cannot be written: unavailable") == 1
 
 
 def test_bytes_are_free_again_when_rows_are_stored(
@@ -103,11 +76,8 @@ def test_the_size_of_a_file_is_bounded(tmp_path: Path, monkeypatch: pytest.Monke
         await log.close()
 
     asyncio.run(keep())
-    sizes = [
-        pq.read_table(file, partitioning=None).num_rows
-        for file in sorted(tmp_path.rglob("*.parquet"))
-    ]
-    assert sizes == [2, 2, 2, 1]
+    files = sorted(tmp_path.rglob("*.parquet"))
+    assert [pq.read_metadata(file).num_rows for file in files] == [2, 2, 2, 1]
 
 
 def test_unresponsive_storage_delays_closing_only_up_to_a_timeout(
