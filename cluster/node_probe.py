@@ -1,7 +1,6 @@
 """Probe the nodes of a cluster with a Ray task on each, which reports access, versions, memory and
 GPUs."""
 
-import os
 import shutil
 import subprocess
 import uuid
@@ -63,7 +62,6 @@ class NodeReport:
     gpu_bytes: tuple[int, ...]  # memory of each GPU as reported by `nvidia-smi`
     bfloat16: bool  # True if the CPU supports bfloat16
     node_types: tuple[NodeType, ...]  # of the cluster file of `ray up`, if it is on this node
-    in_kubernetes: bool
 
 
 def probe_nodes(
@@ -131,7 +129,6 @@ def probe_node(request: ProbeRequest) -> NodeReport:
         gpu_bytes=gpu_bytes(),
         bfloat16=_has_bfloat16(),
         node_types=_bootstrap_types(),
-        in_kubernetes="KUBERNETES_SERVICE_HOST" in os.environ,
     )
 
 

@@ -3,7 +3,6 @@
 tests/unit/cluster/test_ray_private.py names the part that another version of Ray has changed.
 """
 
-import json
 import logging
 import math
 from collections.abc import Callable, Mapping
@@ -13,27 +12,6 @@ import requests
 
 RAY_VERSION = "2.60"
 HEAD_RESOURCE = "node:__internal_head__"  # a resource of the head node only
-GCS_TIMEOUT_S = 10
-
-
-def cluster_versions(address: str) -> tuple[str, str] | None:
-    """Return the cluster's versions of Ray and Python from GCS at `address` (host:port), without
-    joining the cluster.
-
-    Returns None if GCS has no record. Raises Ray's own exceptions if GCS refuses the token or does
-    not answer.
-    """
-    from ray._common.usage import usage_constants
-    from ray._private.ray_constants import KV_NAMESPACE_CLUSTER
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]
-
-    content = GcsClient(address=address).internal_kv_get(
-        usage_constants.CLUSTER_METADATA_KEY, namespace=KV_NAMESPACE_CLUSTER, timeout=GCS_TIMEOUT_S
-    )
-    if content is None:
-        return None
-    metadata = json.loads(content)
-    return metadata["ray_version"], metadata["python_version"]
 
 
 def free_resources_by_node() -> Mapping[str, Mapping[str, float]]:

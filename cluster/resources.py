@@ -2,7 +2,6 @@
 fit."""
 
 import platform
-import socket
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -133,23 +132,6 @@ def local_versions() -> Versions:
     import ray
 
     return Versions(ray.__version__, platform.python_version())
-
-
-def cluster_versions(address: str) -> Versions | None:
-    """Return the versions of the cluster at `address`, without joining it; None for an address of
-    Ray Client.
-
-    Raises Ray's own exceptions if the cluster refuses the token or does not answer.
-    """
-    host, colon, port = address.rpartition(":")
-    if "://" in address or not colon:
-        return None
-    # Ray would wait for minutes.
-    socket.create_connection((host, int(port)), timeout=REACH_TIMEOUT_S).close()
-    versions = ray_private.cluster_versions(address)
-    if versions is None:
-        return None
-    return Versions(*versions)
 
 
 def live_nodes() -> tuple[Node, ...]:

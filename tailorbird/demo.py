@@ -19,12 +19,7 @@ COMMANDS = (
     ("promote", os.path.relpath(RECIPE)),
     ("serve", os.path.relpath(RECIPE)),
 )
-TERMS = (
-    "Kinking and stricture of ureter without hydronephrosis",
-    "Farmer's lung",
-    "Fear of flying",
-)
-
+TERMS = ("Glue ear", "Farmer's lung", "Swimmer's itch")
 LEAST_SURE = 0.5  # calibrated confidence; below it, an answer is more often wrong than right
 
 
@@ -55,7 +50,7 @@ def main() -> None:
         for term, answer in zip(TERMS, response.json()["results"], strict=True):
             score = float(answer["score"])
             note = ", not sure" if score < LEAST_SURE else ""
-            print(f"  {term:<56} {answer['label']}  ({score:.2f}{note})")
+            print(f"  {term:<16} {answer['label']}  ({score:.2f}{note})")
     finally:
         if not is_kept:
             tailorbird("stack", "down")

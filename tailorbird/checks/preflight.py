@@ -15,7 +15,7 @@ from cluster.resources import (
     workers_that_fit,
 )
 from tailorbird.checks.preflight_evaluation import check_evaluation
-from tailorbird.checks.preflight_facts import Cluster, PreflightFacts, collect_facts, versions_match
+from tailorbird.checks.preflight_facts import Cluster, PreflightFacts, collect_facts
 from tailorbird.checks.preflight_gates import check_documents, check_gates, check_prices
 from tailorbird.checks.preflight_memory import check_memory
 from tailorbird.checks.preflight_power import check_power
@@ -26,6 +26,10 @@ from tailorbird.config.task_rules import TASKS
 from tailorbird.evaluation.verdict.formatting import counted
 from tailorbird.pipeline.inputs import inspect_rows
 
+AS_JOB = (
+    "if only the versions differ, submit a job, which runs with the cluster's versions: "
+    "ray job submit --working-dir . -- python -m tailorbird preflight RECIPE"
+)
 LEAST_STORED = 0.9  # minimum share of parameters in the files; unused heads may be missing
 NUM_LISTED = 5
 
@@ -65,8 +69,14 @@ def check_rows(recipe: Recipe) -> CheckResult:
 def check_facts(recipe: Recipe, facts: PreflightFacts) -> tuple[CheckResult, ...]:
     """Return the results of all checks; with a fault among them, a run would fail or wait
     forever."""
-    ray = () if facts.without_cluster else _ray(facts)
-    results = [*ray, *_tables(recipe, facts), *_registry("registry", facts.written, recipe=recipe)]
+    cluster = facts.cluster
+    results: list[CheckResult] = []
+    if cluster is not None:
+        results.append(ok("Ray", f"reachable, {counted(len(cluster.nodes), 'node')}"))
+    elif facts.unreachable is not None:
+        results.append(fault("Ray", facts.unreachable, AS_JOB))
+    results += _tables(recipe, facts)
+    results += _registry("registry", facts.written, recipe=recipe)
     results += _model(recipe, facts)
     results += check_prices(recipe)
     results += check_requests(recipe.evaluation, facts)
@@ -75,60 +85,14 @@ def check_facts(recipe: Recipe, facts: PreflightFacts) -> tuple[CheckResult, ...
         results += check_documents(facts.planned)
         results += check_power(recipe.evaluation, facts.planned)
         results += check_gates(recipe.evaluation, facts.planned)
-    cluster = facts.cluster
-    if facts.without_cluster:
-        text = (
-            "workers, their memory and the nodes' access to S3 were not checked, because of "
-            "--without-cluster"
-        )
-        return (*results, note("nodes", text))
     if cluster is None:
-        text = (
-            "workers, memory and the nodes' access to S3 were not checked, because no cluster "
-            "could be joined"
-        )
-        return (*results, fault("nodes", text, "fix the faults above, then run preflight again"))
+        text = "workers, their memory and the nodes' access to S3 were not checked"
+        return (*results, note("nodes", text))
     results += _workers(recipe, cluster)
     results += check_evaluation(recipe, facts.model, ranks=facts.ranks, cluster=cluster)
-    return (*results, *_nodes(recipe, facts, cluster), *check_memory(recipe, facts, cluster))
-
-
-def _ray(facts: PreflightFacts) -> Iterator[CheckResult]:
-    here = facts.here
-    remote = facts.remote
-    versions = f"Ray {here.ray}, Python {here.python}"
-    if facts.unreachable is not None:
-        yield fault("Ray", facts.unreachable)
-        return
-    if remote is not None and not versions_match(here, remote, any_patch=facts.any_patch):
-        text = (
-            f"this machine has {versions}, but the cluster has Ray {remote.ray}, Python "
-            f"{remote.python}"
-        )
-        as_job = (
-            "submit a job, which runs with the cluster's versions: ray job submit --working-dir "
-            ". -- "
-        )
-        yield fault(
-            "Ray",
-            text,
-            f"{as_job}python -m tailorbird preflight RECIPE; or install the same versions here",
-        )
-    else:
-        num_nodes = counted(len(facts.cluster.nodes) if facts.cluster else 0, "node")
-        yield ok(
-            "Ray",
-            f"reachable, {num_nodes}; {versions}{', here and on the cluster' if remote else ''}",
-        )
-    if remote is None:
-        return
-    wanted = dict(facts.wanted.packages[ALWAYS]).get("ray", "")
-    if not fits(remote.ray, wanted):  # a job would run with these versions
-        text = f"the cluster runs Ray {remote.ray}, required {wanted}"
-        yield fault("versions", text, "start the cluster with a supported version of Ray")
-    if not fits(remote.python, facts.wanted.python):
-        text = f"the cluster runs Python {remote.python}, required {facts.wanted.python}"
-        yield fault("versions", text, "build its image with a supported version of Python")
+    results += _nodes(recipe, facts, cluster)
+    results += check_memory(recipe, facts, cluster)
+    return tuple(results)
 
 
 def _tables(recipe: Recipe, facts: PreflightFacts) -> Iterator[CheckResult]:
@@ -333,17 +297,9 @@ def _too_few(cluster: Cluster, worker: Resources, *, wanted: str, have: int) -> 
     else:
         text = f"there is no room for {wanted}: the cluster has room for {have}"
         remedy = "lower training.num_workers, set it to {min, max}, or add nodes"
-    if cluster.node_types is None and any(
-        report.in_kubernetes for report in cluster.reports.values()
-    ):
-        text += (
-            ". Ray does not report whether an autoscaler of this Kubernetes cluster can add nodes"
-        )
-        remedy += (
-            "; with an autoscaler, start the nodes first (minReplicas) and run preflight again"
-        )
-    elif cluster.node_types is None:
-        text += "; no autoscaler reports more nodes"
+    if cluster.node_types is None:
+        text += ", and Ray reports no autoscaler"
+        remedy += "; if Kubernetes adds nodes, start them first (minReplicas) and check again"
     return fault("workers", text, remedy)
 
 

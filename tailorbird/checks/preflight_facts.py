@@ -1,6 +1,5 @@
 """Collect the facts that `preflight` checks: data, registry, base model and cluster."""
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,7 @@ from cluster import resources
 from cluster.connection import connect
 from cluster.node_probe import NodeReport, ProbeRequest, WriteCheck, check_writing, probe_nodes
 from cluster.requirements import ALWAYS, Requirements, requirements
-from cluster.resources import Holder, Node, NodeType, Versions
+from cluster.resources import Holder, Node, NodeType
 from tailorbird.checks.preflight_gates import PlannedTest
 from tailorbird.checks.result import CheckResult, fault, note
 from tailorbird.config.data import DataConfig
@@ -36,8 +35,6 @@ from tailorbird.registry.hybrids import called_endpoints
 FOOTERS = 16  # maximum footers to read of a folder of Parquet files: the first ones and the last
 NUM_READERS = 8
 MAX_GROUP_ROWS = 2_000_000  # maximum rows whose groups are counted
-MATCH_LEVEL = "RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL"
-"""Environment variable of Ray; `minor` allows a different patch version of Python."""
 
 
 @dataclass(frozen=True)
@@ -69,22 +66,17 @@ class PreflightFacts:
     """The facts that `preflight` checks."""
 
     wanted: Requirements
-    here: Versions
-    remote: Versions | None  # versions on the cluster; None if unknown
-    any_patch: bool  # True if Ray allows a different patch version of Python
     unreachable: str | None  # reason why this process cannot join Ray
-    cluster: Cluster | None
+    cluster: Cluster | None  # None if it is unreachable, or not inspected on purpose
     tables: tuple[Table, ...]
     written: WriteCheck  # result of a write to the registry from this machine
     model: ModelMetadata | None
     model_fault: str | None
     ranks: Ranks = ONE_RANK  # that hold each model of the evaluation together
     planned: PlannedTest | None = None  # the test rows; None if they cannot be read or are too many
-    champion_endpoints: tuple[
-        Endpoint, ...
-    ] = ()  # of the champion and its parts; none if it cannot be read
+    champion_endpoints: tuple[Endpoint, ...] = ()
+    """Endpoints of the champion and its parts; none if it cannot be read."""
     findings: tuple[CheckResult, ...] = ()  # on endpoints, test rows and the encoder for retrieval
-    without_cluster: bool = False  # True if the cluster was not inspected on purpose
 
 
 def collect_facts(recipe: Recipe, *, without_cluster: bool = False) -> PreflightFacts:
@@ -101,15 +93,9 @@ def collect_facts(recipe: Recipe, *, without_cluster: bool = False) -> Preflight
     else:
         ranks = _or_fault(lambda: run_ranks(recipe, base_model=model.uri))[0]
     wanted = requirements()
-    here = resources.local_versions()
-    any_patch = os.environ.get(MATCH_LEVEL) == "minor"
-    remote = None
-    if not without_cluster:
-        with suppress(Exception):  # Ray raises many types of errors; `connect` below reports them
-            remote = resources.cluster_versions(os.environ.get("RAY_ADDRESS", ""))
     cluster = None
     unreachable = None
-    if not without_cluster and versions_match(here, remote, any_patch=any_patch):
+    if not without_cluster:
         request = ProbeRequest(
             data=tuple(
                 table.file for table in tables if table.file and table.file.startswith("s3://")
@@ -128,21 +114,17 @@ def collect_facts(recipe: Recipe, *, without_cluster: bool = False) -> Preflight
     findings += trained_rows_findings(recipe) if planned is not None else ()
     findings += encoder_findings(recipe)
     return PreflightFacts(
-        wanted,
-        here,
-        remote,
-        any_patch,
-        unreachable,
-        cluster,
-        tables,
-        written,
+        wanted=wanted,
+        unreachable=unreachable,
+        cluster=cluster,
+        tables=tables,
+        written=written,
         model=model,
         model_fault=model_fault,
         ranks=ranks or plan_ranks(recipe.serving, {}),
         planned=planned,
         champion_endpoints=served,
         findings=tuple(dict.fromkeys(findings)),
-        without_cluster=without_cluster,
     )
 
 
@@ -167,18 +149,6 @@ def endpoint_findings(endpoints: Sequence[Endpoint]) -> Iterator[CheckResult]:
             yield fault("endpoint", reason, remedy)
         if warning is not None:
             yield note("endpoint", warning)
-
-
-def versions_match(here: Versions, remote: Versions | None, *, any_patch: bool) -> bool:
-    """True if Ray accepts a driver of these versions: the same Ray and Python, or any patch version
-    of that Python."""
-    if remote is None:
-        return True
-    parts = 2 if any_patch else 3
-    return (
-        here.ray == remote.ray
-        and here.python.split(".")[:parts] == remote.python.split(".")[:parts]
-    )
 
 
 def inspect_cluster(request: ProbeRequest) -> Cluster:

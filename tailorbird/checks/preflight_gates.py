@@ -61,25 +61,19 @@ def check_gates(config: EvaluationConfig, planned: PlannedTest) -> Iterator[Chec
         ):
             continue
         share = pass_share(name, config=config, planned=planned)
-        text = (
-            f"a sound candidate passes in {share:.0%} of simulated tests of {planned.num_rows:,} "
-            "rows"
-        )
         if name == "suites":
-            text = (
-                f"a sound candidate passes in {share:.0%} of simulated answers to "
-                f"{len(planned.suites)} suites"
-            )
-        if planned.split_by is not None and name != "suites":
-            text += (
-                f", counted as independent: documents of several rows by {planned.split_by} "
-                "settle less"
-            )
+            text = f"simulated answers to {len(planned.suites)} suites"
+        else:
+            text = f"simulated tests of {planned.num_rows:,} rows"
+            if planned.split_by is not None:
+                text += (
+                    f", counted as independent: documents of several rows by {planned.split_by} "
+                    "settle less"
+                )
         if name == "groups":
-            smallest = min(
-                (rows, f"{column} = {value}") for column, value, rows in _groups(planned)
-            )
-            text += f"; the smallest group is {smallest[1]} with {smallest[0]:,} rows"
+            num_rows, group = min(_groups(planned))
+            text += f"; the smallest group is {group} with {num_rows:,} rows"
+        text = f"a sound candidate passes in {share:.0%} of {text}"
         if share >= USUALLY:
             yield ok(f"gate {name}", text)
         else:
@@ -124,29 +118,32 @@ def simulated_protocol(
 
 
 def _remedy(name: str, *, margin: str, config: EvaluationConfig, planned: PlannedTest) -> str:
-    """Return the smallest margin and the fewest rows of those tried with which a sound candidate
-    usually passes."""
-    remedies = []
+    """Return by how much the margin or the rows must grow so that a sound candidate usually
+    passes, if a tried factor does."""
+    options = []
     for factor in FACTORS:
         wider = _with_margin(config, name, margin=margin, factor=factor)
-        if pass_share(name, config=wider, planned=planned, num_tests=NUM_SEARCH_TESTS) >= USUALLY:
-            remedies.append(f"{margin} {_limit(wider, name, margin):.2g}")
+        if _usually_passes(name, config=wider, planned=planned):
+            options.append(f"{factor:g} times the {margin}")
             break
     for factor in FACTORS:
         more = _with_rows(planned, factor=factor)
         if more.num_rows > MAX_ROWS:
             break
-        if pass_share(name, config=config, planned=more, num_tests=NUM_SEARCH_TESTS) >= USUALLY:
-            remedies.append(f"{factor:g} times the rows")
+        if _usually_passes(name, config=config, planned=more):
+            options.append(f"{factor:g} times the rows")
             break
-    options = " or ".join(remedies)
+    text = "set the gate to null"
     if name == "groups":
-        off = "merge small groups, or set the gate to null"
-    else:
-        off = "or set the gate to null"
+        text = f"merge small groups, or {text}"
     if options:
-        return f"it passes in at least {USUALLY:.0%} with {options}; {off}"
-    return f"add rows, {off}"
+        text = f"use {' or '.join(options)}, or {text}"
+    return text
+
+
+def _usually_passes(name: str, *, config: EvaluationConfig, planned: PlannedTest) -> bool:
+    share = pass_share(name, config=config, planned=planned, num_tests=NUM_SEARCH_TESTS)
+    return share >= USUALLY
 
 
 def _with_margin(
@@ -159,31 +156,21 @@ def _with_margin(
 
     limits = getattr(config.gates, name)
     if name == "suites":
-        wider = {suite: widened(of) for suite, of in limits.items()}
+        wider = {suite: widened(suite_limits) for suite, suite_limits in limits.items()}
     else:
         wider = widened(limits)
     return config.model_copy(update={"gates": config.gates.model_copy(update={name: wider})})
 
 
-def _limit(config: EvaluationConfig, name: str, margin: str) -> float:
-    limits = getattr(config.gates, name)
-    if name == "suites":
-        return min(float(suite.max_loss) for suite in limits.values())
-    return float(getattr(limits, margin))
-
-
 def _with_rows(planned: PlannedTest, *, factor: float) -> PlannedTest:
-    return replace(
-        planned,
-        num_rows=round(factor * planned.num_rows),
-        suites={name: round(factor * rows) for name, rows in planned.suites.items()},
-    )
+    suites = {name: round(factor * rows) for name, rows in planned.suites.items()}
+    return replace(planned, num_rows=round(factor * planned.num_rows), suites=suites)
 
 
-def _groups(planned: PlannedTest) -> Iterator[tuple[str, str, int]]:
+def _groups(planned: PlannedTest) -> Iterator[tuple[int, str]]:
     for column, sizes in planned.groups.items():
         for value, num_rows in sizes.items():
-            yield column, value, num_rows
+            yield num_rows, f"{column} = {value}"
 
 
 def check_documents(planned: PlannedTest) -> Iterator[CheckResult]:

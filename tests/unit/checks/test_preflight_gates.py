@@ -43,10 +43,12 @@ def test_a_gate_that_seldom_passes_names_the_margin_and_the_rows_that_do() -> No
     (line,) = check_gates(config(groups={}), planned)
     assert (line.state, line.name) == ("note", "gate groups")
     assert "of simulated tests of 600 rows" in line.message
-    named = re.search(r"with max_loss ([0-9.]+)", line.remedy)
+    named = re.search(r"use ([0-9.]+) times the max_loss", line.remedy)
     assert named is not None
     assert "merge small groups" in line.remedy
-    wider = config(groups={"max_loss": float(named[1])})
+    margin = config(groups={}).gates.groups
+    assert margin is not None
+    wider = config(groups={"max_loss": float(named[1]) * margin.max_loss})
     assert pass_share("groups", config=wider, planned=planned) > 0.3
     assert pass_share("groups", config=config(groups={}), planned=planned) < 0.1
 

@@ -1,6 +1,5 @@
 """A run checks its inputs and registers its protocol before the first training."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,7 @@ def test_a_max_length_above_the_context_of_the_base_model_is_rejected(
     data = {"train": (tmp_path / "rows.parquet").as_uri(), "max_length": 257}
     named = {"name": "x", "task": task, "base_model": "s3://m/x", "registry": "s3://m"}
     recipe = Recipe.model_validate(named | {"data": data, "evaluation": {"metric": metric}})
-    with pytest.raises(DataError, match="max_length 257 is more than the 256 tokens"):
+    with pytest.raises(DataError, match="max_length 257"):
         inputs.load_inputs(recipe)
 
 
@@ -95,11 +94,8 @@ def test_test_rows_of_earlier_accesses_are_reported_before_the_training(recipe: 
     prepare(recipe, progress=recorder)
     (text,) = _notes_on_earlier_tests(recorder)
     seen, num = len(rows) // 2, len(rows)
-    assert text.startswith(
-        f"{seen} of {num} different test rows are known from earlier tests, so a new test has an "
-        "alpha"
-    )
-    assert text.endswith(f" of {0.05 * (1 - seen / num * 5 / 6):.2g} (0.05 on fresh rows)")
+    assert text.startswith(f"{seen} of {num} ")
+    assert f" {0.05 * (1 - seen / num * 5 / 6):.2g} " in text
 
 
 def _notes_on_earlier_tests(recorder: ProgressRecorder) -> list[str]:
@@ -121,31 +117,20 @@ def champion_of(
     return version.uri
 
 
-@pytest.mark.parametrize(
-    ("classes", "details"),
-    [
-        (("x", "y"), "only the training rows have 'z'"),
-        (("w", "x", "y", "z"), "only the champion has 'w'"),
-        (("v", "w", "x", "y"), "only the champion has 'v', 'w'; only the training rows have 'z'"),
-    ],
-)
+@pytest.mark.parametrize("classes", [("x", "y"), ("w", "x", "y", "z"), ("w", "x", "y")])
 def test_a_champion_of_other_classes_is_refused_before_the_protocol_is_registered(
-    recipe: Recipe, tmp_path: Path, classes: tuple[str, ...], details: str
+    recipe: Recipe, tmp_path: Path, classes: tuple[str, ...]
 ) -> None:
-    uri = champion_of(recipe, tmp_path / "champion", classes=classes)
-    message = f"the champion {uri} and the training rows have different classes ({details})"
-    with pytest.raises(ValueError, match=re.escape(message)) as refused:
+    champion_of(recipe, tmp_path / "champion", classes=classes)
+    with pytest.raises(ValueError, match="different classes"):
         prepared(recipe)
-    assert "give the recipe another name" in str(refused.value)
     assert not storage.list_files(f"{recipe.task_uri}/runs", missing_ok=True)
     assert prepared(recipe.model_copy(update={"name": "another"})).champion is None
 
 
 def test_a_champion_of_another_task_is_refused(recipe: Recipe, tmp_path: Path) -> None:
     champion_of(recipe, tmp_path / "champion", classes=("x", "y", "z"))
-    with pytest.raises(
-        ValueError, match=r"is for the task classification, but the recipe has the task chat; use"
-    ):
+    with pytest.raises(ValueError, match=r"classification.* chat"):
         prepared(chat_recipe(recipe, encoder=None))
 
 
@@ -166,10 +151,7 @@ def test_test_rows_that_the_champion_was_trained_on_are_registered_and_reported(
     recorder = ProgressRecorder()
     context = prepare(other, progress=recorder)
     assert context.registered.trained_rows == TrainedRows({"incumbent": test.row_ids[:2]})
-    sentence = (
-        "the incumbent was trained on 2 of the 22 test rows (9.1%), on which no model is compared"
-    )
-    assert sentence in [event.text for event in recorder.of_kind(NoteEvent)]
+    assert any("2 of the 22 test rows" in event.text for event in recorder.of_kind(NoteEvent))
     stored = Preregistration.model_validate_json(storage.read_bytes(f"{context.run}/protocol.json"))
     assert stored == context.registered
 
@@ -179,10 +161,7 @@ def test_a_champion_that_was_trained_on_all_test_rows_is_refused_before_the_prot
 ) -> None:
     test = prepared(recipe.model_copy(update={"name": "other"})).splits.test
     champion_of(recipe, tmp_path / "champion", classes=("x", "y", "z"), learned=test.texts)
-    with pytest.raises(
-        ValueError,
-        match=r"trained on 22 of the 22 test rows .* no other row remains.* or give the recipe another name",
-    ):
+    with pytest.raises(ValueError, match="22 of the 22 test rows"):
         prepared(recipe)
     assert not storage.list_files(f"{recipe.task_uri}/runs", missing_ok=True)
 
@@ -206,14 +185,8 @@ def test_test_rows_of_too_few_documents_are_reported_before_the_training(
         recipe.model_copy(update={"data": recipe.data.model_copy(update=changes)}),
         progress=recorder,
     )
-    few = (
-        "the 30 test rows come from 5 documents or texts, but an interval needs at least 6; add "
-        "test rows from"
-    )
-    notes = [event.text for event in recorder.of_kind(NoteEvent) if event.text.startswith(few)]
-    assert [text.endswith("or the verdict will be INSUFFICIENT_EVIDENCE") for text in notes] == [
-        True
-    ] * expected
+    texts = [event.text for event in recorder.of_kind(NoteEvent)]
+    assert any("30 test rows come from 5 documents" in text for text in texts) is expected
 
 
 def test_classes_with_few_rows_and_empty_texts_are_reported(recipe: Recipe, tmp_path: Path) -> None:
@@ -236,8 +209,8 @@ def test_classes_with_few_rows_and_empty_texts_are_reported(recipe: Recipe, tmp_
     )
     assert context.task.classes == ("rare", "x", "y", "z")
     notes = [event.text for event in recorder.of_kind(NoteEvent)]
-    assert "classes with fewer than 10 training rows, which a model hardly learns: 'rare'" in notes
-    assert "rows with an empty text, which all get the same answer: 1" in notes
+    assert any(note.endswith(": 'rare'") for note in notes)
+    assert any("empty text" in note and note.endswith(": 1") for note in notes)
 
 
 def test_the_run_uri_depends_on_the_evaluation_and_not_on_serving(recipe: Recipe) -> None:
@@ -267,11 +240,8 @@ def test_a_run_prints_the_version_of_its_base_model_and_pinning_it_does_not_chan
             if event.text.startswith("base model: ")
         ]
         assert context.inputs.base_model.source == source
-    assert notes == [
-        f"base model: pypi://tiny is {source}, as first staged in this registry; to use the same "
-        "version with other registries, set base_model to this URI",
-        f"base model: {source}",
-    ]
+    assert notes[0].startswith(f"base model: pypi://tiny is {source}, ")
+    assert notes[1:] == [f"base model: {source}"]
     assert runs[0] == runs[1]
 
 
@@ -305,9 +275,7 @@ def test_an_example_that_is_the_last_message_of_a_test_row_is_refused(tmp_path: 
     assert shown.startswith("Number ")
     for example in (shown, shown.upper().replace(" ", "  ")):
         serving = chat.serving.model_copy(update={"examples": ("hello", example)})
-        with pytest.raises(
-            DataError, match=f"serving.examples has a text of the test rows: '{example}'"
-        ):
+        with pytest.raises(DataError, match=f"serving.examples .*'{example}'"):
             prepared(chat.model_copy(update={"serving": serving}))
 
 
@@ -325,24 +293,15 @@ def notes_on_ranks(recipe: Recipe) -> tuple[int, list[str]]:
     ]
 
 
-def test_a_base_model_that_cannot_be_divided_among_the_gpus_of_a_replica_is_evaluated_on_one(
+def test_one_gpu_evaluates_all_models_if_base_model_or_champion_cannot_be_divided(
     recipe: Recipe, tmp_path: Path
 ) -> None:
     chat = on_two_gpus(chat_recipe(recipe, encoder=None))
     assert notes_on_ranks(chat) == (2, [])
     small_chat.save(tmp_path / "model", small_chat.model_of("phi3"))
-    number, (note,) = notes_on_ranks(chat)
+    number, _ = notes_on_ranks(chat)
     assert number == 1
-    assert "cannot divide this model among 2 GPUs, because of its type or its heads" in note
-    assert note.endswith(
-        "the measured cost is an upper bound: all GPUs of a replica for the time that one needs"
-    )
-
-
-def test_one_gpu_evaluates_all_models_if_that_of_the_champion_cannot_be_divided(
-    recipe: Recipe, tmp_path: Path
-) -> None:
-    chat = on_two_gpus(chat_recipe(recipe, encoder=None))
+    small_chat.save(tmp_path / "model")
     small_chat.save(tmp_path / "other", small_chat.model_of("phi3"))
     base, prompting = (tmp_path / "other").as_uri(), {"system": None, "max_new_tokens": 4}
     champion_of(
@@ -355,7 +314,7 @@ def test_one_gpu_evaluates_all_models_if_that_of_the_champion_cannot_be_divided(
     )
     number, (note,) = notes_on_ranks(chat)
     assert number == 1
-    assert f"because of its type or its heads ({base})" in note
+    assert f"({base})" in note
 
 
 def test_the_run_depends_on_the_files_of_the_encoder_for_retrieval(
@@ -379,7 +338,5 @@ def test_a_retrieval_encoder_that_is_no_text_encoder_is_refused_before_the_basel
     recipe: Recipe, tmp_path: Path
 ) -> None:
     small_chat.save(tmp_path / "llama")
-    with pytest.raises(
-        MetadataError, match=r"llama is a causal language model \(type llama\); name a text encoder"
-    ):
+    with pytest.raises(MetadataError, match="llama"):
         prepared(chat_recipe(recipe, encoder=(tmp_path / "llama").as_uri()))

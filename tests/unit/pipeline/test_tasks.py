@@ -18,20 +18,15 @@ from tailorbird.registry.pooling import Pooling
 from tailorbird.registry.versions import INDEX_FILES, read_artifact_config
 from tailorbird.storage.node_cache import sha256_files
 from tests import small_chat, small_encoder
+from tests.build import pairs
 from tests.unit.pipeline.contexts import context_of, recipe_at, run_locally, splits_of
 from training.chat_task import ChatTrainingTask
 from training.classification_task import ClassificationTrainingTask
 
 
 def chat_rows(name: str, letters: str) -> Rows:
-    turns = tuple((("user", letter),) for letter in letters)
-    ids = tuple(str(index) for index in range(len(letters)))
-    return Rows(
-        ids,
-        tuple(f"{name} {letter}" for letter in letters),
-        ("yes",) * len(letters),
-        conversations=turns,
-    )
+    texts = [f"{name} {letter}" for letter in letters]
+    return pairs([(text, "yes") for text in texts], chat=True)
 
 
 @pytest.fixture
@@ -192,34 +187,24 @@ def test_an_encoder_for_retrieval_is_an_input_of_the_baselines_and_of_a_model_wi
     changed = ChatTask(
         replace(inputs, encoder=BaseModelRecord(pinned.uri, pinned.uri, files | {"more.json": "0"}))
     )
-    with pytest.raises(ModelError, match=r"the retrieval encoder .* has the digest"):
+    with pytest.raises(ModelError, match="retrieval encoder"):
         changed.fit_baselines()
     assert uris.isdisjoint({baseline.uri for baseline in chat.task.fit_baselines()})
 
 
-def test_retrieved_examples_require_the_training_rows_in_memory(chat: RunContext) -> None:
+def test_retrieved_examples_require_rows_in_memory_and_room_beside_the_longest_row(
+    chat: RunContext,
+) -> None:
     training = chat.recipe.training.model_copy(update={"with_retrieved": True})
+    recipe = chat.recipe.model_copy(update={"training": training})
     shards: Any = range(9)
-    inputs = replace(
-        chat.inputs,
-        recipe=chat.recipe.model_copy(update={"training": training}),
-        data=replace(chat.inputs.data, shards=shards),
-    )
-    with pytest.raises(
-        DataError,
-        match=r"with_retrieved requires the training rows in memory.*remove with_retrieved",
-    ):
-        ChatTask(inputs).require_trainable()
-
-
-def test_retrieved_examples_require_room_beside_the_longest_row(chat: RunContext) -> None:
-    training = chat.recipe.training.model_copy(update={"with_retrieved": True})
-    data = chat.recipe.data.model_copy(update={"max_length": 256})
-    recipe = chat.recipe.model_copy(update={"training": training, "data": data})
-    with pytest.raises(
-        DataError, match=r"no room for examples: data.max_length 256 is all .*remove with_retrieved"
-    ):
-        ChatTask(replace(chat.inputs, recipe=recipe)).require_trainable()
+    streamed = replace(chat.inputs, recipe=recipe, data=replace(chat.inputs.data, shards=shards))
+    with pytest.raises(DataError, match=r"with_retrieved .*in memory"):
+        ChatTask(streamed).require_trainable()
+    data = recipe.data.model_copy(update={"max_length": 256})
+    full = replace(chat.inputs, recipe=recipe.model_copy(update={"data": data}))
+    with pytest.raises(DataError, match=r"data\.max_length 256"):
+        ChatTask(full).require_trainable()
 
 
 def test_stage_inputs_depend_on_rows_base_model_and_code(tmp_path: Path) -> None:

@@ -274,16 +274,10 @@ def test_a_folder_has_template_license_prompt_and_card(chat_base: Path, tmp_path
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"kind": "nearest"}, "has no language model; export another version"),
-        ({"kind": "retrieved"}, "has no weights of its own; export another version"),
-        (
-            {"exported_from": PinnedVersion(uri="s3://first", digest="d")},
-            "made for another engine; export s3://first",
-        ),
-        (
-            {"hybrid": HYBRID},
-            "is a hybrid of two versions; export its parts: s3://first and s3://second",
-        ),
+        ({"kind": "nearest"}, "no language model"),
+        ({"kind": "retrieved"}, "no weights"),
+        ({"exported_from": PinnedVersion(uri="s3://first", digest="d")}, "s3://first"),
+        ({"hybrid": HYBRID}, "s3://first and s3://second"),
     ],
 )
 def test_a_version_that_other_libraries_cannot_load_is_refused(
@@ -311,9 +305,7 @@ def test_the_encoder_of_a_mixed_classifier_is_exported_on_request(
         to=(tmp_path / "mix").as_uri(),
     )
     uri = register((tmp_path / "task").as_uri(), tmp_path / "mix").uri
-    with pytest.raises(
-        ModelError, match=r"alone with --encoder-only. That model was not evaluated"
-    ):
+    with pytest.raises(ModelError, match="--encoder-only"):
         export_version(uri, tmp_path / "out")
     assert (
         export_version(uri, tmp_path / "out", encoder_only=True).library == "sentence-transformers"
@@ -362,7 +354,7 @@ def test_an_existing_folder_is_not_overwritten(chat_base: Path, tmp_path: Path) 
     uri = chat_version(tmp_path / "source", kind="full", base=chat_base)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "file").write_text("kept")
-    with pytest.raises(ValueError, match="already exists; give a new folder with --to"):
+    with pytest.raises(ValueError, match="already exists"):
         export_version(uri, tmp_path / "out", merged=False)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["file"]
 

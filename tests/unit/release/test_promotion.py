@@ -87,20 +87,20 @@ def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
     return task
 
 
-def test_the_baseline_of_the_former_champion_is_kept_for_the_same_base_model_and_code(
-    task: Task,
-) -> None:
-    baseline, first, second = (
-        task.register("baseline", kind="probe"),
-        task.register("1"),
-        task.register("2"),
-    )
+def test_a_baseline_is_inherited_unless_it_is_damaged(task: Task) -> None:
+    baseline = task.register("baseline", kind="probe")
+    first = task.register("1")
+    second = task.register("2")
+    third = task.register("3")
     assert task.promote(first, incumbent=baseline).baseline == baseline.pinned
     assert task.promote(second, incumbent=first).baseline == baseline.pinned
+    (task.folder / "task" / "versions" / baseline.version / "manifest.json").unlink()
+    assert task.promote(third, incumbent=second).baseline is None
 
 
 def test_a_version_is_promoted_by_its_name(task: Task) -> None:
-    baseline, first = task.register("baseline", kind="probe"), task.register("1")
+    baseline = task.register("baseline", kind="probe")
+    first = task.register("1")
     promoted = task.promote(first, incumbent=baseline)
     assert promote_version(task.uri, version=first.version).uri == promoted.uri == first.uri
     with pytest.raises(PromotionRefused, match=r"no verdict chose .*/versions/full-none"):
@@ -113,39 +113,25 @@ def test_a_version_is_promoted_by_its_name(task: Task) -> None:
 def test_a_champion_with_another_base_model_or_code_does_not_inherit_a_baseline(
     task: Task, changed: dict[str, str]
 ) -> None:
-    baseline, first = task.register("baseline", kind="probe"), task.register("1")
+    baseline = task.register("baseline", kind="probe")
+    first = task.register("1")
     second, third = task.register("2", **changed), task.register("3", **changed)
     task.promote(first, incumbent=baseline)
     assert task.promote(second, incumbent=first).baseline is None
     assert task.promote(third, incumbent=second).baseline is None
 
 
-def test_a_damaged_baseline_is_not_inherited(task: Task) -> None:
-    baseline, first, second = (
-        task.register("baseline", kind="probe"),
-        task.register("1"),
-        task.register("2"),
-    )
-    task.promote(first, incumbent=baseline)
-    (task.folder / "task" / "versions" / baseline.version / "manifest.json").unlink()
-    assert task.promote(second, incumbent=first).baseline is None
-
-
 @pytest.mark.parametrize("promoted_before", [True, False])
 def test_a_verdict_whose_incumbent_is_not_the_champion_of_its_run_is_refused(
     task: Task, promoted_before: bool
 ) -> None:
-    baseline, first, second = (
-        task.register("baseline", kind="probe"),
-        task.register("1"),
-        task.register("2"),
-    )
+    baseline = task.register("baseline", kind="probe")
+    first = task.register("1")
+    second = task.register("2")
     if promoted_before:
         task.promote(first, incumbent=baseline)
     before = task.champion
-    with pytest.raises(
-        PromotionRefused, match=r"compared with .*probe-.*, which is not the champion .*full-"
-    ):
+    with pytest.raises(PromotionRefused, match="which is not the champion"):
         task.promote(second, incumbent=baseline, champion=first.uri)
     assert task.champion == before
 
@@ -156,7 +142,8 @@ def test_a_verdict_whose_incumbent_is_not_the_champion_of_its_run_is_refused(
 def test_a_version_with_a_changed_or_added_file_is_neither_promoted_nor_restored(
     task: Task, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    baseline, first = task.register("baseline", kind="probe"), task.register("1")
+    baseline = task.register("baseline", kind="probe")
+    first = task.register("1")
     changed = []
     for stage in ("staged", "switch_service"):
         monkeypatch.setattr(promotion, stage, lambda *_args, **_options: changed.append(True))
@@ -208,7 +195,7 @@ def test_a_deploy_with_a_changed_version_fails_before_it_changes_anything(
     (task.folder / "task" / "versions" / served[damaged].version / "head.safetensors").write_text(
         "other weights"
     )
-    with pytest.raises(RegistryError, match=r"head\.safetensors was changed: its sha256 is"):
+    with pytest.raises(RegistryError, match=r"head\.safetensors"):
         serving.serve_champion(config, task_uri=task.uri)
     assert not deployed
 
@@ -216,22 +203,19 @@ def test_a_deploy_with_a_changed_version_fails_before_it_changes_anything(
 def test_a_verdict_without_a_champion_is_promoted_if_its_incumbent_is_the_champion_now(
     task: Task,
 ) -> None:
-    baseline, first = task.register("baseline", kind="probe"), task.register("1")
+    baseline = task.register("baseline", kind="probe")
+    first = task.register("1")
     stay = task.register("0")
     task.promote(baseline, incumbent=stay)
     assert task.promote(first, incumbent=baseline, champion=None).uri == first.uri
 
 
 def test_a_verdict_that_compared_with_another_champion_is_refused(task: Task) -> None:
-    baseline, first, second = (
-        task.register("baseline", kind="probe"),
-        task.register("1"),
-        task.register("2"),
-    )
+    baseline = task.register("baseline", kind="probe")
+    first = task.register("1")
+    second = task.register("2")
     task.promote(first, incumbent=baseline)
-    with pytest.raises(
-        PromotionRefused, match="compared with no champion, but the champion is now"
-    ):
+    with pytest.raises(PromotionRefused, match="compared with no champion"):
         task.promote(second, incumbent=baseline, champion=None)
     record = CandidateRecord("full", f"{task.uri}/versions/none", "0" * 64)
     write_finished_run(
@@ -239,9 +223,7 @@ def test_a_verdict_that_compared_with_another_champion_is_refused(task: Task) ->
         versions={"candidate": candidate_record(second), "incumbent": record},
         champion=record.uri,
     )
-    with pytest.raises(
-        PromotionRefused, match=r"compared with .*/none, but the champion is now .*; run the recipe"
-    ):
+    with pytest.raises(PromotionRefused, match=r"compared with .*/none"):
         promote_version(task.uri, version=second.uri)
 
 
@@ -260,11 +242,9 @@ def test_the_incumbent_of_a_first_run_becomes_the_champion_because_it_stays(task
 def test_a_baseline_that_is_proven_better_becomes_the_champion_and_its_own_pretrained_version(
     task: Task,
 ) -> None:
-    incumbent, candidate, baseline = (
-        task.register("1"),
-        task.register("2"),
-        task.register("3", kind="probe"),
-    )
+    incumbent = task.register("1")
+    candidate = task.register("2")
+    baseline = task.register("3", kind="probe")
     verdict = verdict_of("STAY", selected="probe")
     records = {"candidate": candidate, "incumbent": incumbent, "probe": baseline}
     versions = {role: candidate_record(version) for role, version in records.items()}
@@ -290,7 +270,7 @@ def test_an_older_run_with_evidence_from_another_version_of_tailorbird_does_not_
         .replace(b'{"format":1,', b'{"format":1,"earlier_field":1,', 1)
     )
     write_evidence(old.run, {"evidence.json": content})
-    with pytest.raises(PromotionRefused, match="has evidence from another version of Tailorbird"):
+    with pytest.raises(PromotionRefused, match="another version of Tailorbird"):
         promote_version(task.uri)
     new = write_finished_run(f"{task.uri}/runs/new", versions=versions)
     evidence = task.folder / "task" / "runs" / "new" / "evidence.json"
