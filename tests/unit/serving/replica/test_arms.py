@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from serving.replica.config import Challenger
 from tests.unit.serving.replica.loads import SECRET
@@ -23,7 +24,7 @@ def draws(
     *,
     prefix: str = "",
     secret: bytes = SECRET,
-) -> np.ndarray:
+) -> NDArray[np.bool_]:
     """Return for each of 4000 units whether it is in the arm."""
     units = [f"{prefix}{number}" for number in range(4000)]
     return np.array([challenger.receives(arm, unit, secret=secret) for unit in units])
