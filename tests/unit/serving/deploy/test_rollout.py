@@ -23,6 +23,7 @@ from tailorbird import PACKAGES
 from tailorbird.config.serving import ChallengerConfig, ServingConfig
 from tailorbird.registry import security_log
 from tailorbird.registry.security_log import SecurityEvent
+from tailorbird.registry.shared_base import versions_on_same_base
 from tailorbird.registry.versions import ModelVersion
 from tailorbird.storage import StorageError
 from tests.unit.serving.deploy.registered import registered
@@ -172,7 +173,7 @@ def test_the_previous_champion_stays_selectable_if_both_have_the_same_base_model
     serve: FakeServe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     versions = [registered("lora-1"), registered("lora-2")]
-    same_base = create_autospec(rollout.versions_on_same_base, return_value=versions)
+    same_base = create_autospec(versions_on_same_base, return_value=versions)
     monkeypatch.setattr(rollout, "versions_on_same_base", same_base)
     config = ServingConfig(versions=3)
     serve.declare(application_of(config, task_uri="s3://models/t", version=versions[0]))
