@@ -11,7 +11,7 @@ from cluster.progress import ProgressReporter
 from serving.deploy import serve_client
 from serving.deploy.application import replica_config
 from serving.deploy.serve_client import DeployError, OverwrittenError, VersionRefusedError
-from serving.deploy.serve_schema import ServeApplication
+from serving.deploy.serve_schema import ApplicationDetails, ServeApplication
 from serving.http.schemas import Readiness
 from serving.replica.config import config_id
 
@@ -50,7 +50,7 @@ def wait_ready(application: ServeApplication, *, progress: ProgressReporter) -> 
 
     Raises DeployError with Serve's message if Serve reports a failure, or after
     `serving.deploy_timeout_s`; VersionRefusedError if a replica cannot load the version; and
-    OverwrittenError as `require_declared` does.
+    OverwrittenError as `declared_details` does.
     """
     name = application.name
     base_url = serve_client.application_url(application)
@@ -78,13 +78,12 @@ def wait_ready(application: ServeApplication, *, progress: ProgressReporter) -> 
         else:
             in_a_row = 0
             answered.clear()
-        if in_a_row >= num_answers and running_replicas(name) <= answered:
-            return
         if 0 < in_a_row < num_answers:
             continue
-        require_declared(application)
-        details = serve_client.serve_applications().get(name)
-        if details is None or details.status not in FAILED:
+        details = declared_details(application)
+        if in_a_row and running_replicas(details) <= answered:
+            return
+        if details.status not in FAILED:
             failed_at = None
         elif failed_at is None:
             failed_at = time.monotonic()
@@ -102,21 +101,20 @@ def wait_ready(application: ServeApplication, *, progress: ProgressReporter) -> 
     )
 
 
-def require_declared(application: ServeApplication) -> None:
-    """Raise OverwrittenError if another client has changed or removed the application."""
+def declared_details(application: ServeApplication) -> ApplicationDetails:
+    """Return Serve's details of the application; raise OverwrittenError if another client has
+    changed or removed it."""
     name = application.name
-    declared = serve_client.declared_applications().get(application.name)
+    applications = serve_client.serve_applications()
+    declared = serve_client.declared_in(applications).get(name)
     if declared is None or config_id(declared.user_config) != config_id(application.user_config):
         raise OverwrittenError(
             f"another client changed or removed {name} during the deploy; run `tailorbird serve "
             "RECIPE` again"
         )
+    return applications[name]
 
 
-def running_replicas(name: str) -> set[str | None]:
+def running_replicas(details: ApplicationDetails) -> set[str | None]:
     """Return the ids of the application's running replicas, as in /readyz."""
-    return {
-        replica.replica_id
-        for replica in serve_client.replicas_of(name)
-        if replica.state == "RUNNING"
-    }
+    return {replica.replica_id for replica in details.replicas if replica.state == "RUNNING"}

@@ -22,7 +22,7 @@ from serving.deploy.application import (
     with_replicas,
 )
 from serving.deploy.configuration_events import recorded_change
-from serving.deploy.readiness import UNREACHABLE, replica_status, require_declared, wait_ready
+from serving.deploy.readiness import UNREACHABLE, replica_status, wait_ready
 from serving.deploy.serve_client import (
     PUT_ATTEMPTS,
     ChallengerError,
@@ -241,7 +241,6 @@ def _put_until_served(
         _put_application(application)
         try:
             wait_ready(application, progress=progress)
-            require_declared(application)
         except OverwrittenError:
             if serve_client.declared_applications().get(name) != previous:
                 raise
@@ -299,8 +298,3 @@ def undeploy(name: str) -> None:
                 f"{status}"
             )
         time.sleep(serve_client.POLL_S)
-
-
-def challenger_digest(base_url: str) -> str | None:
-    """Return the digest of the challenger that is served, or None."""
-    return replica_status(base_url).challenger

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from itertools import takewhile
-from typing import Annotated, Literal, NamedTuple, get_args
+from typing import Annotated, Literal, NamedTuple, cast, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from serving.http.schemas import LOCAL, RequestError
 from tailorbird.storage import read_bytes
@@ -34,16 +34,6 @@ OPTIONS = (
 )
 _NAME = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_SCOPE = f"({'|'.join(SCOPES)})"
-_LIMIT = "[1-9][0-9]{0,8}"
-_OPTION_VALUES = {
-    "scopes": f"{_SCOPE}(,{_SCOPE})*",
-    "expires": "[0-9]{4}-[0-9]{2}-[0-9]{2}",
-    "requests": _LIMIT,
-    "texts": _LIMIT,
-    "tokens": _LIMIT,
-}
-"""Patterns of the values of options."""
 
 
 class KeysError(ValueError):
@@ -55,7 +45,15 @@ def _in_order(scopes: object) -> object:
     """Return the scopes of a text in the order of `SCOPES`."""
     if not isinstance(scopes, str):
         return scopes
-    return tuple(scope for scope in SCOPES if scope in scopes.split(","))
+    return sorted(set(scopes.split(",")), key=lambda scope: SCOPES.index(cast(KeyScope, scope)))
+
+
+def _day(text: object) -> object:
+    """Return the day of a text in ISO format, which for pydantic can also be a Unix time."""
+    return date.fromisoformat(text) if isinstance(text, str) else text
+
+
+Limit = Annotated[int, Field(gt=0)]
 
 
 class KeyOptions(BaseModel):
@@ -65,11 +63,11 @@ class KeyOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     scopes: Annotated[tuple[KeyScope, ...], BeforeValidator(_in_order)] = DEFAULT_SCOPES
-    expires: date | None = None
+    expires: Annotated[date | None, BeforeValidator(_day)] = None
     """The last day on which the key is valid, in UTC."""
-    requests: int | None = None
-    texts: int | None = None
-    tokens: int | None = None
+    requests: Limit | None = None
+    texts: Limit | None = None
+    tokens: Limit | None = None
 
     @property
     def limits(self) -> dict[str, int]:
@@ -186,19 +184,15 @@ def _parse_line(text: str) -> ApiKey:
 
 def parse_options(words: Sequence[str]) -> KeyOptions:
     """Return the options of a key; raise KeysError, without their values, if one is not valid."""
-    options: dict[str, str] = {}
-    for number, word in enumerate(words, 1):
-        name, _, value = word.partition("=")
-        pattern = _OPTION_VALUES.get(name)
-        if pattern is None or name in options or not re.fullmatch(pattern, value):
-            raise KeysError(
-                f"option {number} is unknown, given twice or not valid; the options are {OPTIONS}"
-            )
-        options[name] = value
+    options = dict(word.split("=", 1) for word in words if "=" in word)
     try:
+        if len(options) < len(words):
+            raise ValueError
         return KeyOptions.model_validate(options)
-    except ValidationError:
-        raise KeysError(f"`expires` is not a day; the options are {OPTIONS}") from None
+    except ValueError:
+        raise KeysError(
+            f"an option is unknown, given twice or not valid; the options are {OPTIONS}"
+        ) from None
 
 
 def read_secret(source: str) -> bytes:
@@ -261,11 +255,10 @@ def require_own_page(headers: Mapping[str, str]) -> None:
             _host_name(host) for host in hosts if host
         }
     if not is_own:
-        if site is None:
-            remedy = "pass Host or X-Forwarded-Host"
-        else:
-            remedy = "check and remove Origin and Sec-Fetch-Site"
-        message = f"requests from pages of other origins are not accepted; a gateway can {remedy}"
+        message = (
+            "requests from pages of other origins are not accepted; a gateway can pass Host or "
+            "X-Forwarded-Host, or check and remove Origin and Sec-Fetch-Site"
+        )
         raise RequestError(403, "foreign_page", message)
 
 

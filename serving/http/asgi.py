@@ -10,8 +10,13 @@ import asyncio
 import logging
 import re
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, nullcontext
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    ExitStack,
+    nullcontext,
+)
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -98,25 +103,15 @@ def http_app(
     max_body_bytes: int,
     authenticate: Callable[[Mapping[str, str], Route], None],
     admit: Callable[[Request], AbstractContextManager[None]] = lambda _: nullcontext(),
-    on_startup: Callable[[], Awaitable[None]] | None = None,
-    on_shutdown: Callable[[], Awaitable[None]] | None = None,
+    lifespan: Callable[[Any], AbstractAsyncContextManager[None]] | None = None,
 ) -> ASGIApp:
     """Return an ASGI application of the routes. A literal path takes precedence over a path with a
     placeholder.
 
     `authenticate` receives a request's headers before the body is read, and sets the caller or
     raises RequestError. `admit` is entered next, except for open routes, and left after the
-    response; it may raise RequestError too. `on_startup` is awaited before the first request,
-    `on_shutdown` after the last response.
+    response; it may raise RequestError too. `lifespan` is that of Starlette.
     """
-
-    @asynccontextmanager
-    async def lifespan(_app: object) -> AsyncIterator[None]:
-        if on_startup is not None:
-            await on_startup()
-        yield
-        if on_shutdown is not None:
-            await on_shutdown()
 
     async def unknown(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":

@@ -6,8 +6,8 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Generic, NamedTuple
@@ -209,6 +209,16 @@ class Replica(Generic[EngineT]):
         engine, arm = self.versions.assign_arm(model, unit=context.unit)
         return engine, context._replace(arm=arm)
 
+    def shadow(self, context: RequestContext) -> tuple[EngineT, RequestContext] | None:
+        """Return the challenger's engine and the context of its answer, or None if it does not
+        answer too."""
+        if context.arm != "champion":
+            return None
+        engine = self.versions.shadow_for(context.unit)
+        if engine is None:
+            return None
+        return engine, context._replace(arm="shadow")
+
     def asgi_app(self, routes: dict[str, Route], *, page: PageName) -> ASGIApp:
         """Return the application with `routes`, the page at `/`, and the routes of all tasks."""
         routes = routes | page_routes(page) | self._batches.routes() | self._routes()
@@ -218,8 +228,7 @@ class Replica(Generic[EngineT]):
             max_body_bytes=self._config.max_body_bytes,
             authenticate=self._authenticate,
             admit=self._admit,
-            on_startup=self._batches.resume,
-            on_shutdown=self._close,
+            lifespan=self._lifespan,
         )
         if self._authenticator is None and self._config.guarded:  # the gateway may use cookies
             app = with_request_check(app, check=require_own_page, only_posts=True)
@@ -227,7 +236,10 @@ class Replica(Generic[EngineT]):
             app = with_request_check(app, check=require_local_caller)
         return with_request_metrics(app, meter=self.meter, refusals=self._refusals)
 
-    async def _close(self) -> None:
+    @asynccontextmanager
+    async def _lifespan(self, _app: object) -> AsyncIterator[None]:
+        await self._batches.resume()
+        yield
         self._refusals.log()
         closing = [self._authenticator.close()] if self._authenticator else []
         closing += [self.log.close()] if self.log else []

@@ -151,13 +151,10 @@ class Chat:
 
     def _mirror(self, received: "_Received") -> None:
         """Queue a request that the champion has answered for the shadow."""
-        context = received.context
-        if context.arm != "champion":
-            return
-        engine = self._replica.versions.shadow_for(context.unit)
-        if engine is not None:
-            shadow = received._replace(context=context._replace(arm="shadow"))
-            run = partial(self._run_shadow, shadow, engine=engine)
+        shadow = self._replica.shadow(received.context)
+        if shadow is not None:
+            engine, context = shadow
+            run = partial(self._run_shadow, received._replace(context=context), engine=engine)
             self._shadows.add(run, num_bytes=received.num_bytes, caller=context.caller)
 
     async def _run_shadow(self, received: "_Received", *, engine: ChatEngine) -> None:

@@ -75,14 +75,10 @@ class Classifier:
             context, model=request.model, subject=request.subject
         )
         answer = await self._answer(request, engine=engine, context=context)
-        if context.arm == "champion":
-            shadow = self._replica.versions.shadow_for(context.unit)
-        else:
-            shadow = None
+        shadow = self._replica.shadow(context)
         if shadow is not None:
-            run = partial(
-                self._run_shadow, request, engine=shadow, context=context._replace(arm="shadow")
-            )
+            engine, context = shadow
+            run = partial(self._run_shadow, request, engine=engine, context=context)
             self._shadows.add(run, num_bytes=len(body), caller=context.caller)
         return 200, answer
 

@@ -108,7 +108,7 @@ def serve(
             stop_service(loaded.task_uri)
         return {"stopped": loaded.name}, [f"{loaded.name} is no longer served"]
     with options.deploy_progress() as progress:
-        from serving.deploy.rollout import challenger_digest
+        from serving.deploy.readiness import replica_status
         from serving.served_tasks import SERVED_TASKS
         from tailorbird.release.serving import serve_champion
 
@@ -116,7 +116,7 @@ def serve(
     lines = [f"{version.version} is served at {url}{SERVED_TASKS[version.task].route}"]
     challenger = None
     if loaded.serving.challenger:
-        challenger = challenger_digest(url)
+        challenger = replica_status(url).challenger
         lines += [
             f"challenger: {challenger or 'none, because it has the same weights as the champion'}"
         ]

@@ -182,7 +182,7 @@ def test_the_rendered_configuration_equals_the_deployed_one_and_a_repeated_put_c
     declared = serve_client.declared_applications()
     ours = declared["serving-test"].to_json()
     assert application == {name: ours[name] for name in application}
-    before = readiness.running_replicas("serving-test")
+    before = readiness.running_replicas(serve_client.serve_applications()["serving-test"])
     others = [other.to_json() for name, other in declared.items() if name != "serving-test"]
     answer = request_dashboard(
         "PUT", serve_client.APPLICATIONS, body=manifest | {"applications": [*others, application]}
@@ -191,7 +191,9 @@ def test_the_rendered_configuration_equals_the_deployed_one_and_a_repeated_put_c
     for _ in range(10):  # Serve applies its configuration every tenth of a second
         time.sleep(0.2)
         assert service.ask({"input": "Cholera"})["version"] == service.first.version
-        assert readiness.running_replicas("serving-test") == before
+        assert (
+            readiness.running_replicas(serve_client.serve_applications()["serving-test"]) == before
+        )
     service.deploy(service.first)
 
 

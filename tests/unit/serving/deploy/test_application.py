@@ -30,7 +30,7 @@ CHAT = Prompting(system=None, max_new_tokens=8)
 EXPERIMENT = ServingConfig(challenger=ChallengerConfig(version="full-2", canary=0.1))
 
 
-def test_default_fields_are_not_sent_because_older_code_may_not_know_them() -> None:
+def test_arguments_are_the_fields_without_defaults_which_older_code_may_not_know() -> None:
     config = ServingConfig(max_replicas=2, max_texts=8)
     args = application_of(config, task_uri=TASK, version=registered("full-1")).args
     assert args == {
@@ -39,19 +39,10 @@ def test_default_fields_are_not_sent_because_older_code_may_not_know_them() -> N
         "serving": {"max_replicas": 2, "max_texts": 8},
     }
     assert BuildArgs.model_validate(args).serving == config
-
-
-def test_a_chat_version_is_deployed_as_a_chat_task() -> None:
-    application = application_of(
-        ServingConfig(), task_uri=TASK, version=registered("full-1", prompting=CHAT)
-    )
-    assert BuildArgs.model_validate(application.args).task == "chat"
-    assert [deployment.name for deployment in application.deployments] == ["chat"]
-
-
-def test_a_challenger_is_not_an_argument_so_that_a_new_share_restarts_no_replica() -> None:
-    args = application_of(EXPERIMENT, task_uri=TASK, version=registered("full-1")).args
-    assert args == {"task_uri": TASK, "task": "classification", "serving": {}}
+    chat = application_of(EXPERIMENT, task_uri=TASK, version=registered("full-1", prompting=CHAT))
+    # the challenger is not an argument: a new share restarts no replica
+    assert chat.args == {"task_uri": TASK, "task": "chat", "serving": {}}
+    assert [deployment.name for deployment in chat.deployments] == ["chat"]
 
 
 def test_replicas_load_the_champion_and_the_additional_versions() -> None:
@@ -149,13 +140,13 @@ def test_a_version_by_other_code_cannot_be_a_challenger() -> None:
 
 
 def test_a_standalone_application_has_one_replica_its_own_code_and_the_same_arguments() -> None:
-    former = application_of(
+    previous = application_of(
         ServingConfig(min_replicas=2, max_replicas=3, max_texts=8),
         task_uri=TASK,
         version=registered("full-1"),
     )
     candidate = standalone_application(
-        former, version=registered("full-2", code="s3://models/code/b.zip")
+        previous, version=registered("full-2", code="s3://models/code/b.zip")
     )
     assert (candidate.name, candidate.route_prefix) == ("t_candidate", "/t_candidate")
     assert (candidate.code, candidate.max_replicas) == ("s3://models/code/b.zip", 1)

@@ -102,35 +102,32 @@ def test_a_slow_start_is_reported_from_serves_status_and_is_no_failure(
     assert clock.notes == [starting, f"{starting}; {SLOW}"]
 
 
-def test_a_failed_deploy_ends_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    failed = details("DEPLOY_FAILED", deployment_message="ModuleNotFoundError: no module named 'x'")
-    clock = Clock(monkeypatch, {0: details("DEPLOYING", states=["STARTING"]), 30: failed})
-    with pytest.raises(DeployError):
-        clock.wait()
-    assert clock.now < 40
+UNHEALTHY = details("UNHEALTHY", message="the model's engine has stopped")
+FAILED = details("DEPLOY_FAILED", deployment_message="ModuleNotFoundError: no module named 'x'")
 
 
-def test_an_unhealthy_application_fails_unless_serve_repairs_it(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    "statuses",
+    [
+        {0: details("DEPLOYING", states=["STARTING"]), 30: FAILED},
+        {0: UNHEALTHY, 3: details("DEPLOYING"), 30: UNHEALTHY},  # Serve repairs it once
+    ],
+    ids=["failed", "unhealthy"],
+)
+def test_a_failure_that_serve_does_not_repair_ends_the_deploy_within_seconds(
+    monkeypatch: pytest.MonkeyPatch, statuses: dict[float, ApplicationDetails]
 ) -> None:
-    unhealthy, running = (
-        details("UNHEALTHY", message="the model's engine has stopped"),
-        details("DEPLOYING"),
-    )
-    clock = Clock(monkeypatch, {0: unhealthy, 3: running, 30: unhealthy})
+    clock = Clock(monkeypatch, statuses)
     with pytest.raises(DeployError):
         clock.wait()
     assert 30 + readiness.FAILED_HOLDS_S < clock.now < 40
 
 
-def test_the_failure_of_a_former_deploy_does_not_fail_a_new_one(
+def test_the_failure_of_a_previous_deploy_does_not_fail_a_new_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    former = details("DEPLOY_FAILED", message="the former deploy failed")
-    clock = Clock(
-        monkeypatch, {0: former, 2: details("DEPLOYING"), 5: details("RUNNING", states=["RUNNING"])}
-    )
-    clock.wait()
+    running = details("RUNNING", states=["RUNNING"])
+    Clock(monkeypatch, {0: FAILED, 2: details("DEPLOYING"), 5: running}).wait()
 
 
 def test_after_the_timeout_the_error_names_the_field_and_serves_status(

@@ -2,17 +2,19 @@
 
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import create_autospec
 
 import pytest
 
 from cluster.code_snapshot import ship_code
 from serving.deploy import rollout, serve_client
 from serving.deploy.application import AdditionalVersions, application_of
-from serving.deploy.readiness import UNREACHABLE, ReplicaStatus
+from serving.deploy.readiness import UNREACHABLE, ReplicaStatus, declared_details
 from serving.deploy.rollout import require_unchanged, require_valid_keys
 from serving.deploy.serve_client import DeployError, OverwrittenError, VersionRefusedError
 from serving.deploy.serve_schema import ServeApplication
@@ -21,6 +23,7 @@ from tailorbird import PACKAGES
 from tailorbird.config.serving import ChallengerConfig, ServingConfig
 from tailorbird.registry import security_log
 from tailorbird.registry.security_log import SecurityEvent
+from tailorbird.registry.shared_base import versions_on_same_base
 from tailorbird.registry.versions import ModelVersion
 from tailorbird.storage import StorageError
 from tests.unit.serving.deploy.registered import registered
@@ -69,15 +72,20 @@ class FakeServe:
         """Actions of another client, one after each of the next PUT requests."""
         self.events: list[SecurityEvent] = []
         """The events of the security log."""
-        monkeypatch.setattr(
-            security_log, "append", lambda event, **_options: self.events.append(event)
-        )
+        self.registries: set[str] = set()
+        monkeypatch.setattr(security_log, "append", self.append)
         monkeypatch.setattr(serve_client, "request_dashboard", self.answer)
         monkeypatch.setattr(rollout, "has_dashboard", lambda: True)
         monkeypatch.setattr(rollout, "require_unchanged", lambda _code: None)
-        monkeypatch.setattr(rollout, "wait_ready", lambda _application, **_options: None)
+        monkeypatch.setattr(
+            rollout, "wait_ready", lambda application, **_: declared_details(application)
+        )
         monkeypatch.setattr(rollout, "replica_status", lambda _url: UNREACHABLE)
         monkeypatch.setattr(rollout, "versions_on_same_base", lambda *_args, **_options: [])
+
+    def append(self, event: SecurityEvent, *, registry: str) -> None:
+        self.events.append(event)
+        self.registries.add(registry)
 
     def declare(self, application: ServeApplication) -> None:
         self.applications[application.name] = application
@@ -107,7 +115,8 @@ class FakeServe:
         return self.config(name).champion.digest
 
 
-def two_tasks(monkeypatch: pytest.MonkeyPatch) -> FakeServe:
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> FakeServe:
     """Return a fake Serve with the tasks `t` and `other`, whose champions are full-1."""
     serve = FakeServe(monkeypatch)
     for name in ("t", "other"):
@@ -123,60 +132,54 @@ def switch(name: str, version: ModelVersion | None = None) -> None:
     rollout.switch_version(f"s3://models/{name}", version=version, baseline=None, verdict=None)
 
 
-def test_a_concurrent_change_of_another_task_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    serve = two_tasks(monkeypatch)
-    monkeypatch.setattr(
-        rollout, "require_unchanged", lambda _code: switch("other")
-    )  # another client deploys during the read of S3
+def stage(name: str, version: ModelVersion) -> AbstractContextManager[str | None]:
+    return rollout.staged(f"s3://models/{name}", version=version)
+
+
+def test_a_concurrent_change_of_another_task_is_kept(
+    serve: FakeServe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # another client deploys during the read of S3
+    monkeypatch.setattr(rollout, "require_unchanged", lambda _code: switch("other"))
     switch("t", registered("full-2", code="s3://models/code/b.zip"))
     assert {serve.champion(name) for name in ("t", "other")} == {"d-full-2"}
 
 
-def test_an_application_that_another_client_overwrote_is_put_again(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    serve = two_tasks(monkeypatch)
-    former = serve.applications["t"]
-    serve.after_put = [lambda: serve.declare(former)] * 2
+def test_an_application_that_another_client_overwrote_is_put_again(serve: FakeServe) -> None:
+    previous = serve.applications["t"]
+    serve.after_put = [lambda: serve.declare(previous)] * 2
     switch("t")
     assert (serve.champion("t"), serve.after_put) == ("d-full-2", [])
-    serve.declare(former)
-    serve.after_put = [lambda: serve.declare(former)] * serve_client.PUT_ATTEMPTS
+    serve.declare(previous)
+    serve.after_put = [lambda: serve.declare(previous)] * serve_client.PUT_ATTEMPTS
     with pytest.raises(DeployError):
         switch("t")
 
 
-def test_another_clients_change_of_the_same_task_is_kept_and_reported(
-    monkeypatch: pytest.MonkeyPatch,
+def test_another_clients_change_of_the_same_task_is_kept_and_reported_and_the_failure_recorded(
+    serve: FakeServe,
 ) -> None:
-    serve = two_tasks(monkeypatch)
     other = application_of(ServingConfig(), task_uri="s3://models/t", version=registered("full-3"))
     serve.after_put = [lambda: serve.declare(other)]
     with pytest.raises(OverwrittenError):
         switch("t")
     assert serve.champion("t") == "d-full-3"
+    whats = [event.what for event in serve.events]
+    assert whats[0] == "t: changed champion; the champion is full-2"
+    assert whats[1].startswith(f"failed: {whats[0]}: ")
 
 
-def test_the_former_champion_stays_selectable_if_both_have_the_same_base_model(
-    monkeypatch: pytest.MonkeyPatch,
+def test_the_previous_champion_stays_selectable_if_both_have_the_same_base_model(
+    serve: FakeServe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    serve, calls = FakeServe(monkeypatch), []
-    former, other, version = (registered(name) for name in ("lora-1", "lora-2", "lora-3"))
-
-    def versions_on_same_base(
-        version: ModelVersion, *, task_uri: str, limit: int
-    ) -> list[ModelVersion]:
-        calls.append((version.version, task_uri, limit))
-        return [former, other]
-
-    monkeypatch.setattr(rollout, "versions_on_same_base", versions_on_same_base)
-    additional = AdditionalVersions(others=[other])
+    versions = [registered("lora-1"), registered("lora-2")]
+    same_base = create_autospec(versions_on_same_base, return_value=versions)
+    monkeypatch.setattr(rollout, "versions_on_same_base", same_base)
     config = ServingConfig(versions=3)
-    serve.declare(
-        application_of(config, task_uri="s3://models/t", version=former, additional=additional)
-    )
+    serve.declare(application_of(config, task_uri="s3://models/t", version=versions[0]))
+    version = registered("lora-3")
     switch("t", version)
-    assert calls == [("lora-3", "s3://models/t", 3)]
+    same_base.assert_called_once_with(version, task_uri="s3://models/t", limit=3)
     digests = {name: other.digest for name, other in serve.config("t").others.items()}
     assert digests == {"lora-1": "d-lora-1", "lora-2": "d-lora-2"}
 
@@ -186,9 +189,8 @@ def test_the_former_champion_stays_selectable_if_both_have_the_same_base_model(
     [("full-3", "a", True), ("full-3", "b", False), ("full-2", "a", False)],
 )
 def test_an_experiment_ends_if_the_code_changes_or_the_challenger_becomes_the_champion(
-    monkeypatch: pytest.MonkeyPatch, name: str, code: str, continues: bool
+    serve: FakeServe, name: str, code: str, continues: bool
 ) -> None:
-    serve = FakeServe(monkeypatch)
     additional = AdditionalVersions(challenger=registered("full-2"))
     serve.declare(
         application_of(
@@ -204,73 +206,48 @@ def test_an_experiment_ends_if_the_code_changes_or_the_challenger_becomes_the_ch
 
 
 def test_a_staged_version_is_loaded_alongside_the_champion_and_stays_for_the_switch(
-    monkeypatch: pytest.MonkeyPatch,
+    serve: FakeServe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    serve = two_tasks(monkeypatch)
-    with rollout.staged("s3://models/t", version=registered("full-2")) as url:
+    version = registered("full-2")
+    with pytest.raises(RuntimeError), stage("t", version):
+        raise RuntimeError
+    assert serve.config("t").others == {}
+    with stage("t", version) as url:
         assert url == "http://127.0.0.1:8000/t"
         assert serve.champion("t") == "d-full-1"
         assert serve.config("t").others["full-2"].digest == "d-full-2"
-    assert "full-2" in serve.config("t").others
-    with rollout.staged("s3://models/unknown", version=registered("full-2")) as url:
+    with pytest.raises(RuntimeError), stage("t", version):
+        raise RuntimeError
+    assert list(serve.config("t").others) == ["full-2"]  # it was served before the block
+    with stage("unknown", version) as url:
         assert url is None
     monkeypatch.setattr(rollout, "has_dashboard", lambda: False)
-    with rollout.staged("s3://models/t", version=registered("full-2")) as url:
+    with stage("t", version) as url:
         assert url is None
 
 
-def test_a_staged_version_is_unloaded_after_an_error_unless_it_was_already_served(
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_staged_version_that_cannot_be_loaded_is_refused(
+    serve: FakeServe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    serve = two_tasks(monkeypatch)
-    with (
-        pytest.raises(RuntimeError),
-        rollout.staged("s3://models/t", version=registered("full-2")),
-    ):
-        raise RuntimeError
-    assert serve.config("t").others == {}
-    with rollout.staged("s3://models/t", version=registered("full-2")):
-        pass
-    with (
-        pytest.raises(RuntimeError),
-        rollout.staged("s3://models/t", version=registered("full-2")),
-    ):
-        raise RuntimeError
-    assert list(serve.config("t").others) == ["full-2"]
-
-
-def test_a_staged_version_that_cannot_be_loaded_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    serve = two_tasks(monkeypatch)
     status = ReplicaStatus(status="ready", absent={"full-2": "the version is damaged"})
     monkeypatch.setattr(rollout, "replica_status", lambda _url: status)
-    with (
-        pytest.raises(VersionRefusedError),
-        rollout.staged("s3://models/t", version=registered("full-2")),
-    ):
+    with pytest.raises(VersionRefusedError), stage("t", registered("full-2")):
         raise AssertionError
     assert serve.config("t").others == {}
 
 
-def test_a_version_by_other_code_is_staged_in_a_separate_application(
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_version_is_staged_in_a_separate_application_if_its_code_or_its_need_of_a_gpu_differs(
+    serve: FakeServe,
 ) -> None:
-    serve = two_tasks(monkeypatch)
-    version = registered("full-2", code="s3://models/code/b.zip")
-    with rollout.staged("s3://models/t", version=version) as url:
+    with stage("t", registered("full-2", code="s3://models/code/b.zip")) as url:
         assert url == "http://127.0.0.1:8000/t_candidate"
         assert serve.champion("t_candidate") == "d-full-2"
     assert sorted(serve.applications) == ["other", "t"]
-
-
-def test_a_model_is_staged_in_a_separate_application_if_the_replicas_of_an_endpoint_have_no_gpu(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    serve = two_tasks(monkeypatch)
     args = {"serving": {"gpus_per_replica": 1}}
     serve.applications["t"] = serve.applications["t"].model_copy(update={"args": args})
     switch("t", registered("endpoint-zero-shot-1"))
     assert serve.applications["t"].args == args | {"without_gpu": True}
-    with rollout.staged("s3://models/t", version=registered("full-2")):
+    with stage("t", registered("full-2")):
         assert "without_gpu" not in serve.applications["t_candidate"].args
     switch("t", registered("full-2"))
     assert serve.applications["t"].args == args
@@ -280,13 +257,6 @@ def test_each_change_of_the_service_is_recorded_with_its_caller_and_both_configu
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     serve = FakeServe(monkeypatch)
-    registries: list[str] = []
-
-    def append(event: SecurityEvent, *, registry: str) -> None:
-        registries.append(registry)
-        serve.events.append(event)
-
-    monkeypatch.setattr(security_log, "append", append)
     deploy = partial(rollout.deploy, task_uri="s3://models/t", version=registered("full-1"))
     deploy(ServingConfig())
     deploy(ServingConfig())  # changes nothing
@@ -309,7 +279,7 @@ def test_each_change_of_the_service_is_recorded_with_its_caller_and_both_configu
         "t: changed champion, challenger; the champion is full-2",
         "t: removed from service",
     ]
-    assert set(registries) == {"s3://models"}
+    assert serve.registries == {"s3://models"}
     assert {event.who for event in serve.events} == {security_log.caller()}
     assert {event.kind for event in serve.events} == {"configuration"}
     configurations = [(event.before, event.after) for event in serve.events]
@@ -320,24 +290,10 @@ def test_each_change_of_the_service_is_recorded_with_its_caller_and_both_configu
     assert cast(Any, configurations[1][1])["serving"]["max_replicas"] == 3
 
 
-def test_a_failed_deploy_is_recorded_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    serve = two_tasks(monkeypatch)
-    other = application_of(ServingConfig(), task_uri="s3://models/t", version=registered("full-3"))
-    serve.after_put = [lambda: serve.declare(other)]
-    with pytest.raises(OverwrittenError):
-        switch("t")
-    whats = [event.what for event in serve.events]
-    assert whats[0] == "t: changed champion; the champion is full-2"
-    assert whats[1].startswith(f"failed: {whats[0]}: ")
-
-
 def test_nothing_is_deployed_if_the_security_log_cannot_be_written(
-    monkeypatch: pytest.MonkeyPatch,
+    serve: FakeServe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def append(event: SecurityEvent, *, registry: str) -> None:
-        raise StorageError(f"{registry}: access denied ({event.kind})")
-
-    serve = two_tasks(monkeypatch)
+    append = create_autospec(security_log.append, side_effect=StorageError("access denied"))
     monkeypatch.setattr(security_log, "append", append)
     with pytest.raises(StorageError):
         switch("t")

@@ -2,6 +2,7 @@
 server."""
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from starlette.types import Message
@@ -38,33 +39,51 @@ def application(service: type, config: ServingConfig, engine: Any = None) -> ASG
     return app
 
 
-def request(
-    app: ASGIApp, method: str, path: str, *, body: bytes = b"{}"
-) -> tuple[int, dict[bytes, bytes], str]:
-    """Return the status, the headers and the body of the response, whose events are joined."""
+def chunks(*parts: bytes) -> list[Message]:
+    """Return the messages of a body that arrives in parts."""
+    return [
+        {"type": "http.request", "body": part, "more_body": number < len(parts)}
+        for number, part in enumerate(parts, 1)
+    ]
+
+
+async def exchange(
+    app: ASGIApp,
+    method: str,
+    path: str,
+    *,
+    body: Sequence[Message] = (),
+    headers: Mapping[bytes, bytes] = {},
+    disconnect: asyncio.Event | None = None,
+    **scope: Any,
+) -> list[Message]:
+    """Return the messages of a response to a client, who disconnects when `disconnect` is set."""
+    messages = list(body)
     sent: list[Message] = []
-    messages = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive() -> Message:
-        if not messages:
-            await asyncio.Event().wait()  # the client does not disconnect
-        return messages.pop()
+        if messages:
+            return messages.pop(0)
+        await (disconnect or asyncio.Event()).wait()
+        return {"type": "http.disconnect"}
 
     async def send(message: Message) -> None:
         sent.append(message)
 
-    headers = [
-        (b"host", b"127.0.0.1:8000"),
-        (b"content-type", b"application/json"),
-        (b"x-request-id", b"r"),
-    ]
-    scope = {
-        "type": "http",
-        "method": method,
-        "path": path,
-        "headers": headers,
-        "query_string": b"",
+    fields = {"type": "http", "method": method, "path": path, "query_string": b""}
+    await app(fields | {"headers": list(headers.items())} | scope, receive, send)
+    return sent
+
+
+def request(
+    app: ASGIApp, method: str, path: str, *, body: bytes = b"{}"
+) -> tuple[int, dict[bytes, bytes], str]:
+    """Return the status, the headers and the body of the response, whose events are joined."""
+    headers = {
+        b"host": b"127.0.0.1:8000",
+        b"content-type": b"application/json",
+        b"x-request-id": b"r",
     }
-    asyncio.run(app(scope, receive, send))
+    sent = asyncio.run(exchange(app, method, path, body=chunks(body), headers=headers))
     text = b"".join(message.get("body", b"") for message in sent[1:]).decode()
     return sent[0]["status"], dict(sent[0]["headers"]), text

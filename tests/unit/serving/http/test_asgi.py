@@ -3,18 +3,19 @@
 import asyncio
 import json
 import re
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
-from starlette.types import Message, Scope
+from starlette.types import Message
 
 from serving.http import asgi
-from serving.http.asgi import Events, Route, caller, http_app, path_id, x_request_id
+from serving.http.asgi import ASGIApp, Events, Route, caller, http_app, path_id, x_request_id
 from serving.http.schemas import RequestError
 from serving.http.security_headers import security_headers
+from tests.unit.serving.http.application import chunks, exchange
 
 MAX_BODY_BYTES = 100
 
@@ -43,114 +44,85 @@ def _authenticate(headers: Mapping[str, str], route: Route) -> None:
     caller.set("app")
 
 
+def _app(routes: Mapping[str, Route], **options: Any) -> ASGIApp:
+    defaults: dict[str, Any] = {
+        "max_body_bytes": MAX_BODY_BYTES,
+        "authenticate": lambda _headers, _route: None,
+    }
+    return http_app(routes, **(defaults | options))
+
+
 def _request(
     method: str,
     path: str,
-    *,
-    chunks: tuple[bytes, ...] = (b"",),
-    declared: int | None = None,
-    authorization: bytes | None = None,
-    sent_id: bytes = b"r-1",
+    *body: bytes,
+    headers: Mapping[bytes, bytes] = {},
+    **options: Any,
 ) -> tuple[int, Any, Any]:
-    app = http_app(
-        {
-            "/echo": Route("POST", _echo),
-            "/up": Route("GET", _echo, open=True),
-            "/things/{id}": Route("GET", _echo),
-            "/things/{id}/end": Route("POST", _echo),
-        },
-        max_body_bytes=MAX_BODY_BYTES,
-        authenticate=_authenticate if authorization is not None else lambda _headers, _route: None,
-    )
-    headers = [(b"x-request-id", sent_id), (b"authorization", authorization or b"")]
-    if declared is not None:
-        headers.append((b"content-length", str(declared).encode()))
-    scope: Scope = {
-        "type": "http",
-        "method": method,
-        "path": f"/prefix{path}",
-        "root_path": "/prefix",
-        "headers": headers,
+    """Return the status, the content and the headers of the response to a body in parts."""
+    routes = {
+        "/echo": Route("POST", _echo),
+        "/up": Route("GET", _echo, open=True),
+        "/things/{id}": Route("GET", _echo),
+        "/things/{id}/end": Route("POST", _echo),
     }
-    messages = [
-        {"type": "http.request", "body": chunk, "more_body": number + 1 < len(chunks)}
-        for number, chunk in enumerate(chunks)
-    ]
-    sent: list[Message] = []
-
-    async def receive() -> Message:
-        return messages.pop(0)
-
-    async def send(message: Message) -> None:
-        sent.append(message)
-
-    asyncio.run(app(scope, receive, send))
-    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
-    start_headers = dict(sent[0]["headers"])
+    app = _app(routes, **options)
+    messages = chunks(*body or (b"",))
+    start, content = asyncio.run(
+        exchange(
+            app,
+            method,
+            f"/prefix{path}",
+            root_path="/prefix",
+            body=messages,
+            headers={b"x-request-id": b"r-1"} | dict(headers),
+        )
+    )
+    start_headers = dict(start["headers"])
     assert dict(security_headers()).items() <= start_headers.items()
     assert start_headers[b"content-type"] == b"application/json"
-    assert start_headers[b"content-length"] == str(len(sent[1]["body"])).encode()
-    return sent[0]["status"], json.loads(sent[1]["body"]), start_headers
+    assert start_headers[b"content-length"] == str(len(content["body"])).encode()
+    return start["status"], json.loads(content["body"]), start_headers
 
 
 def test_all_routes_except_open_ones_need_a_key() -> None:
-    assert _request("POST", "/echo", authorization=b"Bearer good")[0] == 200
-    assert (
-        _request("POST", "/echo", chunks=(b"who",), authorization=b"Bearer good")[1]["caller"]
-        == "app"
-    )
-    status, content, _ = _request(
-        "POST", "/echo", chunks=(b"a" * 200,), authorization=b"Bearer bad"
-    )
+    def request(method: str, path: str, authorization: bytes, body: bytes = b"") -> Any:
+        headers = {b"authorization": authorization}
+        return _request(method, path, body, headers=headers, authenticate=_authenticate)
+
+    assert request("POST", "/echo", b"Bearer good")[0] == 200
+    assert request("POST", "/echo", b"Bearer good", b"who")[1]["caller"] == "app"
+    status, content, _ = request("POST", "/echo", b"Bearer bad", b"a" * 200)
     assert (status, content["error"]["type"]) == (401, "invalid_api_key")
-    assert _request("POST", "/echo", authorization=b"")[0] == 401
-    assert _request("GET", "/up", authorization=b"")[0] == 200
+    assert request("POST", "/echo", b"")[0] == 401
+    assert request("GET", "/up", b"")[0] == 200
 
 
 def test_a_route_prefix_without_a_slash_leads_to_the_page() -> None:
-    app = http_app(
-        {"/": Route("GET", _echo)}, max_body_bytes=10, authenticate=lambda _headers, _route: None
-    )
-    answer = TestClient(app, root_path="/a/prefix").get("/a/prefix", follow_redirects=False)
+    client = TestClient(_app({"/": Route("GET", _echo)}), root_path="/a/prefix")
+    answer = client.get("/a/prefix", follow_redirects=False)
     assert (answer.status_code, answer.headers["location"]) == (307, "prefix/")
     assert answer.headers["x-content-type-options"] == "nosniff"
 
 
 def test_a_body_in_chunks_is_concatenated() -> None:
-    status, content, _ = _request("POST", "/echo", chunks=(b"a" * 40, b"b" * 60))
+    status, content, _ = _request("POST", "/echo", b"a" * 40, b"b" * 60)
     assert (status, content["bytes"]) == (200, 100)
 
 
 def test_an_incomplete_body_is_a_408_after_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(asgi, "BODY_S", 0.01)
-    sent: list[Message] = []
-    messages = [{"type": "http.request", "body": b"half", "more_body": True}]
-
-    async def receive() -> Message:
-        if not messages:
-            await asyncio.Event().wait()
-        return messages.pop()
-
-    async def send(message: Message) -> None:
-        sent.append(message)
-
-    app = http_app(
-        {"/echo": Route("POST", _echo)},
-        max_body_bytes=MAX_BODY_BYTES,
-        authenticate=lambda _headers, _route: None,
-    )
-    asyncio.run(
-        app({"type": "http", "method": "POST", "path": "/echo", "headers": []}, receive, send)
-    )
-    assert (sent[0]["status"], dict(sent[0]["headers"])[b"connection"]) == (408, b"close")
-    assert json.loads(sent[1]["body"])["error"]["type"] == "body_too_slow"
+    app = _app({"/echo": Route("POST", _echo)})
+    start, content = asyncio.run(exchange(app, "POST", "/echo", body=chunks(b"half", b"")[:1]))
+    assert (start["status"], dict(start["headers"])[b"connection"]) == (408, b"close")
+    assert json.loads(content["body"])["error"]["type"] == "body_too_slow"
 
 
-@pytest.mark.parametrize("declared", [None, 101])
+@pytest.mark.parametrize("headers", [{}, {b"content-length": b"101"}])
 def test_a_body_over_the_limit_is_a_413_with_or_without_a_declared_length(
-    declared: int | None,
+    headers: dict[bytes, bytes],
 ) -> None:
-    status, body, _ = _request("POST", "/echo", chunks=(b"a" * 60, b"b" * 41), declared=declared)
+    status, body, _ = _request("POST", "/echo", b"a" * 60, b"b" * 41, headers=headers)
     assert (status, body["error"]["type"]) == (413, "body_too_large")
 
 
@@ -162,32 +134,35 @@ def test_an_unknown_route_or_method_is_an_error_that_names_what_exists() -> None
     assert (status, headers[b"allow"]) == (405, b"POST")
 
 
-def test_the_id_of_a_request_is_random_whatever_the_client_sends() -> None:
-    ids = [_request("POST", "/echo", sent_id=b"r-1")[1]["id"] for _ in range(3)]
-    assert len({*ids, "r-1"}) == 4
-    assert all(re.fullmatch("[0-9a-f]{32}", request_id) for request_id in ids)
+def test_the_id_of_a_request_is_random_and_the_clients_id_is_stored_separately_if_it_is_valid() -> (
+    None
+):
+    def ids(client_id: bytes) -> tuple[str, Any]:
+        content = _request("POST", "/echo", headers={b"x-request-id": client_id})[1]
+        return content["id"], content["x_id"]
 
-
-def test_the_clients_id_is_stored_separately_if_it_is_valid() -> None:
-    for sent in (b"r-1", b"A.z_9-", b"a" * 128):
-        assert _request("POST", "/echo", sent_id=sent)[1]["x_id"] == sent.decode()
-    for sent in (b"a" * 129, b"", b"a b", b"a\nb", b"a\n", b"a|b", "é".encode(), b"\xff"):
-        assert _request("POST", "/echo", sent_id=sent)[1]["x_id"] is None
+    random = [ids(b"r-1")[0] for _ in range(3)]
+    assert len({*random, "r-1"}) == 4
+    assert all(re.fullmatch("[0-9a-f]{32}", request_id) for request_id in random)
+    for valid in (b"r-1", b"A.z_9-", b"a" * 128):
+        assert ids(valid)[1] == valid.decode()
+    for invalid in (b"a" * 129, b"", b"a b", b"a\nb", b"a\n", b"a|b", "é".encode(), b"\xff"):
+        assert ids(invalid)[1] is None
 
 
 def test_the_details_of_a_failure_are_in_the_log_only(caplog: pytest.LogCaptureFixture) -> None:
-    status, body, _ = _request("POST", "/echo", chunks=(b"break",))
+    status, body, _ = _request("POST", "/echo", b"break")
     assert status == 500
     (request_id,) = re.findall("[0-9a-f]{32}", body["error"]["message"])
     assert request_id in caplog.text
     assert "r-1" not in body["error"]["message"]
     assert "secret" not in body["error"]["message"]
     caplog.clear()
-    status, body, _ = _request("POST", "/echo", chunks=(b"fail",))
+    status, body, _ = _request("POST", "/echo", b"fail")
     assert (status, body["error"]["message"]) == (500, "the engine failed")
     (record,) = caplog.records
     assert re.search(r"[0-9a-f]{32} .*the engine failed \(secret detail\)", record.getMessage())
-    assert _request("POST", "/echo", chunks=(b"refuse",))[0] == 422
+    assert _request("POST", "/echo", b"refuse")[0] == 422
     assert len(caplog.records) == 1
 
 
@@ -218,29 +193,9 @@ class Streaming:
 
 def _stream(streaming: Streaming) -> list[Message]:
     """Return the messages sent to a client, which disconnects when the stream waits."""
-    sent: list[Message] = []
-
-    async def request() -> None:
-        messages = iter([{"type": "http.request", "body": b"{}", "more_body": False}])
-
-        async def receive() -> Message:
-            message = next(messages, None)
-            if message is None:
-                await streaming.waiting.wait()
-                return {"type": "http.disconnect"}
-            return message
-
-        async def send(message: Message) -> None:
-            sent.append(message)
-
-        routes = {"/s": Route("POST", streaming.answer, watched=True)}
-        app = http_app(
-            routes, max_body_bytes=MAX_BODY_BYTES, authenticate=lambda _headers, _route: None
-        )
-        await app({"type": "http", "method": "POST", "path": "/s", "headers": []}, receive, send)
-
-    asyncio.run(request())
-    return sent
+    app = _app({"/s": Route("POST", streaming.answer, watched=True)})
+    body = chunks(b"{}")
+    return asyncio.run(exchange(app, "POST", "/s", body=body, disconnect=streaming.waiting))
 
 
 def test_a_stream_is_sent_event_by_event() -> None:
@@ -267,7 +222,7 @@ def test_a_stream_that_fails_is_an_error_response_and_one_without_a_client_is_cl
     assert all(message.get("more_body", True) for message in sent)
 
 
-def test_the_lifespan_protocol_runs_both_hooks() -> None:
+def test_the_lifespan_of_the_application_is_entered_and_left() -> None:
     messages = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
     sent: list[str] = []
 
@@ -277,17 +232,13 @@ def test_the_lifespan_protocol_runs_both_hooks() -> None:
     async def send(message: Message) -> None:
         sent.append(message["type"])
 
-    async def hook(name: str) -> None:
-        sent.append(name)
+    @asynccontextmanager
+    async def lifespan(_app: object) -> AsyncIterator[None]:
+        sent.append("up")
+        yield
+        sent.append("down")
 
-    app = http_app(
-        {},
-        max_body_bytes=1,
-        authenticate=lambda _headers, _route: None,
-        on_startup=partial(hook, "up"),
-        on_shutdown=partial(hook, "down"),
-    )
-    asyncio.run(app({"type": "lifespan"}, receive, send))
+    asyncio.run(_app({}, lifespan=lifespan)({"type": "lifespan"}, receive, send))
     assert sent == ["up", "lifespan.startup.complete", "down", "lifespan.shutdown.complete"]
 
 

@@ -1,7 +1,8 @@
-"""Metrics: labels of requests, sums per export, and zeros for former gauges."""
+"""Metrics: labels of requests, sums per export, and zeros for previous gauges."""
 
 import asyncio
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from serving.http.metrics import (
     with_request_metrics,
 )
 from serving.http.refusals import Refusals
+from tests.unit.serving.http.application import exchange
 
 ROOT = Path(__file__).parents[4]
 
@@ -84,19 +86,9 @@ def _counted(
         if breaks:
             raise OSError("gone")
 
-    async def request() -> None:
-        async def nothing(_message: Message | None = None) -> Any: ...
-
-        scope = {"type": "http", "path": f"/prefix{path}", "root_path": "/prefix", "headers": []}
-        await with_request_metrics(app, meter=meter, refusals=Refusals("icd10"))(
-            scope, nothing, nothing
-        )
-
-    if breaks:
-        with pytest.raises(OSError, match="gone"):
-            asyncio.run(request())
-    else:
-        asyncio.run(request())
+    counted = with_request_metrics(app, meter=meter, refusals=Refusals("icd10"))
+    with pytest.raises(OSError, match="gone") if breaks else nullcontext():
+        asyncio.run(exchange(counted, "POST", f"/prefix{path}", root_path="/prefix"))
     assert meter.in_progress == 0
     return meter
 
@@ -155,7 +147,7 @@ def test_a_counter_is_exported_as_a_sum_and_a_total_as_its_increase() -> None:
     ]
 
 
-def test_metrics_are_exported_repeatedly_and_a_former_version_becomes_zero(
+def test_metrics_are_exported_repeatedly_and_a_previous_version_becomes_zero(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("serving.http.metrics.EXPORT_S", 0.0)

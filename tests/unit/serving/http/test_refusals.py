@@ -11,6 +11,7 @@ from serving.http.asgi import ASGIApp, Events, Route, caller, http_app
 from serving.http.metrics import Meter, with_request_metrics
 from serving.http.refusals import MAX_CLIENTS, OTHERS, Refusal, Refusals
 from serving.http.schemas import RequestError
+from tests.unit.serving.http.application import exchange
 
 
 def test_many_clients_cannot_make_the_counts_grow_or_hide_those_of_another_reason() -> None:
@@ -85,30 +86,12 @@ def test_a_response_that_refuses_is_counted_with_its_type_and_key(
     assert refusals.take() == ({} if refusal is None else {refusal: 2})
 
 
-def test_the_caller_of_a_former_request_is_not_blamed() -> None:
+def test_the_caller_of_a_previous_request_is_not_blamed() -> None:
     refusals = Refusals("icd10")
-    app = _app(refusals)
 
     async def scenario() -> None:
-        caller.set("former")
-        scope = {
-            "type": "http",
-            "method": "POST",
-            "path": "/answer",
-            "headers": [],
-            "client": ("10.0.0.1", 1),
-        }
-
-        async def receive() -> dict[str, object]:
-            return {"type": "http.request", "body": b""}
-
-        sent: list[dict[str, object]] = []
-
-        async def send(message: dict[str, object]) -> None:
-            sent.append(message)
-
-        await app(scope, receive, send)  # type: ignore[arg-type]
-        assert json.loads(bytes(sent[1]["body"]))["error"]["type"] == "missing_api_key"  # type: ignore[call-overload]
+        caller.set("previous")
+        await exchange(_app(refusals), "POST", "/answer", client=("10.0.0.1", 1))
 
     asyncio.run(scenario())
-    assert [refusal.client for refusal in refusals.take()] == ["address 10.0.0.1"]
+    assert refusals.take() == {Refusal(401, "missing_api_key", "address 10.0.0.1"): 1}

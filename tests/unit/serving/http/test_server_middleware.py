@@ -33,7 +33,7 @@ from serving.http.server_middleware import (
 from serving.replica.classifier import Classifier
 from tailorbird.config.serving import ServingConfig
 from tests.haproxy import error_type, free_ports, parsed, send
-from tests.unit.serving.http.application import application
+from tests.unit.serving.http.application import application, exchange
 
 NUM_FUZZED = 400
 NAMES = tuple(
@@ -239,17 +239,7 @@ def test_a_websocket_is_refused(port: int) -> None:
 
 
 def _messages(app: ASGIApp, headers: Mapping[bytes, bytes] = {}) -> list[Message]:
-    sent: list[Message] = []
-
-    async def receive() -> Message:
-        raise AssertionError
-
-    async def send_message(message: Message) -> None:
-        sent.append(message)
-
-    scope = {"type": "http", "method": "GET", "path": "/", "headers": list(headers.items())}
-    asyncio.run(ServerMiddleware(app)(scope, receive, send_message))
-    return sent
+    return asyncio.run(exchange(ServerMiddleware(app), "GET", "/", headers=headers))
 
 
 def _answering(content: Any, *, status: int, headers: Any = None) -> ASGIApp:

@@ -79,6 +79,14 @@ def test_the_upcoming_items_of_one_client_stay_within_its_share() -> None:
     assert sorted(entry.item for entry in entries) == ["a0", "a1", "b0", "c0"]
 
 
+def test_items_of_one_turn_may_be_any_of_the_waiting_ones() -> None:
+    queue = Queue()
+    entries = add(queue, "a", 4)
+    queue.serve([entries[0], entries[2]])
+    assert queue.num_waiting == 2
+    assert served(queue) == ["a1", "a3"]
+
+
 def test_a_discarded_item_costs_nothing_unless_its_turn_has_begun() -> None:
     queue = Queue()
     entries = add(queue, "a", 10, cost=5)

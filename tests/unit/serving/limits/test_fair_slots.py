@@ -2,13 +2,13 @@
 
 import asyncio
 import threading
-from collections.abc import Coroutine
 from contextlib import AsyncExitStack
-from typing import Any
 
 import pytest
 
 from serving.limits import FairSlots, max_held_alone
+
+pytestmark = pytest.mark.timeout(60)
 
 
 @pytest.mark.parametrize(("num_slots", "alone"), [(1, 1), (2, 1), (4, 3), (8, 6), (64, 48)])
@@ -20,90 +20,83 @@ def test_one_client_leaves_slots_for_others(num_slots: int, alone: int) -> None:
     assert held == max_held_alone(num_slots) == alone
 
 
-def test_a_client_starts_while_another_has_long_work_and_a_queue() -> None:
-    async def scenario() -> None:
-        slots, ended = FairSlots(4), asyncio.Event()
-        started: list[str] = []
+def test_a_client_without_a_slot_may_take_the_last_one() -> None:
+    budget = FairSlots(4).budget
+    assert [budget.take(client, 1) for client in ("many", "many", "some")] == [True] * 3
+    assert not budget.allows("some", 1)
+    assert budget.take("few", 1)
+    assert not budget.allows("none", 1)
 
-        async def work(client: str) -> None:
-            async with slots.held(client, cost=100):
-                started.append(client)
-                await ended.wait()
 
-        tasks = [asyncio.create_task(work("many")) for _ in range(10)]
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
+@pytest.mark.anyio
+async def test_a_client_starts_while_another_has_long_work_and_a_queue() -> None:
+    slots, ended = FairSlots(4), asyncio.Event()
+    started: list[str] = []
+
+    async def work(client: str) -> None:
+        async with slots.held(client, cost=100):
+            started.append(client)
+            await ended.wait()
+
+    tasks = [asyncio.create_task(work("many")) for _ in range(10)]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert started == ["many"] * 3
+    async with slots.held("few", cost=1):
         assert started == ["many"] * 3
-        async with slots.held("few", cost=1):
-            assert started == ["many"] * 3
-        ended.set()
-        await asyncio.gather(*tasks)
-        assert started == ["many"] * 10
-
-    run(scenario())
+    ended.set()
+    await asyncio.gather(*tasks)
+    assert started == ["many"] * 10
 
 
-def test_waiting_clients_take_turns() -> None:
-    async def scenario() -> None:
-        slots = FairSlots(1)
-        started: list[str] = []
+@pytest.mark.anyio
+async def test_waiting_clients_take_turns() -> None:
+    slots = FairSlots(1)
+    started: list[str] = []
 
-        async def work(client: str) -> None:
-            async with slots.held(client, cost=1):
-                started.append(client)
-                await asyncio.sleep(0)
-
-        await asyncio.gather(*[work(client) for client in "aaaabb"])
-        assert started[:5] == ["a", "b", "a", "b", "a"]
-
-    run(scenario())
-
-
-def test_a_cancelled_wait_leaves_the_queue_and_a_cancelled_start_frees_its_slot() -> None:
-    async def scenario() -> None:
-        slots = FairSlots(1)
-
-        async def work() -> None:
-            async with slots.held("b", cost=1):
-                raise AssertionError("this must not start")
-
-        async with AsyncExitStack() as stack:
-            await stack.enter_async_context(slots.held("a", cost=1))
-            waiting, started = asyncio.create_task(work()), asyncio.create_task(work())
+    async def work(client: str) -> None:
+        async with slots.held(client, cost=1):
+            started.append(client)
             await asyncio.sleep(0)
-            waiting.cancel()
-            await asyncio.sleep(0)
-        started.cancel()  # after it was given the slot, and before it ran
-        await asyncio.gather(waiting, started, return_exceptions=True)
-        assert started.cancelled()
-        async with slots.held("c", cost=1):
-            assert slots.budget.held.total() == 1
-        assert slots.budget.held.total() == 0
 
-    run(scenario())
+    await asyncio.gather(*[work(client) for client in "aaaabb"])
+    assert started[:5] == ["a", "b", "a", "b", "a"]
 
 
-def test_a_thread_holds_its_slot_until_it_ends_even_if_its_caller_is_cancelled() -> None:
+@pytest.mark.anyio
+async def test_a_cancelled_wait_leaves_the_queue_and_a_cancelled_start_frees_its_slot() -> None:
+    slots = FairSlots(1)
+
+    async def work() -> None:
+        async with slots.held("b", cost=1):
+            raise AssertionError("this must not start")
+
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(slots.held("a", cost=1))
+        waiting, started = asyncio.create_task(work()), asyncio.create_task(work())
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.sleep(0)
+    started.cancel()  # after it was given the slot, and before it ran
+    await asyncio.gather(waiting, started, return_exceptions=True)
+    assert started.cancelled()
+    async with slots.held("c", cost=1):
+        assert slots.budget.held.total() == 1
+    assert slots.budget.held.total() == 0
+
+
+@pytest.mark.anyio
+async def test_a_thread_holds_its_slot_until_it_ends_even_if_its_caller_is_cancelled() -> None:
     go = threading.Event()
 
-    async def scenario() -> None:
-        slots = FairSlots(1)
-        cancelled = asyncio.create_task(slots.run(lambda: go.wait(10), client="a", cost=1))
-        await asyncio.sleep(0)
-        cancelled.cancel()
-        other = asyncio.create_task(slots.run(go.is_set, client="b", cost=1))
-        await asyncio.sleep(0.01)
-        assert cancelled.cancelled()  # it does not wait for the thread
-        assert slots.budget.held == {"a": 1}
-        go.set()
-        assert await other
-        assert slots.budget.held == {}
-
-    run(scenario())
-
-
-def run(scenario: Coroutine[Any, Any, None]) -> None:
-    async def bounded() -> None:
-        await asyncio.wait_for(scenario, 30)
-
-    asyncio.run(bounded())
+    slots = FairSlots(1)
+    cancelled = asyncio.create_task(slots.run(lambda: go.wait(10), client="a", cost=1))
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    other = asyncio.create_task(slots.run(go.is_set, client="b", cost=1))
+    await asyncio.sleep(0.01)
+    assert cancelled.cancelled()  # it does not wait for the thread
+    assert slots.budget.held == {"a": 1}
+    go.set()
+    assert await other
+    assert slots.budget.held == {}

@@ -4,6 +4,7 @@ interface."""
 import asyncio
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ import uvicorn
 from serving.replica.chat import Chat
 from serving.replica.classifier import Classifier
 from tailorbird.config.serving import ServingConfig
-from tailorbird.data.rows import Rows
 from tailorbird.evaluation.baselines.classification import fit_bag
 from tailorbird.evaluation.baselines.linear_head import HeadData, HeldOut
 from tailorbird.models.bag_of_words import BagOfWords, bag_files, fit_vectorizers
@@ -29,11 +29,11 @@ from tailorbird.registry.versions import (
     Prompting,
     Retrieval,
     VersionConfig,
-    now,
     register,
     write_config,
 )
 from tests import small_chat
+from tests.build import pairs, version_config
 from tests.endpoint_server import MODEL
 
 COST = "14.40 a year at 10,000 requests a month"
@@ -59,8 +59,8 @@ def register_bag(
     fit = fit_bag(HeadData((terms,), labels, (terms,), HeldOut(labels, "accuracy")))
     files = bag_files(BagOfWords(vectorizers, fit.weights[0], fit.bias))
     classes = tuple(str(index) for index in range(len(CLASSES))) if integer_labels else CLASSES
-    config = _config(
-        "bag_of_words", classes=classes, integer_labels=integer_labels, temperature=0.5
+    config = version_config(
+        kind="bag_of_words", classes=classes, integer_labels=integer_labels, temperature=0.5
     )
     return _register(task_uri, folder, files=files, config=config)
 
@@ -73,15 +73,13 @@ def register_chat(task_uri: str, folder: Path, *, base: str) -> ModelVersion:
         task_uri,
         folder,
         files={},
-        config=_config("zero_shot", prompting=prompting, base_model=base),
+        config=version_config(kind="zero_shot", prompting=prompting, base_model=base),
     )
 
 
 def register_nearest(task_uri: str, folder: Path, *, base: str) -> ModelVersion:
     """Register a version that answers with the nearest answer of `ANSWERS`."""
-    turns = tuple((("user", question),) for question in ANSWERS)
-    ids = tuple(str(row) for row in range(len(ANSWERS)))
-    rows = Rows(ids, tuple(ANSWERS), tuple(ANSWERS.values()), conversations=turns)
+    rows = pairs(list(ANSWERS.items()), chat=True)
     files = index_files(build_index(rows, seed=0))
     retrieval = Retrieval(num_examples=1, max_prompt_tokens=64, index_sha256=index_sha256(files))
     prompting = Prompting(system=SYSTEM, max_new_tokens=24, retrieval=retrieval)
@@ -89,7 +87,7 @@ def register_nearest(task_uri: str, folder: Path, *, base: str) -> ModelVersion:
         task_uri,
         folder,
         files=files,
-        config=_config("nearest", prompting=prompting, base_model=base),
+        config=version_config(kind="nearest", prompting=prompting, base_model=base),
     )
 
 
@@ -111,7 +109,10 @@ def register_cascade(task_uri: str, folder: Path, *, first: ModelVersion, url: s
         "endpoint": endpoint,
     }
     second = _register(
-        task_uri, folder / "second", files={}, config=_config("endpoint_zero_shot", **fields)
+        task_uri,
+        folder / "second",
+        files={},
+        config=version_config(kind="endpoint_zero_shot", **fields),
     )
     routing = Routing(by="cascade", threshold=0.99)
     return _register(
@@ -126,17 +127,6 @@ def save_chat_base(folder: Path) -> str:
     """Save the tiny pretrained chat model, and return its URI."""
     small_chat.save(folder)
     return folder.as_uri()
-
-
-def _config(kind: Any, **fields: Any) -> VersionConfig:
-    defaults: dict[str, Any] = {
-        "classes": (),
-        "base_model": "file:///none",
-        "max_length": 64,
-        "dtype": "float32",
-    }
-    defaults |= {"code": "file:///code.zip", "recipe_hash": "0" * 64, "created_at": now()}
-    return VersionConfig(kind=kind, **defaults | fields)
 
 
 def _register(
@@ -163,35 +153,28 @@ def user_config(champion: ModelVersion, *, verdict: str, **others: ModelVersion)
 def served(replica: Classifier | Chat, config: dict[str, Any]) -> Iterator[str]:
     """Serve a replica that loads a `user_config`, at `/` and at `/letters`, and yield the URL of
     its page."""
-    loop, started = asyncio.new_event_loop(), threading.Event()
     app: Any = _also_at("/letters", replica.__serve_build_asgi_app__())
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
-    failures: list[BaseException] = []
+    started = Future[None]()
 
     async def run() -> None:
-        await replica.reconfigure(config)
-        serving = asyncio.create_task(server.serve())
-        while not server.started and not serving.done():
-            await asyncio.sleep(0.01)
-        started.set()
+        try:
+            await replica.reconfigure(config)
+            serving = asyncio.create_task(server.serve())
+            while not server.started and not serving.done():
+                await asyncio.sleep(0.01)
+            started.set_result(None)
+        except BaseException as error:
+            started.set_exception(error)
+            raise
         await serving
         for task in replica._replica._background:
             task.cancel()
 
-    def work() -> None:
-        try:
-            loop.run_until_complete(run())
-        except BaseException as error:
-            failures.append(error)
-        finally:
-            started.set()
-            loop.close()
-
-    thread = threading.Thread(target=work, daemon=True)
+    thread = threading.Thread(target=lambda: asyncio.run(run()), daemon=True)
     thread.start()
     try:
-        assert started.wait(300)
-        assert not failures, failures
+        started.result(300)
         yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
     finally:
         server.should_exit = True

@@ -131,7 +131,8 @@ def faults(page: Any) -> list[str]:
 def test_the_page_of_a_classifier_is_accessible_in_each_state(
     open_page: OpenPage, classifiers: str
 ) -> None:
-    page = open_page(classifiers)
+    page = open_page(f"{classifiers}letters")  # a prefix without a slash at its end
+    assert page.url == f"{classifiers}letters/"
     page.get_by_text("Examples", exact=True).wait_for()
     assert faults(page) == []
     assert keyboard_faults(page) == []
@@ -156,6 +157,10 @@ def test_the_page_shows_who_answers_and_why_and_data_is_never_html(
     open_page: OpenPage, classifiers: str, models: Models
 ) -> None:
     page = open_page(link(classifiers, DISAGREED))
+    page.get_by_text("The models disagree.").wait_for()
+    with page.expect_request("**/v1/classify") as request:
+        page.get_by_role("button", name="Classify").click()
+    assert request.value.post_data_json["model"] == models.bag.version  # no request of a report
     page.get_by_text("The models disagree.").wait_for()
     assert page.title() == page.locator("h1").inner_text() == "letters"
     who = page.get_by_role("region", name="Who answers, and why")
@@ -399,7 +404,9 @@ def test_the_page_of_a_hybrid_classifier_shows_the_part_a_fallback_and_an_unknow
             assert faults(page) == []
 
 
-def test_an_answer_can_be_copied_and_a_request_stopped(open_page: OpenPage, chats: str) -> None:
+def test_an_answer_can_be_copied_and_a_request_stopped_and_a_stream_that_ends_early_is_an_error(
+    open_page: OpenPage, chats: str
+) -> None:
     page = open_page(link(chats, QUESTIONS[0]))
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.get_by_role("button", name="Copy").nth(1).click()
@@ -412,47 +419,29 @@ def test_an_answer_can_be_copied_and_a_request_stopped(open_page: OpenPage, chat
     page.keyboard.press("Escape")
     page.get_by_role("button", name="Send").wait_for()
     assert page.get_by_label("Your message").input_value() == QUESTIONS[1]  # to send it again
-
-
-def test_a_stream_that_ends_early_is_an_error(open_page: OpenPage, chats: str) -> None:
-    page = open_page(chats)
+    page.unroute("**/v1/chat/completions")
     page.route("**/v1/chat/completions", lambda route: route.fulfill(body="data: {}\n\n"))
+    page.get_by_role("button", name="New conversation").click()
     page.get_by_role("button", name=QUESTIONS[0]).click()
     page.get_by_text("The answer ended before it was complete.").wait_for()
     assert page.locator(".reply").count() == 0
 
 
-def test_the_page_works_at_a_prefix_without_a_slash_at_its_end(
-    open_page: OpenPage, classifiers: str
-) -> None:
-    page = open_page(f"{classifiers}letters")
-    assert page.url == f"{classifiers}letters/"
-    page.get_by_text("Examples", exact=True).wait_for()
-
-
-@pytest.mark.parametrize(
-    ("scopes", "detailed"), [("answer,feedback", False), ("read", True), ("admin", True)]
-)
 def test_only_keys_that_may_read_get_the_system_prompt_and_the_cost(
-    serve: Serve, models: Models, scopes: str, detailed: bool
+    serve: Serve, models: Models
 ) -> None:
-    key, line = new_key("app", options=[f"scopes={scopes}"])
-    source = models.folder / f"keys-{scopes}"
-    source.write_text(line.to_line())
+    keys = {
+        scopes: new_key("app", options=[f"scopes={scopes}"])
+        for scopes in ("answer,feedback", "read", "admin")
+    }
+    source = models.folder / "scopes"
+    source.write_text("\n".join(line.to_line() for _, line in keys.values()))
+    details = {}
     with serve(models.chat, fields={"api_keys": source.as_uri()}) as url:
-        answer = requests.get(
-            f"{url}v1/models", headers={"Authorization": f"Bearer {key}"}, timeout=60
-        )
-    (model,) = answer.json()["data"]
-    assert (model["system"], model["cost"]) == (
-        (replicas.SYSTEM, replicas.COST) if detailed else (None, None)
-    )
-
-
-def test_requests_of_the_page_do_not_count_in_reports(
-    open_page: OpenPage, classifiers: str, models: Models
-) -> None:
-    page = open_page(link(classifiers, AGREED))
-    with page.expect_request("**/v1/classify") as request:
-        page.get_by_role("button", name="Classify").click()
-    assert request.value.post_data_json["model"] == models.bag.version
+        for scopes, (key, _) in keys.items():
+            headers = {"Authorization": f"Bearer {key}"}
+            answer = requests.get(f"{url}v1/models", headers=headers, timeout=60)
+            (model,) = answer.json()["data"]
+            details[scopes] = (model["system"], model["cost"])
+    shown = (replicas.SYSTEM, replicas.COST)
+    assert details == {"answer,feedback": (None, None), "read": shown, "admin": shown}

@@ -2,9 +2,11 @@
 
 from typing import Literal
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from serving.replica.config import Challenger
 from tests.unit.serving.replica.loads import SECRET
@@ -12,89 +14,53 @@ from tests.unit.serving.replica.loads import SECRET
 shares = st.floats(0, 1)
 
 
-def challenger(digest: str, *, canary: float = 0.0, shadow: float = 0.0) -> Challenger:
+def challenger(digest: str = "one", *, canary: float = 0.0, shadow: float = 0.0) -> Challenger:
     return Challenger(uri="s3://c", digest=digest, canary=canary, shadow=shadow)
 
 
-def is_in_arm(
-    arm: Literal["canary", "shadow"], unit: str, *, challenger: Challenger, secret: bytes
-) -> bool:
-    return challenger.receives(arm, unit, secret=secret)
+def draws(
+    challenger: Challenger,
+    arm: Literal["canary", "shadow"] = "canary",
+    *,
+    prefix: str = "",
+    secret: bytes = SECRET,
+) -> NDArray[np.bool_]:
+    """Return for each of 4000 units whether it is in the arm."""
+    units = [f"{prefix}{number}" for number in range(4000)]
+    return np.array([challenger.receives(arm, unit, secret=secret) for unit in units])
 
 
 @given(shares, st.text(max_size=8), st.text(max_size=8))
 def test_an_arm_includes_its_share_of_the_units(share: float, digest: str, prefix: str) -> None:
-    included = [
-        is_in_arm(
-            "canary",
-            f"{prefix}{number}",
-            challenger=challenger(digest, canary=share),
-            secret=SECRET,
-        )
-        for number in range(4000)
-    ]
-    assert sum(included) / len(included) == pytest.approx(share, abs=0.05)  # six standard errors
+    included = draws(challenger(digest, canary=share), prefix=prefix)
+    assert included.mean() == pytest.approx(share, abs=0.05)  # six standard errors
 
 
 @given(shares, shares, st.text(), st.text())
 def test_a_unit_stays_in_an_arm_when_the_share_grows(
     first: float, second: float, digest: str, unit: str
 ) -> None:
-    low, high = (challenger(digest, canary=share) for share in sorted((first, second)))
-    in_low, in_high = (
-        is_in_arm("canary", unit, challenger=each, secret=SECRET) for each in (low, high)
+    low, same, high = (
+        challenger(digest, canary=share).receives("canary", unit, secret=SECRET)
+        for share in (min(first, second), min(first, second), max(first, second))
     )
-    assert in_low == is_in_arm(
-        "canary", unit, challenger=challenger(digest, canary=low.canary), secret=SECRET
-    )
-    assert in_high or not in_low
+    assert low == same
+    assert high or not low
 
 
 def test_a_share_of_0_includes_no_unit_and_a_share_of_1_includes_all() -> None:
-    units = [str(number) for number in range(200)]
-    assert not any(
-        is_in_arm("canary", unit, challenger=challenger("d", shadow=1.0), secret=SECRET)
-        for unit in units
-    )
-    assert all(
-        is_in_arm("shadow", unit, challenger=challenger("d", shadow=1.0), secret=SECRET)
-        for unit in units
-    )
+    shadowed = challenger(shadow=1.0)
+    assert not draws(shadowed).any()
+    assert draws(shadowed, "shadow").all()
 
 
-def test_assignments_of_different_versions_and_arms_are_independent() -> None:
-    units = [str(number) for number in range(4000)]
-
-    def both(arm: list[bool], other_arm: list[bool]) -> float:
-        return sum(first and second for first, second in zip(arm, other_arm, strict=True)) / len(
-            units
-        )
-
-    first = [
-        is_in_arm("canary", unit, challenger=challenger("one", canary=0.5), secret=SECRET)
-        for unit in units
-    ]
-    second = [
-        is_in_arm("canary", unit, challenger=challenger("two", canary=0.5), secret=SECRET)
-        for unit in units
-    ]
-    shadow = [
-        is_in_arm("shadow", unit, challenger=challenger("one", shadow=0.5), secret=SECRET)
-        for unit in units
-    ]
-    assert both(first, second) == pytest.approx(0.25, abs=0.05)
-    assert both(first, shadow) == pytest.approx(0.25, abs=0.05)
-
-
-def test_only_who_knows_the_secret_can_compute_an_arm() -> None:
-    units = [f"subject {number}" for number in range(4000)]
-    ours, theirs = (
-        [
-            is_in_arm("canary", unit, challenger=challenger("one", canary=0.5), secret=secret)
-            for unit in units
-        ]
-        for secret in (SECRET, b"t" * 32)
-    )
-    assert sum(
-        first == second for first, second in zip(ours, theirs, strict=True)
-    ) == pytest.approx(2000, abs=200)
+def test_assignments_of_versions_arms_and_secrets_are_independent() -> None:
+    """Only who knows the secret can compute an arm."""
+    both = challenger(canary=0.5, shadow=0.5)
+    first = draws(both)
+    for second in (
+        draws(challenger("two", canary=0.5)),
+        draws(both, "shadow"),
+        draws(both, secret=b"t" * 32),
+    ):
+        assert (first & second).mean() == pytest.approx(0.25, abs=0.05)

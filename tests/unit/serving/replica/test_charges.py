@@ -13,11 +13,12 @@ from serving.engines.language_model import Generation
 from serving.http.api_keys import new_key
 from serving.replica.chat import Chat
 from tailorbird.config.serving import ServingConfig
-from tests.unit.serving.http.application import application
+from tests.unit.serving.http.application import application, chunks, exchange
 from tests.unit.serving.replica.fake_engine import FakeEngine
 from tests.unit.serving.replica.loads import config
 from tests.unit.serving.replica.test_classifier import new_classifier
 
+ROUTE = "/v1/chat/completions"
 MESSAGES = {"messages": [{"role": "user", "content": "abcd"}]}
 
 
@@ -72,10 +73,7 @@ def test_prompt_and_answer_of_a_chat_model_are_charged(
         application(Chat, ServingConfig(api_keys=uri), engine), base_url="http://127.0.0.1"
     )
     body = {**MESSAGES, "stream": stream}
-    answers = [
-        client.post("/v1/chat/completions", json=body, headers=headers)
-        for _ in range(num_accepted + 1)
-    ]
+    answers = [client.post(ROUTE, json=body, headers=headers) for _ in range(num_accepted + 1)]
     assert [answer.status_code for answer in answers] == [200] * num_accepted + [429]
     assert answers[-1].json()["error"]["type"] == "rate_limited"
 
@@ -84,44 +82,25 @@ def test_prompt_and_answer_of_a_chat_model_are_charged(
 def test_a_client_that_disconnects_before_the_answer_is_charged_for_its_maximum(
     tmp_path: Path, stream: bool
 ) -> None:
+    started = asyncio.Event()
+
     class WaitingEngine(FakeEngine):
         async def generate(
             self, generation: Generation
         ) -> AsyncGenerator[tuple[list[int], bool], None]:
-            self.num_generated += 1
-            if self.num_generated == 1:
+            if not started.is_set():
+                started.set()
                 await asyncio.Event().wait()
             yield generation.prompt, True
 
     engine = WaitingEngine("")
     headers, uri = keys(tmp_path, f"tokens={num_tokens(engine) + 8}")
     app = application(Chat, ServingConfig(api_keys=uri), engine)
-
-    body = json.dumps({**MESSAGES, "max_tokens": 8, "stream": stream}).encode()
-
-    async def disconnect() -> None:
-        messages = [{"type": "http.request", "body": body}]
-
-        async def receive() -> dict[str, Any]:
-            if messages:
-                return messages.pop()
-            while not engine.num_generated:
-                await asyncio.sleep(0)
-            return {"type": "http.disconnect"}
-
-        async def send(_message: Any) -> None:
-            """Discard the response, which has no reader."""
-
-        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-        await app(
-            {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": raw},
-            receive,
-            send,
-        )
-
-    asyncio.run(disconnect())
+    body = chunks(json.dumps({**MESSAGES, "max_tokens": 8, "stream": stream}).encode())
+    raw = {name.encode(): value.encode() for name, value in headers.items()}
+    asyncio.run(exchange(app, "POST", ROUTE, body=body, headers=raw, disconnect=started))
     client = TestClient(app, base_url="http://127.0.0.1")
-    answer = client.post("/v1/chat/completions", json=MESSAGES, headers=headers)
+    answer = client.post(ROUTE, json=MESSAGES, headers=headers)
     assert (answer.status_code, answer.json()["error"]["type"]) == (429, "rate_limited")
 
 
@@ -134,5 +113,5 @@ def test_a_prompt_that_is_refused_because_of_its_length_is_charged_as_a_text(
         application(Chat, ServingConfig(api_keys=uri), engine), base_url="http://127.0.0.1"
     )
     body = {"messages": [{"role": "user", "content": "abcd" * 64}]}
-    answers = [client.post("/v1/chat/completions", json=body, headers=headers) for _ in range(2)]
+    answers = [client.post(ROUTE, json=body, headers=headers) for _ in range(2)]
     assert [answer.status_code for answer in answers] == [400, 429]

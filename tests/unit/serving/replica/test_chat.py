@@ -3,6 +3,8 @@
 import asyncio
 import json
 import threading
+from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,12 +23,51 @@ from tailorbird.registry.kinds import KINDS
 from tests.unit.serving.http.application import deployment
 from tests.unit.serving.replica.fake_engine import TOKENIZER, FakeEngine
 
+pytestmark = pytest.mark.anyio
+CONFIG = {
+    "champion": {"uri": "u", "digest": "d"},
+    "challenger": {"uri": "v", "digest": "c"},
+}
 
-def test_tokenization_does_not_block_other_requests_and_keeps_the_engine(
+
+def new_chat(config: ServingConfig) -> Any:
+    """Return the deployment with an engine that answers `one`."""
+    engine = FakeEngine("one</s>")
+    engine.version.digest = "d" * 64
+    return deployment(Chat, config, engine)
+
+
+def add_challenger(service: Any, engine: FakeEngine, **shares: float) -> None:
+    """Add a challenger with shares of the requests."""
+    engine.version.digest = "c" * 64
+    versions = service._replica.versions
+    versions.engines = dict(versions.engines) | {"challenger": engine}
+    challenger = CONFIG["challenger"] | shares
+    versions.config = ReplicaConfig.model_validate(CONFIG | {"challenger": challenger})
+
+
+async def answer(service: Any, contents: Sequence[str] = ("abc",), **fields: Any) -> Any:
+    """Return the answer to turns of the user and the model."""
+    roles = cycle(("user", "assistant"))
+    turns = [
+        {"role": role, "content": content} for content, role in zip(contents, roles, strict=False)
+    ]
+    body = json.dumps({"messages": turns} | fields).encode()
+    status, content = await service._chat(body, "r")
+    assert status == 200
+    return json.loads(content)["choices"][0]["message"]["content"]
+
+
+async def logged(service: Any, folder: Path) -> list[dict[str, Any]]:
+    """Return the rows of the request log after its end."""
+    await service._replica.log.close()
+    rows: list[dict[str, Any]] = pq.read_table(folder / "answers").to_pylist()
+    return rows
+
+
+async def test_tokenization_does_not_block_other_requests_and_keeps_the_engine(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    body = {"messages": [{"role": "user", "content": "abc"}]}
-    engine = FakeEngine("one</s>")
     go = threading.Event()
 
     def slow(*_: Any, **__: Any) -> Any:
@@ -34,20 +75,15 @@ def test_tokenization_does_not_block_other_requests_and_keeps_the_engine(
         return [1, 2]
 
     monkeypatch.setattr(FakeEngine, "chat_prompt", slow)
-    service = deployment(Chat, ServingConfig(), engine)
-
-    async def request() -> int:
-        answering = asyncio.create_task(service._chat(json.dumps(body).encode(), "r"))
-        while not engine.num_active:
-            await asyncio.sleep(0)
-        go.set()
-        status, _ = await answering
-        return int(status)
-
-    assert (asyncio.run(request()), engine.num_active) == (200, 0)
+    engine = FakeEngine("one</s>")
+    answering = asyncio.create_task(answer(deployment(Chat, ServingConfig(), engine)))
+    while not engine.num_active:
+        await asyncio.sleep(0)
+    go.set()
+    assert (await answering, engine.num_active) == ("one", 0)
 
 
-def test_redaction_of_the_prompt_does_not_block_other_requests(
+async def test_redaction_of_the_prompt_does_not_block_other_requests(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     begun, go = threading.Event(), threading.Event()
@@ -60,51 +96,33 @@ def test_redaction_of_the_prompt_does_not_block_other_requests(
 
     monkeypatch.setattr("serving.request_log.log.redact", slow)
     service = new_chat(ServingConfig(request_log=tmp_path.as_uri(), log_texts=True))
-    body = json.dumps({"messages": [{"role": "user", "content": "abc"}]}).encode()
-
-    async def request() -> None:
-        answering = asyncio.create_task(service._chat(body, "r"))
-        while not begun.is_set():
-            await asyncio.sleep(0)
-        assert not answering.done()
-        go.set()
-        await answering
-        await service._replica.log.close()
-
-    asyncio.run(request())
-    [row] = pq.read_table(tmp_path / "answers").to_pylist()
+    answering = asyncio.create_task(answer(service))
+    while not begun.is_set():
+        await asyncio.sleep(0)
+    assert not answering.done()
+    go.set()
+    await answering
+    [row] = await logged(service, tmp_path)
     assert (row["text"], row["answer"]) == ("redacted abc", "redacted one")
 
 
 @pytest.mark.parametrize("texts", [True, False])
-def test_the_log_has_the_length_and_with_texts_the_whole_redacted_conversation(
+async def test_the_log_has_the_length_and_with_texts_the_whole_redacted_conversation(
     tmp_path: Path, texts: bool
 ) -> None:
     service = new_chat(ServingConfig(request_log=tmp_path.as_uri(), log_texts=texts))
-    turns = [("user", "call 5551234567"), ("assistant", "ok"), ("user", "abc")]
-    body = json.dumps(
-        {"messages": [{"role": role, "content": content} for role, content in turns]}
-    ).encode()
-
-    async def request() -> None:
-        await service._chat(body, "r")
-        await service._replica.log.close()
-
-    asyncio.run(request())
-    [row] = pq.read_table(tmp_path / "answers").to_pylist()
+    await answer(service, ("call 5551234567", "ok", "abc"))
+    [row] = await logged(service, tmp_path)
     assert row["text_chars"] == 3
     if not texts:
         assert [row[name] for name in ("text", "context", "answer")] == [None] * 3
         return
     assert (row["text"], row["answer"]) == ("abc", "one")
-    assert logged_conversation(row["context"], "abc") == (
-        ("user", "call [number]"),
-        turns[1],
-        turns[2],
-    )
+    turns = (("user", "call [number]"), ("assistant", "ok"), ("user", "abc"))
+    assert logged_conversation(row["context"], "abc") == turns
 
 
-def test_feedback_on_an_answer_is_logged_and_a_correct_answer_only_with_texts(
+async def test_feedback_on_an_answer_is_logged_and_a_correct_answer_only_with_texts(
     tmp_path: Path,
 ) -> None:
     request_id = "0" * 32
@@ -119,16 +137,15 @@ def test_feedback_on_an_answer_is_logged_and_a_correct_answer_only_with_texts(
         await service._replica.log.close()
         return int(status)
 
-    assert asyncio.run(send(False, correct_answer="two")) == 422
-    assert asyncio.run(send(False, label="two")) == 422
-    assert asyncio.run(send(False, label="good")) == 202
-    assert asyncio.run(send(True, score=0.25, correct_answer="two, ann@example.org")) == 202
+    assert await send(False, correct_answer="two") == 422
+    assert await send(False, label="two") == 422
+    assert await send(False, label="good") == 202
+    assert await send(True, score=0.25, correct_answer="two, ann@example.org") == 202
     rows = pq.read_table(tmp_path / "feedback").to_pylist()
-    stored = [
-        (row["request_id"], row["label"], row["score"], row["correct_answer"]) for row in rows
-    ]
-    expected = [(request_id, "good", None, None), (request_id, None, 0.25, "two, [email]")]
-    assert sorted(stored, key=str) == sorted(expected, key=str)
+    names = ("request_id", "label", "score", "correct_answer")
+    stored = {tuple(row[name] for name in names) for row in rows}
+    expected = {(request_id, "good", None, None), (request_id, None, 0.25, "two, [email]")}
+    assert (stored, len(rows)) == (expected, 2)
 
 
 class InterruptedEngine(FakeEngine):
@@ -137,7 +154,6 @@ class InterruptedEngine(FakeEngine):
 
     def __init__(self, text: str, *, champion: FakeEngine, num_interruptions: int) -> None:
         super().__init__(text)
-        self.version.digest = "c" * 64
         self.champion, self.left, self.num_starts = champion, num_interruptions, 0
 
     async def generate(self, generation: Any) -> Any:
@@ -156,7 +172,7 @@ class InterruptedEngine(FakeEngine):
 
 
 @pytest.mark.parametrize(
-    ("num_interruptions", "num_starts", "answer", "failure"),
+    ("num_interruptions", "num_starts", "text", "failure"),
     [
         (0, 1, "two", None),
         (1, 2, "two", None),
@@ -164,69 +180,33 @@ class InterruptedEngine(FakeEngine):
         (-1, 1, None, "failed"),
     ],
 )
-def test_a_shadow_answers_after_the_champion_and_starts_again_if_a_client_interrupts_it(
-    tmp_path: Path, num_interruptions: int, num_starts: int, answer: str | None, failure: str | None
+async def test_a_shadow_answers_after_the_champion_and_starts_again_if_a_client_interrupts_it(
+    tmp_path: Path, num_interruptions: int, num_starts: int, text: str | None, failure: str | None
 ) -> None:
     service = new_chat(ServingConfig(request_log=tmp_path.as_uri(), log_texts=True))
-    versions = service._replica.versions
-    champion = versions.engines["champion"]
+    champion = service._replica.versions.champion
     shadow = InterruptedEngine("two</s>", champion=champion, num_interruptions=num_interruptions)
-    versions.engines = {"champion": champion, "challenger": shadow}
-    config = {
-        "champion": {"uri": "u", "digest": "d"},
-        "challenger": {"uri": "v", "digest": "c", "shadow": 1.0},
-    }
-    versions.config = ReplicaConfig.model_validate(config)
-    message = {"role": "user", "content": "abc"}
-    body = json.dumps({"messages": [message], "attributes": {"language": "en"}}).encode()
-
-    async def request() -> None:
-        _, own = await service._chat(body, "r")
-        assert json.loads(own)["choices"][0]["message"]["content"] == "one"
-        while service._shadows._tasks:
-            await asyncio.sleep(0.01)
-        await service._replica.log.close()
-
-    asyncio.run(request())
-    rows = pq.read_table(tmp_path / "answers").to_pylist()
+    add_challenger(service, shadow, shadow=1.0)
+    assert await answer(service, attributes={"language": "en"}) == "one"
+    while service._shadows._tasks:
+        await asyncio.sleep(0.01)
+    rows = await logged(service, tmp_path)
     names = ("answer", "failure", "text_chars", "request_id")
     by_arm = {row["arm"]: tuple(row[name] for name in names) for row in rows}
-    assert by_arm == {"champion": ("one", None, 3, "r"), "shadow": (answer, failure, 3, "r")}
+    assert by_arm == {"champion": ("one", None, 3, "r"), "shadow": (text, failure, 3, "r")}
     assert [row["attributes"] for row in rows] == ['{"language": "en"}'] * 2
-    assert (len(rows), [row["text"] for row in rows if row["answer"]]) == (
-        2,
-        ["abc"] * (2 if answer else 1),
-    )
+    assert [row["text"] for row in rows if row["answer"]] == ["abc"] * (2 if text else 1)
     assert (shadow.num_starts, shadow.num_active) == (num_starts, 0)
 
 
-def test_the_champion_answers_in_a_format_that_the_challenger_cannot_have() -> None:
+async def test_the_champion_answers_in_a_format_that_the_challenger_cannot_have() -> None:
     service = new_chat(ServingConfig())
-    versions = service._replica.versions
     challenger: Any = FakeEngine("two</s>")
-    challenger.has_formats, challenger.version.digest = False, "c" * 64
-    versions.engines |= {"challenger": challenger}
-    config = {
-        "champion": {"uri": "u", "digest": "d"},
-        "challenger": {"uri": "v", "digest": "c", "canary": 1.0},
-    }
-    versions.config = ReplicaConfig.model_validate(config)
-
-    def answer(**fields: Any) -> Any:
-        body = {"messages": [{"role": "user", "content": "abc"}]} | fields
-        _, content = asyncio.run(service._chat(json.dumps(body).encode(), "r"))
-        return json.loads(content)["choices"][0]["message"]["content"]
-
-    assert answer() == "two"
-    assert answer(response_format={"type": "text"}) == "two"
-    assert answer(response_format={"type": "json_object"}) == "one"
-
-
-def new_chat(config: ServingConfig) -> Any:
-    """Return the deployment with an engine that answers `one`."""
-    engine = FakeEngine("one</s>")
-    engine.version.digest = "d" * 64
-    return deployment(Chat, config, engine)
+    challenger.has_formats = False
+    add_challenger(service, challenger, canary=1.0)
+    assert await answer(service) == "two"
+    assert await answer(service, response_format={"type": "text"}) == "two"
+    assert await answer(service, response_format={"type": "json_object"}) == "one"
 
 
 def prompt_text(fields: dict[str, Any]) -> str:

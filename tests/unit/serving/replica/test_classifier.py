@@ -24,6 +24,7 @@ from tailorbird.storage.paths import TaskPaths
 from tests.unit.serving.replica.loads import SECRET, config, ref
 
 CLASSES = ("a", "b")
+pytestmark = pytest.mark.anyio
 
 
 class FakePool(ModelPool):
@@ -66,10 +67,9 @@ def fields(tmp_path: Path) -> dict[str, Any]:
 def new_classifier(
     monkeypatch: pytest.MonkeyPatch, *, task_uri: str = "s3://models/task", **fields: Any
 ) -> Classifier:
-    monkeypatch.setattr(
-        "serving.replica.classifier.configure_process", ServingConfig.model_validate_json
-    )
-    monkeypatch.setattr("serving.replica.classifier.ModelPool", FakePool)
+    module = "serving.replica.classifier"
+    monkeypatch.setattr(f"{module}.configure_process", ServingConfig.model_validate_json)
+    monkeypatch.setattr(f"{module}.ModelPool", FakePool)
     return Classifier(task_uri, ServingConfig(**fields).model_dump_json())
 
 
@@ -79,105 +79,80 @@ async def answer(classifier: Classifier, body: dict[str, Any]) -> Any:
     return json.loads(content)
 
 
-def test_an_answer_has_one_result_per_text_and_scores_on_request(
+async def logged(classifier: Classifier, folder: Path) -> list[dict[str, Any]]:
+    """Return the rows of the request log after its end."""
+    assert classifier._replica.log is not None
+    await classifier._replica.log.close()
+    rows: list[dict[str, Any]] = pq.read_table(folder / "log" / "answers").to_pylist()
+    return rows
+
+
+async def test_an_answer_has_one_result_per_text_scores_on_request_and_integers_for_integer_labels(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def scenario() -> None:
-        classifier = new_classifier(monkeypatch)
-        with pytest.raises(RequestError):
-            await answer(classifier, {"input": 1})  # readiness is checked before the request
-        await classifier.reconfigure(config("one"))
-        result = {"label": "by one", "score": 0.75}
-        assert await answer(classifier, {"input": ["x", "y"]}) == {
-            "request_id": "r",
-            "model": "task",
-            "version": "one",
-            "results": [result, result],
-        }
-        with_scores = await answer(classifier, {"input": "x", "scores": True})
-        assert with_scores["results"] == [result | {"scores": {"a": 0.75, "b": 0.25}}]
-        with pytest.raises(RequestError):
-            await answer(classifier, {"input": "x", "subject": "s"})
-
-    asyncio.run(scenario())
+    classifier = new_classifier(monkeypatch)
+    with pytest.raises(RequestError):
+        await answer(classifier, {"input": 1})  # readiness is checked before the request
+    await classifier.reconfigure(config("one", others={"integers": ref("integers")}))
+    result = {"label": "by one", "score": 0.75}
+    fields = {"request_id": "r", "model": "task", "version": "one"}
+    answered = await answer(classifier, {"input": ["x", "y"]})
+    assert answered == fields | {"results": [result, result]}
+    with_scores = await answer(classifier, {"input": "x", "scores": True})
+    assert with_scores["results"] == [result | {"scores": {"a": 0.75, "b": 0.25}}]
+    integers = await answer(classifier, {"input": "x", "model": "integers"})
+    assert integers["results"] == [{"label": 7, "score": 0.75}]
+    with pytest.raises(RequestError):
+        await answer(classifier, {"input": "x", "subject": "s"})
 
 
-def test_integer_labels_are_integers_in_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def scenario() -> Any:
-        classifier = new_classifier(monkeypatch)
-        await classifier.reconfigure(config("integers"))
-        return await answer(classifier, {"input": "x"})
-
-    assert asyncio.run(scenario())["results"] == [{"label": 7, "score": 0.75}]
-
-
-def test_the_answer_of_a_hybrid_names_the_part_in_the_response_the_log_and_the_metrics(
+async def test_the_answer_of_a_hybrid_names_the_part_in_the_response_the_log_and_the_metrics(
     monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], tmp_path: Path
 ) -> None:
-    async def scenario() -> Any:
-        classifier = new_classifier(monkeypatch, **fields)
-        await classifier.reconfigure(config("one"))
-        engine: Any = classifier._replica.versions.champion
-        scores = np.array([0.75, 0.25])
-        predictions = [
+    classifier = new_classifier(monkeypatch, **fields)
+    await classifier.reconfigure(config("one"))
+    engine: Any = classifier._replica.versions.champion
+    scores = np.array([0.75, 0.25])
+
+    async def submit(rows: Any, *, client: str) -> list[Prediction]:  # noqa: ARG001
+        assert rows == [("x", None), ("y", None)]
+        return [
             Prediction("a", 0.75, scores, "second", classes=CLASSES),
             Prediction("b", 0.25, scores, "first", True, classes=CLASSES),
         ]
 
-        async def submit(rows: Any, *, client: str) -> list[Prediction]:  # noqa: ARG001
-            assert rows == [("x", None), ("y", None)]
-            return predictions
-
-        engine.routing, engine.submit = Routing(by="cascade", threshold=0.5), submit
-        answered = await answer(classifier, {"input": ["x", "y"]})
-        assert classifier._replica.log is not None
-        await classifier._replica.log.close()
-        counted = {
-            labels: by
-            for (metric, labels), by in classifier._replica.meter._counts.items()
-            if metric is COUNTS
-        }
-        assert counted == {("task", "one", "second", "no"): 1, ("task", "one", "first", "yes"): 1}
-        return answered["results"]
-
-    first, second = asyncio.run(scenario())
+    engine.routing, engine.submit = Routing(by="cascade", threshold=0.5), submit
+    first, second = (await answer(classifier, {"input": ["x", "y"]}))["results"]
     assert first == {"label": "a", "score": 0.75, "answered_by": "second"}
     assert second == {"label": "b", "score": 0.25, "answered_by": "first", "fallback": True}
-    rows = pq.read_table(tmp_path / "log" / "answers").to_pylist()
-    assert [(row["answered_by"], row["fallback"]) for row in rows] == [
-        ("second", False),
-        ("first", True),
-    ]
+    counts = classifier._replica.meter._counts.items()
+    counted = {labels: by for (metric, labels), by in counts if metric is COUNTS}
+    assert counted == {("task", "one", "second", "no"): 1, ("task", "one", "first", "yes"): 1}
+    rows = await logged(classifier, tmp_path)
+    parts = [(row["answered_by"], row["fallback"]) for row in rows]
+    assert parts == [("second", False), ("first", True)]
 
 
 @pytest.mark.parametrize(
     ("share", "arms"), [("canary", {"canary"}), ("shadow", {"champion", "shadow"})]
 )
-def test_each_arm_of_an_experiment_is_logged(
+async def test_each_arm_of_an_experiment_is_logged(
     monkeypatch: pytest.MonkeyPatch,
     fields: dict[str, Any],
     tmp_path: Path,
     share: str,
     arms: set[str],
 ) -> None:
-    texts, task_uri = (
-        ["x"] * (SHADOW_TEXTS + 1 if share == "shadow" else 2),
-        (tmp_path / "task").as_uri(),
-    )
+    texts = ["x"] * (SHADOW_TEXTS + 1 if share == "shadow" else 2)
+    task_uri = (tmp_path / "task").as_uri()
     stored = DrawSecret(key=SECRET.hex()).model_dump_json()
     storage.write_bytes(TaskPaths(task_uri).draw_secret, stored.encode())
-
-    async def scenario() -> None:
-        classifier = new_classifier(monkeypatch, task_uri=task_uri, **fields)
-        await classifier.reconfigure(config("one", challenger=ref("new", **{share: 1.0})))
-        attributes = [{"sex": "f"}] * len(texts)
-        await answer(classifier, {"input": texts, "subject": "s", "attributes": attributes})
-        await asyncio.gather(*classifier._shadows._tasks)
-        assert classifier._replica.log is not None
-        await classifier._replica.log.close()
-
-    asyncio.run(scenario())
-    rows = pq.read_table(tmp_path / "log" / "answers").to_pylist()
+    classifier = new_classifier(monkeypatch, task_uri=task_uri, **fields)
+    await classifier.reconfigure(config("one", challenger=ref("new", **{share: 1.0})))
+    attributes = [{"sex": "f"}] * len(texts)
+    await answer(classifier, {"input": texts, "subject": "s", "attributes": attributes})
+    await asyncio.gather(*classifier._shadows._tasks)
+    rows = await logged(classifier, tmp_path)
     assert {row["arm"] for row in rows} == arms
     for row in rows:
         assert row["version"] == ("one" if row["arm"] == "champion" else "new")

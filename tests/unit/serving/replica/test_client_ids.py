@@ -9,12 +9,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from starlette.types import Message
 
 from serving.http.asgi import ASGIApp
 from serving.replica.config import Challenger
 from tailorbird.monitoring.label_audit import export_answers
 from tests.unit.monitoring.test_daily_report import Task
+from tests.unit.serving.http.application import chunks, exchange
 from tests.unit.serving.replica.loads import SECRET, config
 from tests.unit.serving.replica.test_classifier import new_classifier
 
@@ -26,30 +26,13 @@ def hash_of(message: str) -> int:
     return int.from_bytes(hashlib.blake2b(message.encode(), digest_size=8).digest(), "big")
 
 
-async def classify(app: ASGIApp, texts: list[str], *, own_id: str) -> Any:
+async def classify(app: ASGIApp, texts: list[str], *, client_id: str) -> Any:
     """Send a request with the header X-Request-Id and return the response."""
-    messages: list[Message] = [
-        {"type": "http.request", "body": json.dumps({"input": texts}).encode()}
-    ]
-    sent: list[Message] = []
-
-    async def receive() -> Message:
-        return messages.pop()
-
-    async def send(message: Message) -> None:
-        sent.append(message)
-
-    headers = [(b"host", b"localhost"), (b"x-request-id", own_id.encode())]
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": "/v1/classify",
-        "headers": headers,
-        "query_string": b"",
-    }
-    await app(scope, receive, send)
-    assert sent[0]["status"] == 200
-    return json.loads(sent[1]["body"])
+    body = chunks(json.dumps({"input": texts}).encode())
+    headers = {b"host": b"localhost", b"x-request-id": client_id.encode()}
+    start, answer = await exchange(app, "POST", "/v1/classify", body=body, headers=headers)
+    assert start["status"] == 200
+    return json.loads(answer["body"])
 
 
 def test_a_client_with_1_percent_of_the_answers_that_picks_its_ids_gets_about_1_percent_of_the_audit(
@@ -59,7 +42,7 @@ def test_a_client_with_1_percent_of_the_answers_that_picks_its_ids_gets_about_1_
     audit."""
     task = Task(tmp_path)
     ids = sorted(
-        (f"mine-{number}" for number in range(20_000)), key=lambda own_id: hash_of(f"{own_id}|0")
+        (f"mine-{number}" for number in range(20_000)), key=lambda name: hash_of(f"{name}|0")
     )[:NUM_OWN]
 
     async def scenario() -> None:
@@ -69,8 +52,8 @@ def test_a_client_with_1_percent_of_the_answers_that_picks_its_ids_gets_about_1_
         await classifier.reconfigure(config("one"))
         app = classifier.__serve_build_asgi_app__()
         for number in range(NUM_REQUESTS):
-            await classify(app, ["theirs"] * NUM_TEXTS, own_id=f"theirs-{number}")
-        answers = [await classify(app, ["mine"], own_id=own_id) for own_id in ids]
+            await classify(app, ["other"] * NUM_TEXTS, client_id=f"other-{number}")
+        answers = [await classify(app, ["mine"], client_id=client_id) for client_id in ids]
         assert not {answer["request_id"] for answer in answers} & set(ids)
         assert classifier._replica.log is not None
         await classifier._replica.log.close()

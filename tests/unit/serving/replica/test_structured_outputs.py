@@ -1,11 +1,14 @@
 """Answers in a response format by the transformers engine, with a tiny model with random
-weights."""
+weights.
+
+`test_vllm_formats` runs the tests with `engine`, `loop` and `reference` with vLLM too.
+"""
 
 import asyncio
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,19 +18,24 @@ import torch
 from pydantic import TypeAdapter
 from starlette.testclient import TestClient
 
-from serving.engines.base_chat import GenerationRequest, PartialAnswer, Sampling
-from serving.engines.language_model import LanguageModelEngine, Likelihoods
+from serving.engines.base_chat import ChatEngine, GenerationRequest, PartialAnswer, Sampling
+from serving.engines.language_model import Likelihoods
 from serving.engines.sampling import Sampler
 from serving.engines.transformers_engine import TransformersEngine
 from serving.http.schemas import RequestError
 from serving.limits import FairSlots
 from serving.replica.chat import Chat
 from serving.replica.generation import whole_answer
-from tailorbird.config.formats.response_format import ChoiceFormat, ResponseFormat, TextFormat
+from tailorbird.config.formats.response_format import (
+    ChoiceFormat,
+    JsonObjectFormat,
+    ResponseFormat,
+    TextFormat,
+)
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.chat_template import prompt_tokens
 from tailorbird.models.causal_lm import ChatModel
-from tailorbird.models.generation import answer_prompts
+from tailorbird.models.generation import Answer, answer_prompts
 from tailorbird.models.grammar import compiler
 from tailorbird.models.grammar.compiler import FormatError, grammar_for, grammar_of
 from tailorbird.models.grammar.matcher import TOO_SLOW, AnswerMatcher
@@ -53,26 +61,52 @@ SCHEMA = {
 }
 FORMATS: TypeAdapter[Any] = TypeAdapter(ResponseFormat)
 PERSON = FORMATS.validate_python({"type": "json_schema", "json_schema": {"schema": SCHEMA}})
+SHORT_TEXT = {
+    "type": "object",
+    "properties": {"a": {"type": "string", "minLength": 3, "maxLength": 12}},
+    "required": ["a"],
+}
+TEXT = FORMATS.validate_python({"type": "json_schema", "json_schema": {"schema": SHORT_TEXT}})
 CHOICE = ChoiceFormat(type="choice", choice=("yes", "no", "not sure"))
+SPECIAL_TOKENS = ChoiceFormat(type="choice", choice=("<user>", "<system>", "a <pad>"))
 OTHER = ChoiceFormat(type="choice", choice=("one", "two"))
 ANY = TextFormat(type="text")
+IN_CHOICE = Prompting(system=None, max_new_tokens=LIMIT, response_format=CHOICE)
 
 
-def engine_of(prompting: Prompting) -> TransformersEngine:
+@contextmanager
+def started() -> Iterator[TransformersEngine]:
+    """Return an engine for a version whose answers have the format `CHOICE`."""
     version: Any = SimpleNamespace(name="task", version="v", digest="d")
-    loaded = LoadedChat(ChatModel(language_model()), TOKENIZER, prompting, version)
-    return TransformersEngine(loaded, max_batch_size=8)
+    loaded = LoadedChat(ChatModel(language_model()), TOKENIZER, IN_CHOICE, version)
+    engine = TransformersEngine(loaded, max_batch_size=8)
+    try:
+        yield engine
+    finally:
+        engine._manager.destroy()
+
+
+@pytest.fixture(scope="module")
+def loop() -> Iterator[asyncio.Runner]:
+    """Return the event loop in which the tests use the engine."""
+    with asyncio.Runner() as runner:
+        yield runner
 
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[TransformersEngine]:
-    started = engine_of(Prompting(system=None, max_new_tokens=LIMIT))
-    yield started
-    started._manager.destroy()
+    with started() as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def reference() -> Any:
+    """Return the model with which the evaluation answers."""
+    return language_model()
 
 
 async def pieces(
-    engine: LanguageModelEngine, prompt: list[int], *, streaming: bool = False, **options: Any
+    engine: ChatEngine, prompt: list[int], *, streaming: bool = False, **options: Any
 ) -> Any:
     """Return the parts of an answer."""
     fields: dict[str, Any] = {"max_new_tokens": LIMIT, "sampling": GREEDY, "stops": ()} | options
@@ -81,7 +115,7 @@ async def pieces(
         return [answer async for answer in answers]
 
 
-async def last(engine: LanguageModelEngine, prompt: list[int], **options: Any) -> PartialAnswer:
+async def last(engine: ChatEngine, prompt: list[int], **options: Any) -> PartialAnswer:
     answer: PartialAnswer = (await pieces(engine, prompt, **options))[-1]
     return answer
 
@@ -94,56 +128,97 @@ def sampled(seed: int) -> Sampling:
     return Sampling(temperature=1.0, top_p=0.95, seed=seed)
 
 
-def test_sampled_answers_satisfy_the_schema_or_are_cut(engine: TransformersEngine) -> None:
+def evaluated(lm: Any, format: Any) -> list[Answer]:
+    """Return the answers of the evaluation."""
+    grammar = grammar_for(format, lm=lm, tokenizer=TOKENIZER)
+    return answer_prompts(
+        lm, PROMPTS, max_new_tokens=LIMIT, end_id=TOKENIZER.eos_token_id, grammar=grammar
+    )
+
+
+@pytest.mark.parametrize(
+    ("format", "schema"),
+    [
+        (PERSON, SCHEMA),
+        (TEXT, SHORT_TEXT),
+        (JsonObjectFormat(type="json_object"), {"type": "object"}),
+    ],
+    ids=["fields", "text", "object"],
+)
+def test_sampled_answers_satisfy_the_schema_or_are_cut(
+    engine: ChatEngine, loop: asyncio.Runner, format: Any, schema: dict[str, Any]
+) -> None:
     works = [
-        last(engine, PROMPTS[seed % 4], sampling=sampled(seed), format=PERSON) for seed in range(24)
+        last(engine, PROMPTS[seed % 4], sampling=sampled(seed), format=format) for seed in range(24)
     ]
-    answers = asyncio.run(together(*works))
+    answers = loop.run(together(*works))
     finished = [answer for answer in answers if answer.finish_reason == "stop"]
-    assert len(finished) > 8
     assert len({answer.text for answer in finished}) > 4
     for answer in finished:
-        jsonschema.validate(json.loads(answer.text), SCHEMA)
+        jsonschema.validate(json.loads(answer.text), schema)
     assert all(answer.num_tokens == LIMIT for answer in answers if answer.finish_reason == "length")
 
 
-def test_sampled_choices_are_exactly_the_options(engine: TransformersEngine) -> None:
-    works = [last(engine, PROMPTS[3], sampling=sampled(seed), format=CHOICE) for seed in range(40)]
-    answers = asyncio.run(together(*works))
-    assert {answer.text for answer in answers} == set(CHOICE.choice)
+@pytest.mark.parametrize("format", [CHOICE, SPECIAL_TOKENS], ids=["words", "special tokens"])
+def test_sampled_choices_are_exactly_the_options(
+    engine: ChatEngine, loop: asyncio.Runner, format: ChoiceFormat
+) -> None:
+    works = [last(engine, PROMPTS[3], sampling=sampled(seed), format=format) for seed in range(40)]
+    answers = loop.run(together(*works))
+    assert {answer.text for answer in answers} == set(format.choice)
     assert {answer.finish_reason for answer in answers} == {"stop"}
 
 
 @pytest.mark.parametrize("streaming", [True, False])
+@pytest.mark.parametrize("format", [PERSON, CHOICE], ids=["schema", "choice"])
 def test_greedy_answers_and_their_log_probabilities_equal_those_of_the_evaluation(
-    engine: TransformersEngine, streaming: bool
+    engine: ChatEngine, loop: asyncio.Runner, reference: Any, format: Any, streaming: bool
 ) -> None:
-    lm = language_model()
-    grammar = grammar_for(PERSON, lm=lm, tokenizer=TOKENIZER)
-    end_id = TOKENIZER.eos_token_id
-    expected = answer_prompts(lm, PROMPTS, max_new_tokens=LIMIT, end_id=end_id, grammar=grammar)
     works = [
-        last(engine, prompt, format=PERSON, num_likely=3, streaming=streaming) for prompt in PROMPTS
+        last(engine, prompt, format=format, num_likely=3, streaming=streaming) for prompt in PROMPTS
     ]
-    for served, evaluated in zip(asyncio.run(together(*works)), expected, strict=True):
-        assert served.text == TOKENIZER.decode(evaluated.tokens, skip_special_tokens=True).strip()
-        assert (served.finish_reason == "stop") == evaluated.finished
+    expected = evaluated(reference, format)
+    for served, answer in zip(loop.run(together(*works)), expected, strict=True):
+        assert served.text == TOKENIZER.decode(answer.tokens, skip_special_tokens=True).strip()
+        assert (served.finish_reason == "stop") == answer.finished
         logprobs = [token.generated.logprob for token in served.logprobs]
-        torch.testing.assert_close(
-            torch.tensor(logprobs), torch.tensor(evaluated.logprobs), atol=1e-4, rtol=0
-        )
+        assert logprobs == pytest.approx(answer.logprobs, abs=1e-3)
 
 
-def test_the_format_of_the_version_is_the_default_and_a_request_can_replace_it() -> None:
-    constrained = engine_of(Prompting(system=None, max_new_tokens=LIMIT, response_format=CHOICE))
-    try:
-        works = [last(constrained, PROMPTS[0], format=format) for format in (None, PERSON, ANY)]
-        default, person, text = asyncio.run(together(*works))
-    finally:
-        constrained._manager.destroy()
+def test_the_format_of_the_version_is_the_default_and_a_request_can_replace_it(
+    engine: ChatEngine, loop: asyncio.Runner
+) -> None:
+    works = [last(engine, PROMPTS[0], format=format) for format in (None, PERSON, ANY)]
+    default, person, text = loop.run(together(*works))
     assert default.text in CHOICE.choice
     assert person.text.startswith("{")
     assert text.text not in CHOICE.choice
+
+
+def test_the_pieces_of_a_stream_are_the_whole_answer_and_max_tokens_or_a_stop_text_ends_it(
+    engine: ChatEngine, loop: asyncio.Runner
+) -> None:
+    parts = loop.run(pieces(engine, PROMPTS[1], streaming=True, format=PERSON))
+    assert len(parts) > 1
+    assert parts[-1] == loop.run(last(engine, PROMPTS[1], format=PERSON))
+    cut = loop.run(last(engine, PROMPTS[1], format=PERSON, max_new_tokens=5))
+    assert (cut.finish_reason, cut.num_tokens) == ("length", 5)
+    stopped = loop.run(last(engine, PROMPTS[1], format=PERSON, stops=(":",), streaming=True))
+    assert stopped.finish_reason == "stop"
+    assert stopped.text.endswith('"ok"')
+
+
+def test_log_probabilities_contain_only_tokens_that_the_format_allows(
+    engine: ChatEngine, loop: asyncio.Runner
+) -> None:
+    answer = loop.run(last(engine, PROMPTS[2], format=CHOICE, num_likely=20))
+    assert answer.logprobs
+    for token in answer.logprobs:
+        probabilities = torch.tensor([likely.logprob for likely in token.most_likely]).exp()
+        assert token.generated == token.most_likely[0]
+        assert float(probabilities.sum()) == pytest.approx(1, abs=1e-5)
+    for likely in answer.logprobs[0].most_likely:
+        assert any(option.startswith(likely.token) for option in CHOICE.choice)
 
 
 def fail_to_compile(_format: object) -> object:
@@ -154,24 +229,14 @@ def test_the_format_of_the_version_is_compiled_at_the_load_and_formats_of_client
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(compiler, "MAX_GRAMMARS", 1)
-    constrained = engine_of(Prompting(system=None, max_new_tokens=LIMIT, response_format=CHOICE))
-    try:
-        asyncio.run(
-            together(*[last(constrained, PROMPTS[0], format=format) for format in (PERSON, OTHER)])
-        )
+    with started() as engine:
+        works = [last(engine, PROMPTS[0], format=format) for format in (PERSON, OTHER)]
+        asyncio.run(together(*works))
         monkeypatch.setattr(compiler, "grammar_of", fail_to_compile)
-        answer = asyncio.run(last(constrained, PROMPTS[0]))
-    finally:
-        constrained._manager.destroy()
+        answer = asyncio.run(last(engine, PROMPTS[0]))
     assert answer.text in CHOICE.choice
-
-
-def test_a_version_whose_format_cannot_be_compiled_is_not_loaded(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(compiler, "grammar_of", fail_to_compile)
-    with pytest.raises(FormatError):
-        engine_of(Prompting(system=None, max_new_tokens=LIMIT, response_format=CHOICE))
+    with pytest.raises(FormatError), started():
+        raise AssertionError
 
 
 def test_scores_and_log_probabilities_of_rows_without_a_format_are_the_same_to_the_bit() -> None:
@@ -206,35 +271,6 @@ def test_scores_and_log_probabilities_of_rows_without_a_format_are_the_same_to_t
     for row in (1, 3):
         assert not torch.equal(mixed[row], plain[row])
         assert TOKENIZER.decode([int(mixed[row].argmax())])[0] in "yn"
-
-
-def test_max_tokens_cuts_the_json_and_a_stop_text_ends_it(engine: TransformersEngine) -> None:
-    cut = asyncio.run(last(engine, PROMPTS[1], format=PERSON, max_new_tokens=5))
-    assert (cut.finish_reason, cut.num_tokens) == ("length", 5)
-    stopped = asyncio.run(last(engine, PROMPTS[1], format=PERSON, stops=(":",), streaming=True))
-    assert stopped.finish_reason == "stop"
-    assert stopped.text.endswith('"ok"')
-
-
-def first_tokens_of_choice(answer: Any) -> set[str]:
-    """Check the log-probabilities of an answer in `CHOICE`; return the tokens with which it could
-    begin."""
-    assert answer.logprobs is not None
-    for token in answer.logprobs:
-        probabilities = torch.tensor([likely.logprob for likely in token.most_likely]).exp()
-        assert token.generated == token.most_likely[0]
-        assert float(probabilities.sum()) == pytest.approx(1, abs=1e-5)
-    first = {likely.token for likely in answer.logprobs[0].most_likely}
-    assert all(any(option.startswith(token) for option in CHOICE.choice) for token in first)
-    return first
-
-
-def test_log_probabilities_contain_only_tokens_that_the_format_allows(
-    engine: TransformersEngine,
-) -> None:
-    answer = asyncio.run(last(engine, PROMPTS[2], format=CHOICE, num_likely=20))
-    first = first_tokens_of_choice(answer)
-    assert "j" not in first
 
 
 def test_a_cancelled_answer_leaves_no_state(engine: TransformersEngine) -> None:
@@ -331,21 +367,15 @@ def test_a_format_that_fails_during_an_answer_is_an_error(engine: TransformersEn
 
 
 def test_a_fault_in_the_format_of_the_version_fails_one_answer_with_500(
-    monkeypatch: pytest.MonkeyPatch,
+    engine: TransformersEngine, loop: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    constrained = engine_of(Prompting(system=None, max_new_tokens=LIMIT, response_format=CHOICE))
-    try:
-        with monkeypatch.context() as patch:
-            patch.setattr(
-                AnswerMatcher.__init__, "__kwdefaults__", {"max_mask_s": -1.0, "clock": lambda: 0.0}
-            )
-            with pytest.raises(RequestError) as caught:
-                asyncio.run(last(constrained, PROMPTS[0]))
-        answer = asyncio.run(last(constrained, PROMPTS[0]))
-    finally:
-        constrained._manager.destroy()
+    limits = {"max_mask_s": -1.0, "clock": lambda: 0.0}
+    with monkeypatch.context() as patch:
+        patch.setattr(AnswerMatcher.__init__, "__kwdefaults__", limits)
+        with pytest.raises(RequestError) as caught:
+            loop.run(last(engine, PROMPTS[0]))
     assert caught.value.status == 500
-    assert answer.text in CHOICE.choice
+    assert loop.run(last(engine, PROMPTS[0])).text in CHOICE.choice
 
 
 def test_the_route_answers_in_the_format_of_the_request_complete_and_streamed(

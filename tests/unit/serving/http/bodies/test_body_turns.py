@@ -1,10 +1,9 @@
 """Turns of large bodies: small bodies do not wait, and clients with large ones take turns."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any
 
 import pytest
 from starlette.requests import Request
@@ -13,9 +12,11 @@ from starlette.types import Message
 from serving.http import asgi
 from serving.http.asgi import SMALL_BODY_BYTES, ASGIApp, Route, http_app
 from serving.limits import Admission, FairSlots
+from tests.unit.serving.http.application import chunks, exchange
 
 LARGE = b"a" * (SMALL_BODY_BYTES + 1)
 SMALL = b"a" * SMALL_BODY_BYTES
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
 
 class Service:
@@ -41,110 +42,77 @@ class Service:
 
     def send(
         self, client: str, body: bytes, *, disconnect: asyncio.Event | None = None
-    ) -> asyncio.Task[None]:
+    ) -> asyncio.Task[list[Message]]:
         """Send a body, the end of which is replaced by the name of the client, who stays until
         `disconnect` is set."""
-        messages = [
-            {"type": "http.request", "body": body[:-4] + client.encode(), "more_body": False}
-        ]
-
-        async def receive() -> Message:
-            if messages:
-                return messages.pop()
-            await (disconnect or asyncio.Event()).wait()
-            return {"type": "http.disconnect"}
-
-        async def ignore(_message: Message) -> None:
-            pass
-
-        headers = [(b"client", client.encode())]
-        scope = {
-            "type": "http",
-            "method": "POST",
-            "path": "/",
-            "headers": headers,
-            "query_string": b"",
-        }
-        return asyncio.create_task(self.app(scope, receive, ignore))
+        messages = chunks(body[:-4] + client.encode())
+        headers = {b"client": client.encode()}
+        return asyncio.create_task(
+            exchange(self.app, "POST", "/", body=messages, headers=headers, disconnect=disconnect)
+        )
 
 
-def run(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(30):
-            await scenario()
-
-    asyncio.run(bounded())
-
-
-def test_a_large_body_of_another_client_is_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_large_body_of_another_client_is_the_next_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(asgi, "BYTES_PER_S", len(LARGE) / 0.2)
 
-    async def scenario() -> None:
-        service = Service()
-        await service.send("many", LARGE)
-        requests = [service.send("many", LARGE) for _ in range(3)]
-        await asyncio.sleep(0)
-        await asyncio.gather(*requests, service.send("some", LARGE))
-        assert service.answered == ["many", "some", "many", "many", "many"]
-
-    run(scenario)
+    service = Service()
+    await service.send("many", LARGE)
+    requests = [service.send("many", LARGE) for _ in range(3)]
+    await asyncio.sleep(0)
+    await asyncio.gather(*requests, service.send("some", LARGE))
+    assert service.answered == ["many", "some", "many", "many", "many"]
 
 
-def test_only_large_bodies_wait_for_the_pause_after_a_large_one(
+async def test_only_large_bodies_wait_for_the_pause_after_a_large_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(asgi, "BYTES_PER_S", 1.0)  # the pause takes hours
 
-    async def scenario() -> None:
-        service = Service()
-        await service.send("many", LARGE)
-        waiting = [service.send(client, LARGE) for client in ("many", "some")]
-        await asyncio.gather(*(service.send(client, SMALL) for client in ("many", "tiny")))
-        assert service.answered == ["many", "many", "tiny"]
-        for request in waiting:
-            request.cancel()
-        await asyncio.gather(*waiting, return_exceptions=True)
-
-    run(scenario)
+    service = Service()
+    await service.send("many", LARGE)
+    waiting = [service.send(client, LARGE) for client in ("many", "some")]
+    await asyncio.gather(*(service.send(client, SMALL) for client in ("many", "tiny")))
+    assert service.answered == ["many", "many", "tiny"]
+    for request in waiting:
+        request.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
 
 
 @pytest.mark.parametrize("is_cancelled", [True, False])
-def test_a_request_that_is_cancelled_or_disconnects_leaves_its_turn_to_the_next_one(
+async def test_a_request_that_is_cancelled_or_disconnects_leaves_its_turn_to_the_next_one(
     monkeypatch: pytest.MonkeyPatch, is_cancelled: bool
 ) -> None:
     monkeypatch.setattr(asgi, "BYTES_PER_S", len(LARGE) / 0.2)
 
-    async def scenario() -> None:
-        service = Service()
-        disconnect = asyncio.Event()
-        await service.send("many", LARGE)
-        gone = service.send("gone", LARGE, disconnect=disconnect)
-        waiting = service.send("some", LARGE)
-        await asyncio.sleep(0)
-        if is_cancelled:
-            gone.cancel()
-        else:
-            disconnect.set()
-        await asyncio.gather(gone, waiting, return_exceptions=True)
-        assert service.answered == ["many", "some"]
-
-    run(scenario)
+    service = Service()
+    disconnect = asyncio.Event()
+    await service.send("many", LARGE)
+    gone = service.send("gone", LARGE, disconnect=disconnect)
+    waiting = service.send("some", LARGE)
+    await asyncio.sleep(0)
+    if is_cancelled:
+        gone.cancel()
+    else:
+        disconnect.set()
+    await asyncio.gather(gone, waiting, return_exceptions=True)
+    assert service.answered == ["many", "some"]
 
 
-def test_a_pause_that_ends_late_is_followed_by_one_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_pause_that_ends_late_is_followed_by_one_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     pauses: list[Callable[[], None]] = []
 
-    async def scenario() -> None:
-        turns, loop = FairSlots(1), asyncio.get_running_loop()
-        monkeypatch.setattr(loop, "call_later", lambda _delay, *call: pauses.append(partial(*call)))
-        waiting = [
-            asyncio.create_task(asgi.large_body_turn(turns, name, num_bytes=1000))
-            for name in ("one", "two", "three")
-        ]
-        for num_done in (1, 2, 3):
-            for _ in range(3):
-                await asyncio.sleep(0)
-            assert sum(task.done() for task in waiting) == num_done == len(pauses)
-            pauses[-1]()
-
-    run(scenario)
+    turns, loop = FairSlots(1), asyncio.get_running_loop()
+    monkeypatch.setattr(loop, "call_later", lambda _delay, *call: pauses.append(partial(*call)))
+    waiting = [
+        asyncio.create_task(asgi.large_body_turn(turns, name, num_bytes=1000))
+        for name in ("one", "two", "three")
+    ]
+    for num_done in (1, 2, 3):
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert sum(task.done() for task in waiting) == num_done == len(pauses)
+        pauses[-1]()
