@@ -1,9 +1,6 @@
 """Each rendered manifest contains the recipe with its resources, and the champion of the
 registry."""
 
-import base64
-import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -87,18 +84,14 @@ def serve_config(recipe: Recipe, to: str) -> Any:
     return yaml.safe_load(document["spec"]["serveConfigV2"]) if to == "rayservice" else document
 
 
-@pytest.mark.parametrize("to", ["rayjob", "promote", "submit"])
+@pytest.mark.parametrize("to", ["rayjob", "promote"])
 def test_the_manifests_of_training_and_promotion_contain_the_whole_recipe(
     to: str, recipe: Recipe
 ) -> None:
-    if to == "submit":
-        entrypoint = json.loads(render_manifest(recipe, to=to).text)["entrypoint"]
-        text = base64.b64decode(re.match(r"echo (\S+) ", entrypoint)[1]).decode()  # type: ignore[index]
-    else:
-        configs = of_kind(written(recipe, to), "ConfigMap")
-        (text,) = (
-            config["data"]["recipe.yaml"] for config in configs if "recipe.yaml" in config["data"]
-        )
+    configs = of_kind(written(recipe, to), "ConfigMap")
+    (text,) = (
+        config["data"]["recipe.yaml"] for config in configs if "recipe.yaml" in config["data"]
+    )
     assert Recipe.model_validate(yaml.safe_load(text)) == recipe
 
 

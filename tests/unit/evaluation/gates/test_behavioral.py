@@ -110,7 +110,7 @@ def test_tables_with_different_rows_are_refused(evaluate: object) -> None:
         evaluate(shifted, shifted)
     with pytest.raises(VerdictRefused, match="row ids"):
         evaluate(pair, shifted)
-    with pytest.raises(VerdictRefused, match="2 and 3 rows"):
+    with pytest.raises(VerdictRefused, match=r"2 rows and .* 3 rows"):
         evaluate(pair, both("aaa", "aaa"))
     relabelled = (pair[0], replace(pair[1], labels=("a", "b")))
     with pytest.raises(VerdictRefused, match="has the label 'b'"):
