@@ -34,11 +34,10 @@ LOCKS: Mapping[str, tuple[str, ...]] = {
         *SAME_VERSIONS,
     ),  # of `ray up`
     "setup.txt": ("--group=setup", *ALL_PLATFORMS, *SAME_VERSIONS),
-    "gpu.txt": ("pyproject.toml", "--extra=gpu", "--extra=mlflow", *IMAGE),
+    "gpu.txt": ("pyproject.toml", "--extra=gpu", *IMAGE),
     "cpu.txt": (
         "pyproject.toml",
         "--extra=engines",
-        "--extra=mlflow",
         *IMAGE,
         "--constraints=locks/gpu.txt",
     ),

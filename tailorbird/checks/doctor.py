@@ -24,13 +24,11 @@ LITTLE_SHM = GIB
 EXTRAS = {
     "stack": "the embedded stack and the data of the demo",
     "engines": "ONNX Runtime for classifiers on CPU (promote --engine)",
-    "mlflow": "logging of trials to MLflow (tuning.trackers)",
-    "tensorboard": "logging of trials to TensorBoard (tuning.trackers)",
     "gpu": "serving chat models with vLLM on GPUs (serving.engine)",
     "dev": "the tests and checks of this project",
 }
 """Purpose of each optional group of packages."""
-SETTINGS = re.compile(r"(AWS|RAY|TAILORBIRD|MLFLOW|HF)_[A-Z0-9_]+")
+SETTINGS = re.compile(r"(AWS|RAY|TAILORBIRD|HF)_[A-Z0-9_]+")
 
 
 @dataclass(frozen=True)
