@@ -123,7 +123,7 @@ def test_a_version_with_changed_or_added_files_is_refused_and_the_former_still_s
         assert service.ask({"input": TEXTS[0]})["version"] == service.first.version
     events = security_log.read("s3://models", since=today, until=datetime.now(UTC).date()).events
     for name in names:
-        recorded = [event for event in events if event.what.endswith(f"champion is {name}")]
+        recorded = [event for event in events if f"the champion is {name}" in event.what]
         assert [event.what.startswith("failed: ") for event in recorded] == [False, True]
         assert {event.who for event in recorded} == {security_log.caller()}
 
