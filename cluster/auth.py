@@ -29,8 +29,8 @@ def is_token_for(token_path: str, address: str) -> bool:
     if path.name != stack.TOKEN_FILE or not (marked or (path.parent / stack.KEYS_FILE).exists()):
         return True
     state = stack.status(path.parent)
-    own = {marked, state.dashboard_url if state is not None else None}
-    return address.rstrip("/").replace("//localhost:", "//127.0.0.1:") in own
+    dashboards = {marked, state.dashboard_url if state is not None else None}
+    return address.rstrip("/").replace("//localhost:", "//127.0.0.1:") in dashboards
 
 
 def read_token() -> str:

@@ -119,11 +119,11 @@ def load_offline(
             answers_uri=answers_uri,
             vllm=vllm,
         )
-        return of_parts(version, *map(load, read_parts(version.hybrid)))
+        return offline_hybrid(version, *map(load, read_parts(version.hybrid)))
     if version.endpoint is not None:
         return OfflineModel(
             version,
-            _of_endpoint(version, limits=limits or RequestLimits(), answers_uri=answers_uri),
+            _offline_endpoint(version, limits=limits or RequestLimits(), answers_uri=answers_uri),
         )
     if vllm is not None and version.spec.uses_base:
         from serving.batch_jobs.vllm_model import VllmModel
@@ -135,10 +135,10 @@ def load_offline(
         )
     from tailorbird.models.loading import load_version
 
-    return of_loaded(load_version(version, device=device), batch_size=batch_size)
+    return offline_model(load_version(version, device=device), batch_size=batch_size)
 
 
-def of_loaded(loaded: "AnyLoaded[ModelVersion]", *, batch_size: int) -> OfflineModel:
+def offline_model(loaded: "AnyLoaded[ModelVersion]", *, batch_size: int) -> OfflineModel:
     """Return a loaded version as a model that answers rows; see `load_offline`."""
     from tailorbird.models.loading import LoadedClassifier
 
@@ -156,7 +156,9 @@ def of_loaded(loaded: "AnyLoaded[ModelVersion]", *, batch_size: int) -> OfflineM
     return OfflineModel(loaded.version, answer)
 
 
-def of_parts(version: ModelVersion, first: OfflineModel, second: OfflineModel) -> OfflineModel:
+def offline_hybrid(
+    version: ModelVersion, first: OfflineModel, second: OfflineModel
+) -> OfflineModel:
     """Return a hybrid as a model that answers rows with its parts; see `answer_rows`."""
     return OfflineModel(version, partial(_answer_by_parts, version, first, second))
 
@@ -183,7 +185,7 @@ def _answer_by_parts(
         confidence=_confidence,
         groups=[row.group for row in rows],
     )
-    return [of_part._replace(answered_by=name) for name, of_part in answers]
+    return [answer._replace(answered_by=name) for name, answer in answers]
 
 
 def _confidence(answer: Prediction | ChatAnswer) -> float:
@@ -195,7 +197,7 @@ def _confidence(answer: Prediction | ChatAnswer) -> float:
     return answer.confidence
 
 
-def _of_endpoint(
+def _offline_endpoint(
     version: ModelVersion, *, limits: RequestLimits, answers_uri: str | None
 ) -> AnswerRows:
     """Return the function that answers rows by requests to the version's endpoint."""
@@ -209,7 +211,7 @@ def _of_endpoint(
         checked_copy(version.pinned), retrieval=prompting.retrieval, device="cpu"
     )
     parent = answers_uri or task_of_artifact(version.uri).task_uri
-    kept: dict[str, StoredAnswers] = {}  # see `fetch_answers`
+    stored_answers: dict[str, StoredAnswers] = {}  # see `fetch_answers`
     parsed: Callable[[EndpointAnswer], ChatAnswer | Prediction]
     if version.task == "chat":
         parsed = _endpoint_chat
@@ -220,7 +222,7 @@ def _of_endpoint(
         bodies = [request_body(row.turns, version=version, index=index) for row in rows]
         try:
             answers = fetch_answers(
-                bodies, endpoint=endpoint, parent=parent, limits=limits, listed=kept
+                bodies, endpoint=endpoint, parent=parent, limits=limits, listed=stored_answers
             )
         except (EndpointError, s3.StorageError):
             raise

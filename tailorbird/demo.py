@@ -30,14 +30,14 @@ def main() -> None:
     parser.add_argument(
         "--keep", action="store_true", help="leave the stack and the service running"
     )
-    is_kept = parser.parse_args().keep
+    is_left_running = parser.parse_args().keep
 
     from cluster.local import stack
     from cluster.local.folder import default_folder
 
     start = time.monotonic()
     if stack.status(default_folder()) is not None:
-        is_kept = True  # the demo did not start this stack
+        is_left_running = True  # the demo did not start this stack
     try:
         for command in COMMANDS:
             tailorbird(*command)
@@ -52,10 +52,10 @@ def main() -> None:
             note = ", not sure" if score < LEAST_SURE else ""
             print(f"  {term:<16} {answer['label']}  ({score:.2f}{note})")
     finally:
-        if not is_kept:
+        if not is_left_running:
             tailorbird("stack", "down")
     print(f"\ndone in {(time.monotonic() - start) / 60:.1f} minutes")
-    if is_kept:
+    if is_left_running:
         print("to stop the stack and the service: tailorbird stack down")
     else:
         print("to start the stack again, with its data: tailorbird stack up")

@@ -26,7 +26,7 @@ def check_etags(uri: str) -> str:
 
 
 def check_absent_file(uri: str, *, etag: str) -> None:
-    """Delete a file twice, and check that a write with its former ETag fails."""
+    """Delete a file twice, and check that a write with its previous ETag fails."""
     storage.delete(uri)
     storage.delete(uri)
     assert not storage.exists(uri)

@@ -151,7 +151,7 @@ def measure(name: str, *, base: str) -> bool:
     )
     print(
         "  without weights and offsets, bag_of_words has "
-        f"{_former_score(splits, metric=case.metric):.4f} on test"
+        f"{_previous_score(splits, metric=case.metric):.4f} on test"
     )
     sceptic = _sceptic(splits, metric=case.metric)
     difference = compare(tables[best.kind], other=sceptic, metric=case.metric, alpha=0.05)
@@ -164,7 +164,7 @@ def measure(name: str, *, base: str) -> bool:
     return high >= 0
 
 
-def _former_score(splits: Splits, *, metric: str) -> float:
+def _previous_score(splits: Splits, *, metric: str) -> float:
     """Return the test score of a bag of words with equal weights that decides by the highest
     logit."""
     classes = labels_of(splits.train.labels)

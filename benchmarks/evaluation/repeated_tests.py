@@ -349,7 +349,7 @@ def _result(counts: Indices, *, is_cheaper: bool) -> bool | None:
     table = _table(num_rows)
     inputs = VerdictInputs(
         {
-            "incumbent": ModelPredictions(table("former", np.arange(num_rows) < losses)),
+            "incumbent": ModelPredictions(table("previous", np.arange(num_rows) < losses)),
             "candidate": ModelPredictions(table("champion", np.arange(num_rows) >= losses + ties)),
         },
         "simulated",

@@ -4,7 +4,7 @@ errors.
     python -m benchmarks.evaluation.verdict_error_rates [mended] [dominates] [power] [losses]
     [equal]
 
-- mended: the cases for which one relation replaced nine rules, with the former rates ("before").
+- mended: the cases for which one relation replaced nine rules, with the previous rates ("before").
 - dominates: false decisions if models are equal, or if cheaper models are worse by the margin.
 - power: the measured frequency of FINE_TUNE, and the one that `power_of` computes from the rows of
   single runs.

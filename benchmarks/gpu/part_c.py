@@ -173,13 +173,13 @@ def _serve(report: Report, path: Path) -> None:
             with load(
                 url, prompts, model=recipe.name, max_tokens=6, num_clients=NUM_CLIENTS
             ) as counts:
-                former = roll_back(recipe.task_uri, reason="acceptance test")
+                previous = roll_back(recipe.task_uri, reason="acceptance test")
                 promote_version(recipe.task_uri, override="acceptance test")
             for failure in counts.failures[:3]:
                 print(f"a request failed: {failure}", flush=True)
             report.add("answered_under_load", counts.answered, ">= 1")
             report.add("failed_under_load", len(counts.failures), "<= 0")
-            changed = {winner.version, former.version} <= counts.versions
+            changed = {winner.version, previous.version} <= counts.versions
             report.add("both_versions_answered_under_load", float(changed), ">= 1")
         finally:
             undeploy(application_name(recipe.task_uri))

@@ -17,7 +17,7 @@ def default_folder() -> Path:
         return Path(given).absolute()
     here = Path.cwd()
     candidates = (folder / NAME for folder in (here, *here.parents))
-    own = (
+    candidates = (
         folder for folder in candidates if folder.is_dir() and folder.stat().st_uid == os.geteuid()
     )
-    return next(own, here / NAME)
+    return next(candidates, here / NAME)

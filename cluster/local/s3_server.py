@@ -129,12 +129,12 @@ def _write_security(folder: Path) -> None:
     write_private(folder / CERTIFICATE, certificate)
     write_private(folder / PRIVATE_KEY, private_key)
     authority = f'ca = "{folder / CERTIFICATE}"'
-    own = f'cert = "{folder / CERTIFICATE}"\nkey = "{folder / PRIVATE_KEY}"'
+    certificate = f'cert = "{folder / CERTIFICATE}"\nkey = "{folder / PRIVATE_KEY}"'
     sections = [
         f"[grpc]\n{authority}",
-        *(f"[grpc.{part}]\n{own}" for part in GRPC_PARTS),
-        *(f"[https.{part}]\n{own}\n{authority}" for part in HTTP_PARTS),
-        f"[https.client]\nenabled = true\n{own}\n{authority}",
+        *(f"[grpc.{part}]\n{certificate}" for part in GRPC_PARTS),
+        *(f"[https.{part}]\n{certificate}\n{authority}" for part in HTTP_PARTS),
+        f"[https.client]\nenabled = true\n{certificate}\n{authority}",
     ]
     write_private(folder / SECURITY_FILE, "\n".join(sections))
 

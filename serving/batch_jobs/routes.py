@@ -60,7 +60,7 @@ class BatchRoutes:
         }
 
     async def resume(self) -> None:
-        """Start a runner if a former one, for example with other code or another config, left
+        """Start a runner if a previous one, for example with other code or another config, left
         unfinished jobs."""
         self._watcher = asyncio.create_task(self._watch_runner())
 

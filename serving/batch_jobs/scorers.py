@@ -46,7 +46,7 @@ def input_rows(
         ]
     names = [f"{part.uri}: row {part.start + row}" for row in range(len(turns))]
     if group_column is None:
-        return [InputRow(of_row, name) for of_row, name in zip(turns, names, strict=True)]
+        return [InputRow(row_turns, name) for row_turns, name in zip(turns, names, strict=True)]
     groups = groups_of(table, group_column, uri=part.uri, first=part.start)
     return [InputRow(*row) for row in zip(turns, names, groups, strict=True)]
 

@@ -336,7 +336,7 @@ def _require_equal(output: str, stored: BaseModel, requested: BaseModel) -> None
     if differing:
         raise BatchError(
             f"{output} contains a batch with another {' and '.join(differing)}; give an empty "
-            "folder, or repeat the former request to resume it"
+            "folder, or repeat the previous request to resume it"
         )
 
 

@@ -240,7 +240,7 @@ class ChatEngine(ABC):
             )
 
     @contextmanager
-    def kept(self) -> Iterator[None]:
+    def held(self) -> Iterator[None]:
         """Keep the engine running during the block and until the next iteration of the event
         loop."""
         stack = ExitStack()
@@ -252,10 +252,10 @@ class ChatEngine(ABC):
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Keep the engine running, as `kept`, and count it as active, so that a shadow waits."""
+        """Keep the engine running, as `held`, and count it as active, so that a shadow waits."""
         self.num_active += 1
         try:
-            with self.kept():
+            with self.held():
                 yield
         finally:
             self.num_active -= 1

@@ -22,7 +22,7 @@ characters."""
 class IncrementalDetokenizer:
     """A decoder of tokens that arrive in pieces. Joined, its results equal the text of all tokens.
 
-    Each call decodes its new tokens and a window of at most `2 * INCOMPLETE_TOKENS` former ones.
+    Each call decodes its new tokens and a window of at most `2 * INCOMPLETE_TOKENS` previous ones.
     """
 
     def __init__(self, tokenizer: Any) -> None:

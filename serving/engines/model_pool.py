@@ -91,7 +91,7 @@ class ModelPool:
         self._fallback_timeout_s = fallback_timeout_s
         self._shared: dict[tuple[str, str], _SharedBase] = {}
 
-    def load(self, uri: str, digest: str, *, of_hybrid: bool = False) -> ClassifierEngine:
+    def load(self, uri: str, digest: str, *, is_part: bool = False) -> ClassifierEngine:
         """Load a version, run a warm-up pass, and return its engine.
 
         Files are checked, and base models and bags of words are loaded, in the caller's thread.
@@ -108,7 +108,7 @@ class ModelPool:
         version = read_version(uri)
         require_digest(version, digest=digest)
         if version.endpoint is not None:
-            return self._load_endpoint(version, may_lack_key=of_hybrid)
+            return self._load_endpoint(version, may_lack_key=is_part)
         if version.hybrid is not None:
             checked_copy(version.pinned)
             return self._load_hybrid(version, version.hybrid)
@@ -137,9 +137,9 @@ class ModelPool:
         from tailorbird.registry.versions import read_parts
 
         read_parts(hybrid)  # before the first part is loaded
-        first = self.load(hybrid.first.uri, hybrid.first.digest, of_hybrid=True)
+        first = self.load(hybrid.first.uri, hybrid.first.digest, is_part=True)
         try:
-            second = self.load(hybrid.second.uri, hybrid.second.digest, of_hybrid=True)
+            second = self.load(hybrid.second.uri, hybrid.second.digest, is_part=True)
         except Exception:
             first.unload()
             raise

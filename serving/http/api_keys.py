@@ -237,7 +237,7 @@ def require_local_caller(headers: Mapping[str, str]) -> None:
         raise RequestError(403, "foreign_page", message)
 
 
-def require_own_page(headers: Mapping[str, str]) -> None:
+def require_same_origin(headers: Mapping[str, str]) -> None:
     """Raise RequestError 403 for a request of a browser from a page of another origin, which could
     use its cookies.
 
@@ -248,13 +248,13 @@ def require_own_page(headers: Mapping[str, str]) -> None:
     site = headers.get("sec-fetch-site")
     origin = headers.get("origin")
     if site is not None:
-        is_own = site in ("same-origin", "none")
+        is_same_origin = site in ("same-origin", "none")
     else:
         hosts = [headers.get("host", ""), *headers.get("x-forwarded-host", "").split(",")]
-        is_own = origin is None or _host_name(origin) in {
+        is_same_origin = origin is None or _host_name(origin) in {
             _host_name(host) for host in hosts if host
         }
-    if not is_own:
+    if not is_same_origin:
         message = (
             "requests from pages of other origins are not accepted; a gateway can pass Host or "
             "X-Forwarded-Host, or check and remove Origin and Sec-Fetch-Site"

@@ -104,7 +104,7 @@ HYBRID_ANSWERS = Metric(
 )
 SERVING = Metric(
     "tailorbird_serving",
-    "1 for a served version, 0 for a former one; the role is champion, challenger, baseline or "
+    "1 for a served version, 0 for a previous one; the role is champion, challenger, baseline or "
     "the version.",
     ("model", "version", "role"),
 )
@@ -120,7 +120,7 @@ LOG_DROPPED = Metric(
 )
 KEY_ERRORS = Metric(
     "tailorbird_api_key_errors",
-    "Lines of `serving.api_keys` that cannot be read, or 1 if the file cannot be read. Former "
+    "Lines of `serving.api_keys` that cannot be read, or 1 if the file cannot be read. Previous "
     "keys stay valid.",
 )
 SECURITY_LOG_FAILING = Metric(
@@ -216,14 +216,14 @@ class Meter:
         while True:
             await asyncio.sleep(EXPORT_S)
             try:
-                current = self._with_former(gauges())
+                current = self._with_previous(gauges())
                 counts = self._counts
                 self._counts = defaultdict(float)
                 await asyncio.to_thread(self.export, instrument, counts, current)
             except Exception:  # the service continues without metrics
                 _log.exception("the metrics could not be exported to Ray")
 
-    def _with_former(self, gauges: Gauges) -> Gauges:
+    def _with_previous(self, gauges: Gauges) -> Gauges:
         """Add zeros for gauges that no longer exist, because Ray keeps exporting a gauge's last
         value."""
         self._gauges |= set(gauges)

@@ -16,7 +16,7 @@ from starlette.requests import Request
 
 from serving.batch_jobs.routes import BatchRoutes
 from serving.engines.text_rows import num_bytes
-from serving.http.api_keys import read_subject_key, require_local_caller, require_own_page
+from serving.http.api_keys import read_subject_key, require_local_caller, require_same_origin
 from serving.http.asgi import ASGIApp, Route, caller, http_app, with_request_check, x_request_id
 from serving.http.authenticator import ApiKeyAuthenticator, has_scope, is_admin
 from serving.http.key_changes import record_key_change
@@ -231,7 +231,7 @@ class Replica(Generic[EngineT]):
             lifespan=self._lifespan,
         )
         if self._authenticator is None and self._config.guarded:  # the gateway may use cookies
-            app = with_request_check(app, check=require_own_page, only_posts=True)
+            app = with_request_check(app, check=require_same_origin, only_posts=True)
         elif self._authenticator is None:
             app = with_request_check(app, check=require_local_caller)
         return with_request_metrics(app, meter=self.meter, refusals=self._refusals)

@@ -284,7 +284,7 @@ class _Loader:
         self._meter = meter
         self._pool: VllmPool | None = None
 
-    def load(self, uri: str, digest: str, *, of_hybrid: bool = False) -> ChatEngine:
+    def load(self, uri: str, digest: str, *, is_part: bool = False) -> ChatEngine:
         """Load a version. Make one call at a time. An endpoint of a hybrid may lack its API key;
         see `Upstream`."""
         from tailorbird.models.loading import LoadedChat, load_version
@@ -292,9 +292,7 @@ class _Loader:
         version = read_version(uri)
         require_digest(version, digest=digest)
         if version.endpoint is not None:
-            return load_chat(
-                version, config=self._config, meter=self._meter, may_lack_key=of_hybrid
-            )
+            return load_chat(version, config=self._config, meter=self._meter, may_lack_key=is_part)
         if version.hybrid is not None:
             return self._load_hybrid(version, version.hybrid)
         if self._config.engine == "vllm" and version.spec.uses_base:
@@ -321,9 +319,9 @@ class _Loader:
 
         checked_copy(version.pinned)
         read_parts(hybrid)  # before the first part is loaded
-        first = self.load(hybrid.first.uri, hybrid.first.digest, of_hybrid=True)
+        first = self.load(hybrid.first.uri, hybrid.first.digest, is_part=True)
         try:
-            second = self.load(hybrid.second.uri, hybrid.second.digest, of_hybrid=True)
+            second = self.load(hybrid.second.uri, hybrid.second.digest, is_part=True)
         except Exception:
             first.end()
             raise

@@ -107,7 +107,7 @@ async def partial_answers(
     """Yield the answer of the engine (see `ChatEngine.answers`), which runs until the end of the
     answer."""
     engine = generation.engine
-    with engine.kept():
+    with engine.held():
         prepared = await engine.prepared(
             generation
         )  # a slow format keeps no slot, and does not stop a shadow

@@ -65,7 +65,7 @@ def rollback(
         bool,
         typer.Option(
             "--other-weights",
-            help="Skip former champions that differ from the champion in the engine only.",
+            help="Skip previous champions that differ from the champion in the engine only.",
         ),
     ] = False,
 ) -> options.Result:

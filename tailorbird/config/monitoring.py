@@ -24,7 +24,7 @@ class MonitoringConfig(ConfigSection):
     log. At least `window_days` plus `label_days`. By default, nothing is deleted."""
 
     @model_validator(mode="after")
-    def _kept_long_enough(self) -> Self:
+    def _retained_long_enough(self) -> Self:
         needed = self.window_days + self.label_days
         if self.keep_days is not None and self.keep_days < needed:
             raise ValueError(

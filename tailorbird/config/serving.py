@@ -61,7 +61,7 @@ class ServingConfig(ConfigSection):
     cpus_per_replica: int = Field(default=1, ge=1)
     """Number of CPU cores, and of torch threads, per replica."""
     deploy_timeout_s: float = Field(default=DEPLOY_TIMEOUT_S, gt=0)
-    """Number of seconds after which a deploy that is not complete fails, and the former state is
+    """Number of seconds after which a deploy that is not complete fails, and the previous state is
     restored. Nodes, images and large models need minutes."""
     gpus_per_replica: float = Field(default=0, ge=0)
     """Number of GPUs per replica: 0, a fraction that replicas share without reserving memory, or,

@@ -173,8 +173,8 @@ def with_system(
 ) -> Conversation:
     """Return the system message, the shots and the turns. A system message in the conversation
     takes precedence."""
-    own = tuple(turn for turn in conversation if turn[0] == "system")
-    first = own or ((("system", system),) if system is not None else ())
+    system_turns = tuple(turn for turn in conversation if turn[0] == "system")
+    first = system_turns or ((("system", system),) if system is not None else ())
     return (*first, *shots, *(turn for turn in conversation if turn[0] != "system"))
 
 

@@ -119,8 +119,8 @@ def clean(splits: Splits) -> tuple[Splits, DataReport]:
     _require_rows(splits, when="")
     evaluated = evaluated_rows(splits.test, validation=splits.validation)
     copied = evaluated.copied_rows(splits.validation)
-    kept_rows = [row for row, names in enumerate(copied) if "test" not in names]
-    validation = splits.validation.take(kept_rows)
+    distinct_rows = [row for row, names in enumerate(copied) if "test" not in names]
+    validation = splits.validation.take(distinct_rows)
     train, copies = drop_copies(splits.train, evaluated=evaluated)
     cleaned = Splits(train=train, validation=validation, test=splits.test)
     _require_rows(cleaned, when=" after copies of rows in later splits were dropped")

@@ -43,9 +43,9 @@ def classes_first(labels: Sequence[str], *, seed: int) -> NDArray[np.int64]:
     first_of_class: dict[str, int] = {}
     for row in order:
         first_of_class.setdefault(labels[row], int(row))
-    kept = list(first_of_class.values())
-    rest = order[~np.isin(order, kept)]
-    return np.concatenate([kept, rest]).astype(np.int64)
+    required = list(first_of_class.values())
+    rest = order[~np.isin(order, required)]
+    return np.concatenate([required, rest]).astype(np.int64)
 
 
 def _uniform(key: str, *, seed: int) -> float:

@@ -40,7 +40,7 @@ def _chat_turns(value: Input) -> "Conversation":
     return conversation_of(list(map(dict, value))).turns
 
 
-def _of_prediction(prediction: "Prediction", version: "ModelVersion") -> Answer:
+def _prediction_answer(prediction: "Prediction", version: "ModelVersion") -> Answer:
     from serving.engines.classify import scores_by_class
 
     has_scores = bool(prediction.scores.size)  # an endpoint returns none
@@ -55,7 +55,7 @@ def _of_prediction(prediction: "Prediction", version: "ModelVersion") -> Answer:
     )
 
 
-def _of_chat(answer: "ChatAnswer", version: "ModelVersion") -> Answer:
+def _chat_answer(answer: "ChatAnswer", version: "ModelVersion") -> Answer:
     return Answer(
         input="",
         output=answer.text or "",
@@ -68,7 +68,7 @@ def _of_chat(answer: "ChatAnswer", version: "ModelVersion") -> Answer:
 
 
 PREDICTED_TASKS: dict[str, PredictedTask] = {
-    "classification": PredictedTask(_text_turns, _of_prediction),
-    "chat": PredictedTask(_chat_turns, _of_chat),
+    "classification": PredictedTask(_text_turns, _prediction_answer),
+    "chat": PredictedTask(_chat_turns, _chat_answer),
 }
 """Predictions, by the `task` of a version."""

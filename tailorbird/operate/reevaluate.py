@@ -93,8 +93,8 @@ def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reeval
     Raises ReevaluationError if fewer than `monitoring.min_labels` rows are new; PromotionRefused if
     there is no champion or no version to roll back to, and if the champion changed meanwhile.
     """
-    champion, former, _ = rollback_target(recipe.task_uri, other_weights=True)
-    versions = {"incumbent": read_pinned(former.pinned), "candidate": champion_version(champion)}
+    champion, previous, _ = rollback_target(recipe.task_uri, other_weights=True)
+    versions = {"incumbent": read_pinned(previous.pinned), "candidate": champion_version(champion)}
     earlier = read_reevaluations(recipe.task_uri, champion=champion)
     rows, new, dropped = _audited(
         recipe, champion=champion, earlier=earlier, versions=versions.values()
@@ -153,7 +153,7 @@ def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reeval
     return Reevaluation(
         uri=uri,
         verdict=verdict,
-        rollback_uri=former.uri,
+        rollback_uri=previous.uri,
         champion=champion,
         proposed=proposed,
     )

@@ -40,7 +40,7 @@ class ReevaluationVerdict(VerdictPart):
     alpha: float
     minimum_gain: float
     champion_score: float
-    former_score: float
+    previous_score: float
     gain: float
     interval: tuple[float, float]
     """Confidence sequence at level 1 - alpha, valid at all re-evaluations at once."""
@@ -76,16 +76,16 @@ def decide_reevaluation(
     """
     require_same_rows(inputs, protocol=protocol)
     champion = inputs.candidate.clean
-    former = inputs.incumbent.clean
+    previous = inputs.incumbent.clean
     compared = row_metric(protocol.metric)
     units = documents_of(champion.clusters, num_rows=len(champion))
-    champion_means, former_means = (
-        units.sums(table.per_row(compared)) / units.sizes for table in (champion, former)
+    champion_means, previous_means = (
+        units.sums(table.per_row(compared)) / units.sizes for table in (champion, previous)
     )
-    interval = confidence_sequence(champion_means - former_means, alpha=protocol.alpha)
-    scores = [float(values.mean()) for values in (champion_means, former_means)]
+    interval = confidence_sequence(champion_means - previous_means, alpha=protocol.alpha)
+    scores = [float(values.mean()) for values in (champion_means, previous_means)]
     if compared != protocol.metric:
-        scores = [score_table(protocol.metric, table) for table in (champion, former)]
+        scores = [score_table(protocol.metric, table) for table in (champion, previous)]
     gain = scores[0] - scores[1]
     gate_protocol = _protocol_of_gates(protocol, number=number)
     cost = compare_costs(
@@ -109,7 +109,7 @@ def decide_reevaluation(
         alpha=protocol.alpha,
         minimum_gain=protocol.minimum_gain,
         champion_score=scores[0],
-        former_score=scores[1],
+        previous_score=scores[1],
         gain=gain,
         interval=interval,
         gates=gates,

@@ -89,8 +89,8 @@ class ChangeReason(Frozen):
         return text
 
 
-class FormerChampion(Frozen):
-    """A former champion of the task."""
+class PreviousChampion(Frozen):
+    """A previous champion of the task."""
 
     uri: str
     digest: str
@@ -108,13 +108,15 @@ class FormerChampion(Frozen):
         return PinnedVersion(uri=self.uri, digest=self.digest)
 
 
-class Champion(StoredModel, FormerChampion):
+class Champion(StoredModel, PreviousChampion):
     """The champion of a task, stored as `champion.json`."""
 
     version: str
     reason: ChangeReason
     since: str  # ISO 8601
-    former: tuple[FormerChampion, ...] = ()  # latest last, without versions that were rolled back
+    previous: tuple[
+        PreviousChampion, ...
+    ] = ()  # latest last, without versions that were rolled back
     rolled_back: tuple[str, ...] = ()  # digests of versions that were rolled back
 
     @property
@@ -123,10 +125,10 @@ class Champion(StoredModel, FormerChampion):
         return self.parity is None and self.reason.change != "rollback"
 
     @property
-    def as_former(self) -> FormerChampion:
-        """This champion as an entry of `former`."""
-        return FormerChampion.model_validate(
-            self.model_dump(include=set(FormerChampion.model_fields))
+    def as_previous(self) -> PreviousChampion:
+        """This champion as an entry of `previous`."""
+        return PreviousChampion.model_validate(
+            self.model_dump(include=set(PreviousChampion.model_fields))
         )
 
 
@@ -154,23 +156,27 @@ def write_champion(task_uri: str, champion: Champion, *, etag: str | None) -> No
     paths = TaskPaths(task_uri)
     stored = read_champion(task_uri)
     with recorded(
-        _event(paths.name, champion, former=stored[0] if stored else None), registry=paths.registry
+        _event(paths.name, champion, previous=stored[0] if stored else None),
+        registry=paths.registry,
     ):
         write_if_match(paths.champion, champion.model_dump_json(indent=2).encode(), etag=etag)
     name = f"{champion.since.replace(':', '')}-{champion.version}-{uuid.uuid4().hex[:6]}"
     write_json(paths.history_entry(name), champion.model_dump(mode="json"))
 
 
-def _event(task: str, champion: Champion, *, former: Champion | None) -> SecurityEvent:
+def _event(task: str, champion: Champion, *, previous: Champion | None) -> SecurityEvent:
     """Return the event of a new champion, or of the parity result that is added to a champion."""
-    if former is not None and (former.digest, former.since) == (champion.digest, champion.since):
+    if previous is not None and (previous.digest, previous.since) == (
+        champion.digest,
+        champion.since,
+    ):
         parity = champion.parity.sentence() if champion.parity else "none"
         what = f"{task}: parity of {champion.version}: {parity}"
     else:
         what = f"{task}: {champion.version} becomes the champion: {champion.reason.sentence()}"
     recorded_fields = {"version", "uri", "digest", "run", "baseline", "reason", "parity"}
     before = None
-    if former:
-        before = former.model_dump(mode="json", include=recorded_fields)
+    if previous:
+        before = previous.model_dump(mode="json", include=recorded_fields)
     after = champion.model_dump(mode="json", include=recorded_fields)
     return SecurityEvent(kind="champion", what=what, before=before, after=after)

@@ -70,7 +70,7 @@ class SecurityEvent(StoredModel):
     who: Line = Field(default_factory=caller)
     """Who caused it: `user@host` for commands. It is not authenticated by the log."""
     kind: Literal["refusal", "champion", "key", "configuration"]
-    """Replicas of former versions wrote refusals; now they log them."""
+    """Replicas of previous versions wrote refusals; now they log them."""
     what: Line
     before: JsonValue = None
     """The value before the change; None if there was none, or if nothing changed."""

@@ -39,7 +39,7 @@ ENDPOINT_KEYS = "endpoint-keys"
 """Kubernetes Secret with the API keys of endpoints, by the names of their environment variables."""
 CLIENT_DEADLINE_S = 1800
 """Time of a client's Job for the start of its pod and the parity check, in seconds. Its three
-deploys (the candidate, the switch, and the former state after a failure) take at most
+deploys (the candidate, the switch, and the previous state after a failure) take at most
 `serving.deploy_timeout_s` each."""
 PUSHGATEWAY = "//pushgateway:"  # in the command of a watch
 SERVICE, STORE, RUN, WATCH = (

@@ -1,4 +1,4 @@
-"""Promote the winner of a run to champion, or roll back to the former champion, and switch the
+"""Promote the winner of a run to champion, or roll back to the previous champion, and switch the
 service to it."""
 
 from contextlib import suppress
@@ -13,8 +13,8 @@ from tailorbird.registry.champion import (
     Champion,
     ChangeReason,
     ChosenBy,
-    FormerChampion,
     ParityResult,
+    PreviousChampion,
     champion_version,
     read_champion,
     write_champion,
@@ -101,7 +101,7 @@ def promote_version(
                 sample_probes(source, uri=source.run, version=chosen), url=url, version=chosen
             )
         promoted = _promoted(
-            chosen, evaluation=evaluation, former=champion, reason=reason, parity=parity
+            chosen, evaluation=evaluation, previous=champion, reason=reason, parity=parity
         )
         _write(task_uri, promoted, etag=etag)
     switch_service(task_uri, chosen, champion=promoted, progress=progress)
@@ -112,24 +112,24 @@ def _promoted(
     version: ModelVersion,
     *,
     evaluation: Evaluation,
-    former: Champion | None,
+    previous: Champion | None,
     reason: ChangeReason,
     parity: ParityResult | None,
 ) -> Champion:
-    """Return the version as champion; if only the engine changes, keep the former champion's
+    """Return the version as champion; if only the engine changes, keep the previous champion's
     verdict."""
     evidence = evaluation.evidence
     verdict = evaluation.evidence.verdict
     if version.exported_from is not None:
         reason = reason.model_copy(update={"runtime": f"{version.engine} ({ENGINE_EVIDENCE})"})
-    same_weights = former if reason.change == "engine" else None
+    same_weights = previous if reason.change == "engine" else None
     chosen_by = ChosenBy(
         outcome=verdict.outcome, sentence=verdict.sentence(), costs=costs_by_digest(evidence)
     )
     if same_weights is not None:
         baseline = same_weights.baseline
     else:
-        baseline = _baseline(version, evidence=evidence, former=former)
+        baseline = _baseline(version, evidence=evidence, previous=previous)
     digests = (version.digest, evaluation.weights.digest)
     return Champion(
         version=version.version,
@@ -137,26 +137,30 @@ def _promoted(
         digest=version.digest,
         run=same_weights.run if same_weights else evidence.run,
         verdict=same_weights.verdict if same_weights else chosen_by,
-        anchor=_anchor(version, evaluation=evaluation, former=former, reason=reason),
+        anchor=_anchor(version, evaluation=evaluation, previous=previous, reason=reason),
         baseline=baseline,
         parity=parity,
         reason=reason,
         since=now(),
-        former=(*former.former, former.as_former) if former else (),
+        previous=(*previous.previous, previous.as_previous) if previous else (),
         rolled_back=tuple(
-            digest for digest in (former.rolled_back if former else ()) if digest not in digests
+            digest for digest in (previous.rolled_back if previous else ()) if digest not in digests
         ),
     )
 
 
 def _anchor(
-    version: ModelVersion, *, evaluation: Evaluation, former: Champion | None, reason: ChangeReason
+    version: ModelVersion,
+    *,
+    evaluation: Evaluation,
+    previous: Champion | None,
+    reason: ChangeReason,
 ) -> PinnedVersion | None:
     """Return the last champion that was proven better than its predecessor; None if that is the
     version itself."""
     is_for_cost = reason.change == "engine" or evaluation.evidence.verdict.replaces_for_cost
-    if is_for_cost and former is not None:
-        return former.anchor or former.pinned
+    if is_for_cost and previous is not None:
+        return previous.anchor or previous.pinned
     if version.digest == evaluation.weights.digest:
         return None
     return evaluation.weights.pinned
@@ -170,51 +174,51 @@ def roll_back(
     other_weights: bool = False,
     progress: ProgressReporter = SILENT,
 ) -> Champion:
-    """Make the former champion the champion again, and switch the service to it if the task is
+    """Make the previous champion the champion again, and switch the service to it if the task is
     served.
 
     The first champion is replaced by the incumbent of its verdict. Neither a verdict nor the parity
     gate is required. `reason` is stored with the champion. `of` is the champion to roll back. With
-    `other_weights`, former champions with the weights of the champion, which differ in the engine
+    `other_weights`, previous champions with the weights of the champion, which differ in the engine
     only, are skipped and rolled back too.
 
-    Raises RegistryError if a file of the former champion was changed, is missing or was added;
-    PromotionRefused if there is no former champion, if its files changed, or if `of` is no longer
+    Raises RegistryError if a file of the previous champion was changed, is missing or was added;
+    PromotionRefused if there is no previous champion, if its files changed, or if `of` is no longer
     the champion; DeployError and SessionError as `deploy` does.
     """
     if not reason.strip():
         raise PromotionRefused(
             "--reason is empty; give a reason, which is stored with the champion"
         )
-    champion, former, etag = rollback_target(task_uri, other_weights=other_weights)
+    champion, previous, etag = rollback_target(task_uri, other_weights=other_weights)
     if of is not None and (champion.digest, champion.since) != (of.digest, of.since):
         raise PromotionRefused(
             f"not rolled back: {of.version} is no longer the champion; the champion is "
             f"{champion.version}"
         )
-    require_intact(former.pinned)
-    version = read_pinned(former.pinned)
+    require_intact(previous.pinned)
+    version = read_pinned(previous.pinned)
     rolled_back = [champion.digest]
     weights = _weights_of(champion)
     if weights is not None and weights not in (champion.digest, weights_digest(version)):
         rolled_back.append(weights)  # the weights are rolled back too, not only the engine
     # The last one, or -1 for the incumbent of the first champion.
     position = max(
-        (index for index, each in enumerate(champion.former) if each == former), default=-1
+        (index for index, each in enumerate(champion.previous) if each == previous), default=-1
     )
     rolled_back += [
         skipped.digest
-        for skipped in champion.former[position + 1 :]
+        for skipped in champion.previous[position + 1 :]
         if skipped.digest not in rolled_back
     ]
     restored = Champion(
-        **dict(former),
+        **dict(previous),
         version=version.version,
         reason=ChangeReason(
             change="rollback", text=f"rolled back from {champion.version}: {reason.strip()}"
         ),
         since=now(),
-        former=champion.former[: max(position, 0)],
+        previous=champion.previous[: max(position, 0)],
         rolled_back=(*champion.rolled_back, *rolled_back),
     )
     _write(task_uri, restored, etag=etag)
@@ -224,7 +228,7 @@ def roll_back(
 
 def rollback_target(
     task_uri: str, *, other_weights: bool = False
-) -> tuple[Champion, FormerChampion, str]:
+) -> tuple[Champion, PreviousChampion, str]:
     """Return the champion, the version that `roll_back` restores, and the ETag of the champion.
 
     Raise PromotionRefused if there is no champion or nothing to restore.
@@ -234,21 +238,21 @@ def rollback_target(
         raise PromotionRefused(f"{task_uri} has no champion, so there is nothing to roll back")
     champion, etag = stored
     skipped = weights_digest(champion_version(champion)) if other_weights else None
-    candidates = reversed(champion.former)
-    former = next(
+    candidates = reversed(champion.previous)
+    previous = next(
         (each for each in candidates if not skipped or _weights_of(each) != skipped), None
     )
-    if former is None:
-        former = _first_incumbent(champion)
-    if read_version(former.uri).digest != former.digest:
+    if previous is None:
+        previous = _first_incumbent(champion)
+    if read_version(previous.uri).digest != previous.digest:
         raise PromotionRefused(
-            f"{former.uri} was changed after it was the champion: its digest differs; restore it "
+            f"{previous.uri} was changed after it was the champion: its digest differs; restore it "
             "from a copy"
         )
-    return champion, former, etag
+    return champion, previous, etag
 
 
-def _first_incumbent(champion: Champion) -> FormerChampion:
+def _first_incumbent(champion: Champion) -> PreviousChampion:
     """Return the incumbent that the first champion was compared with."""
     if champion.run:
         incumbent = read_run_evidence(champion.run).versions["incumbent"]
@@ -258,7 +262,7 @@ def _first_incumbent(champion: Champion) -> FormerChampion:
         raise PromotionRefused(
             f"there was no champion before {champion.uri}; run the recipe and promote its winner"
         )
-    return FormerChampion(
+    return PreviousChampion(
         uri=incumbent.uri, digest=incumbent.digest, run="", baseline=_pinned_baseline(incumbent)
     )
 
@@ -270,8 +274,8 @@ def _keep(task_uri: str, champion: Champion) -> Champion:
     return champion
 
 
-def _weights_of(champion: FormerChampion) -> str | None:
-    """Return the weights digest of a champion or former champion, or None if the version is
+def _weights_of(champion: PreviousChampion) -> str | None:
+    """Return the weights digest of a champion or previous champion, or None if the version is
     damaged."""
     with suppress(ValueError):
         return weights_digest(read_version(champion.uri))
@@ -279,25 +283,25 @@ def _weights_of(champion: FormerChampion) -> str | None:
 
 
 def _baseline(
-    version: ModelVersion, *, evidence: Evidence, former: Champion | None
+    version: ModelVersion, *, evidence: Evidence, previous: Champion | None
 ) -> PinnedVersion | None:
     """Return the baseline to serve next to the version: the baseline that its run chose, or else
-    the former champion's.
+    the previous champion's.
 
-    That is the version itself if it is a baseline, or the incumbent. The former champion's baseline
-    must be undamaged and have the base model and the code of the version.
+    That is the version itself if it is a baseline, or the incumbent. The previous champion's
+    baseline must be undamaged and have the base model and the code of the version.
     """
     baseline = _pinned_baseline(evidence.winner) or _pinned_baseline(evidence.versions["incumbent"])
-    if baseline is not None or former is None or former.baseline is None:
+    if baseline is not None or previous is None or previous.baseline is None:
         return baseline
     with suppress(ValueError):
-        served = read_version(former.baseline.uri)
+        served = read_version(previous.baseline.uri)
         if (served.pinned, served.base_model, served.code) == (
-            former.baseline,
+            previous.baseline,
             version.base_model,
             version.code,
         ):
-            return former.baseline
+            return previous.baseline
     return None
 
 

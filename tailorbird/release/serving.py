@@ -212,6 +212,6 @@ def _record(task_uri: str, version: ModelVersion) -> None:
     except KubernetesError as error:
         raise DeployError(
             f"{version.version} is served, but the RayService was not updated, so a restart of the "
-            f"operator or the loss of the cluster would restore the former configuration: {error}; "
-            "run the command again"
+            "operator or the loss of the cluster would restore the previous configuration: "
+            f"{error}; run the command again"
         ) from None

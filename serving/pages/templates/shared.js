@@ -65,12 +65,12 @@ async function showService() {
 }
 
 function showOthers() {
-  const models = others(), former = byId("other").value;
+  const models = others(), previous = byId("other").value;
   byId("other-field").hidden = !models.length;
   byId("other").replaceChildren(
     ...models.map(model => element("option", {value: model.id, text: roleOf(model) + ": " + model.description + " (" + model.version + ")"})),
     element("option", {value: "", text: "no other model"}));
-  if (models.some(model => model.id === former)) byId("other").value = former;
+  if (models.some(model => model.id === previous)) byId("other").value = previous;
   byId("alone").hidden = models.length > 0;
   const isBaseline = served.data.some(model => model.id === "baseline");
   byId("alone").textContent = (isBaseline ? "The champion is the best baseline itself, and no" : "No")

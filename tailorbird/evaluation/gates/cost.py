@@ -76,7 +76,7 @@ def tokens_by_round(
         counts = np.where(answered, counts, 0.0)
     if np.isnan(counts).any():
         return Tokens(rows.endpoint, (), (), rows.prices)
-    sent, received = (_by_round(1000 * of_all, num_rounds) for of_all in counts)
+    sent, received = (_by_round(1000 * count, num_rounds) for count in counts)
     return Tokens(rows.endpoint, sent, received, rows.prices)
 
 

@@ -54,10 +54,10 @@ def words_sha256(text: str) -> str:
     return hashlib.sha256("\n".join(words(text)).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _f1(common: int, num_ours: int, num_theirs: int) -> float:
-    if num_ours == num_theirs == 0:
+def _f1(common: int, num_first: int, num_second: int) -> float:
+    if num_first == num_second == 0:
         return 1.0
-    return 2 * common / (num_ours + num_theirs)
+    return 2 * common / (num_first + num_second)
 
 
 def _common_subsequence(answer_words: Sequence[str], reference_words: Sequence[str]) -> int:

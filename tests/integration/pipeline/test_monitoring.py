@@ -124,7 +124,9 @@ class Task:
         self.pretrained = self._register(folder / "probe", kind="probe", rows=both)
         self.champion = self._register(folder / "full", kind="full", rows=train)
         part = registry.PinnedVersion(uri=self.pretrained.uri, digest=self.pretrained.digest)
-        former = champion.FormerChampion(uri=part.uri, digest=part.digest, run="", baseline=part)
+        previous = champion.PreviousChampion(
+            uri=part.uri, digest=part.digest, run="", baseline=part
+        )
         set_champion(
             self.recipe.task_uri,
             self.champion,
@@ -132,7 +134,7 @@ class Task:
             reason="a test",
             run="",
             baseline=part,
-            former=(former,),
+            previous=(previous,),
         )
         content["serving"]["challenger"] = {"version": self.pretrained.version, "shadow": 1.0}
         self.path.write_text(yaml.safe_dump(content))

@@ -9,7 +9,7 @@ import pytest
 
 from tailorbird import storage
 from tailorbird.evaluation.report.evidence import CandidateRecord
-from tailorbird.registry.champion import Champion, FormerChampion, read_champion
+from tailorbird.registry.champion import Champion, PreviousChampion, read_champion
 from tailorbird.registry.versions import (
     EXPORTED_ENCODER,
     ModelVersion,
@@ -110,7 +110,7 @@ def test_rollbacks_return_through_each_promotion_to_the_first_incumbent(
     ]
     versions = {"candidate": fine_tuned[0], "incumbent": candidate_record(pretrained)}
     write_concluded_run(task_uri, first, versions=versions)
-    assert promote_version(task_uri).former == ()
+    assert promote_version(task_uri).previous == ()
     later = {"candidate": fine_tuned[1], "incumbent": fine_tuned[0]}
     write_concluded_run(
         task_uri, second, versions=later, champion=first.uri, created_at="2099-01-01T00:00:00+00:00"
@@ -123,11 +123,11 @@ def test_rollbacks_return_through_each_promotion_to_the_first_incumbent(
         match=rf"not rolled back: .* is no longer the champion; the champion is {promoted.version}",
     ):
         roll_back(task_uri, reason="replaced in the meantime", of=before[0])
-    assert [former.uri for former in promoted.former] == [first.uri]
+    assert [previous.uri for previous in promoted.previous] == [first.uri]
     pinned = PinnedVersion(uri=pretrained.uri, digest=pretrained.digest)
-    assert (promoted.former[0].baseline, promoted.baseline) == (pinned, pinned)
+    assert (promoted.previous[0].baseline, promoted.baseline) == (pinned, pinned)
     back = roll_back(task_uri, reason=" complaints ")
-    assert (back.uri, back.run, back.former) == (first.uri, f"{task_uri}/runs/r", ())
+    assert (back.uri, back.run, back.previous) == (first.uri, f"{task_uri}/runs/r", ())
     assert back.reason.sentence() == f"rolled back from {second.version}: complaints"
     with pytest.raises(PromotionRefused, match=r"was rolled back; .* --override REASON"):
         promote_version(task_uri)  # its verdict is still valid, but a promotion needs an override
@@ -140,7 +140,11 @@ def test_rollbacks_return_through_each_promotion_to_the_first_incumbent(
     roll_back(task_uri, reason="again")
     write_concluded_run(task_uri, first, versions=versions)
     back = roll_back(task_uri, reason="and again")
-    assert (back.uri, back.run, back.baseline) == (pretrained.uri, "", promoted.former[0].baseline)
+    assert (back.uri, back.run, back.baseline) == (
+        pretrained.uri,
+        "",
+        promoted.previous[0].baseline,
+    )
     assert back.rolled_back == (second.digest, first.digest)
     with pytest.raises(PromotionRefused, match="there was no champion before"):
         roll_back(task_uri, reason="further")
@@ -220,9 +224,9 @@ def test_weights_that_were_rolled_back_are_not_promoted_with_another_engine(
     task_uri: str, chosen: ModelVersion, tmp_path: Path
 ) -> None:
     stored, faster = promoted(task_uri, chosen, tmp_path)
-    former = (FormerChampion(uri=stored[0].uri, digest=stored[0].digest, run=stored[0].run),)
+    previous = (PreviousChampion(uri=stored[0].uri, digest=stored[0].digest, run=stored[0].run),)
     set_champion(
-        task_uri, faster, etag=stored[1], reason="faster", run=stored[0].run, former=former
+        task_uri, faster, etag=stored[1], reason="faster", run=stored[0].run, previous=previous
     )
     assert (
         promote_version(task_uri).uri == faster.uri
@@ -237,8 +241,8 @@ def test_weights_that_were_rolled_back_are_not_promoted_with_another_engine(
     later = read_champion(task_uri)
     assert later is not None
     other = register(task_uri, version_folder(tmp_path / "other", value=2))
-    former = (FormerChampion(uri=other.uri, digest=other.digest, run=""),)
-    set_champion(task_uri, faster, etag=later[1], reason="faster", run=back.run, former=former)
+    previous = (PreviousChampion(uri=other.uri, digest=other.digest, run=""),)
+    set_champion(task_uri, faster, etag=later[1], reason="faster", run=back.run, previous=previous)
     back = roll_back(task_uri, reason="wrong answers")
     assert (back.uri, back.rolled_back) == (other.uri, (faster.digest, chosen.digest))
     versions = {"candidate": candidate_record(chosen), "incumbent": candidate_record(other)}

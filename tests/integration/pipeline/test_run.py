@@ -237,10 +237,10 @@ def test_a_winning_candidate_is_registered_promoted_and_served(
     assert (champion.parity.rows, champion.parity.matching) == (64, 64)
     assert champion.baseline is not None
     incumbent = read_version(result.evidence.versions["incumbent"].uri)
-    former = [(incumbent.version, incumbent.digest)] if incumbent.shares_base else []
+    previous = [(incumbent.version, incumbent.digest)] if incumbent.shares_base else []
     pretrained = ("baseline", incumbent.digest)
     assert champion.baseline.digest == incumbent.digest
-    assert served_at(champion_url) == [("champion", champion.digest), *former, pretrained]
+    assert served_at(champion_url) == [("champion", champion.digest), *previous, pretrained]
     url = deploy(small_run.recipe.serving, task_uri=small_run.recipe.task_uri, version=version)
     assert url == champion_url
     rows = context.splits.test
@@ -285,7 +285,7 @@ def evaluated_models(small_run: SmallRun, *, hybrid: FrozenHybrid | None = None)
 
 
 def check_parity_gate(small_run: SmallRun, result: RunResult, *, url: str) -> None:
-    """Replace the candidate's predictions; check that its promotion is refused and the former
+    """Replace the candidate's predictions; check that its promotion is refused and the previous
     champion is served."""
     before, serves = read_champion(small_run.recipe.task_uri), served_at(url)
     uri = f"{result.run}/predictions/candidate.parquet"

@@ -29,7 +29,7 @@ def test_events_are_read_by_day_in_the_order_of_their_times(bucket: str) -> None
         event("next day", at=NOON + timedelta(days=1)),
         event("late", at=NOON + timedelta(hours=11)),
         event("early", at=NOON.astimezone()),
-        event("former day", at=NOON - timedelta(days=1)),
+        event("previous day", at=NOON - timedelta(days=1)),
     ]
     for each in events:
         append(each, registry=bucket)

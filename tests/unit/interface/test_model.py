@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import tailorbird
-from serving.offline import of_loaded, of_parts
+from serving.offline import offline_hybrid, offline_model
 from tailorbird.data.rows import DataError
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.interface.model import Model
@@ -41,7 +41,9 @@ def chat() -> Model:
         prompting,
         version(prompting),
     )
-    return Model(of_loaded(loaded, batch_size=4), uri=loaded.version.uri, kind=loaded.version.kind)
+    return Model(
+        offline_model(loaded, batch_size=4), uri=loaded.version.uri, kind=loaded.version.kind
+    )
 
 
 def test_outputs_have_the_type_of_the_label_column(
@@ -80,8 +82,8 @@ def test_a_damaged_version_is_not_loaded(registered: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("groups", [["f", "m", None, "f", "m", "f"]])
 def test_a_hybrid_routes_by_the_groups(hybrid: LoadedHybrid, groups: Sequence[str | None]) -> None:
-    parts = (of_loaded(part, batch_size=4) for part in (hybrid.first, hybrid.second))
-    model = Model(of_parts(hybrid.version, *parts), uri="s3://hybrid", kind="hybrid")
+    parts = (offline_model(part, batch_size=4) for part in (hybrid.first, hybrid.second))
+    model = Model(offline_hybrid(hybrid.version, *parts), uri="s3://hybrid", kind="hybrid")
     expected = hybrid.predict(list(zip(HYBRID_TEXTS, groups, strict=True)))
     answers = model.predict(list(HYBRID_TEXTS), groups=groups)
     assert [(answer.output, answer.answered_by) for answer in answers] == [

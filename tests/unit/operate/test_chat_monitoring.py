@@ -24,7 +24,7 @@ from tailorbird.monitoring.label_audit import import_labels, parse_days
 from tailorbird.operate import reevaluate
 from tailorbird.operate.reevaluate import reevaluate_champion
 from tailorbird.operate.watch import WatchResult, draw_audit, watch_champion
-from tailorbird.registry.champion import FormerChampion, read_champion
+from tailorbird.registry.champion import PreviousChampion, read_champion
 from tailorbird.registry.versions import ModelVersion, PinnedVersion
 from tailorbird.release import promotion
 from tests.champions import set_champion
@@ -39,7 +39,7 @@ QUESTIONS = {
 
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
-    """A task whose champion answers random letters, and whose former champion has the right answers
+    """A task whose champion answers random letters, and whose previous champion has the right answers
     to questions."""
     base = replicas.save_chat_base(tmp_path / "base")
     rows = [(f"call room {number}", "yes") for number in range(100)]
@@ -75,11 +75,11 @@ def champion(recipe: Recipe, tmp_path: Path) -> ModelVersion:
         recipe.task_uri, tmp_path / "champion", base=str(recipe.base_model)
     )
     right = replicas.register_nearest(
-        recipe.task_uri, tmp_path / "former", base=str(recipe.base_model)
+        recipe.task_uri, tmp_path / "previous", base=str(recipe.base_model)
     )
     pinned = PinnedVersion(uri=right.uri, digest=right.digest)
-    former = FormerChampion(uri=right.uri, digest=right.digest, run="", baseline=pinned)
-    set_champion(recipe.task_uri, version, baseline=pinned, former=(former,))
+    previous = PreviousChampion(uri=right.uri, digest=right.digest, run="", baseline=pinned)
+    set_champion(recipe.task_uri, version, baseline=pinned, previous=(previous,))
     return version
 
 
@@ -136,7 +136,7 @@ def test_a_champion_that_answers_wrongly_is_found_in_the_log_and_rolled_back(
     audit(recipe, tmp_path)
     assert (watch_tomorrow(recipe).reports[-1].audit.labelled, report.audit.labelled) == (57, 0)
     done = reevaluate_champion(recipe, progress=SILENT)
-    assert (done.verdict.holds, done.verdict.n, done.verdict.former_score) == (False, 57, 1.0)
+    assert (done.verdict.holds, done.verdict.n, done.verdict.previous_score) == (False, 57, 1.0)
     stored = read_champion(recipe.task_uri)
     assert stored is not None
     assert (stored[0].uri, stored[0].uri) == (done.rollback_uri, done.champion.uri)

@@ -43,7 +43,7 @@ def rows(size: int) -> Rows:
 
 
 def predict(uri: str, *, rows: Rows, limits: RequestLimits, on_gpu: bool = False) -> Predictions:
-    """Return predictions: the champion is right on nine of ten rows, the former version on
+    """Return predictions: the champion is right on nine of ten rows, the previous version on
     eight."""
     assert not on_gpu  # replicas of the recipe have no GPU
     assert limits.max_spend is None  # the recipe has no endpoint
@@ -245,8 +245,8 @@ def test_an_exported_champion_has_the_cost_of_the_same_weights(recipe: Recipe) -
     champion = champion_since("2026-03-01T00:00:00+00:00").model_copy(
         update={"run": run, "digest": "export"}
     )
-    former, weights = SimpleNamespace(digest="old"), PinnedVersion(uri=NEW, digest="new")
+    previous, weights = SimpleNamespace(digest="old"), PinnedVersion(uri=NEW, digest="new")
     for exported_from, stated in ((weights, cost), (None, CostRecord(None, TrainingUsage()))):
         exported = SimpleNamespace(digest="export", exported_from=exported_from)
-        versions: Any = {"incumbent": former, "candidate": exported}
+        versions: Any = {"incumbent": previous, "candidate": exported}
         assert protocol_for(champion, recipe=recipe, rows=rows(9), versions=versions)[1] == stated

@@ -19,8 +19,8 @@ ONLY_GROUPS = GatesConfig(calibration=None, counterfactual=None, robustness=None
 def result_of(
     *tables: Predictions, number: int = 1, cost: float | None = None, **changes: Any
 ) -> ReevaluationVerdict:
-    """Return the result from the tables of the former version and of the champion; `cost` is
-    relative to the former."""
+    """Return the result from the tables of the previous version and of the champion; `cost` is
+    relative to the previous."""
     protocol = protocol_for(len(tables[0]), **changes)
     inputs = inputs_of(*tables)
     if cost is not None:
@@ -87,9 +87,9 @@ def test_the_levels_of_the_gates_of_all_reevaluations_sum_to_the_level_of_the_pr
     of the twelfth."""
     rows = np.arange(1_000)
     harmed = tuple("a" if row < 100 else "b" for row in rows)
-    former = predictions("old", (rows < 55) | (rows >= 400))
+    previous = predictions("old", (rows < 55) | (rows >= 400))
     champion = predictions("new", ((rows >= 55) & (rows < 85)) | (rows >= 100))
-    tables = [with_groups(table, harmed) for table in (former, champion)]
+    tables = [with_groups(table, harmed) for table in (previous, champion)]
     first, last = (result_of(*tables, number=number, gates=ONLY_GROUPS) for number in (1, 12))
     assert ([gate.state for gate in first.gates], first.holds) == ([State.FAILS], False)
     assert ([gate.state for gate in last.gates], last.holds) == ([State.NOT_ASSESSABLE], True)

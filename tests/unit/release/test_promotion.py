@@ -10,7 +10,7 @@ import pytest
 from tailorbird.config.serving import ChallengerConfig, ServingConfig
 from tailorbird.evaluation.report.evidence import CandidateRecord
 from tailorbird.evaluation.report.evidence_files import write_evidence
-from tailorbird.registry.champion import Champion, ChangeReason, FormerChampion, ParityResult
+from tailorbird.registry.champion import Champion, ChangeReason, ParityResult, PreviousChampion
 from tailorbird.registry.versions import (
     ModelVersion,
     RegistryError,
@@ -152,7 +152,7 @@ def test_a_version_with_a_changed_or_added_file_is_neither_promoted_nor_restored
     with pytest.raises(RegistryError, match=f"{name} (was changed|is not in the manifest)"):
         task.promote(first, incumbent=baseline)
     reason = ChangeReason(change="promotion", text="a test")
-    former = FormerChampion(uri=baseline.uri, digest=baseline.digest, run="")
+    previous = PreviousChampion(uri=baseline.uri, digest=baseline.digest, run="")
     task.champion = before = Champion(
         version=first.version,
         uri=first.uri,
@@ -160,7 +160,7 @@ def test_a_version_with_a_changed_or_added_file_is_neither_promoted_nor_restored
         run="",
         reason=reason,
         since="2026",
-        former=(former,),
+        previous=(previous,),
     )
     with pytest.raises(RegistryError, match=f"{name} (was changed|is not in the manifest)"):
         promotion.roll_back(task.uri, reason="worse")
@@ -309,9 +309,11 @@ def test_an_exported_champion_is_compared_with_the_model_before_it(
         task.promote(baseline, incumbent=trained, champion=None)
     torch = task.promote(trained, incumbent=baseline)
     changes = {"version": exported.version, "uri": exported.uri, "digest": exported.digest}
-    task.champion = torch.model_copy(update=changes | {"former": (*torch.former, torch.as_former)})
+    task.champion = torch.model_copy(
+        update=changes | {"previous": (*torch.previous, torch.as_previous)}
+    )
     assert promotion.rollback_target(task.uri)[1].uri == trained.uri
     assert promotion.rollback_target(task.uri, other_weights=True)[1].uri == baseline.uri
     restored = promotion.roll_back(task.uri, reason="worse", other_weights=True)
-    assert (restored.uri, restored.former) == (baseline.uri, ())
+    assert (restored.uri, restored.previous) == (baseline.uri, ())
     assert set(restored.rolled_back) == {trained.digest, exported.digest}

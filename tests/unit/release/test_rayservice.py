@@ -190,7 +190,7 @@ def test_without_a_rayservice_or_a_served_task_nothing_is_recorded(
 def test_a_switch_of_the_service_is_written_to_the_rayservice(
     kubernetes: Kubernetes, deployed: ServeApplication, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A promotion and a rollback. Without it, the next restart of the operator restores the former
+    """A promotion and a rollback. Without it, the next restart of the operator restores the previous
     version."""
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
     monkeypatch.setattr(

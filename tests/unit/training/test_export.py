@@ -37,9 +37,9 @@ def test_only_the_mean_of_the_weights_is_written(tmp_path: Path) -> None:
         weights(tmp_path, str(value), a=torch.full((2, 3), value), b=torch.ones(1))
         for value in (1.0, 2.0, 6.0)
     ]
-    for (
-        name
-    ) in INDEX_FILES:  # the index of a model with retrieved examples, which a former run has added
+    for name in (
+        INDEX_FILES
+    ):  # the index of a model with retrieved examples, which a previous run has added
         (tmp_path / "1.0" / name).write_bytes(b"index")
     average_weights(uris, (tmp_path / "mean").as_uri())
     assert sorted(path.name for path in (tmp_path / "mean").iterdir()) == [

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import LogitsProcessorList
 
-from serving.offline import InputRow, of_loaded
+from serving.offline import InputRow, offline_model
 from tailorbird.config.formats.response_format import (
     ChoiceFormat,
     JsonObjectFormat,
@@ -68,7 +68,7 @@ def test_a_batch_answers_as_the_evaluation() -> None:
     prompting = prompting_of(CHOICE)
     loaded = LoadedChat(ChatModel(LM), TOKENIZER, prompting, version(prompting))
     rows = [InputRow((("user", text),), "row") for text in TEXTS]
-    answers = of_loaded(loaded, batch_size=4).answer(rows)
+    answers = offline_model(loaded, batch_size=4).answer(rows)
     evaluated = answers_of(CHOICE)
     assert [answer.text for answer in answers] == [answer.text for answer in evaluated]
     confidences = [answer.confidence for answer in evaluated]

@@ -10,7 +10,7 @@ import pytest
 
 from serving.batch_jobs.schema import BatchSpec, Part
 from serving.batch_jobs.worker import score_part
-from serving.offline import of_loaded
+from serving.offline import offline_model
 from tailorbird.data.chat_template import prompt_tokens
 from tailorbird.data.rows import DataError, Rows
 from tailorbird.evaluation.inference.chat_answers import answer_texts
@@ -66,7 +66,7 @@ def _scored(
         id_column="key",
     )
     columns: dict[str, Any] = score_part(
-        part, batch, model=of_loaded(loaded, batch_size=4)
+        part, batch, model=offline_model(loaded, batch_size=4)
     ).to_pydict()
     return columns
 

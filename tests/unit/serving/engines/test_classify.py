@@ -14,7 +14,7 @@ from transformers import BertConfig, BertModel
 
 from serving.engines.classify import Prediction, hybrid_rows, predict_texts, scores_by_class
 from serving.http.schemas import parse_request
-from serving.offline import InputRow, of_loaded, of_parts
+from serving.offline import InputRow, offline_hybrid, offline_model
 from serving.replica.classifier import _result
 from tailorbird.data.rows import Rows
 from tailorbird.data.tokenize import load_tokenizer
@@ -74,8 +74,9 @@ class LoadedHybrid:
 
     def predict(self, rows: Sequence[tuple[str, str | None]]) -> Sequence[Prediction]:
         """Return the predictions of texts with their groups."""
-        model = of_parts(
-            self.version, *(of_loaded(part, batch_size=BATCH) for part in (self.first, self.second))
+        model = offline_hybrid(
+            self.version,
+            *(offline_model(part, batch_size=BATCH) for part in (self.first, self.second)),
         )
         return model.answer([InputRow((("user", text),), "row", group) for text, group in rows])
 

@@ -19,7 +19,7 @@ from serving.http.api_keys import (
     parse_options,
     read_keys,
     require_local_caller,
-    require_own_page,
+    require_same_origin,
     sha256_of,
 )
 from serving.http.asgi import caller
@@ -188,7 +188,7 @@ CHAT = "https://chat.example"
 def test_behind_a_gateway_pages_of_other_origins_are_refused(
     headers: dict[str, str], is_allowed: bool
 ) -> None:
-    error = refusal(require_own_page, {"host": "api.example"} | headers)
+    error = refusal(require_same_origin, {"host": "api.example"} | headers)
     assert error == (None if is_allowed else "403 foreign_page")
 
 

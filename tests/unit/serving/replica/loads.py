@@ -27,8 +27,8 @@ class Loads:
         return SimpleNamespace(version=SimpleNamespace(name="task", version=uri, digest=digest))
 
     def versions(self) -> ServedVersions[Any]:
-        def unload(former: Any) -> None:
-            self.unloaded.append(former.version.version)
+        def unload(previous: Any) -> None:
+            self.unloaded.append(previous.version.version)
 
         return ServedVersions(self.load, read_secret=lambda: SECRET, unload=unload)
 

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.anyio
 class FakePool(ModelPool):
     """A pool of engines whose labels are the names of their versions."""
 
-    def load(self, uri: str, digest: str, *, of_hybrid: bool = False) -> Any:  # noqa: ARG002
+    def load(self, uri: str, digest: str, *, is_part: bool = False) -> Any:  # noqa: ARG002
         version = SimpleNamespace(
             name="task",
             version=uri,

@@ -151,7 +151,7 @@ async def test_an_absent_version_is_retried_until_it_loads_and_logged_once(
     versions: ServedVersions[Any] = ServedVersions(load, read_secret=bytes)
     await versions.reconfigure(config("one", others={"baseline": ref("probe")}))
     retries = asyncio.create_task(versions.keep_retrying())
-    await change(versions, config("bad"))  # is refused, so the former versions stay
+    await change(versions, config("bad"))  # is refused, so the previous versions stay
     while "baseline" not in versions.engines:
         await asyncio.sleep(0.01)
     assert versions.engine_of("baseline").version.version == "probe"

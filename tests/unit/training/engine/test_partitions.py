@@ -1,4 +1,4 @@
-"""Every value of a new rank comes from its place in the tensors of the former ranks, for any number
+"""Every value of a new rank comes from its place in the tensors of the previous ranks, for any number
 of ranks."""
 
 from collections.abc import Callable, Iterator
@@ -73,11 +73,11 @@ def test_a_new_rank_copies_each_of_its_values_from_the_former_ranks(
     before: int,
     after: int,
 ) -> None:
-    (former, saved), (expected, pieces) = layout(shapes, before), layout(shapes, after)
+    (previous, saved), (expected, pieces) = layout(shapes, before), layout(shapes, after)
     for rank in range(after):
         result = [[PADDING] * len(flat) for flat in expected[rank]]
         for copy in copies(pieces[rank], saved=saved):
-            values = former[copy.rank][copy.source][
+            values = previous[copy.rank][copy.source][
                 copy.source_start : copy.source_start + copy.length
             ]
             result[copy.target][copy.target_start : copy.target_start + copy.length] = values
