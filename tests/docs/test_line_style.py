@@ -17,7 +17,7 @@ PRODUCT = ("cluster", "serving", "tailorbird", "training", "tuning")
 CHARACTERS_PER_LINE = 41.5
 PER_10_000_TOKENS = {
     "paired assignments": 0.7,
-    "conditional expressions": 13.2,
+    "conditional expressions": 12.4,
     "nested comprehensions": 0.6,
 }
 LAYOUT = (tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.COMMENT)
