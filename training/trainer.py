@@ -4,7 +4,7 @@ retries."""
 import os
 import threading
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -127,6 +127,12 @@ def stop_trainings(threads: Sequence[threading.Thread]) -> None:
             thread.join(STOP_INTERVAL_S)
 
 
+@cache
+def _operator_timeout() -> str | None:
+    """Return the start timeout that an operator set before this process set one."""
+    return os.environ.get(START_TIMEOUT)
+
+
 def build_torch_trainer(
     function: Callable[[], Any],
     *,
@@ -145,8 +151,8 @@ def build_torch_trainer(
     from ray.train.torch import TorchConfig, TorchTrainer
 
     fixed = config.min_workers == config.max_workers
-    # Ray Train reads it from the environment only, where an operator may set it.
-    os.environ.setdefault(START_TIMEOUT, str(START_TIMEOUT_S if fixed else ELASTIC_START_TIMEOUT_S))
+    timeout_s = START_TIMEOUT_S if fixed else ELASTIC_START_TIMEOUT_S
+    os.environ[START_TIMEOUT] = _operator_timeout() or str(timeout_s)  # Ray reads only the variable
     resources: dict[str, float] = {"CPU": config.cpus_per_worker}
     if config.gpus_per_worker:
         resources["GPU"] = config.gpus_per_worker

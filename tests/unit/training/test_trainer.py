@@ -42,20 +42,23 @@ def test_the_gpus_of_one_node_train_at_stage_3_if_it_has_enough(
 
 
 @pytest.mark.parametrize(
-    ("fields", "variable", "seconds"),
-    [({}, "", 600), ({"num_workers": {"min": 1, "max": 2}}, "", 120), ({}, "1800", 1800)],
+    ("variable", "seconds"), [(None, [600, 120, 600]), ("1800", [1800, 1800, 1800])]
 )
-def test_an_operator_can_give_workers_more_time_to_start(
-    monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], variable: str, seconds: float
+def test_an_operator_can_give_the_workers_of_all_trainings_more_time_to_start(
+    monkeypatch: pytest.MonkeyPatch, variable: str | None, seconds: list[float]
 ) -> None:
-    monkeypatch.setenv(START_TIMEOUT, variable)
-    if not variable:
+    monkeypatch.setenv(START_TIMEOUT, variable or "")
+    if variable is None:
         monkeypatch.delenv(START_TIMEOUT)
+    trainer._operator_timeout.cache_clear()
     monkeypatch.setattr(trainer, "live_nodes", lambda: ())
-    build_torch_trainer(
-        lambda: None, config=TrainingConfig.model_validate(fields), uri="file:///tmp/training"
-    )
-    assert float(os.environ[START_TIMEOUT]) == seconds
+    timeouts = []
+    for fields in ({}, {"num_workers": {"min": 1, "max": 2}}, {}):
+        config = TrainingConfig.model_validate(fields)
+        build_torch_trainer(lambda: None, config=config, uri="file:///tmp/training")
+        timeouts.append(float(os.environ[START_TIMEOUT]))
+    trainer._operator_timeout.cache_clear()
+    assert timeouts == seconds
 
 
 def test_a_worker_without_a_gpu_sees_none() -> None:
