@@ -34,11 +34,9 @@ Its transformers 5.17 is replaced by the version of the lock, because some field
 there, for example `ContinuousBatchingConfig.page_size`.
 """
 UNUSED = re.compile(
-    r"(onnx.*|mlflow.*|hf-xet|databricks-sdk|flatbuffers|ml-dtypes|gitpython|gitdb|smmap|sqlparse|"
-    r"cryptography|py-spy|tensorboardx|boto3|s3transfer)=="
+    r"(onnx.*|hf-xet|flatbuffers|ml-dtypes|cryptography|py-spy|tensorboardx|boto3|s3transfer)=="
 )
-"""Packages of the lock for inference engines and trackers, which the acceptance test does not
-use."""
+"""Packages of the lock that the acceptance test does not use."""
 SOURCE_ONLY = re.compile(r"deepspeed==")
 RAY_UNUSED = ("ray/jars/", "ray/rllib/", "ray/cpp/")
 
