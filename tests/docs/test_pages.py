@@ -20,6 +20,7 @@ PAGES = [
     ROOT / "CONTRIBUTING.md",
     ROOT / "CHANGELOG.md",
     ROOT / "k8s" / "README.md",
+    ROOT / "recipes" / "README.md",
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 WRITTEN = [page for page in PAGES if page.parent != FOLDER]
