@@ -30,6 +30,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,7 @@ from training.dataset import epoch_batches, sampled_rows
 from training.engine.deepspeed_private import destroy_engine
 from training.loop import Callbacks, build_engine, train
 from training.reports import EpochReport
+from training.task import TaskRuntime
 
 MAX_LENGTH = 64
 NUM_VALIDATION_ROWS = 256
@@ -183,13 +185,34 @@ def _conversations(table: pa.Table) -> Rows:
     return build.rows(table["prompt"].to_pylist(), table["completion"].to_pylist(), chat=True)
 
 
-def _rates(number: float, begun: tuple[float, float], ended: tuple[float, float]) -> Figures:
-    """Return the rates between two readings of the clocks of CPU time and wall time."""
-    return {CPU: number / (ended[0] - begun[0]), WALL: number / (ended[1] - begun[1])}
+@dataclass(frozen=True)
+class Mark:
+    """The clocks of CPU time and wall time after a step, when a GPU has finished its work."""
+
+    step: int
+    cpu: float
+    wall: float
 
 
-def _clocks() -> tuple[float, float]:
-    return time.process_time(), time.perf_counter()
+def mark(step: int) -> Mark:
+    """Return the clocks now."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return Mark(step, cpu=time.process_time(), wall=time.perf_counter())
+
+
+def rates(marks: list[Mark], *, per_step: float, warm_up: int = 0) -> dict[str, float]:
+    """Return the rates between the first mark after the warm-up and the last mark; a step has
+    `per_step` rows or tokens.
+
+    `train` reports steps about once a second. If it ran for less than that, the rates include the
+    first steps.
+    """
+    later = [each for each in marks[:-1] if each.step >= warm_up]
+    first = (later or marks)[0]
+    last = marks[-1]
+    number = (last.step - first.step) * per_step
+    return {CPU: number / (last.cpu - first.cpu), WALL: number / (last.wall - first.wall)}
 
 
 @contextmanager
@@ -204,16 +227,12 @@ def _rank_variables() -> Iterator[None]:
             del os.environ[name]
 
 
-def _finetune(
-    runtime: ClassifierRuntime | ChatRuntime, config: TrainingConfig, number: float
-) -> Figures:
-    """Return the rates of `training.loop.train` for a number of rows or tokens."""
-    ended: list[tuple[float, float]] = []
+def finetune(runtime: TaskRuntime, config: TrainingConfig) -> tuple[list[Mark], EpochReport]:
+    """Train one epoch with `training.loop.train`; return the marks of its steps, and its report."""
     reports: list[EpochReport] = []
 
-    def on_step(report: StepEvent) -> None:
-        if report.step == report.num_steps:
-            ended.append(_clocks())
+    def on_step(event: StepEvent) -> None:
+        marks.append(mark(event.step))
 
     def on_epoch(report: EpochReport, _engine: Any) -> bool:
         reports.append(report)
@@ -222,10 +241,71 @@ def _finetune(
     callbacks = Callbacks(on_step=on_step, on_epoch=on_epoch)
     with _rank_variables():
         engine = build_engine(config, runtime)
-        begun = _clocks()
+        marks = [mark(0)]
         train(engine, config, runtime=runtime, callbacks=callbacks)
         destroy_engine(engine)
-    return _rates(number, begun, ended[-1]) | {"padding share": reports[-1].padding_share}
+    return marks, reports[-1]
+
+
+def run_trainer(
+    model: Any, rows: list[dict[str, Any]], collator: Any, *, warm_up: int = 0, **arguments: Any
+) -> list[Mark]:
+    """Train one epoch with transformers.Trainer and these `TrainingArguments`; return the marks of
+    the start, the last step of the warm-up and the last step."""
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    marks: list[Mark] = []
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            marks.append(mark(0))
+
+        def on_step_end(self, _arguments: Any, state: Any, _control: Any, **_: Any) -> None:
+            if state.global_step in (warm_up, state.max_steps):
+                marks.append(mark(state.global_step))
+
+    with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
+        settings = TrainingArguments(
+            output_dir=folder,
+            num_train_epochs=1,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            **arguments,
+        )
+        trainer = Trainer(
+            model=model,
+            args=settings,
+            train_dataset=rows,
+            data_collator=collator,
+            callbacks=[Clock()],
+        )
+        trainer.train()
+    return marks
+
+
+def _finetune(runtime: TaskRuntime, config: TrainingConfig, number: float) -> Figures:
+    """Return the rates for a number of rows or tokens."""
+    marks, report = finetune(runtime, config)
+    figures = rates(marks, per_step=number / marks[-1].step)
+    return figures | {"padding share": report.padding_share}
+
+
+def _trainer(
+    model: Any,
+    rows: list[dict[str, Any]],
+    collator: Any,
+    *,
+    config: TrainingConfig,
+    bf16: bool,
+    number: float,
+) -> Figures:
+    """Return the same for transformers.Trainer with its defaults."""
+    batch_size = config.batch_size
+    marks = run_trainer(
+        model, rows, collator, per_device_train_batch_size=batch_size, use_cpu=True, bf16=bf16
+    )
+    return rates(marks, per_step=number / marks[-1].step)
 
 
 def _bare(runtime: ClassifierRuntime, *, is_fused: bool | None) -> Figures:
@@ -235,7 +315,7 @@ def _bare(runtime: ClassifierRuntime, *, is_fused: bool | None) -> Figures:
     optimizer = torch.optim.AdamW(model.parameters(), lr=TRAINING.learning_rate, fused=is_fused)
     window = sampled_rows(runtime.train)
     assert window.labels is not None
-    begun = _clocks()
+    marks = [mark(0)]
     for rows in epoch_batches(
         window.lengths, batch_size=TRAINING.batch_size, seed=TRAINING.seed, epoch=0
     ):
@@ -246,7 +326,7 @@ def _bare(runtime: ClassifierRuntime, *, is_fused: bool | None) -> Figures:
         loss = cross_entropy(logits, torch.from_numpy(window.labels[rows]))
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    return _rates(NUM_ROWS, begun, _clocks())
+    return rates([*marks, mark(1)], per_step=NUM_ROWS)
 
 
 def _classifier_trainer(runtime: ClassifierRuntime, *, bf16: bool) -> Figures:
@@ -261,7 +341,7 @@ def _classifier_trainer(runtime: ClassifierRuntime, *, bf16: bool) -> Figures:
     for tokens, label in zip(window.tokens(range(len(window))), window.labels, strict=True):
         rows.append({"input_ids": tokens, "labels": int(label)})
     collator = DataCollatorWithPadding(load_tokenizer(base))
-    return _rates(NUM_ROWS, *_run_trainer(model, rows, collator, config=TRAINING, bf16=bf16))
+    return _trainer(model, rows, collator, config=TRAINING, bf16=bf16, number=NUM_ROWS)
 
 
 def _chat_trainer(runtime: ChatRuntime, num_tokens: float, *, bf16: bool) -> Figures:
@@ -276,40 +356,7 @@ def _chat_trainer(runtime: ChatRuntime, num_tokens: float, *, bf16: bool) -> Fig
         rows.append({"input_ids": row.ids, "attention_mask": mask, "labels": labels})
     model = load_causal(base)
     collator = DataCollatorForSeq2Seq(load_tokenizer(base))
-    return _rates(num_tokens, *_run_trainer(model, rows, collator, config=CHAT_TRAINING, bf16=bf16))
-
-
-def _run_trainer(
-    model: Any, rows: list[dict[str, Any]], collator: Any, *, config: TrainingConfig, bf16: bool
-) -> list[tuple[float, float]]:
-    """Train with the config's batch size and epochs, and return the clocks at the start and the end
-    of the training steps."""
-    from transformers import Trainer, TrainerCallback, TrainingArguments
-
-    marks: list[tuple[float, float]] = []
-
-    class Clock(TrainerCallback):  # type: ignore[misc]
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            marks.append(_clocks())
-
-        def on_epoch_end(self, *_: Any, **__: Any) -> None:
-            marks.append(_clocks())
-
-    arguments = TrainingArguments(
-        output_dir=tempfile.gettempdir(),
-        per_device_train_batch_size=config.batch_size,
-        num_train_epochs=1,
-        use_cpu=True,
-        bf16=bf16,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-    )
-    trainer = Trainer(
-        model=model, args=arguments, train_dataset=rows, data_collator=collator, callbacks=[Clock()]
-    )
-    trainer.train()
-    return marks
+    return _trainer(model, rows, collator, config=CHAT_TRAINING, bf16=bf16, number=num_tokens)
 
 
 def _restart_as_worker(config: TrainingConfig) -> None:
