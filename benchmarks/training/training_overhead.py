@@ -216,10 +216,10 @@ def rates(marks: list[Mark], *, per_step: float, warm_up: int = 0) -> dict[str, 
 
 
 @contextmanager
-def _rank_variables() -> Iterator[None]:
+def rank_variables(*, world_size: int = 1) -> Iterator[None]:
     """Set the variables that Ray Train sets for DeepSpeed, within the block only (see
     RANK_VARIABLES)."""
-    os.environ.update(RANK_VARIABLES)
+    os.environ.update(RANK_VARIABLES | {"WORLD_SIZE": str(world_size)})
     try:
         yield
     finally:
@@ -239,7 +239,7 @@ def finetune(runtime: TaskRuntime, config: TrainingConfig) -> tuple[list[Mark], 
         return True
 
     callbacks = Callbacks(on_step=on_step, on_epoch=on_epoch)
-    with _rank_variables():
+    with rank_variables():
         engine = build_engine(config, runtime)
         marks = [mark(0)]
         train(engine, config, runtime=runtime, callbacks=callbacks)
