@@ -229,7 +229,9 @@ def small_level() -> Figures:
                 latent = 0.8**0.5 * shared + 0.2**0.5 * generator.standard_normal(num_rows)
                 wrong = (labels + generator.integers(1, 5, num_rows)) % 5
                 outputs = np.where(latent < norm.ppf(0.75), labels, wrong)
-                tables.append(predictions(outputs.astype(str), labels.astype(str).tolist()))
+                tables.append(
+                    predictions(outputs.astype(str).tolist(), labels.astype(str).tolist())
+                )
             effect = class_metric_effect(
                 tables[0], other=tables[1], metric="macro_f1", alpha=SMALL_LEVEL
             )
@@ -296,6 +298,7 @@ def _decisions_unlike_rule() -> int:
     """Return the number of full decisions, from predictions to result, that differ from the rule on
     the same counts."""
     different = 0
+    rules: list[tuple[float, Callable[[Indices], Months], tuple[float, float] | None]]
     rules = [(gain, _decided, None) for gain in (-0.03, 0.01, 0.03)]
     rules += [(gain, _decided_for_cost, (2.0, 1.0)) for gain in (-0.03, 0.0)]
     for gain, rule, costs in rules:

@@ -302,8 +302,8 @@ def intervals() -> Measured:
         by_macro_f1[f"{n:,} rows, {name}"] = _equal_by_macro_f1(n, shares=shares_of_classes)
     print_table("Two equally good models, by macro-F1", by_macro_f1)
 
-    figures = {}
-    bounds = {}
+    figures: dict[str, float] = {}
+    bounds: dict[str, str] = {}
     for suffix, table, limit in (("", rows, "<= 0.03"), (" by macro-F1", by_macro_f1, "<= 0.035")):
         proven_name = f"an equal model is proven better{suffix}"
         coverage_name = f"lowest coverage of the interval{suffix}"

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -53,14 +54,15 @@ def saved_model(folder: Path, task: str, size: str) -> str:
     saved = folder / f"{task}-{size}"
     if not saved.exists():
         torch.manual_seed(0)
+        build_model = _llama if task == "chat" else _bert
         with torch.device(default_device()), torch.no_grad():
-            model = _llama(size) if task == "chat" else _bert(size)
+            model = build_model(size)
         model.save_pretrained(saved)
         tokenizer().save_pretrained(saved)
     return saved.as_uri()
 
 
-def _llama(size: str) -> torch.nn.Module:
+def _llama(size: str) -> Any:
     width, feed_forward, layers, heads, key_value_heads, vocabulary = LLAMAS[size]
     config = LlamaConfig(
         hidden_size=width,
@@ -82,7 +84,7 @@ def _llama(size: str) -> torch.nn.Module:
     return lm
 
 
-def _bert(size: str) -> torch.nn.Module:
+def _bert(size: str) -> Any:
     width, feed_forward, layers, heads, vocabulary = BERTS[size]
     config = BertConfig(
         hidden_size=width,

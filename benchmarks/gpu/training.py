@@ -156,8 +156,8 @@ def _throughput(
     The spread is the largest minus the smallest ratio of the rounds: the resolution of the ratio.
     """
     if reduced:
-        config = measured.config | {"batch_size": 4, "batch_tokens": None}
-        measured = Measurement(measured.task, "tiny", config, num_tokens=64, num_steps=6)
+        tiny = measured.config | {"batch_size": 4, "batch_tokens": None}
+        measured = Measurement(measured.task, "tiny", tiny, num_tokens=64, num_steps=6)
     base_model = saved_model(folder, measured.task, measured.size)
     config = training_config(reduced, zero_stage=0, **measured.config)
     num_rows = measured.num_steps * config.batch_size
@@ -170,7 +170,7 @@ def _throughput(
         rounds = take_turns(
             {
                 "tailorbird": partial(_tailorbird_rate, runtime, config, per_step),
-                "trainer": partial(_trainer_rate, measured, runtime, config, per_step),
+                "trainer": partial(_trainer_rate, measured, base_model, runtime, config),
             },
             rounds=ROUNDS,
         )
@@ -209,14 +209,14 @@ def _tailorbird_rate(runtime: TaskRuntime, config: TrainingConfig, per_step: flo
 
 
 def _trainer_rate(
-    measured: Measurement, runtime: TaskRuntime, config: TrainingConfig, per_step: float
+    measured: Measurement, base_model: str, runtime: TaskRuntime, config: TrainingConfig
 ) -> Figures:
     """Return the same for transformers.Trainer with bf16, sdpa, fused AdamW and the same
     checkpointing."""
     is_on_gpu = config.gpus_per_worker == 1
     num_parts = 2 if config.batch_tokens else 1
     marks = run_trainer(
-        _trainer_model(measured, runtime, config),
+        _trainer_model(measured, base_model, config),
         _trainer_rows(runtime),
         _stacked,
         warm_up=WARM_UP,
@@ -232,13 +232,14 @@ def _trainer_rate(
         logging_strategy="no",
     )
     _free_memory()
+    per_step = config.batch_size * measured.num_tokens
     return rates(marks, per_step=per_step, warm_up=WARM_UP)
 
 
-def _trainer_model(measured: Measurement, runtime: TaskRuntime, config: TrainingConfig) -> Any:
+def _trainer_model(measured: Measurement, base_model: str, config: TrainingConfig) -> Any:
     """Return the same model as a user of Trainer loads it: fp32 for full training, a bf16 base for
     LoRA."""
-    folder = local_copy(runtime.task.base_model)
+    folder = local_copy(base_model)
     if measured.task == "classification":
         return AutoModelForSequenceClassification.from_pretrained(
             folder, num_labels=len(CLASSES), dtype=torch.float32, attn_implementation="sdpa"

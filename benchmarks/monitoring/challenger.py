@@ -196,7 +196,7 @@ def _outcomes(keys: NDArray[np.uint64], **columns: NDArray[Any]) -> Outcomes:
     """Return audited answers of the champion in the first audit; `columns` replace columns."""
     num = len(keys)
     zeros = np.zeros(num, np.int64)
-    fields = {
+    fields: dict[str, Any] = {
         "keys": keys,
         "arms": np.zeros(num, np.uint8),
         "at": zeros,

@@ -79,7 +79,7 @@ def main() -> None:
 
     rows = {name: medians(rounds) for name, rounds in measured.items()}
     print_table(f"one text per request, {pretrained.dtype_name()}", rows)
-    figures = {}
+    figures: dict[str, float] = {}
     for name, row in rows.items():
         figures |= {f"{name}_{figure}": value for figure, value in row.items()}
     bounds = {}

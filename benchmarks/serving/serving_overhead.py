@@ -167,7 +167,7 @@ def _round(uri: str, texts: list[str], served: Served) -> Figures:
 def _latencies(served: Served) -> dict[str, Figures]:
     """Return texts per second and latencies (p50, p99) by number of clients and texts per
     request."""
-    latencies = {}
+    latencies: dict[str, Figures] = {}
     for count, script in served.scripts.items():
         for clients in CLIENTS:
             load = _wrk(served.url, script, seconds=SECONDS, clients=clients)
@@ -229,7 +229,7 @@ def _raw(uri: str, texts: list[str]) -> float:
         processes.append(context.Process(target=raw_forward, args=arguments))
     for process in processes:
         process.start()
-    rates = [results.get() for _ in processes]
+    rates: list[float] = [results.get() for _ in processes]
     for process in processes:
         process.join()
     return sum(rates)

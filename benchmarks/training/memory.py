@@ -203,11 +203,13 @@ def run_cases(cases: Sequence[Case], folder: Path) -> dict[str, dict[str, float]
     """Measure cases in this process."""
     torch.set_num_threads(1)
     group = cases[0].group
-    store = FakeStore()
-    if group == "gloo":
-        store = dist.FileStore(str(folder / "store"), cases[0].ranks)
     rank = int(os.environ["RANK"])
-    dist.init_process_group(group, store=store, rank=rank, world_size=cases[0].ranks)
+    ranks = cases[0].ranks
+    if group == "gloo":
+        method = (folder / "store").as_uri()
+        dist.init_process_group(group, init_method=method, rank=rank, world_size=ranks)
+    else:
+        dist.init_process_group(group, store=FakeStore(), rank=rank, world_size=ranks)
     return {case.name: _run(case, folder) for case in cases}
 
 
