@@ -115,11 +115,13 @@ def _smoke(folder: Path, reduced: bool, *, size: str, **fields: Any) -> Iterator
 
 def lora_8b(folder: Path, reduced: bool) -> Iterator[Figure]:
     """Measure LoRA of the 8B model at 4k tokens, with fp32 and with bf16 parameters."""
-    for dtype in ("fp32", "bf16"):
-        fields = {"batch_size": 2, "method": "lora", "gradient_checkpointing": True}
-        config = fields | {"parameter_dtype": dtype}
-        measurement = Measurement("chat", "8b", config, num_tokens=4096, num_steps=10)
-        yield from _throughput(f"4k_{dtype}", folder, reduced, measurement, least_rate=8000)
+    # A case has one process group, because DeepSpeed keeps the first one of a process.
+    with process_group():
+        for dtype in ("fp32", "bf16"):
+            fields = {"batch_size": 2, "method": "lora", "gradient_checkpointing": True}
+            config = fields | {"parameter_dtype": dtype}
+            measured = Measurement("chat", "8b", config, num_tokens=4096, num_steps=10)
+            yield from _throughput(f"4k_{dtype}", folder, reduced, measured, least_rate=8000)
 
 
 def full_1b(folder: Path, reduced: bool) -> Iterator[Figure]:
@@ -128,17 +130,19 @@ def full_1b(folder: Path, reduced: bool) -> Iterator[Figure]:
     long = {"batch_size": 2, "batch_tokens": 8192, "gradient_checkpointing": True}
     at_2k = Measurement("chat", "1b", short, num_tokens=2048, num_steps=16)
     at_8k = Measurement("chat", "1b", long, num_tokens=8192, num_steps=12)
-    yield from _throughput("2k", folder, reduced, at_2k, least_mfu=0.40)
-    yield from _throughput("8k", folder, reduced, at_8k)
-    yield _validation(folder, reduced)
+    with process_group():
+        yield from _throughput("2k", folder, reduced, at_2k, least_mfu=0.40)
+        yield from _throughput("8k", folder, reduced, at_8k)
+        yield _validation(folder, reduced)
 
 
 def encoder(folder: Path, reduced: bool) -> Iterator[Figure]:
     """Measure full training of a 0.4B encoder at 128 and 512 tokens."""
     at_128 = Measurement("classification", "400m", {"batch_size": 128}, 128, num_steps=48)
     at_512 = Measurement("classification", "400m", {"batch_size": 32}, 512, num_steps=48)
-    yield from _throughput("128", folder, reduced, at_128)
-    yield from _throughput("512", folder, reduced, at_512, least_mfu=0.35)
+    with process_group():
+        yield from _throughput("128", folder, reduced, at_128)
+        yield from _throughput("512", folder, reduced, at_512, least_mfu=0.35)
 
 
 def _throughput(
@@ -164,16 +168,15 @@ def _throughput(
     task = training_task(
         base_model, measured.task, num_rows=num_rows, num_tokens=measured.num_tokens
     )
-    with process_group():
-        runtime = task.load_runtime()
-        per_step = config.batch_size * measured.num_tokens
-        rounds = take_turns(
-            {
-                "tailorbird": partial(_tailorbird_rate, runtime, config, per_step),
-                "trainer": partial(_trainer_rate, measured, base_model, runtime, config),
-            },
-            rounds=ROUNDS,
-        )
+    runtime = task.load_runtime()
+    per_step = config.batch_size * measured.num_tokens
+    rounds = take_turns(
+        {
+            "tailorbird": partial(_tailorbird_rate, runtime, config, per_step),
+            "trainer": partial(_trainer_rate, measured, base_model, runtime, config),
+        },
+        rounds=ROUNDS,
+    )
     rate = median(figures[WALL] for figures in rounds["tailorbird"])
     ratios = []
     for tailorbird, trainer in zip(rounds["tailorbird"], rounds["trainer"], strict=True):
@@ -287,7 +290,7 @@ def _validation(folder: Path, reduced: bool) -> Figure:
         max_new_tokens=max_new_tokens,
     )
     config = training_config(reduced, zero_stage=0)
-    with process_group(), rank_variables():
+    with rank_variables():
         runtime = task.load_runtime()
         engine = build_engine(config, runtime)
         runtime.score(engine, config)
