@@ -254,6 +254,8 @@ async def send_without_pause(
                     content = await answer.json()
                 expected = labels[text].get(content["version"])
                 is_wrong = [result["label"] for result in content["results"]] != [expected]
+                if is_wrong:
+                    print(f"{text!r} was answered with {content}", flush=True)
             except (aiohttp.ClientError, TimeoutError, ValueError) as error:
                 print(f"a request failed: {type(error).__name__}: {error}", flush=True)
                 is_failed = True
