@@ -16,10 +16,12 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.report import Figure, from_line
+from benchmarks.gpu.ray_head import local_ray
 from tailorbird.config.training import TrainingConfig
 from training.trainer import worker_environment
 
@@ -65,9 +67,16 @@ def main() -> int:
         for part in given.parts or PARTS:
             ends_at = time.monotonic() + (REDUCED_LIMIT_S if given.reduced else PART_LIMIT_S)
             for name in PARTS[part]:
-                result = measure_case(
-                    name, folder=folder, ends_at=ends_at, reduced=given.reduced, strict=given.strict
-                )
+                # Ray reads its settings on import, so it runs before the process of a case starts.
+                needs_ray = name.startswith("cluster.") and name != "cluster.smoke_vllm"
+                with local_ray(Path(folder)) if needs_ray else nullcontext():
+                    result = measure_case(
+                        name,
+                        folder=folder,
+                        ends_at=ends_at,
+                        reduced=given.reduced,
+                        strict=given.strict,
+                    )
                 results.append(result)
                 RESULTS.write_text(json.dumps(results, indent=1), encoding="utf-8")
                 print(json.dumps(result), flush=True)

@@ -1,17 +1,14 @@
-"""Cases on a Ray head on this machine: training by Ray Train and Ray Tune, runs to a verdict, and
+"""Cases on a Ray cluster, which the environment names: training by Ray Train and Ray Tune, runs to a verdict, and
 services."""
 
 import importlib.util
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -31,9 +28,6 @@ from benchmarks.gpu.training import RESUME_TOLERANCE, training_config
 from benchmarks.harness import ROOT, chat_request, register, server, stream_all
 from benchmarks.training.training_overhead import rank_variables
 from cluster.connection import connect
-from cluster.local import ports
-from cluster.local.ray_env import environment, stack_keys
-from cluster.local.supervisor import ray_answers, start_ray, stop_servers
 from cluster.progress import EpochEvent, ProgressEvent, StepEvent, TrialEvent
 from tailorbird.config.serving import ServingConfig
 from tailorbird.config.tuning import TuningConfig
@@ -42,7 +36,6 @@ from training.loop import Callbacks, build_engine, train
 from training.reports import EpochReport
 from tuning.futility import Target
 
-RAY_START_TIMEOUT_S = 120
 EPOCHS = 4
 KILLED_IN = 2
 """Epoch in which the worker is killed. The checkpoint of the first epoch is stored then, because
@@ -59,42 +52,6 @@ NUM_CLIENTS = 16
 STREAMS = (64, 256)
 MAX_TOKENS = 128
 MODEL_LENGTH = 1024
-
-
-@contextmanager
-def local_ray(folder: Path) -> Iterator[None]:
-    """Start a Ray head with a dashboard and without an S3 server, set the environment variables of
-    this process for it, and connect.
-
-    A cluster that RAY_ADDRESS names is used instead.
-    """
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
-    )
-    os.environ["TAILORBIRD_CACHE"] = str(folder / "cache")
-    if os.environ.get("RAY_ADDRESS"):
-        with connect():
-            yield
-        return
-    keys = stack_keys(folder)
-    base, claim = ports.claim_ports()
-    temp_dir = Path(tempfile.mkdtemp(prefix="tb-", dir="/tmp"))  # paths of sockets must be short
-    variables = environment(base, folder=folder, temp_dir=temp_dir, keys=keys)
-    os.environ.update({name: variables[name] for name in variables if name[:4] != "AWS_"})
-    head = start_ray(base, temp_dir=temp_dir, num_cpus=None)
-    try:
-        deadline = time.monotonic() + RAY_START_TIMEOUT_S
-        while not ray_answers(base, keys=keys):
-            if head.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError("Ray does not start on this machine; see its output above")
-            time.sleep(0.2)
-        os.environ["RAY_ADDRESS"] = f"127.0.0.1:{base + ports.GCS}"
-        with connect():
-            yield
-    finally:
-        stop_servers([head])
-        shutil.rmtree(temp_dir, ignore_errors=True)
-        claim.close()
 
 
 @dataclass(frozen=True)
@@ -164,8 +121,7 @@ def killed_worker(folder: Path, reduced: bool) -> Iterator[Figure]:
     del engine, runtime
 
     log = WorkerLog(folder / "killed.jsonl", kill_in_epoch=KILLED_IN)
-    with local_ray(folder):
-        # Ray is imported after its start, because it reads its settings on import.
+    with connect():
         from training.trainer import finetune
 
         finetune(config, task=task, uri=(folder / "killed").as_uri(), events=log)
@@ -187,7 +143,7 @@ def trials(folder: Path, reduced: bool) -> Iterator[Figure]:
         {"num_trials": NUM_TRIALS, "max_concurrent_trials": 1, "space": space}
     )
     log = WorkerLog(folder / "trials.jsonl")
-    with local_ray(folder):
+    with connect():
         from tuning.sweep import sweep
 
         result = sweep(
@@ -214,7 +170,7 @@ def run_classification(folder: Path, reduced: bool) -> Iterator[Figure]:
         texts = [letters(generator, 24, alphabet=ALPHABETS[label]) for label in labels]
         columns[split] = {"text": texts, "label": labels}
     training = {"epochs": 2, "batch_size": 16, "learning_rate": 1e-4}
-    with local_ray(folder):
+    with connect():
         recipe = _recipe(folder, reduced, "classification", columns, training=training)
         yield Figure("has_verdict", float(bool(_outcome(recipe))), ">= 1")
 
@@ -230,7 +186,7 @@ def run_chat(folder: Path, reduced: bool) -> Iterator[Figure]:
         if split == "train":
             answers = ["no" if row % 3 == 0 else "yes" for row in range(size)]
         columns[split] = {"prompt": prompts, "completion": answers}
-    with local_ray(folder):
+    with connect():
         recipe = _recipe(
             folder,
             reduced,
@@ -387,7 +343,7 @@ def serve_vllm(folder: Path, reduced: bool) -> Iterator[Figure]:
         max_batch_size=max(counts),
         max_queued_requests=4 * max(counts),
     )
-    with local_ray(folder):
+    with connect():
         try:
             url = rollout.deploy(config, task_uri=task_uri, version=version)
             for count in counts:
