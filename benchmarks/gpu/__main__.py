@@ -16,12 +16,12 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.report import Figure, from_line
 from benchmarks.gpu.ray_head import local_ray
+from benchmarks.gpu.report import Figure, from_line
 from tailorbird.config.training import TrainingConfig
 from training.trainer import worker_environment
 
@@ -67,9 +67,7 @@ def main() -> int:
         for part in given.parts or PARTS:
             ends_at = time.monotonic() + (REDUCED_LIMIT_S if given.reduced else PART_LIMIT_S)
             for name in PARTS[part]:
-                # Ray reads its settings on import, so it runs before the process of a case starts.
-                needs_ray = name.startswith("cluster.") and name != "cluster.smoke_vllm"
-                with local_ray(Path(folder)) if needs_ray else nullcontext():
+                try:
                     result = measure_case(
                         name,
                         folder=folder,
@@ -77,6 +75,8 @@ def main() -> int:
                         reduced=given.reduced,
                         strict=given.strict,
                     )
+                except RuntimeError as error:  # Ray does not start
+                    result = {"benchmark": f"gpu {name}", "failed": str(error), "holds": False}
                 results.append(result)
                 RESULTS.write_text(json.dumps(results, indent=1), encoding="utf-8")
                 print(json.dumps(result), flush=True)
@@ -104,10 +104,36 @@ def measure_case(
     command = [sys.executable, "-m", "benchmarks.gpu", "--case", name, folder]
     if reduced:
         command.append("--reduced")
+    with ExitStack() as running:
+        if name.startswith("cluster."):
+            # Ray reads its settings on import, so it runs before the process of a case starts.
+            running.enter_context(local_ray(Path(folder)))
+        figures, code = _figures_of(command, config=config, ends_at=ends_at)
+    missed = [figure.name for figure in figures if figure.is_missed]
+    required = [
+        figure.name for figure in figures if figure.is_missed and (strict or not figure.is_hardware)
+    ]
+    return {
+        "benchmark": f"gpu {name}",
+        "device": _device(reduced),
+        "seconds": round(time.monotonic() - started, 1),
+        "figures": {figure.name: round(figure.value, 5) for figure in figures},
+        "bounds": {figure.name: figure.bound for figure in figures if figure.bound},
+        "missed": missed,
+        "exit_code": code,
+        "holds": code == 0 and not required,
+    }
+
+
+def _figures_of(
+    command: list[str], *, config: TrainingConfig, ends_at: float
+) -> tuple[list[Figure], int]:
+    """Run the process of a case until `ends_at`; print its output, and return its figures and exit
+    code."""
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env=os.environ | worker_environment(config)
     )
-    timer = threading.Timer(max(0.0, ends_at - started), process.terminate)
+    timer = threading.Timer(max(0.0, ends_at - time.monotonic()), process.terminate)
     timer.start()
     figures: list[Figure] = []
     try:
@@ -125,20 +151,7 @@ def measure_case(
     finally:
         timer.cancel()
         code = _end(process)
-    missed = [figure.name for figure in figures if figure.is_missed]
-    required = [
-        figure.name for figure in figures if figure.is_missed and (strict or not figure.is_hardware)
-    ]
-    return {
-        "benchmark": f"gpu {name}",
-        "device": _device(reduced),
-        "seconds": round(time.monotonic() - started, 1),
-        "figures": {figure.name: round(figure.value, 5) for figure in figures},
-        "bounds": {figure.name: figure.bound for figure in figures if figure.bound},
-        "missed": missed,
-        "exit_code": code,
-        "holds": code == 0 and not required,
-    }
+    return figures, code
 
 
 def _end(process: "subprocess.Popen[str]") -> int:

@@ -1,5 +1,5 @@
-"""Cases on a Ray cluster, which the environment names: training by Ray Train and Ray Tune, runs to a verdict, and
-services."""
+"""Cases on a Ray cluster, which the environment names: training by Ray Train and Ray Tune, runs to
+a verdict, and services."""
 
 import importlib.util
 import json
