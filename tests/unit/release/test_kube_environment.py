@@ -3,7 +3,6 @@
 import copy
 import re
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from tailorbird.release.kube_environment import (
     write_environment,
 )
 from tests.k8s.crds import FILES, needs_crds, validator
-from tests.k8s.manifests import K8S, KUBECTL, ROOT, of_kind, put
+from tests.k8s.manifests import K8S, ROOT, kustomize, of_kind, put
 from tests.k8s.test_schemas import KUBERNETES, WITHOUT_SCHEMA
 
 RECIPE = ROOT / "recipes" / "icd10_chapters.yaml"
@@ -78,10 +77,7 @@ def test_the_folder_contains_all_permanent_resources_once(
     built: list[dict[str, Any]] = []
     for folder in ("platform", "icd10-chapters"):
         # kustomize refuses a folder with the same document twice.
-        command = [KUBECTL, "kustomize", str(tmp_path / folder)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        built += parsed(done.stdout)
+        built += parsed(kustomize(str(tmp_path / folder)))
     kinds = {"Namespace", "ServiceAccount", "Role", "RoleBinding", "ResourceQuota", "LimitRange"}
     kinds |= {"NetworkPolicy", "RayService", "PodDisruptionBudget", "StatefulSet", "Service"}
     kinds |= {"CronJob", "ConfigMap", "Probe", "PrometheusRule"}
