@@ -100,11 +100,11 @@ screenshots: $(SETUP)
 	$(BIN)/python -m docs.screenshots
 
 bench: $(SETUP)
-	@for name in $(subst /,.,$(patsubst benchmarks/%.py,%,$(filter-out %/trainer.py benchmarks/gpu/%,$(wildcard benchmarks/*/*.py)))); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
+	@for name in $(subst /,.,$(patsubst benchmarks/%.py,%,$(filter-out benchmarks/gpu/%,$(wildcard benchmarks/*/*.py)))); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
 
-# The acceptance test on a machine with a GPU, with the environment of the machine (benchmarks/gpu/README.md).
+# The acceptance test on a machine with a GPU (benchmarks/gpu/README.md), in .venv if it is there.
 gpu:
-	$(PYTHON) -m benchmarks.gpu $(if $(PART),--part $(PART)) $(if $(KEEP_GOING),--keep-going) $(if $(REDUCED),--reduced)
+	$(firstword $(wildcard $(BIN)/python) $(PYTHON)) -m benchmarks.gpu $(PART) $(if $(STRICT),--strict) $(if $(REDUCED),--reduced)
 
 clean:
 	rm -rf .venv dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis

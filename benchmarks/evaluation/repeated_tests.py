@@ -1,180 +1,271 @@
-"""Error rates of tests at small levels, and of a year of monthly re-evaluations, by simulation.
+"""False improvements in repeated tests, and error rates of a year of monthly re-evaluations.
 
-    python -m benchmarks.evaluation.repeated_tests
+    python -m benchmarks.evaluation.repeated_tests [known_rows] [small_level] [reevaluations]
 
-Small levels: how often are equal models significant at 0.004 by macro-F1, whose t statistic is
-approximate? And how often is a gain of 40 points proven at each of 24 accesses, in a family of
-three?
+Known rows: twelve equal candidates are tested on the same rows, or on rows of which a share is in
+all tests. Each test changes the known rows as a user might: another punctuation, a zero-width
+space, another system prompt and class. One equal candidate is tested again after each of ten
+additions of rows. A figure is the share of these series with any false improvement. It is at most
+the sum of half of the levels, because each level is two-sided. "Uncorrected" is the share if every
+test has the full alpha. "Best again" is the share of false improvements if the last test does not
+compare a new candidate but the one with the largest gain in the tests before.
 
-Re-evaluations: each month brings newly audited rows. "Separate tests" is the share if each month
-tests only its new rows, at alpha / (month (month + 1)).
+Small level: how often are equal models significant at 0.004 by macro-F1, whose t statistic is
+approximate? Re-evaluations: each month brings newly audited rows.
 """
 
-from collections.abc import Callable
-from dataclasses import replace
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from benchmarks.rounds import finish, print_table
+from benchmarks.harness import Figures, finish, print_table, standard_error
+from tailorbird.data.fingerprints import fingerprints, user_texts
+from tailorbird.data.rows import Rows, text_of
 from tailorbird.evaluation.gates.cost import ServingUsage
-from tailorbird.evaluation.predictions import ModelPredictions, Predictions
+from tailorbird.evaluation.predictions import ModelPredictions
 from tailorbird.evaluation.statistics.class_metrics import class_metric_effect
-from tailorbird.evaluation.statistics.confidence_sequence import confidence_sequence, log_wealth
-from tailorbird.evaluation.statistics.means import mean_effect
+from tailorbird.evaluation.statistics.confidence_sequence import log_wealth
 from tailorbird.evaluation.statistics.paired import midp_values, newcombe_limits
 from tailorbird.evaluation.verdict.inputs import VerdictInputs
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.operate.reevaluation_verdict import decide_reevaluation
-from tailorbird.registry.test_set_ledger import share_of_alpha
+from tailorbird.registry.test_set_ledger import Hashes, record_test_access
+from tests.build import predictions
 
-ALPHA, MINIMUM_GAIN = 0.05, 0.01
-CHUNK = 100
-NUM_YEARS, MONTHS, ROWS_A_MONTH = 10_000, 12, 300
-DISCORDANCES = (0.08, 0.12, 0.2)
-NUM_TEXTS, NUM_CLUSTERED_YEARS, NUM_DECISIONS = 8, 2_000, 40
-NUM_SUBJECTS, NUM_SUBJECT_YEARS = 300, 200
-SMALL_LEVEL, NUM_SMALL = 0.004, 4_000
-CLASS_SHARES, SMALL_SIZES, NUM_ACCESSES, NUM_LARGE = (
-    (0.45, 0.25, 0.15, 0.10, 0.05),
-    (200, 1_000),
-    24,
-    10,
-)
-VALUES = np.array([-1.0, 0.0, 1.0])
+ALPHA = 0.05
+MINIMUM_GAIN = 0.01
 LEVEL = float(np.log(2 / ALPHA))
+NUM_SERIES = 4_000
+CHUNK = 100
+NUM_CANDIDATES = 12
+NUM_ROWS = 1_500
+MORE_ROWS = 500
+NUM_ADDITIONS = 10
+SHARES = (1.0, 0.5, 0.3, 0.06, 0.04)
+EDITS = ("{}", "{}.", "\u200b{}", "  {} !")
+SMALL_LEVEL = 0.004
+SMALL_SIZES = (200, 1_000)
+NUM_SMALL = 4_000
+CLASS_SHARES = (0.45, 0.25, 0.15, 0.10, 0.05)
+NUM_YEARS = 10_000
+MONTHS = 12
+ROWS_A_MONTH = 300
+DISCORDANCES = (0.08, 0.12, 0.2)
+NUM_DECISIONS = 40
+VALUES = np.array([-1.0, 0.0, 1.0])
 BOUNDS = {
+    "rate_in_12_tests_of_the_same_rows": f"<= {ALPHA}",
+    "largest_rate_above_the_sum_of_half_of_the_levels": "<= 0",
+    "largest_rate_if_the_best_candidate_is_tested_again": f"<= {ALPHA}",
+    "rate_of_an_equal_candidate_after_10_additions": f"<= {ALPHA}",
     "rate_of_equal_models_significant_at_0.004_by_macro_f1": "<= 0.006",
-    "share_of_gains_of_40_points_proven_at_24_accesses": ">= 1",
-    "rate_of_withdrawing_a_champion_at_the_minimum_gain_within_a_year": f"<= {ALPHA}",
-    "rate_of_withdrawing_such_a_champion_with_8_alike_texts_a_request": f"<= {ALPHA}",
-    "rate_of_missing_an_equal_champion_with_few_subjects_within_a_year": f"<= {ALPHA}",
-    "rate_of_renewing_an_equal_champion_within_a_year": f"<= {ALPHA}",
-    "rate_of_missing_the_mean_of_partial_scores_within_a_year": f"<= {ALPHA}",
-    "rate_of_withdrawing_a_cheaper_champion_at_minus_the_margin_within_a_year": f"<= {ALPHA}",
-    "rate_of_renewing_a_cheaper_champion_at_minus_the_margin_within_a_year": f"<= {ALPHA}",
-    "rate_of_withdrawing_an_equal_cheaper_champion_within_a_year": f"<= {ALPHA}",
-    "rate_of_renewing_a_champion_at_3_points_in_month_12": ">= 0.97",
-    "rate_of_withdrawing_a_champion_at_minus_3_points_within_a_year": ">= 0.97",
+    "withdrawn at +1": f"<= {ALPHA}",
+    "renewed at 0": f"<= {ALPHA}",
+    "cheaper, withdrawn at -1": f"<= {ALPHA}",
+    "cheaper, renewed at -1": f"<= {ALPHA}",
+    "cheaper, withdrawn at 0": f"<= {ALPHA}",
+    "renewed at +3, month 12": ">= 0.97",
+    "withdrawn at -3": ">= 0.97",
     "decisions_unlike_the_rule": "<= 0",
 }
 Indices = NDArray[np.int64]
+Months = tuple[NDArray[np.bool_], NDArray[np.bool_]]
+"""In which months [years, months] a verdict is renewed, and in which it is withdrawn."""
 
 
 def main() -> None:
     """Print the tables, then one line of JSON."""
-    years = {f"discordance {rate:g}": _years(rate) for rate in DISCORDANCES}
-    print_table(f"A year with {ROWS_A_MONTH} audited rows a month ({NUM_YEARS:,} years)", years)
-    usual, worst = years["discordance 0.12"], _worst(years)
-    alike = _withdrawn_with_alike_texts(by_request=True)
-    small = {f"{n:,} rows": {"significant": _significant_at_small_level(n)} for n in SMALL_SIZES}
-    print_table(f"Equal models by macro-F1, level {SMALL_LEVEL}, {NUM_SMALL:,} tests", small)
-    figures = {
-        "rate_of_equal_models_significant_at_0.004_by_macro_f1": max(
-            row["significant"] for row in small.values()
-        ),
-        "share_of_gains_of_40_points_proven_at_24_accesses": _proven_at_all_accesses(),
-        "rate_of_withdrawing_a_champion_at_the_minimum_gain_within_a_year": worst[
-            "withdrawn at +1"
-        ],
-        "rate_of_withdrawing_such_a_champion_with_8_alike_texts_a_request": alike,
-        "rate_of_withdrawing_it_if_texts_counted_as_independent": _withdrawn_with_alike_texts(
-            by_request=False
-        ),
-        "rate_of_missing_an_equal_champion_with_few_subjects": _misses_with_few_subjects(
-            by_subject=True
-        ),
-        "rate_of_missing_it_if_rows_counted_as_independent": _misses_with_few_subjects(
-            by_subject=False
-        ),
-        "rate_of_renewing_an_equal_champion_within_a_year": worst["renewed at 0"],
-        "rate_of_missing_the_mean_of_partial_scores_within_a_year": _misses_of_partial_scores(),
-        "rate_of_withdrawing_a_cheaper_champion_at_minus_the_margin_within_a_year": worst[
-            "cheaper, withdrawn at -1"
-        ],
-        "rate_of_renewing_a_cheaper_champion_at_minus_the_margin_within_a_year": worst[
-            "cheaper, renewed at -1"
-        ],
-        "rate_of_withdrawing_an_equal_cheaper_champion_within_a_year": worst[
-            "cheaper, withdrawn at 0"
-        ],
-        "rate_of_renewing_a_champion_at_3_points_in_month_12": usual["renewed at +3, month 12"],
-        "rate_of_withdrawing_a_champion_at_minus_3_points_within_a_year": usual["withdrawn at -3"],
-        "rate_of_renewing_it_in_month_12_by_separate_tests": usual[
-            "renewed at +3, month 12, separate tests"
-        ],
-        "rate_of_withdrawing_it_within_a_year_by_separate_tests": usual[
-            "withdrawn at -3, separate tests"
-        ],
-        "decisions_unlike_the_rule": float(_decisions_unlike_rule()),
+    parts: dict[str, Callable[[], Figures]] = {
+        "known_rows": known_rows,
+        "small_level": small_level,
+        "reevaluations": reevaluations,
     }
+    figures: dict[str, float] = {}
+    for part in sys.argv[1:] or parts:
+        figures |= parts[part]()
     finish("repeated_tests", figures, bounds=BOUNDS)
 
 
-def proven(cells: Indices, *, alpha: float) -> NDArray[np.bool_]:
+def known_rows() -> Figures:
+    """Shares of series of tests of equal candidates with any false improvement."""
+    shared = {f"{share:.0%} known": _shared_rows(share) for share in SHARES}
+    appended = _additions()
+    rows = shared | {"10 additions": appended}
+    print_table(f"Any false improvement in {NUM_CANDIDATES} tests ({NUM_SERIES:,} series)", rows)
+    above = [row["any"] - row["half of levels"] for row in shared.values()]
+    again = [row["best again"] for row in shared.values()]
+    return {
+        "rate_in_12_tests_of_the_same_rows": shared["100% known"]["any"],
+        "uncorrected_rate_in_12_tests_of_the_same_rows": shared["100% known"]["uncorrected"],
+        "largest_rate_above_the_sum_of_half_of_the_levels": max(above),
+        "largest_rate_if_the_best_candidate_is_tested_again": max(again),
+        "rate_of_an_equal_candidate_after_10_additions": appended["any"],
+        "uncorrected_rate_of_an_equal_candidate_after_10_additions": appended["uncorrected"],
+    }
+
+
+def _shared_rows(share: float) -> dict[str, float]:
+    """Return the shares of series if a share of the rows is in all tests."""
+    num_known = round(share * NUM_ROWS)
+    levels = _levels([_edited_rows(test, num_known=num_known) for test in range(NUM_CANDIDATES)])
+    generator = np.random.default_rng(num_known)
+    chunks = [_tests(generator, num_known=num_known) for _ in range(NUM_SERIES // CHUNK)]
+    *tables, again = np.concatenate(chunks, axis=1)
+    best = {"best again": float(_proven(again, alpha=levels[-1]).mean())}
+    return _rates(tables, levels=levels) | best
+
+
+def _tests(generator: np.random.Generator, *, num_known: int) -> Indices:
+    """Return the paired counts [tests, series, 4] of each candidate, and of the best one in the
+    last test."""
+    right = _right(generator, num_rows=num_known, num_models=1 + NUM_CANDIDATES)
+    known = np.stack([_cells(right, model=1 + test) for test in range(NUM_CANDIDATES)])
+    fresh = []
+    for _ in range(NUM_CANDIDATES):
+        fresh_right = _right(generator, num_rows=NUM_ROWS - num_known, num_models=2)
+        fresh.append(_cells(fresh_right, model=1))
+    tables = known + np.stack(fresh)
+    best = (tables[:-1, :, 1] - tables[:-1, :, 2]).argmax(axis=0)
+    again = known[best, np.arange(CHUNK)] + fresh[-1]
+    return np.concatenate([tables, again[None]])
+
+
+def _additions() -> dict[str, float]:
+    """Return shares of series of tests of an equal candidate, if each test has more rows."""
+    sizes = [NUM_ROWS + MORE_ROWS * test for test in range(NUM_ADDITIONS)]
+    generator = np.random.default_rng(len(sizes))
+    chunks = []
+    for _ in range(NUM_SERIES // CHUNK):
+        right = _right(generator, num_rows=max(sizes), num_models=2)
+        chunks.append(np.stack([_cells(right[:, :size], model=1) for size in sizes]))
+    levels = _levels([np.arange(size, dtype=np.uint64) for size in sizes])
+    return _rates(np.concatenate(chunks, axis=1), levels=levels)
+
+
+def _rates(tables: Sequence[Indices] | Indices, *, levels: Sequence[float]) -> dict[str, float]:
+    """Return the shares of series with a false improvement in any test, from tables [tests, series,
+    4]."""
+    corrected = [_proven(cells, alpha=level) for cells, level in zip(tables, levels, strict=True)]
+    uncorrected = [_proven(cells, alpha=ALPHA) for cells in tables]
+    rate = float(np.any(corrected, axis=0).mean())
+    return {
+        "any": rate,
+        "+-": standard_error(rate, NUM_SERIES),
+        "half of levels": sum(levels) / 2,
+        "uncorrected": float(np.any(uncorrected, axis=0).mean()),
+    }
+
+
+def _proven(cells: Indices, *, alpha: float) -> NDArray[np.bool_]:
     low, _ = newcombe_limits(cells, alpha=alpha)
     gain = (cells[..., 1] - cells[..., 2]) / cells.sum(axis=-1)
     significant = midp_values(cells[..., 1], only_other=cells[..., 2]) < alpha
     return np.asarray(significant & (low > 0) & (gain >= MINIMUM_GAIN))
 
 
-def _of_classes(
-    generator: np.random.Generator, num_rows: int, *, accuracies: tuple[float, float]
-) -> list[Predictions]:
-    """Return two models on classes of uneven sizes; the models share the difficulty of a row."""
-    labels, shared = (
-        generator.choice(5, num_rows, p=CLASS_SHARES),
-        generator.standard_normal(num_rows),
+def _edited_rows(test: int, *, num_known: int) -> Hashes:
+    """Return the fingerprints of the rows of a test; the known rows have another form in each
+    test."""
+    edit = EDITS[test % len(EDITS)]
+    texts = [edit.format(f"Question {number}") for number in range(num_known)]
+    texts += [f"Question {number} of test {test}" for number in range(num_known, NUM_ROWS)]
+    conversations = tuple((("system", f"Prompt {test}"), ("user", text)) for text in texts)
+    rows = Rows(
+        row_ids=tuple(map(str, range(NUM_ROWS))),
+        texts=tuple(map(text_of, conversations)),
+        labels=(f"class {test}",) * NUM_ROWS,
+        conversations=conversations,
     )
-    tables = []
-    for accuracy in accuracies:
-        own = generator.standard_normal(num_rows)
-        right = np.sqrt(0.8) * shared + np.sqrt(0.2) * own < norm.ppf(accuracy)
-        outputs = np.where(right, labels, (labels + generator.integers(1, 5, num_rows)) % 5).astype(
-            str
-        )
-        table = _table(num_rows)("simulated", right)
-        tables.append(
-            replace(
-                table, labels=tuple(labels.astype(str).tolist()), outputs=tuple(outputs.tolist())
+    return fingerprints(user_texts(rows))
+
+
+def _levels(sets: Sequence[Hashes]) -> list[float]:
+    """Return the level of each test, from the hashes of its rows."""
+    levels = []
+    with tempfile.TemporaryDirectory() as folder:
+        record = partial(record_test_access, f"{Path(folder).as_uri()}/task", protocol="p", run="r")
+        for test, rows in enumerate(sets):
+            levels.append(ALPHA * record(rows=rows, models=[f"{test}"]).alpha_share)
+    return levels
+
+
+def _right(generator: np.random.Generator, *, num_rows: int, num_models: int) -> NDArray[np.bool_]:
+    """Return which model is right [series, rows, models]; the first is the incumbent, with an
+    accuracy of about 0.75.
+
+    A row has a difficulty that all models share, and each model also has independent errors: a
+    discordance of 0.15.
+    """
+    shared = generator.standard_normal((CHUNK, num_rows, 1), dtype=np.float32)
+    single = generator.standard_normal((CHUNK, num_rows, num_models), dtype=np.float32)
+    return np.asarray(np.sqrt(0.8) * shared + np.sqrt(0.2) * single > -0.6745)
+
+
+def _cells(right: NDArray[np.bool_], *, model: int) -> Indices:
+    """Return the four paired counts [series, 4] in the order of `PairedCounts`."""
+    first = right[..., model]
+    second = right[..., 0]
+    cells = (first & second, first & ~second, ~first & second, ~first & ~second)
+    return np.stack([cell.sum(axis=1) for cell in cells], axis=-1)
+
+
+def small_level() -> Figures:
+    """The share of tests of equal models by macro-F1 that are significant at a small level."""
+    rates = {}
+    for num_rows in SMALL_SIZES:
+        generator = np.random.default_rng((6, num_rows))
+        significant = 0
+        for _ in range(NUM_SMALL):
+            labels = generator.choice(5, num_rows, p=CLASS_SHARES)
+            shared = generator.standard_normal(num_rows)
+            tables = []
+            for _ in range(2):
+                latent = 0.8**0.5 * shared + 0.2**0.5 * generator.standard_normal(num_rows)
+                wrong = (labels + generator.integers(1, 5, num_rows)) % 5
+                outputs = np.where(latent < norm.ppf(0.75), labels, wrong)
+                tables.append(
+                    predictions(outputs.astype(str).tolist(), labels.astype(str).tolist())
+                )
+            effect = class_metric_effect(
+                tables[0], other=tables[1], metric="macro_f1", alpha=SMALL_LEVEL
             )
-        )
-    return tables
+            significant += effect.p_value < SMALL_LEVEL
+        rates[f"{num_rows:,} rows"] = {"significant": significant / NUM_SMALL}
+    print_table(f"Equal models by macro-F1, level {SMALL_LEVEL}, {NUM_SMALL:,} tests", rates)
+    largest = max(row["significant"] for row in rates.values())
+    return {"rate_of_equal_models_significant_at_0.004_by_macro_f1": largest}
 
 
-def _significant_at_small_level(num_rows: int) -> float:
-    generator = np.random.default_rng((6, num_rows))
-    tests = (_of_classes(generator, num_rows, accuracies=(0.75, 0.75)) for _ in range(NUM_SMALL))
-    effects = [
-        class_metric_effect(ours, other=theirs, metric="macro_f1", alpha=SMALL_LEVEL)
-        for ours, theirs in tests
-    ]
-    return float(np.mean([effect.p_value < SMALL_LEVEL for effect in effects]))
+def reevaluations() -> Figures:
+    """Shares of years in which a champion is renewed or withdrawn: the largest of all discordances
+    if it is an error, and that at a discordance of 0.12 otherwise."""
+    years = {f"discordance {rate:g}": _years(rate) for rate in DISCORDANCES}
+    print_table(f"A year with {ROWS_A_MONTH} audited rows a month ({NUM_YEARS:,} years)", years)
+    figures = {}
+    for name, usual in years["discordance 0.12"].items():
+        is_power = BOUNDS.get(name, "").startswith(">=")
+        figures[name] = usual if is_power else max(row[name] for row in years.values())
+    return figures | {"decisions_unlike_the_rule": float(_decisions_unlike_rule())}
 
 
-def _proven_at_all_accesses() -> float:
-    """Return the share of tests of 1,000 rows, by macro-F1 and by a mean score, in which the gain
-    is proven."""
-    generator, proven = np.random.default_rng(24), []
-    levels = [ALPHA * share_of_alpha(np.array([number + 1])) / 3 for number in range(NUM_ACCESSES)]
-    for _ in range(NUM_LARGE):
-        scores = generator.uniform(0, 0.5, (2, 1_000)) + np.array([[0.4], [0.0]])
-        better, worse = _of_classes(generator, 1_000, accuracies=(0.9, 0.5))
-        effects = [
-            class_metric_effect(better, other=worse, metric="macro_f1", alpha=level)
-            for level in levels
-        ]
-        effects += [
-            mean_effect(scores[0], other_scores=scores[1], alpha=level)
-            for level in (levels[0], levels[-1])
-        ]
-        tested = [*levels, levels[0], levels[-1]]
-        proven += [
-            effect.p_value < level and effect.interval[0] > 0
-            for effect, level in zip(effects, tested, strict=True)
-        ]
-    return float(np.mean(proven))
+def _years(discordance: float) -> dict[str, float]:
+    renewed, _ = _decided(_monthly(0.03, discordance))
+    figures = {"renewed at +3, month 12": float(renewed[:, -1].mean())}
+    for name, gain in (("-3", -0.03), ("0", 0.0), ("+1", 0.01), ("+3", 0.03)):
+        renewed, withdrawn = _decided(_monthly(gain, discordance))
+        figures[f"renewed at {name}"] = float(renewed.any(axis=1).mean())
+        figures[f"withdrawn at {name}"] = float(withdrawn.any(axis=1).mean())
+    for name, gain in (("-3", -0.03), ("-1", -MINIMUM_GAIN), ("0", 0.0)):
+        renewed, withdrawn = _decided_for_cost(_monthly(gain, discordance))
+        figures[f"cheaper, renewed at {name}"] = float(renewed.any(axis=1).mean())
+        figures[f"cheaper, withdrawn at {name}"] = float(withdrawn.any(axis=1).mean())
+    return figures
 
 
 def _monthly(gain: float, discordance: float) -> Indices:
@@ -185,31 +276,8 @@ def _monthly(gain: float, discordance: float) -> Indices:
     return generator.multinomial(ROWS_A_MONTH, shares, size=(NUM_YEARS, MONTHS))
 
 
-def _years(discordance: float) -> dict[str, float]:
-    figures = {}
-    renewed, _ = _decided(_monthly(0.03, discordance))
-    figures["renewed at +3, month 12"] = float(renewed[:, -1].mean())
-    figures["renewed at +3, month 12, separate tests"] = float(
-        _separately(0.03, discordance)[0][:, -1].mean()
-    )
-    for gain, name in ((-0.03, "-3"), (0.01, "+1"), (0.03, "+3")):
-        figures[f"withdrawn at {name}"] = float(
-            _decided(_monthly(gain, discordance))[1].any(axis=1).mean()
-        )
-    figures["withdrawn at -3, separate tests"] = float(
-        _separately(-0.03, discordance)[1].any(axis=1).mean()
-    )
-    for gain, name in ((-MINIMUM_GAIN, "-1"), (0.0, "0"), (-0.03, "-3")):
-        renewed, withdrawn = _decided_for_cost(_monthly(gain, discordance))
-        figures[f"cheaper, renewed at {name}"] = float(renewed.any(axis=1).mean())
-        figures[f"cheaper, withdrawn at {name}"] = float(withdrawn.any(axis=1).mean())
-    figures["renewed at 0"] = float(_decided(_monthly(0.0, discordance))[0].any(axis=1).mean())
-    return figures
-
-
-def _decided(months: Indices) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return in which months [years, months] the verdict is renewed and withdrawn, for a champion
-    of known cost."""
+def _decided(months: Indices) -> Months:
+    """Return the decisions about a champion of known cost."""
     counts = months.cumsum(axis=1)
     gain = (counts[..., 2] - counts[..., 0]) / counts.sum(axis=-1)
     better = log_wealth(VALUES, counts=counts, mean=0.0) >= LEVEL
@@ -217,8 +285,8 @@ def _decided(months: Indices) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     return better & (gain >= MINIMUM_GAIN), out_of_reach & ~better
 
 
-def _decided_for_cost(months: Indices) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return the same as `_decided` for a champion that is cheaper, with the minimum gain as the
+def _decided_for_cost(months: Indices) -> Months:
+    """Return the decisions about a champion that is cheaper, with the minimum gain as the
     margin."""
     counts = months.cumsum(axis=1)
     not_inferior = log_wealth(VALUES, counts=counts, mean=-MINIMUM_GAIN) >= LEVEL
@@ -226,135 +294,39 @@ def _decided_for_cost(months: Indices) -> tuple[NDArray[np.bool_], NDArray[np.bo
     return not_inferior, inferior & ~not_inferior
 
 
-def _separately(gain: float, discordance: float) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return the same as `_decided` by tests of the new rows of each month."""
-    months = _monthly(gain, discordance)
-    cells = np.stack(
-        [np.zeros_like(months[..., 0]), months[..., 2], months[..., 0], months[..., 1]], axis=-1
-    )
-    renewed, withdrawn = [], []
-    for month in range(MONTHS):
-        alpha = ALPHA / ((month + 1) * (month + 2))
-        low, high = newcombe_limits(cells[:, month], alpha=alpha)
-        renewed.append(proven(cells[:, month], alpha=alpha))
-        withdrawn.append((high < MINIMUM_GAIN) & (low <= 0))
-    return np.stack(renewed, axis=1), np.stack(withdrawn, axis=1)
-
-
-def _worst(years: dict[str, dict[str, float]]) -> dict[str, float]:
-    return {
-        name: max(figures[name] for figures in years.values()) for name in years["discordance 0.12"]
-    }
-
-
-def _withdrawn_with_alike_texts(*, by_request: bool) -> float:
-    """Return the share of champions at the minimum gain that are withdrawn, if the texts of a
-    request are alike.
-
-    The eight texts of a request have the same pair of outcomes with a probability of 0.8.
-    """
-    generator, withdrawn = np.random.default_rng(8), 0
-    shares = [(0.12 - MINIMUM_GAIN) / 2, 0.88, (0.12 + MINIMUM_GAIN) / 2]
-    num_requests = ROWS_A_MONTH // NUM_TEXTS
-    for _ in range(NUM_CLUSTERED_YEARS // CHUNK):
-        size = (CHUNK, MONTHS, num_requests)
-        common = generator.choice(VALUES, (*size, 1), p=shares)
-        single = generator.choice(VALUES, (*size, NUM_TEXTS), p=shares)
-        texts = np.where(generator.random((*size, 1)) < 0.8, common, single)
-        scores, values = (
-            (texts.mean(axis=-1), np.arange(-8, 9) / 8) if by_request else (texts, VALUES)
-        )
-        flat = scores.reshape(CHUNK, MONTHS, -1)
-        months = np.stack([(flat == value).sum(axis=-1) for value in values], axis=-1)
-        counts = months.cumsum(axis=1)
-        better = log_wealth(values, counts=counts, mean=0.0) >= LEVEL
-        out_of_reach = log_wealth(values, counts=counts[..., ::-1], mean=-MINIMUM_GAIN) >= LEVEL
-        withdrawn += int((out_of_reach & ~better).any(axis=1).sum())
-    return withdrawn / NUM_CLUSTERED_YEARS
-
-
-def _misses_with_few_subjects(*, by_subject: bool) -> float:
-    """Return the share of years in which the interval of an equal champion ever excludes 0, if
-    subjects return.
-
-    Of 300 subjects, a tenth sends nearly half of the rows. A subject's rows have the same pair of
-    outcomes with a probability of 0.8. With `by_subject`, each month takes the mean of all rows of
-    a subject so far.
-    """
-    generator, missed = np.random.default_rng(13), 0
-    shares = [0.06, 0.88, 0.06]
-    for _ in range(NUM_SUBJECT_YEARS):
-        subjects = (NUM_SUBJECTS * generator.random(MONTHS * ROWS_A_MONTH) ** 3).astype(np.int64)
-        common = generator.choice(VALUES, NUM_SUBJECTS, p=shares)[subjects]
-        single = generator.choice(VALUES, len(subjects), p=shares)
-        rows = np.where(generator.random(len(subjects)) < 0.8, common, single)
-        for end in range(ROWS_A_MONTH, len(rows) + 1, ROWS_A_MONTH):
-            scores = rows[:end]
-            if by_subject:
-                num = np.bincount(subjects[:end], minlength=NUM_SUBJECTS)
-                sums = np.bincount(subjects[:end], weights=scores, minlength=NUM_SUBJECTS)
-                scores = sums[num > 0] / num[num > 0]
-            low, high = confidence_sequence(scores, alpha=ALPHA)
-            if low > 0 or high < 0:
-                missed += 1
-                break
-    return missed / NUM_SUBJECT_YEARS
-
-
-def _misses_of_partial_scores() -> float:
-    """Return the share of years in which the confidence sequence of token F1 ever misses the true
-    mean difference."""
-    generator, missed, num_years = np.random.default_rng(21), 0, 500
-    for _ in range(num_years):
-        shape = (MONTHS, ROWS_A_MONTH)
-        differences = np.round(generator.beta(0.5, 0.3, shape) - generator.beta(0.5, 0.3, shape), 2)
-        values = np.arange(-100, 101) / 100
-        counts = np.stack(
-            [
-                np.bincount(np.rint(100 * month + 100).astype(int), minlength=201)
-                for month in differences
-            ]
-        )
-        growing = counts.cumsum(axis=0)
-        sides = (growing, growing[:, ::-1])  # the true mean is 0, so both sides are alike
-        missed += any(np.any(log_wealth(values, counts=side, mean=0.0) >= LEVEL) for side in sides)
-    return missed / num_years
-
-
 def _decisions_unlike_rule() -> int:
     """Return the number of full decisions, from predictions to result, that differ from the rule on
     the same counts."""
     different = 0
-    for gain, is_cheaper in (
-        (-0.03, False),
-        (0.01, False),
-        (0.03, False),
-        (-0.03, True),
-        (0.0, True),
-    ):
+    rules: list[tuple[float, Callable[[Indices], Months], tuple[float, float] | None]]
+    rules = [(gain, _decided, None) for gain in (-0.03, 0.01, 0.03)]
+    rules += [(gain, _decided_for_cost, (2.0, 1.0)) for gain in (-0.03, 0.0)]
+    for gain, rule, costs in rules:
         months = _monthly(gain, 0.12)[:NUM_DECISIONS]
-        renewed, withdrawn = _decided_for_cost(months) if is_cheaper else _decided(months)
-        for year, month in enumerate(np.random.default_rng(3).integers(0, MONTHS, NUM_DECISIONS)):
-            holds = _result(months[year, : month + 1].sum(axis=0), is_cheaper=is_cheaper)
-            rule = True if renewed[year, month] else False if withdrawn[year, month] else None
-            different += holds is not rule
+        renewed, withdrawn = rule(months)
+        last = np.random.default_rng(3).integers(0, MONTHS, NUM_DECISIONS)
+        for year, month in enumerate(last):
+            holds = _holds(months[year, : month + 1].sum(axis=0), costs=costs)
+            different += (holds is True) != renewed[year, month]
+            different += (holds is False) != withdrawn[year, month]
     return different
 
 
-def _result(counts: Indices, *, is_cheaper: bool) -> bool | None:
+def _holds(counts: Indices, *, costs: tuple[float, float] | None) -> bool | None:
     """Return the result of the real decision for numbers of losses, ties and wins."""
-    cost = ServingUsage((1.0, 1.01, 0.99, 1.0, 1.0))
     losses, ties, wins = counts.tolist()
     num_rows = losses + ties + wins
-    table = _table(num_rows)
-    inputs = VerdictInputs(
-        {
-            "incumbent": ModelPredictions(table("previous", np.arange(num_rows) < losses)),
-            "candidate": ModelPredictions(table("champion", np.arange(num_rows) >= losses + ties)),
-        },
-        "simulated",
-        costs={"incumbent": ServingUsage((2.0,) * 5), "candidate": cost} if is_cheaper else None,
-    )
+    row = np.arange(num_rows)
+    tables = {}
+    for role, right in (("incumbent", row < losses), ("candidate", row >= losses + ties)):
+        outputs = np.where(right, "yes", "no").tolist()
+        tables[role] = ModelPredictions(predictions(outputs, ["yes"] * num_rows))
+    usage = None
+    if costs is not None:
+        usage = {
+            role: ServingUsage((cost, 1.01 * cost, 0.99 * cost, cost, cost))
+            for role, cost in zip(tables, costs, strict=True)
+        }
     protocol = TestProtocol(
         metric="accuracy",
         minimum_gain=MINIMUM_GAIN,
@@ -364,22 +336,8 @@ def _result(counts: Indices, *, is_cheaper: bool) -> bool | None:
         test_sha256="simulated",
         num_test_rows=num_rows,
     )
-    verdict = decide_reevaluation(inputs, protocol=protocol, number=1)
-    return None if verdict.holds is None else verdict.holds
-
-
-def _table(num_rows: int) -> Callable[[str, NDArray[np.bool_]], Predictions]:
-    ids, labels, unsure = (
-        tuple(map(str, range(num_rows))),
-        ("yes",) * num_rows,
-        np.full(num_rows, 0.5),
-    )
-
-    def predictions(model: str, right: NDArray[np.bool_]) -> Predictions:
-        outputs = tuple(np.where(right, "yes", "no").tolist())
-        return Predictions(model, ids, labels, outputs, right.astype(np.float64), unsure, unsure)
-
-    return predictions
+    inputs = VerdictInputs(tables, "simulated", costs=usage)
+    return decide_reevaluation(inputs, protocol=protocol, number=1).holds
 
 
 if __name__ == "__main__":

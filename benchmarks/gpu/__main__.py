@@ -1,135 +1,174 @@
-"""The acceptance test of the GPU path: `make gpu`, or `python -m benchmarks.gpu [--part a|b|c|d]
-[--reduced]`.
+"""The acceptance test of the GPU path: `make gpu`, or `python -m benchmarks.gpu [PART ...]
+[--strict] [--reduced]`.
 
-README.md in this folder lists what a machine without a network needs.
+Each case runs in a process of its own. A crash, or the end of a part's time, ends its case only.
+The results so far are written to `gpu-results.json` after every case.
 """
 
 import argparse
 import importlib
+import json
 import os
+import platform
 import signal
 import subprocess
 import sys
 import tempfile
-import traceback
-from collections.abc import Sequence
+import threading
+import time
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
-from benchmarks.gpu.report import Failed, Report, time_limit
+from benchmarks.gpu.ray_head import local_ray
+from benchmarks.gpu.report import Figure, from_line
+from tailorbird.config.training import TrainingConfig
+from training.trainer import worker_environment
 
-PARTS = ("a", "b", "c", "d")
-WITHOUT_RAY = (("a", ("matmul", "combinations", "1.2b")), ("a", ("8b", "memory", "encoder")))
-WITH_RAY = (("b", ()), ("c", ()), ("d", ()))
-"""Calls of `make gpu`: a part with its sections, all of them if there are none. Each ends within
-the time limit."""
-
-Calls = Sequence[tuple[str, tuple[str, ...]]]
+RESULTS = Path("gpu-results.json")
+PARTS = {
+    "smoke": ("training.smoke_lora", "training.smoke_zero3", "cluster.smoke_vllm"),
+    "training": ("training.lora_8b", "training.full_1b", "training.encoder"),
+    "resume": ("training.resumes", "cluster.killed_worker", "cluster.trials"),
+    "run": ("cluster.run_chat", "cluster.run_classification"),
+    "vllm": ("cluster.serve_vllm",),
+    "memory": ("training.memory_8_ranks", "training.memory_32_ranks"),
+}
+"""Cases by part, by module and function; the parts with the most value come first."""
+PART_LIMIT_S = 480
+REDUCED_LIMIT_S = 1200
+"""Limit of a part in the reduced form, which may share its machine with other tests."""
+STOP_S = 60
 
 
 def main() -> int:
-    """Run a part in this process, or all parts until one fails, each in a process. Return the exit
-    code."""
-    arguments = _arguments()
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
-    )  # servers and files are removed on the way
-    if arguments.reduced:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch is imported
-    if arguments.part is None:
-        return _run_all(arguments)
-    report = Report(arguments.part, reduced=arguments.reduced, keep_going=arguments.keep_going)
-    if not arguments.reduced and not _has_gpu():
-        return _end(report, "torch finds no GPU on this machine; use --reduced")
-    part = importlib.import_module(f"benchmarks.gpu.part_{arguments.part}")
-    unknown = set(arguments.section) - set(getattr(part, "SECTIONS", ()))
-    if unknown:
-        return _end(report, f"there is no section {', '.join(sorted(unknown))}")
-    try:
-        with time_limit(report.limit_s):
-            skipped = part.run(report, tuple(arguments.section))
-    except Exception as error:
-        text = str(error)
-        if not isinstance(error, Failed):
-            traceback.print_exc()
-            text = f"{type(error).__name__}: {(text.splitlines() or [''])[0]}"
-        return _end(report, text)
-    if report.missed:  # with --keep-going
-        return _end(report, "; ".join(report.missed))
-    if skipped is not None:
-        print(f"SKIPPED: part {arguments.part}: {skipped}", flush=True)
-    report.finish(skipped=skipped)
-    return 0 if report.passed else 1
-
-
-def _end(report: Report, failure: str) -> int:
-    print(f"FAILED: part {report.part}: {failure}", flush=True)
-    report.finish(failure)
-    return 1
-
-
-def _arguments() -> argparse.Namespace:
+    """Run the parts, and return 1 if a case crashed or missed a required bound."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("--part", choices=PARTS, help="run only this part")
-    parser.add_argument(
-        "--section", action="append", default=[], help="run only this section of part a or c"
-    )
-    parser.add_argument(
-        "--keep-going", action="store_true", help="continue after a figure out of its bound"
-    )
-    parser.add_argument(
-        "--reduced", action="store_true", help="run tiny models on the CPU, to test this script"
-    )
-    arguments = parser.parse_args()
-    if arguments.section and arguments.part is None:
-        parser.error("--section requires --part")
-    return arguments
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"some of {', '.join(PARTS)}")
+    parser.add_argument("--strict", action="store_true", help="stop at the first missed bound")
+    parser.add_argument("--reduced", action="store_true", help="tiny models on a CPU")
+    parser.add_argument("--case", nargs=2, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    # On SIGTERM, servers are stopped and files removed on the way.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    if given.case:
+        name, folder = given.case
+        run_case(name, folder=Path(folder), reduced=given.reduced)
+        return 0
+    unknown = set(given.parts) - set(PARTS)
+    if unknown:
+        parser.error(f"there is no part {', '.join(sorted(unknown))}")
+    if given.reduced:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+    is_good = True
+    results: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="tailorbird-gpu-") as folder:
+        for part in given.parts or PARTS:
+            ends_at = time.monotonic() + (REDUCED_LIMIT_S if given.reduced else PART_LIMIT_S)
+            for name in PARTS[part]:
+                try:
+                    result = measure_case(
+                        name,
+                        folder=folder,
+                        ends_at=ends_at,
+                        reduced=given.reduced,
+                        strict=given.strict,
+                    )
+                except RuntimeError as error:  # Ray does not start
+                    result = {"benchmark": f"gpu {name}", "failed": str(error), "holds": False}
+                results.append(result)
+                RESULTS.write_text(json.dumps(results, indent=1), encoding="utf-8")
+                print(json.dumps(result), flush=True)
+                is_good = is_good and result["holds"]
+                if given.strict and not is_good:
+                    return 1
+    return 0 if is_good else 1
 
 
-def _run_all(arguments: argparse.Namespace) -> int:
-    from benchmarks.gpu.local_ray import local_ray
-
-    code = _run_calls(WITHOUT_RAY, arguments)
-    if code and not arguments.keep_going:
-        return code
-    try:
-        with (
-            tempfile.TemporaryDirectory(prefix="tailorbird-gpu-") as folder,
-            local_ray(Path(folder)),
-        ):
-            return max(code, _run_calls(WITH_RAY, arguments))
-    except Failed as error:  # Ray does not start
-        print(f"FAILED: {error}", flush=True)
-        return 1
+def run_case(name: str, *, folder: Path, reduced: bool) -> None:
+    """Print the figures of a case, in this process."""
+    module, _, function = name.partition(".")
+    case = getattr(importlib.import_module(f"benchmarks.gpu.{module}"), function)
+    for figure in case(folder, reduced):
+        print(figure.to_line(), flush=True)
 
 
-def _run_calls(calls: Calls, arguments: argparse.Namespace) -> int:
-    """Run calls, until one fails unless `--keep-going` is set, and return the exit code."""
-    codes = (_run_call(part, sections, arguments) for part, sections in calls)
-    return max(codes) if arguments.keep_going else next(filter(None, codes), 0)
-
-
-def _run_call(part: str, sections: Sequence[str], arguments: argparse.Namespace) -> int:
-    command = [sys.executable, "-m", "benchmarks.gpu", "--part", part]
-    command += [f"--section={section}" for section in sections]
-    command += [
-        f"--{name.replace('_', '-')}"
-        for name in ("keep_going", "reduced")
-        if getattr(arguments, name)
+def measure_case(
+    name: str, *, folder: str, ends_at: float, reduced: bool, strict: bool
+) -> dict[str, Any]:
+    """Run a case in a process until `ends_at`, and return its result."""
+    print(f"== {name}", flush=True)
+    started = time.monotonic()
+    config = TrainingConfig(num_workers=1, gpus_per_worker=0 if reduced else 1)
+    command = [sys.executable, "-m", "benchmarks.gpu", "--case", name, folder]
+    if reduced:
+        command.append("--reduced")
+    with ExitStack() as running:
+        if name.startswith("cluster."):
+            # Ray reads its settings on import, so it runs before the process of a case starts.
+            running.enter_context(local_ray(Path(folder)))
+        figures, code = _figures_of(command, config=config, ends_at=ends_at)
+    missed = [figure.name for figure in figures if figure.is_missed]
+    required = [
+        figure.name for figure in figures if figure.is_missed and (strict or not figure.is_hardware)
     ]
-    process = subprocess.Popen(command)
+    return {
+        "benchmark": f"gpu {name}",
+        "device": _device(reduced),
+        "seconds": round(time.monotonic() - started, 1),
+        "figures": {figure.name: round(figure.value, 5) for figure in figures},
+        "bounds": {figure.name: figure.bound for figure in figures if figure.bound},
+        "missed": missed,
+        "exit_code": code,
+        "holds": code == 0 and not required,
+    }
+
+
+def _figures_of(
+    command: list[str], *, config: TrainingConfig, ends_at: float
+) -> tuple[list[Figure], int]:
+    """Run the process of a case until `ends_at`; print its output, and return its figures and exit
+    code."""
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=os.environ | worker_environment(config)
+    )
+    timer = threading.Timer(max(0.0, ends_at - time.monotonic()), process.terminate)
+    timer.start()
+    figures: list[Figure] = []
     try:
-        return process.wait()
-    except SystemExit:  # SIGTERM reached this process only; Ctrl-C reaches both
+        assert process.stdout is not None
+        for line in process.stdout:
+            figure = from_line(line)
+            if figure is None:
+                print(line, end="", flush=True)
+                continue
+            figures.append(figure)
+            print(f"{figure.name}: {figure.value:,.4g} (bound {figure.bound})", flush=True)
+    except BaseException:
         process.terminate()
         raise
     finally:
-        process.wait()
+        timer.cancel()
+        code = _end(process)
+    return figures, code
 
 
-def _has_gpu() -> bool:
-    import torch
+def _end(process: "subprocess.Popen[str]") -> int:
+    """Wait for the end of a process, and return its exit code."""
+    try:
+        return process.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
 
-    return torch.cuda.is_available()
+
+def _device(reduced: bool) -> str:
+    """Return the name of the GPU, or the processor's architecture in the reduced form."""
+    if reduced:
+        return f"{platform.machine()} CPU"
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 if __name__ == "__main__":

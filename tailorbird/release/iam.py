@@ -109,18 +109,19 @@ def _release_rights(recipe: Recipe) -> _Rights:
 def _inputs(recipe: Recipe) -> tuple[str | None, ...]:
     data = recipe.data
     encoder = recipe.evaluation.retrieval_encoder
-    models = (recipe.base_model.folder, None if encoder is None else encoder.folder)
-    return (*data.train_uris, data.validation, data.test, *models)
+    uris = [*data.train_uris, data.validation, data.test, recipe.base_model.folder]
+    if encoder is not None:
+        uris.append(encoder.folder)
+    return tuple(uris)
 
 
 def _serving_rights(recipe: Recipe) -> _Rights:
     """Return the rights of replicas and of the batches that they start."""
     serving = recipe.serving
     registry = recipe.registry
+    batches: tuple[str, ...] = ()
     if serving.batch_prefixes:
         batches = (f"{recipe.task_uri}/batches", *serving.batch_prefixes)
-    else:
-        batches = ()
     return _Rights(
         read=(recipe.task_uri, f"{registry}/_base", *_on_s3(serving.api_keys, serving.subject_key)),
         create=(*_on_s3(serving.request_log), f"{registry}/_security_log"),
@@ -150,7 +151,7 @@ def _policy(rights: _Rights) -> Document:
     for uri in (*rights.read, *rights.write):
         bucket, key = _bucket_and_key(uri)
         if bucket not in whole:
-            prefixes.setdefault(bucket, []).extend((key, f"{key}/*") if key else ("*",))
+            prefixes.setdefault(bucket, []).extend(_patterns(key))
     for bucket, keys in sorted(prefixes.items()):
         statements.append(
             _list_statement(bucket, prefixes=sorted(set(keys)), number=len(statements))
@@ -160,16 +161,15 @@ def _policy(rights: _Rights) -> Document:
 
 def _list_statement(bucket: str, *, prefixes: Sequence[str], number: int) -> Document:
     """Allow to list a bucket, below the prefixes if there are any."""
-    if prefixes:
-        condition = {"Condition": {"StringLike": {"s3:prefix": [*prefixes]}}}
-    else:
-        condition = {}
-    return {
+    statement: Document = {
         "Sid": f"List{number}",
         "Effect": "Allow",
         "Action": ["s3:ListBucket"],
         "Resource": _arn(bucket),
-    } | condition
+    }
+    if prefixes:
+        statement["Condition"] = {"StringLike": {"s3:prefix": [*prefixes]}}
+    return statement
 
 
 def _object_arns(uris: Sequence[str]) -> list[str]:
@@ -177,10 +177,15 @@ def _object_arns(uris: Sequence[str]) -> list[str]:
     arns = set()
     for uri in uris:
         bucket, key = _bucket_and_key(uri)
-        arns |= (
-            {_arn(f"{bucket}/{key}"), _arn(f"{bucket}/{key}/*")} if key else {_arn(f"{bucket}/*")}
-        )
+        arns |= {_arn(f"{bucket}/{pattern}") for pattern in _patterns(key)}
     return sorted(arns)
+
+
+def _patterns(key: str) -> list[str]:
+    """Return the patterns of a key and of what is below it; an empty key is a whole bucket."""
+    if not key:
+        return ["*"]
+    return [key, f"{key}/*"]
 
 
 def _bucket_and_key(uri: str) -> tuple[str, str]:

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,9 @@ def add_secrets(pod: Document, *, variables: Sequence[str], secret: str) -> None
 
     A pod without the Secret or the key does not start, and Kubernetes reports what is missing.
     """
-    for container in pod["containers"] if variables else ():
+    if not variables:
+        return
+    for container in pod["containers"]:
         environment = container.setdefault("env", [])
         environment += [
             {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": name}}}
@@ -163,9 +165,7 @@ def _rename_references(node: Any, *, renamed: dict[tuple[str, str], str]) -> Non
         if "redisAddress" in node:
             host, _, port = node["redisAddress"].partition(":")
             node["redisAddress"] = f"{renamed.get(('Service', host), host)}:{port}"
-    for child in (
-        node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
-    ):
+    for child in _children(node):
         _rename_references(child, renamed=renamed)
 
 
@@ -173,10 +173,19 @@ def _relabel(node: Any, *, label: str, value: str) -> None:
     """Set the label in a node and its descendants."""
     if isinstance(node, dict) and label in node:
         node[label] = value
-    for child in (
-        node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
-    ):
+    for child in _children(node):
         _relabel(child, label=label, value=value)
+
+
+def _children(node: Any) -> Iterable[Any]:
+    """Return the values of a mapping or the items of a list; a scalar has none."""
+    match node:
+        case dict():
+            return node.values()
+        case list():
+            return node
+        case _:
+            return ()
 
 
 def parse_quantity(quantity: str | float) -> float:

@@ -66,9 +66,8 @@ def promote_version(
         raise PromotionRefused(
             "--override is empty; give a reason, which is stored with the champion"
         )
-    stored = read_champion(
-        task_uri
-    )  # read before the decision, so that a concurrent change makes the write fail
+    # Read before the decision, so that a concurrent change makes the write fail.
+    stored = read_champion(task_uri)
     champion, etag = stored or (None, None)
     evaluation = find_evaluation(task_uri, version=version)
     if champion is not None and _weights_of(champion) == evaluation.weights.digest:
@@ -122,31 +121,31 @@ def _promoted(
     verdict = evaluation.evidence.verdict
     if version.exported_from is not None:
         reason = reason.model_copy(update={"runtime": f"{version.engine} ({ENGINE_EVIDENCE})"})
-    same_weights = previous if reason.change == "engine" else None
-    chosen_by = ChosenBy(
-        outcome=verdict.outcome, sentence=verdict.sentence(), costs=costs_by_digest(evidence)
-    )
-    if same_weights is not None:
-        baseline = same_weights.baseline
-    else:
-        baseline = _baseline(version, evidence=evidence, previous=previous)
-    digests = (version.digest, evaluation.weights.digest)
-    return Champion(
+    promoted = Champion(
         version=version.version,
         uri=version.uri,
         digest=version.digest,
-        run=same_weights.run if same_weights else evidence.run,
-        verdict=same_weights.verdict if same_weights else chosen_by,
+        run=evidence.run,
+        verdict=ChosenBy(
+            outcome=verdict.outcome, sentence=verdict.sentence(), costs=costs_by_digest(evidence)
+        ),
         anchor=_anchor(version, evaluation=evaluation, previous=previous, reason=reason),
-        baseline=baseline,
+        baseline=_baseline(version, evidence=evidence, previous=previous),
         parity=parity,
         reason=reason,
         since=now(),
-        previous=(*previous.previous, previous.as_previous) if previous else (),
-        rolled_back=tuple(
-            digest for digest in (previous.rolled_back if previous else ()) if digest not in digests
-        ),
     )
+    if previous is None:
+        return promoted
+    digests = (version.digest, evaluation.weights.digest)
+    changes: dict[str, object] = {
+        "previous": (*previous.previous, previous.as_previous),
+        "rolled_back": tuple(each for each in previous.rolled_back if each not in digests),
+    }
+    if reason.change == "engine":
+        for name in ("run", "verdict", "baseline"):
+            changes[name] = getattr(previous, name)
+    return promoted.model_copy(update=changes)
 
 
 def _anchor(
@@ -237,12 +236,13 @@ def rollback_target(
     if stored is None:
         raise PromotionRefused(f"{task_uri} has no champion, so there is nothing to roll back")
     champion, etag = stored
-    skipped = weights_digest(champion_version(champion)) if other_weights else None
-    candidates = reversed(champion.previous)
-    previous = next(
-        (each for each in candidates if not skipped or _weights_of(each) != skipped), None
-    )
-    if previous is None:
+    candidates = list(champion.previous)
+    if other_weights:
+        skipped = weights_digest(champion_version(champion))
+        candidates = [each for each in candidates if _weights_of(each) != skipped]
+    if candidates:
+        previous = candidates[-1]
+    else:
         previous = _first_incumbent(champion)
     if read_version(previous.uri).digest != previous.digest:
         raise PromotionRefused(
@@ -254,10 +254,9 @@ def rollback_target(
 
 def _first_incumbent(champion: Champion) -> PreviousChampion:
     """Return the incumbent that the first champion was compared with."""
+    incumbent = None
     if champion.run:
         incumbent = read_run_evidence(champion.run).versions["incumbent"]
-    else:
-        incumbent = None
     if incumbent is None or incumbent.uri == champion.uri:
         raise PromotionRefused(
             f"there was no champion before {champion.uri}; run the recipe and promote its winner"
@@ -343,24 +342,20 @@ def _promotion_reason(
             f"the verdict compared with {evidence.champion or 'no champion'}, but the champion is "
             f"now {champion.uri}; run the recipe again to compare with it"
         )
-    expires = datetime.fromisoformat(evidence.expires_at)
-    if (expires if expires.tzinfo else expires.replace(tzinfo=UTC)) <= datetime.now(UTC):
+    if datetime.fromisoformat(evidence.expires_at) <= datetime.now(UTC):
         raise PromotionRefused(
             f"the verdict of {evidence.run} expired at {evidence.expires_at}; run the recipe again "
             "with fresh test rows"
         )
+    why = f"{verdict.selected} dominates the incumbent"
+    if verdict.selected == INCUMBENT:
+        why = "the incumbent stays"
+    reason = ChangeReason(change="promotion", text=f"{verdict.outcome}: {why}")
     digests = {evaluation.version.digest, evaluation.weights.digest}
-    rolled_back = champion is not None and bool(digests & set(champion.rolled_back))
-    if rolled_back and override is None:
+    if champion is None or digests.isdisjoint(champion.rolled_back):
+        return reason
+    if override is None:
         raise PromotionRefused(
             f"the version was rolled back; to promote it again, give the reason: {OVERRIDE}"
         )
-    if rolled_back and override is not None:
-        reason = override.strip()
-    else:
-        reason = None
-    if verdict.selected == INCUMBENT:
-        why = "the incumbent stays"
-    else:
-        why = f"{verdict.selected} dominates the incumbent"
-    return ChangeReason(change="promotion", text=f"{verdict.outcome}: {why}", override=reason)
+    return reason.model_copy(update={"override": override.strip()})

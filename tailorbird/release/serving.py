@@ -70,13 +70,11 @@ def serve_champion(
     uri = champion.run or champion.uri
     probes = sample_probes(read_run_evidence(uri), uri=uri, version=version)
     with staged(task_uri, version=version, progress=progress) as url:
-        if url is None:
-            parity = None
-        else:
+        parity = None
+        if url is not None:
             parity = check_parity(probes, url=url, version=version)
-    url = deploy_with(
-        additional=replace(additional, challenger=None)
-    )  # no challenger before the champion has passed
+    # There is no challenger before the champion has passed.
+    url = deploy_with(additional=replace(additional, challenger=None))
     if parity is None:
         try:
             parity = check_parity(probes, url=url, version=version)
@@ -107,11 +105,8 @@ def stop_service(task_uri: str) -> None:
     name = application_name(task_uri)
     served = serve_client.serve_applications()
     if name not in served:
-        if served:
-            others = f"these services run: {', '.join(sorted(served))}"
-        else:
-            others = "no service runs"
-        raise DeployError(f"{name} is not served; {others}")
+        running = ", ".join(sorted(served)) or "none"
+        raise DeployError(f"{name} is not served; running services: {running}")
     undeploy(name)
 
 
@@ -138,12 +133,11 @@ def additional_versions(
 
     Raises the errors of `challenger_version`.
     """
+    challenger = None
     if config.challenger:
-        challenger = challenger_version(config.challenger.version, task_uri=task_uri)
-    else:
-        challenger = None
-    if challenger is not None and weights_digest(challenger) == weights_digest(version):
-        challenger = None
+        named = challenger_version(config.challenger.version, task_uri=task_uri)
+        if weights_digest(named) != weights_digest(version):
+            challenger = named
     others = versions_on_same_base(
         version, task_uri=task_uri, limit=max_versions(config, task=version.task)
     )
@@ -158,7 +152,9 @@ def challenger_version(name: str, *, task_uri: str) -> ModelVersion:
     if name == "candidate":
         return read_winner(evidence_for(task_uri, version=None))
     versions = f"{TaskPaths(task_uri).versions}/"
-    uri = name.rstrip("/") if "://" in name else f"{versions}{name}"
+    uri = f"{versions}{name}"
+    if "://" in name:
+        uri = name.rstrip("/")
     if not uri.startswith(versions) or "/" in uri.removeprefix(versions):
         raise PromotionRefused(
             f"serving.challenger.version {name!r} is not a version under {versions}; "

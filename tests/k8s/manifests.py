@@ -1,6 +1,7 @@
 """Manifests built by kustomize, and the pods that KubeRay's operator would create from them."""
 
 import copy
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -56,22 +57,36 @@ RAY_CONTAINER = 0
 
 
 @cache
-def _built(folder: str) -> str:
-    done = subprocess.run(
-        [KUBECTL, "kustomize", folder], cwd=K8S, capture_output=True, text=True, check=False
-    )
+def kustomize(folder: str) -> str:
+    """Return a folder, relative to `k8s` or absolute, as printed by `kubectl kustomize`."""
+    command = [KUBECTL, "kustomize", folder]
+    done = subprocess.run(command, cwd=K8S, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{folder}: {done.stderr}"
     return done.stdout
 
 
+def build_part(folder: Path, *, resource: str, components: str) -> str:
+    """Return a part that no overlay has, built from a resource and components in a copy of `k8s`
+    in `folder`, which is made unless it is there."""
+    if not (folder / "k8s").exists():
+        shutil.copytree(K8S, folder / "k8s")
+    part = folder / "k8s" / "overlays" / "added"
+    part.mkdir()
+    (part / "kustomization.yaml").write_text(
+        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nnamespace: "
+        f"tailorbird-prod\nresources: [{resource}]\ncomponents: {components}\n"
+    )
+    return kustomize(str(part))
+
+
 @cache
 def _parsed(folder: str) -> tuple[Document, ...]:
-    return tuple(yaml.load_all(_built(folder), Loader=yaml.CSafeLoader))
+    return tuple(yaml.load_all(kustomize(folder), Loader=yaml.CSafeLoader))
 
 
 def text_of(part: str) -> str:
     """Return a part of an overlay as printed by `kubectl kustomize`."""
-    return _built(f"overlays/{part}")
+    return kustomize(f"overlays/{part}")
 
 
 def build(part: str) -> list[Document]:

@@ -1,8 +1,5 @@
 """Access from outside: no overlay has it, so parts with the components are built here."""
 
-import shutil
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
@@ -14,33 +11,17 @@ from tailorbird.config.loader import load_recipe
 from tailorbird.config.recipe import Recipe
 from tailorbird.release.kube_documents import RenderError
 from tailorbird.release.manifests import SERVICE, ServedChampion, render_manifest
-from tests.k8s.manifests import K8S, KUBECTL, ROOT, matches, of_kind, pods_of
+from tests.k8s.manifests import K8S, ROOT, build_part, matches, of_kind, pods_of
 from tests.k8s.test_network import DNS, GATEWAY, METADATA, STRANGER, End, Network
 from tests.k8s.test_schemas import KUBERNETES
 
 Document = dict[str, Any]
 COMPONENTS = {
-    "gateway": "[../../components/gateway]",
-    "canary": "[../../components/gateway, ../../components/gateway-canary]",
-    "alb": "[../../components/alb]",
-    "pods": "[../../components/gateway, ../../components/gateway-pods]",
+    "gateway": "../../components/gateway",
+    "canary": "../../components/gateway, ../../components/gateway-canary",
+    "alb": "../../components/alb",
+    "pods": "../../components/gateway, ../../components/gateway-pods",
 }
-
-
-def build(folder: Path, components: str, *, environment: str = "prod") -> str:
-    """Return the part with the RayService and components, as printed by `kubectl kustomize`."""
-    shutil.copytree(K8S, folder / "k8s", dirs_exist_ok=True)
-    own = folder / "k8s" / "overlays" / "outside"
-    own.mkdir()
-    (own / "kustomization.yaml").write_text(
-        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: "
-        f"[../../base/service]\ncomponents: [{components[1:-1]}, ../{environment}/environment]\n"
-    )
-    done = subprocess.run(
-        [str(KUBECTL), "kustomize", str(own)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def my_task() -> Recipe:
@@ -56,10 +37,12 @@ def my_task() -> Recipe:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return {
-        name: build(tmp_path_factory.mktemp(name), components)
-        for name, components in COMPONENTS.items()
-    }
+    parts = {}
+    for name, components in COMPONENTS.items():
+        listed = f"[{components}, ../prod/environment]"
+        folder = tmp_path_factory.mktemp(name)
+        parts[name] = build_part(folder, resource="../../base/service", components=listed)
+    return parts
 
 
 @pytest.fixture
@@ -78,10 +61,8 @@ def test_the_values_are_in_gateway_and_route_and_are_not_applied(
     rendered: dict[str, list[Document]],
 ) -> None:
     values = yaml.safe_load((K8S / "components" / "gateway" / "values.yaml").read_text())["spec"]
-    (gateway,), (route,) = (
-        of_kind(rendered["gateway"], "Gateway"),
-        of_kind(rendered["gateway"], "HTTPRoute"),
-    )
+    (gateway,) = of_kind(rendered["gateway"], "Gateway")
+    (route,) = of_kind(rendered["gateway"], "HTTPRoute")
     assert gateway["spec"]["gatewayClassName"] == values["className"]
     (listener,) = gateway["spec"]["listeners"]
     assert (listener["hostname"], listener["protocol"], listener["port"]) == (
@@ -97,10 +78,8 @@ def test_the_values_are_in_gateway_and_route_and_are_not_applied(
 def test_the_route_joins_the_gateway_and_leads_to_the_rendered_service(
     rendered: dict[str, list[Document]],
 ) -> None:
-    (gateway,), (route,) = (
-        of_kind(rendered["gateway"], "Gateway"),
-        of_kind(rendered["gateway"], "HTTPRoute"),
-    )
+    (gateway,) = of_kind(rendered["gateway"], "Gateway")
+    (route,) = of_kind(rendered["gateway"], "HTTPRoute")
     assert route["metadata"]["name"] == "serving-my-task"
     assert route["metadata"]["labels"][SERVICE] == "my-task"
     (parent,) = route["spec"]["parentRefs"]

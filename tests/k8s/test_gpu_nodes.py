@@ -2,7 +2,6 @@
 built here."""
 
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +12,18 @@ import yaml
 from tailorbird.config.loader import load_recipe
 from tailorbird.release.manifests import render_manifest
 from tests.k8s.crds import needs_crds, validator
-from tests.k8s.manifests import K8S, KUBECTL, ROOT, Pod, cluster_of, of_kind, pods_of
+from tests.k8s.manifests import K8S, ROOT, Pod, build_part, cluster_of, of_kind, pods_of
 from tests.k8s.pod_security import refusals
 from tests.k8s.test_pods import amount
 from tests.k8s.test_schemas import KUBERNETES
 
 PARTS = {
     "job": (
-        "../../../jobs/run",
-        "[../../../components/gpu-nodes, ../../../components/rdma, ../../prod/environment]",
+        "../../jobs/run",
+        "[../../components/gpu-nodes, ../../components/rdma, ../prod/environment]",
     ),
-    "service": ("../../../base/service", "[../../../components/gpu-nodes, ../../prod/environment]"),
-    "platform": ("../../../base/platform", "[../../../components/gpu-nodes]"),
+    "service": ("../../base/service", "[../../components/gpu-nodes, ../prod/environment]"),
+    "platform": ("../../base/platform", "[../../components/gpu-nodes]"),
 }
 RDMA = "rdma/hca_shared_devices_a"
 VALUES = yaml.safe_load((K8S / "components" / "gpu-nodes" / "values.yaml").read_text())["spec"]
@@ -32,23 +31,13 @@ VALUES = yaml.safe_load((K8S / "components" / "gpu-nodes" / "values.yaml").read_
 
 def build(folder: Path, part: str, *, changes: dict[str, str] | None = None) -> str:
     """Return a part as printed by `kubectl kustomize`, with changed texts in values.yaml."""
-    shutil.copytree(K8S, folder / "k8s", dirs_exist_ok=True)
+    shutil.copytree(K8S, folder / "k8s")
     values = folder / "k8s" / "components" / "gpu-nodes" / "values.yaml"
     for before, after in (changes or {}).items():
         assert before in values.read_text()
         values.write_text(values.read_text().replace(before, after))
-    own = folder / "k8s" / "overlays" / "gpu" / part
-    own.mkdir(parents=True)
     resource, components = PARTS[part]
-    (own / "kustomization.yaml").write_text(
-        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nnamespace: "
-        f"tailorbird-prod\nresources: [{resource}]\ncomponents: {components}\n"
-    )
-    done = subprocess.run(
-        [str(KUBECTL), "kustomize", str(own)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return build_part(folder, resource=resource, components=components)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from itertools import product
 from typing import Any
 
 import pytest
@@ -86,13 +87,6 @@ def test_a_container_with_a_read_only_root_filesystem_has_a_writable_home(
     assert {"/tmp", home_dir} <= set(mounts)
 
 
-@pytest.mark.parametrize("name", ["staging", "prod"])
-def test_a_hanging_watch_ends_before_the_next_one(name: str) -> None:
-    (job,) = of_kind(build(f"{name}/watch"), "CronJob")
-    assert job["spec"]["concurrencyPolicy"] == "Forbid"
-    assert 0 < job["spec"]["jobTemplate"]["spec"]["activeDeadlineSeconds"] < 24 * 60 * 60
-
-
 @pytest.mark.parametrize(("_name", "pod"), ALL_PODS, ids=IDS)
 def test_only_heads_and_jobs_of_a_release_mount_a_kubernetes_token(_name: str, pod: Pod) -> None:
     scales = "autoscaler" in {container["name"] for container in pod.containers}
@@ -104,30 +98,17 @@ def test_only_heads_and_jobs_of_a_release_mount_a_kubernetes_token(_name: str, p
 def test_only_jobs_of_a_release_may_patch_services_and_clusters(name: str) -> None:
     """The operator gives heads a role of their own for the autoscaler."""
     documents = environment(name)
-    (binding,), (role,) = of_kind(documents, "RoleBinding"), of_kind(documents, "Role")
+    (binding,) = of_kind(documents, "RoleBinding")
+    (role,) = of_kind(documents, "Role")
     account = {"kind": "ServiceAccount", "name": "release", "namespace": f"tailorbird-{name}"}
     assert binding["subjects"] == [account]
-    assert (binding["roleRef"]["kind"], binding["roleRef"]["name"]) == (
-        "Role",
-        role["metadata"]["name"],
-    )
-    (rule,) = role["rules"]
-    assert rule == {
-        "apiGroups": ["ray.io"],
-        "resources": ["rayservices"],
-        "verbs": ["get", "patch"],
-    }
-    users = {
-        pod.labels["tailorbird.io/role"]
-        for pod in pods_of(documents)
-        if _account_of(pod) == "release"
-    }
-    assert users <= {"client"}
-
-
-def _account_of(pod: Pod) -> str | None:
-    account: str | None = pod.spec.get("serviceAccountName")
-    return account
+    assert binding["roleRef"]["kind"] == "Role"
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    rule = {"apiGroups": ["ray.io"], "resources": ["rayservices"], "verbs": ["get", "patch"]}
+    assert role["rules"] == [rule]
+    for pod in pods_of(documents):
+        if pod.spec.get("serviceAccountName") == "release":
+            assert pod.labels["tailorbird.io/role"] == "client"
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
@@ -139,12 +120,12 @@ def test_accounts_mount_no_token_and_only_training_and_release_write_the_registr
         account["metadata"]["name"]: account for account in of_kind(documents, "ServiceAccount")
     }
     assert all(account["automountServiceAccountToken"] is False for account in accounts.values())
+    expected = {"store": None, "pushgateway": None, "client": "release"}
+    expected |= dict.fromkeys(("preflight", "shared", "watch"), "training")
     for pod in pods_of(documents):
-        role, account = pod.labels["tailorbird.io/role"], pod.spec.get("serviceAccountName")
-        trusted = dict.fromkeys(("preflight", "shared", "watch"), "training") | {
-            "client": "release"
-        }
-        assert account == ({"store": None, "pushgateway": None} | trusted).get(role, role)
+        role = pod.labels["tailorbird.io/role"]
+        account = pod.spec.get("serviceAccountName")
+        assert account == expected.get(role, role)
         assert account is None or account in accounts
     writers = [
         name
@@ -193,23 +174,17 @@ def test_the_example_lists_all_secrets_of_production_and_is_not_applied() -> Non
 
 
 def _secrets_named(value: Any) -> set[tuple[str, str]]:
+    named: set[tuple[str, str]] = set()
     if isinstance(value, dict):
-        own = (
-            {(value["secretKeyRef"]["name"], value["secretKeyRef"]["key"])}
-            if "secretKeyRef" in value
-            else set()
-        )
-        own |= (
-            {(value["secretName"], "auth_token")}
-            if value.get("mode") == "token" and "secretName" in value
-            else set()
-        )
-        return own.union(*(_secrets_named(inner) for inner in value.values()))
-    return (
-        set().union(*(_secrets_named(inner) for inner in value))
-        if isinstance(value, list)
-        else set()
-    )
+        if "secretKeyRef" in value:
+            named.add((value["secretKeyRef"]["name"], value["secretKeyRef"]["key"]))
+        if value.get("mode") == "token" and "secretName" in value:
+            named.add((value["secretName"], "auth_token"))
+        value = list(value.values())
+    if isinstance(value, list):
+        for inner in value:
+            named |= _secrets_named(inner)
+    return named
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
@@ -226,18 +201,16 @@ def test_all_pods_and_an_upgrade_of_the_service_fit_the_quota_of_their_class(
     ]
     taken: Counter[str] = Counter()
     for document in documents:
-        times = AT_ONCE.get(document["kind"], 1)
         for pod in pods_of([document]):
             if pod.spec["priorityClassName"] != f"tailorbird-{account}":
                 continue
-            taken["pods"] += times * pod.most
-            for kind in ("requests", "limits"):
-                for what in ("cpu", "memory", "nvidia.com/gpu"):
-                    own = sum(
-                        amount(container["resources"][kind].get(what, "0"))
-                        for container in pod.spec["containers"]
-                    )
-                    taken[f"{kind}.{what}"] += times * pod.most * own  # type: ignore[assignment]
+            times = AT_ONCE.get(document["kind"], 1) * pod.most
+            taken["pods"] += times
+            for container, kind, what in product(
+                pod.spec["containers"], ("requests", "limits"), ("cpu", "memory", "nvidia.com/gpu")
+            ):
+                size = amount(container["resources"][kind].get(what, "0"))
+                taken[f"{kind}.{what}"] += times * size  # type: ignore[assignment]
     hard = quota["spec"]["hard"]
     assert {*CHECKED, "pods", "requests.nvidia.com/gpu"} == set(hard)
     for what, most in hard.items():
@@ -252,16 +225,11 @@ def test_every_pod_has_the_priority_class_whose_quota_it_uses(_name: str, pod: P
         each["metadata"]["name"]
         for each in yaml.safe_load_all((K8S / "operator/priorities.yaml").read_text())
     }
-    training = pod.labels["tailorbird.io/role"] in (
-        "training",
-        "preflight",
-        "shared",
-        "watch",
-        "pushgateway",
-    )
-    assert pod.spec["priorityClassName"] == (
-        "tailorbird-training" if training else "tailorbird-serving"
-    )
+    roles = {"training", "preflight", "shared", "watch", "pushgateway"}
+    account = "serving"
+    if pod.labels["tailorbird.io/role"] in roles:
+        account = "training"
+    assert pod.spec["priorityClassName"] == f"tailorbird-{account}"
     assert pod.spec["priorityClassName"] in classes
 
 
@@ -335,25 +303,26 @@ def test_in_production_one_worker_may_be_drained() -> None:
 @pytest.mark.parametrize("name", ENVIRONMENTS)
 def test_pods_that_must_not_be_moved_are_kept_by_both_autoscalers_of_nodes(name: str) -> None:
     """A run's head and workers, and Jobs that are not retried. Spot nodes are lost anyway."""
-    annotations = {
-        pod.name: pod.annotations for pod in pods_of(environment(name)) if _must_stay(pod)
-    }
-    assert annotations
-    for pod_name, own in annotations.items():
-        assert own.get("cluster-autoscaler.kubernetes.io/safe-to-evict") == "false", pod_name
-        assert own.get("karpenter.sh/do-not-disrupt") == "true", pod_name
-
-
-def _must_stay(pod: Pod) -> bool:
-    is_spot = pod.spec.get("nodeSelector", {}).get("tailorbird.io/pool") == "gpu-spot"
-    return pod.labels["tailorbird.io/role"] in ("training", "client", "watch") and not is_spot
+    staying = []
+    for pod in pods_of(environment(name)):
+        is_spot = pod.spec.get("nodeSelector", {}).get("tailorbird.io/pool") == "gpu-spot"
+        if pod.labels["tailorbird.io/role"] in ("training", "client", "watch") and not is_spot:
+            staying.append(pod)
+    assert staying
+    for pod in staying:
+        assert pod.annotations["cluster-autoscaler.kubernetes.io/safe-to-evict"] == "false"
+        assert pod.annotations["karpenter.sh/do-not-disrupt"] == "true"
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
-def test_a_job_ends_although_its_pod_cannot_start(name: str) -> None:
-    for job in of_kind(environment(name), "Job", "CronJob"):
-        spec = job["spec"]["jobTemplate"]["spec"] if job["kind"] == "CronJob" else job["spec"]
-        assert spec["activeDeadlineSeconds"] > 0
+def test_a_job_ends_although_its_pod_cannot_start_and_a_watch_before_the_next_one(
+    name: str,
+) -> None:
+    for job in of_kind(environment(name), "Job"):
+        assert job["spec"]["activeDeadlineSeconds"] > 0
+    for job in of_kind(environment(name), "CronJob"):
+        assert job["spec"]["concurrencyPolicy"] == "Forbid"
+        assert 0 < job["spec"]["jobTemplate"]["spec"]["activeDeadlineSeconds"] < 24 * 60 * 60
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)

@@ -54,11 +54,9 @@ def test_a_label_matches_within_the_row_tolerance_or_in_a_tie(
 ) -> None:
     result = compare_label(label_probe(), answer, limit=ROW)
     assert (result.matches, result.is_tie) == (matches, is_tie)
-
-
-def test_an_output_without_a_probability_must_be_equal() -> None:
-    assert compare_label(label_probe(None), label("eye"), limit=ROW).matches
-    assert not compare_label(label_probe(None), label("bone"), limit=ROW).matches
+    # Without a probability, the output must be equal.
+    has_same_label = answer.output == "eye"
+    assert compare_label(label_probe(None), answer, limit=ROW).matches is has_same_label
 
 
 def test_large_differences_are_tolerated_in_few_rows_only() -> None:
@@ -69,7 +67,6 @@ def test_large_differences_are_tolerated_in_few_rows_only() -> None:
     refused = (label_probe(), REFUSED)
     parity, differing = compare_labels([*[still] * 12, moved], tolerance=tolerance)
     assert (parity.rows, parity.matching, differing) == (13, 13, [])
-    assert (parity.largest_difference, parity.mean_difference) == pytest.approx((0.12, 0.12 / 13))
     assert compare_labels([*[still] * 10, moved], tolerance=tolerance)[1] == [moved]
     # A refused row does not count towards the mean of the others.
     pairs = [moved, *[still] * 10, refused]
@@ -148,9 +145,11 @@ def prompts(*, system: str | None = "be brief", template: str = TEMPLATE) -> lis
 def answered(lm: Any, prompts: Sequence[list[int]], *, skipped: int = 0) -> list[ServedAnswer]:
     """Return greedy answers by forward passes over single answers; `skipped` positions precede the
     answer."""
-    end_id, answers = int(TOKENIZER.eos_token_id), []
+    end_id = int(TOKENIZER.eos_token_id)
+    answers = []
     for prompt in prompts:
-        ids, tokens = list(prompt), list[ServedToken]()
+        ids = list(prompt)
+        tokens: list[ServedToken] = []
         while len(tokens) < NUM_TOKENS and (not tokens or ids[-1] != end_id):
             positions = torch.arange(len(ids)) + skipped * (torch.arange(len(ids)) >= len(prompt))
             with torch.no_grad():
@@ -183,10 +182,9 @@ def num_refused(answers: Sequence[ServedAnswer], *, dtype: str = "float32") -> i
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_another_kernel_of_the_same_model_passes(dtype: str, attention: str) -> None:
+def test_another_kernel_of_the_same_model_passes(dtype: str) -> None:
     lm = sharp_model(dtype=getattr(torch, dtype))
-    lm.set_attn_implementation(attention)
+    lm.set_attn_implementation("eager")
     assert num_refused(answered(lm, prompts()), dtype=dtype) == 0
 
 

@@ -1,7 +1,6 @@
 """An exported version has the logits of the evaluated one in a process without Tailorbird."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -126,77 +125,97 @@ def class_logits(uri: str, text: str) -> Any:
     )
 
 
+def evaluated_answer(uri: str, *, end_id: int, format: StructuredFormat | None = None) -> str:
+    """Return the text that the evaluation generates for the question of the card's code."""
+    loaded = load_model(uri, LoadedChat)
+    assert loaded.model is not None
+    lm = loaded.model.causal
+    prompting = loaded.prompting
+    turns = (("user", "a question"),)
+    prompt = chat_prompt(turns, tokenizer=loaded.tokenizer, prompting=prompting, index=None)
+    grammar = None
+    if format is not None:
+        grammar = grammar_for(format, lm=lm, tokenizer=loaded.tokenizer)
+    most = prompting.max_new_tokens
+    [answer] = answer_prompts(
+        lm, [prompt.tokens], max_new_tokens=most, end_id=end_id, grammar=grammar
+    )
+    return str(loaded.tokenizer.decode(answer.tokens)).strip()
+
+
+def run_card(card: str, folder: Path, *, base: Path) -> dict[str, Any]:
+    """Run the code of a card, and return its names."""
+    code = card.split("```python")[1].split("```")[0]
+    names: dict[str, Any] = {}
+    exec(code.replace("FOLDER", str(folder)).replace("owner/tiny", str(base)), names)
+    return names
+
+
 def test_exported_versions_have_the_logits_of_the_evaluated_ones(
     base: Path, chat_base: Path, tmp_path: Path
 ) -> None:
-    chats: dict[str, tuple[Kind, bool]] = {
-        "full": ("full", False),
-        "adapter": ("lora", False),
-        "merged": ("lora", True),
-        "base": ("few_shot", False),
+    chats: dict[str, tuple[Kind, bool, str]] = {
+        "full": ("full", False, "transformers"),
+        "adapter": ("lora", False, "peft"),
+        "merged": ("lora", True, "transformers"),
+        "base": ("few_shot", False, "transformers"),
     }
-    jobs, expected = {}, {}
-    for name, (kind, merged) in chats.items():
+    jobs = {}
+    expected = {}
+    for name, (kind, merged, library) in chats.items():
         uri = chat_version(tmp_path / f"{name}-source", kind=kind, base=chat_base)
-        exported = export_version(uri, tmp_path / name, merged=merged)
-        assert exported.library == ("peft" if name == "adapter" else "transformers")
-        jobs[name], expected[name] = ("causal", tmp_path / name, "ab"), chat_logits(uri)
+        assert export_version(uri, tmp_path / name, merged=merged).library == library
+        jobs[name] = ("causal", tmp_path / name, "ab")
+        expected[name] = chat_logits(uri)
     for kind, pooling in POOLINGS.items():
-        name = f"classifier-{kind}"
         folder = artifact_folder(tmp_path, kind, base, pooling=pooling)
-        uri = register((tmp_path / name / "task").as_uri(), folder).uri
-        assert (
-            export_version(uri, tmp_path / f"{name}-out", merged=False).library
-            == "sentence-transformers"
-        )
+        uri = register((tmp_path / f"{kind}-source" / "task").as_uri(), folder).uri
+        out = tmp_path / f"classifier-{kind}"
+        assert export_version(uri, out).library == "sentence-transformers"
         for text in (TEXT, LONG):
-            jobs[f"{name} {text}"] = ("classifier", tmp_path / f"{name}-out", text)
-            expected[f"{name} {text}"] = class_logits(uri, text)
+            jobs[f"{kind} {text}"] = ("classifier", out, text)
+            expected[f"{kind} {text}"] = class_logits(uri, text)
     logits = logits_of(jobs, folder=tmp_path)
     for name, values in expected.items():
         np.testing.assert_allclose(logits[name], values, atol=1e-5, err_msg=name)
     assert np.abs(logits["merged"] - logits["base"]).max() > 0.01
-    config = json.loads((tmp_path / "classifier-full-out" / "config.json").read_text())
+    config = json.loads((tmp_path / "classifier-full" / "config.json").read_text())
     assert config["id2label"] == {str(index): label for index, label in enumerate(CLASSES)}
 
 
-def test_a_chat_folder_decodes_like_the_evaluation(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    lm: Any = small_chat.language_model()
-    lm.generation_config.update(repetition_penalty=1.5, no_repeat_ngram_size=2)
-    small_chat.save(tmp_path / "base", lm)
-    kinds: tuple[tuple[Kind, bool, str | None], ...] = (
+@pytest.mark.parametrize(
+    ("kind", "merged", "hub_base"),
+    [
         ("full", False, None),
         ("lora", True, None),
         ("lora", False, None),
         ("lora", False, "owner/tiny"),
+    ],
+)
+def test_a_chat_folder_decodes_like_the_evaluation(
+    kind: Kind,
+    merged: bool,
+    hub_base: str | None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lm: Any = small_chat.language_model()
+    lm.generation_config.update(repetition_penalty=1.5, no_repeat_ngram_size=2)
+    base = tmp_path / "base"
+    small_chat.save(base, lm)
+    uri = chat_version(tmp_path / "source", kind=kind, base=base)
+    folder = tmp_path / "out"
+    folder.mkdir()
+    exported = read_version(uri)
+    library = write_hub_format(exported, folder, merged=merged, hub_base=hub_base)
+    card = card_text(exported, None, library=library, hub_base=hub_base, notes=())
+    capsys.readouterr()
+    names = run_card(card, folder, base=base)
+    assert capsys.readouterr().out.strip() == evaluated_answer(uri, end_id=1)
+    without_penalty = names["model"].generate(
+        **names["inputs"], max_new_tokens=8, no_repeat_ngram_size=2
     )
-    for number, (kind, merged, hub_base) in enumerate(kinds):
-        uri, folder = (
-            chat_version(tmp_path / f"source-{number}", kind=kind, base=tmp_path / "base"),
-            tmp_path / "out",
-        )
-        folder.mkdir()
-        library = write_hub_format(read_version(uri), folder, merged=merged, hub_base=hub_base)
-        card = card_text(read_version(uri), None, library=library, hub_base=hub_base, notes=())
-        code = card.split("```python")[1].split("```")[0]
-        code = code.replace("FOLDER", str(folder)).replace("owner/tiny", str(tmp_path / "base"))
-        names: dict[str, Any] = {}
-        capsys.readouterr()
-        exec(code, names)
-        loaded = load_model(uri, LoadedChat)
-        assert loaded.model is not None
-        prompt = chat_prompt(
-            (("user", "a question"),), tokenizer=loaded.tokenizer, prompting=PROMPTING, index=None
-        )
-        [answer] = answer_prompts(loaded.model.causal, [prompt.tokens], max_new_tokens=8, end_id=1)
-        assert capsys.readouterr().out.strip() == loaded.tokenizer.decode(answer.tokens)
-        without_repeats = names["model"].generate(
-            **names["inputs"], max_new_tokens=8, no_repeat_ngram_size=2
-        )
-        assert without_repeats[0].tolist() != names["output"][0].tolist()
-        shutil.rmtree(folder)
+    assert without_penalty[0].tolist() != names["output"][0].tolist()
 
 
 @pytest.mark.parametrize(
@@ -220,19 +239,10 @@ def test_the_exported_format_gives_the_answers_of_the_evaluation(
     )
     export_version(uri, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
-    assert f"were constrained to the response format `{format.type}`" in card
     capsys.readouterr()
-    exec(card.split("```python")[1].split("```")[0].replace("FOLDER", str(tmp_path / "out")), {})
-    loaded = load_model(uri, LoadedChat)
-    assert loaded.model is not None
-    grammar = grammar_for(format, lm=loaded.model.causal, tokenizer=loaded.tokenizer)
-    prompt = chat_prompt(
-        (("user", "a question"),), tokenizer=loaded.tokenizer, prompting=prompting, index=None
-    )
-    [answer] = answer_prompts(
-        loaded.model.causal, [prompt.tokens], max_new_tokens=40, end_id=0, grammar=grammar
-    )
-    assert capsys.readouterr().out.strip() == loaded.tokenizer.decode(answer.tokens).strip()
+    run_card(card, tmp_path / "out", base=tmp_path / "base")
+    answer = evaluated_answer(uri, end_id=0, format=format)
+    assert capsys.readouterr().out.strip() == answer
     written = json.loads((tmp_path / "out" / "response_format.json").read_text())
     assert TypeAdapter(StructuredFormat).validate_python(written) == format
 
@@ -248,12 +258,12 @@ def test_a_folder_has_template_license_prompt_and_card(chat_base: Path, tmp_path
         app, ["export", f"{uri}/", "--to", str(tmp_path / "out" / "model"), "--json"]
     )
     assert result.exit_code == 0, result.output
-    value, folder = json.loads(result.stdout), tmp_path / "out" / "model"
+    value = json.loads(result.stdout)
+    folder = tmp_path / "out" / "model"
     assert (value["library"], value["folder"]) == ("peft", str(folder))
     assert TRAINING_ROWS not in value["files"]
-    assert set(value["files"]) == {
-        str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()
-    }
+    written = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert set(value["files"]) == written
     assert (folder / "LICENSE.txt").read_text() == "the license of the base model"
     assert (folder / "chat_template.jinja").read_text() == small_chat.TEMPLATE
     assert json.loads((folder / "prompting.json").read_text()) == {
@@ -288,11 +298,10 @@ def test_a_version_that_other_libraries_cannot_load_is_refused(
 
 
 def test_a_bag_of_words_is_refused(base: Path, tmp_path: Path) -> None:
-    uri = register(
-        (tmp_path / "task").as_uri(), artifact_folder(tmp_path, "bag_of_words", base)
-    ).uri
-    with pytest.raises(ModelError, match="contains a bag of words"):
-        export_version(uri, tmp_path / "out", merged=False)
+    folder = artifact_folder(tmp_path, "bag_of_words", base)
+    uri = register((tmp_path / "task").as_uri(), folder).uri
+    with pytest.raises(ModelError, match="bag of words"):
+        export_version(uri, tmp_path / "out")
 
 
 def test_the_encoder_of_a_mixed_classifier_is_exported_on_request(
@@ -329,25 +338,23 @@ def test_the_card_of_a_version_without_its_index_has_no_scores_for_the_hub() -> 
     assert "They are not in this folder" not in cards[0]
 
 
-def test_training_rows_in_the_folder_and_a_missing_license_are_stated(tmp_path: Path) -> None:
+@pytest.mark.parametrize("has_shots", [True, False])
+def test_training_rows_in_the_folder_and_a_missing_license_are_stated(
+    tmp_path: Path, has_shots: bool
+) -> None:
     small_chat.save(tmp_path / "base")
-    with_rows = chat_version(tmp_path / "few", kind="few_shot", base=tmp_path / "base")
-    prompting = PROMPTING.model_copy(update={"shots": ()})
-    without = chat_version(
-        tmp_path / "zero", kind="zero_shot", base=tmp_path / "base", prompting=prompting
+    prompting = PROMPTING
+    if not has_shots:
+        prompting = PROMPTING.model_copy(update={"shots": ()})
+    uri = chat_version(
+        tmp_path / "source", kind="few_shot", base=tmp_path / "base", prompting=prompting
     )
-    rows, license_file = (
-        "prompting.json contains training rows as text (2 messages)",
-        "No license file of the base",
-    )
-    for uri, contains in ((with_rows, True), (without, False)):
-        folder = tmp_path / f"out-{contains}"
-        result = CliRunner().invoke(app, ["export", uri, "--to", str(folder)])
-        assert result.exit_code == 0, result.output
-        for text in (" ".join(result.stdout.split()), (folder / "README.md").read_text()):
-            assert (rows in text) == contains
-            assert license_file in text
-        assert ("hf upload" in result.stdout) == (not contains)
+    result = CliRunner().invoke(app, ["export", uri, "--to", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    for text in (" ".join(result.stdout.split()), (tmp_path / "out" / "README.md").read_text()):
+        assert ("contains training rows" in text) is has_shots
+        assert "No license file" in text
+    assert ("hf upload" in result.stdout) is not has_shots
 
 
 def test_an_existing_folder_is_not_overwritten(chat_base: Path, tmp_path: Path) -> None:

@@ -13,32 +13,26 @@ import requests
 from pydantic import JsonValue
 
 from serving.deploy.serve_client import DeployError
-from tailorbird.data.rows import Rows, rows_sha256
+from tailorbird.data.rows import rows_sha256
 from tailorbird.evaluation.prediction_store import save_predictions
-from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.text_metrics import words_sha256
 from tailorbird.registry.champion import ParityResult
 from tailorbird.registry.hybrid_routing import PartName, Routing
 from tailorbird.registry.versions import Hybrid, ModelVersion
 from tailorbird.release import parity, probe_requests
 from tailorbird.release.parity import (
-    MAX_LISTED_CHARS,
     MAX_PROBES,
     ParityRefused,
     check_parity,
     compare_endpoint,
-    refusal,
     select_rows,
 )
 from tailorbird.release.probe_requests import ParityProbe, ServedAnswer, ServedToken
+from tests import build
 from tests.endpoint_server import MODEL
 from tests.unit.serving.endpoint.versions import endpoint_version
 
 BODY: dict[str, JsonValue] = {"input": "a", "scores": True}
-
-
-def probe(output: str = "eye", text: str = "Glaucoma") -> ParityProbe:
-    return ParityProbe("7", text, BODY, output, confidence=0.6)
 
 
 def endpoint_parity(
@@ -53,34 +47,25 @@ def by_endpoint(output: str, model: str = MODEL) -> ServedAnswer:
     return ServedAnswer(output, output, reported_model=model)
 
 
-def test_answers_of_an_endpoint_need_not_equal_the_evaluated_ones_and_the_result_says_so() -> None:
+def test_answers_of_an_endpoint_need_not_equal_the_evaluated_ones() -> None:
     parity = endpoint_parity([by_endpoint("eye"), by_endpoint("bone")])
     assert (parity.rows, parity.matching, parity.requires_equality) == (2, 1, False)
-    assert parity.sentence().endswith(
-        "1 answers equal those of the evaluation, which is not required"
-    )
     assert endpoint_parity([by_endpoint("other words")] * 2, classes=()).matching == 0
 
 
 @pytest.mark.parametrize(
-    ("answers", "message"),
+    ("answer", "message"),
     [
-        (
-            [by_endpoint("eye"), by_endpoint("eye", "m-new")],
-            "now reports the model 'm-new', but 'm-2026-01-01' was",
-        ),
-        ([by_endpoint("eye"), ServedAnswer("", "refused with 400, no")], "refused with 400"),
-        (
-            [by_endpoint("eye"), by_endpoint("bone"), by_endpoint("bone")],
-            "2 of 3 test rows differently",
-        ),
+        (by_endpoint("eye", "m-new"), "m-new"),
+        (ServedAnswer("", "refused with 400, no"), "refused with 400"),
+        (by_endpoint("bone"), "2 of 3"),
     ],
 )
 def test_an_endpoint_with_another_model_a_refused_row_or_mostly_other_labels_is_refused(
-    answers: list[ServedAnswer], message: str
+    answer: ServedAnswer, message: str
 ) -> None:
     with pytest.raises(ParityRefused, match=message):
-        endpoint_parity(answers)
+        endpoint_parity([by_endpoint("eye"), answer, answer])
 
 
 @pytest.mark.parametrize(
@@ -120,30 +105,21 @@ def hybrid_with_endpoint(
 
     `unanswered` is the output of the endpoint for row 0.
     """
-    num_rows = 40
-    outputs = tuple("eye" if row % 2 else "bone" for row in range(num_rows))
-    row_ids = tuple(map(str, range(num_rows)))
-    groups = {"ward": tuple("a" if row < num_rows // 2 else "b" for row in range(num_rows))}
-    rows = Rows(row_ids, row_ids, outputs, groups=groups)
-    of_endpoint = endpoint_version("http://127.0.0.1:1/v1", classes=("eye", "bone"))
-    other = of_endpoint.model_copy(update={"kind": "full", "endpoint": None, "prompting": None})
-    parts = {"first": other, "second": other} | {endpoint: of_endpoint}
+    outputs = ["bone", "eye"] * 20
+    texts = [str(row) for row in range(40)]
+    groups = {"ward": ("a",) * 20 + ("b",) * 20}
+    rows = build.rows(texts, outputs, groups=groups)
+    from_endpoint = endpoint_version("http://127.0.0.1:1/v1", classes=("eye", "bone"))
+    model = from_endpoint.model_copy(update={"kind": "full", "endpoint": None, "prompting": None})
+    parts = {"first": model, "second": model} | {endpoint: from_endpoint}
     for name, role in zip(parts, ("incumbent", "candidate"), strict=True):
-        named = (unanswered, *outputs[1:]) if name == endpoint else outputs
-        confidences = np.linspace(0, 1, num_rows)
-        table = Predictions(
-            parts[name].kind,
-            row_ids,
-            outputs,
-            named,
-            np.ones(num_rows),
-            confidences,
-            confidences,
-            groups,
-        )
+        answers = outputs
+        if name == endpoint:
+            answers = [unanswered, *outputs[1:]]
+        table = build.predictions(answers, outputs, confidences=np.linspace(0, 1, 40))
         save_predictions(f"{tmp_path.as_uri()}/predictions/{role}.parquet", table)
-    pinned = of_endpoint.pinned
-    hybrid = other.model_copy(
+    pinned = from_endpoint.pinned
+    hybrid = model.model_copy(
         update={
             "kind": "hybrid",
             "hybrid": Hybrid(routing=routing, first=pinned, second=pinned),
@@ -167,9 +143,9 @@ BY_GROUP = Routing(by="group", column="ward", values=("b",))
 CASCADE = Routing(by="cascade", threshold=0.5)
 
 
-@pytest.mark.parametrize("unanswered", ["", words_sha256("")], ids=["no class", "refused chat"])
 @pytest.mark.parametrize(
-    ("routing", "endpoint"), [(BY_GROUP, "first"), (BY_GROUP, "second"), (CASCADE, "second")]
+    ("routing", "endpoint", "unanswered"),
+    [(BY_GROUP, "first", ""), (BY_GROUP, "second", words_sha256("")), (CASCADE, "second", "")],
 )
 def test_few_rows_of_a_hybrid_go_to_its_endpoint_and_they_are_checked_apart(
     monkeypatch: pytest.MonkeyPatch,
@@ -183,13 +159,12 @@ def test_few_rows_of_a_hybrid_go_to_its_endpoint_and_they_are_checked_apart(
     )
     paid = {int(each.row_id) for each in probes if each.part == endpoint}
     exact = {int(each.row_id) for each in probes if each.part is None}
-    low, high = set(range(20)), set(range(20, 40))
-    of_endpoint, of_other = (
-        (low, high) if endpoint == "first" or routing is CASCADE else (high, low)
-    )
+    sides = [set(range(20)), set(range(20, 40))]
+    if endpoint == "second" and routing is BY_GROUP:
+        sides.reverse()
     assert len(paid) == parity.MAX_ENDPOINT_PROBES
-    assert paid <= of_endpoint - {0}  # the service refuses to answer row 0
-    assert exact == of_other
+    assert paid <= sides[0] - {0}  # the service refuses to answer row 0
+    assert exact == sides[1]
     assert len(probes) == len(paid) + len(exact)
 
 
@@ -197,16 +172,9 @@ def test_few_rows_of_a_hybrid_go_to_its_endpoint_and_they_are_checked_apart(
     ("changes", "message"),
     [
         ({}, None),
-        (
-            {"answered_by": "first", "reported_model": None, "is_fallback": True},
-            "by the first part as a fallback",
-        ),
-        ({"is_fallback": True}, "by the second part as a fallback"),
-        (
-            {"answered_by": "first", "reported_model": None},
-            "by the first part",
-        ),
-        ({"reported_model": "m-new"}, "endpoint of hybrid-1 now reports the model 'm-new'"),
+        ({"is_fallback": True}, "as a fallback"),
+        ({"answered_by": "first", "reported_model": None}, "by the first part"),
+        ({"reported_model": "m-new"}, "m-new"),
         ({"output": "", "text": "refused with 400"}, "refused with 400"),
     ],
 )
@@ -230,9 +198,6 @@ def test_the_endpoint_of_a_hybrid_must_answer_its_rows_with_the_evaluated_model(
     if message is None:
         result = check_parity(probes, url="http://127.0.0.1:1", version=hybrid)
         assert (result.rows, result.matching, result.endpoint_rows) == (20, 20, 8)
-        assert result.sentence().endswith(
-            "and the endpoint answered 8 others with the evaluated model"
-        )
         return
     with pytest.raises(ParityRefused, match=message):
         check_parity(probes, url="http://127.0.0.1:1", version=hybrid)
@@ -250,30 +215,14 @@ def test_a_hybrid_whose_rows_all_go_to_the_endpoint_can_be_checked(
 
 
 def test_a_version_without_probes_is_refused() -> None:
-    with pytest.raises(ParityRefused, match="hybrid-1 has no test row to check"):
-        check_parity(
-            (), url="http://127.0.0.1:1", version=cast(Any, SimpleNamespace(version="hybrid-1"))
-        )
-
-
-def test_a_refusal_lists_rows_with_both_answers_and_their_number() -> None:
-    answer = ServedAnswer("bone", "bone", {"eye": 0.2, "bone": 0.7})
-    pairs = [(probe(text="x" * 2 * MAX_LISTED_CHARS), answer)] * 7
-    message = refusal(pairs, version="full-1", num_probes=64)
-    assert message.startswith("full-1 answers 7 of 64 test rows differently than in its evaluation")
-    line = f"  row 7, '{'x' * MAX_LISTED_CHARS}...': evaluated eye (0.600), served bone (0.700)\n"
-    assert message.count(line) == 5
-    assert "\n  and 2 more\n" in message
+    version = cast(Any, SimpleNamespace(version="hybrid-1"))
+    with pytest.raises(ParityRefused, match="hybrid-1"):
+        check_parity((), url="http://127.0.0.1:1", version=version)
 
 
 def test_rows_are_selected_from_each_class_in_turn_and_depend_only_on_the_digest() -> None:
-    table = cast(
-        Any,
-        SimpleNamespace(
-            row_ids=tuple(map(str, range(1000))),
-            labels=("common",) * 900 + ("rare",) * 90 + ("once",) * 10,
-        ),
-    )
+    labels = ["common"] * 900 + ["rare"] * 90 + ["once"] * 10
+    table = build.predictions(labels, labels)
     rows = range(1000)
     selected = select_rows(table, rows, digest="d1")
     assert selected == select_rows(table, reversed(rows), digest="d1")

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from tailorbird.config.serving import ChallengerConfig, ServingConfig
-from tailorbird.evaluation.report.evidence import CandidateRecord
 from tailorbird.evaluation.report.evidence_files import write_evidence
 from tailorbird.registry.champion import Champion, ChangeReason, ParityResult, PreviousChampion
 from tailorbird.registry.versions import (
@@ -115,25 +114,9 @@ def test_a_champion_with_another_base_model_or_code_does_not_inherit_a_baseline(
 ) -> None:
     baseline = task.register("baseline", kind="probe")
     first = task.register("1")
-    second, third = task.register("2", **changed), task.register("3", **changed)
     task.promote(first, incumbent=baseline)
+    second = task.register("2", **changed)
     assert task.promote(second, incumbent=first).baseline is None
-    assert task.promote(third, incumbent=second).baseline is None
-
-
-@pytest.mark.parametrize("promoted_before", [True, False])
-def test_a_verdict_whose_incumbent_is_not_the_champion_of_its_run_is_refused(
-    task: Task, promoted_before: bool
-) -> None:
-    baseline = task.register("baseline", kind="probe")
-    first = task.register("1")
-    second = task.register("2")
-    if promoted_before:
-        task.promote(first, incumbent=baseline)
-    before = task.champion
-    with pytest.raises(PromotionRefused, match="which is not the champion"):
-        task.promote(second, incumbent=baseline, champion=first.uri)
-    assert task.champion == before
 
 
 @pytest.mark.parametrize(
@@ -214,29 +197,24 @@ def test_a_verdict_that_compared_with_another_champion_is_refused(task: Task) ->
     baseline = task.register("baseline", kind="probe")
     first = task.register("1")
     second = task.register("2")
+    with pytest.raises(PromotionRefused, match="not the champion"):  # of the run
+        task.promote(second, incumbent=baseline, champion=first.uri)
     task.promote(first, incumbent=baseline)
-    with pytest.raises(PromotionRefused, match="compared with no champion"):
+    before = task.champion
+    with pytest.raises(PromotionRefused, match="no champion"):
         task.promote(second, incumbent=baseline, champion=None)
-    record = CandidateRecord("full", f"{task.uri}/versions/none", "0" * 64)
-    write_finished_run(
-        f"{task.uri}/runs/{second.version}",
-        versions={"candidate": candidate_record(second), "incumbent": record},
-        champion=record.uri,
-    )
-    with pytest.raises(PromotionRefused, match=r"compared with .*/none"):
-        promote_version(task.uri, version=second.uri)
+    with pytest.raises(PromotionRefused, match=baseline.uri):
+        task.promote(second, incumbent=baseline, champion=baseline.uri)
+    assert task.champion == before
 
 
 def test_the_incumbent_of_a_first_run_becomes_the_champion_because_it_stays(task: Task) -> None:
-    incumbent, candidate = task.register("1", kind="probe"), task.register("2")
-    versions = {
-        role: candidate_record(of)
-        for role, of in {"candidate": candidate, "incumbent": incumbent}.items()
-    }
-    write_finished_run(
-        f"{task.uri}/runs/r", versions=versions, verdict=verdict_of("STAY"), champion=None
-    )
-    assert promote_version(task.uri).reason.sentence() == "STAY: the incumbent stays"
+    incumbent = task.register("1", kind="probe")
+    records = {"candidate": task.register("2"), "incumbent": incumbent}
+    versions = {role: candidate_record(version) for role, version in records.items()}
+    verdict = verdict_of("STAY")
+    write_finished_run(f"{task.uri}/runs/r", versions=versions, verdict=verdict, champion=None)
+    assert promote_version(task.uri).uri == incumbent.uri
 
 
 def test_a_baseline_that_is_proven_better_becomes_the_champion_and_its_own_pretrained_version(
@@ -251,7 +229,6 @@ def test_a_baseline_that_is_proven_better_becomes_the_champion_and_its_own_pretr
     write_finished_run(f"{task.uri}/runs/r", versions=versions, verdict=verdict, champion=None)
     champion = promote_version(task.uri)
     assert (champion.uri, champion.baseline) == (baseline.uri, baseline.pinned)
-    assert champion.reason.sentence() == "STAY: probe dominates the incumbent"
     with pytest.raises(PromotionRefused, match="no verdict chose"):
         promote_version(task.uri, version=candidate.uri)
 
@@ -264,12 +241,8 @@ def test_an_older_run_with_evidence_from_another_version_of_tailorbird_does_not_
     old = write_finished_run(
         f"{task.uri}/runs/old", versions=versions, created_at="2020-01-01T00:00:00+00:00"
     )
-    content = (
-        old.model_dump_json()
-        .encode()
-        .replace(b'{"format":1,', b'{"format":1,"earlier_field":1,', 1)
-    )
-    write_evidence(old.run, {"evidence.json": content})
+    content = old.model_dump_json().replace('{"format":1,', '{"format":1,"earlier_field":1,', 1)
+    write_evidence(old.run, {"evidence.json": content.encode()})
     with pytest.raises(PromotionRefused, match="another version of Tailorbird"):
         promote_version(task.uri)
     new = write_finished_run(f"{task.uri}/runs/new", versions=versions)
@@ -287,14 +260,10 @@ def test_a_champion_that_was_chosen_for_its_cost_has_the_last_one_that_was_prove
     versions = [task.register(name) for name in "1234"]
     for_cost = verdict_of("FINE_TUNE").model_copy(update={"replaces_for_cost": True})
     assert task.promote(versions[1], incumbent=versions[0]).anchor is None
-    assert (
-        task.promote(versions[2], incumbent=versions[1], verdict=for_cost).anchor
-        == versions[1].pinned
-    )
-    assert (
-        task.promote(versions[3], incumbent=versions[2], verdict=for_cost).anchor
-        == versions[1].pinned
-    )
+    for number in (2, 3):
+        incumbent = versions[number - 1]
+        champion = task.promote(versions[number], incumbent=incumbent, verdict=for_cost)
+        assert champion.anchor == versions[1].pinned
     assert promotion.roll_back(task.uri, reason="worse").anchor == versions[1].pinned
     assert promotion.roll_back(task.uri, reason="worse").anchor is None
 

