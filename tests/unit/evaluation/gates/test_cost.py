@@ -1,6 +1,7 @@
 """Tests of the measured resources: rounds, tokens, and shares of the rows."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,31 +15,36 @@ from tailorbird.evaluation.gates.cost import (
     tokens_by_round,
 )
 
+ONES = (1.0,) * 5
+
 
 @pytest.mark.parametrize("amount", [-1.0, math.nan, math.inf])
 def test_amounts_that_are_negative_or_not_finite_are_refused(amount: float) -> None:
-    ones = (1.0,) * 5
     with pytest.raises(ValueError, match="seconds of training"):
         TrainingUsage(cpu_s=amount)
     with pytest.raises(ValueError, match="CPU-seconds"):
         ServingUsage((1.0,) * 4 + (amount,))
     with pytest.raises(ValueError, match="output tokens"):
-        Tokens("m", ones, (1.0,) * 4 + (amount,))
+        Tokens("m", ONES, (1.0,) * 4 + (amount,))
     with pytest.raises(ValueError, match="prices of tokens"):
-        Tokens("m", ones, ones, prices=(1.0, amount))
+        Tokens("m", ONES, ONES, prices=(1.0, amount))
 
 
-def test_all_resources_are_positive_in_the_same_five_or_more_rounds() -> None:
-    ones = (1.0,) * 5
-    for cpu_s, gpu_s, tokens in (
-        (ones[:4], None, None),
+@pytest.mark.parametrize(
+    ("cpu_s", "gpu_s", "tokens"),
+    [
+        (ONES[:4], None, None),
         ((1.0, 1.0, 1.0, 1.0, 0.0), None, None),
-        (ones, ones[:4], None),
-        (ones, None, Tokens("m", ones, ones[:4])),
-        (ones, None, Tokens("m", ones[:4], ones[:4])),
-    ):
-        with pytest.raises(ValueError, match=r"rounds|CPU-seconds"):
-            ServingUsage(cpu_s, gpu_s, tokens)
+        (ONES, ONES[:4], None),
+        (ONES, None, (ONES, ONES[:4])),
+        (ONES, None, (ONES[:4], ONES[:4])),
+    ],
+)
+def test_all_resources_are_positive_in_the_same_five_or_more_rounds(
+    cpu_s: tuple[float, ...], gpu_s: tuple[float, ...] | None, tokens: Any
+) -> None:
+    with pytest.raises(ValueError, match=r"rounds|CPU-seconds"):
+        ServingUsage(cpu_s, gpu_s, tokens and Tokens("m", *tokens))
 
 
 def test_the_tokens_of_a_round_are_those_of_a_part_of_the_rows() -> None:
