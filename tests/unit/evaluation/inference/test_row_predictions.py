@@ -5,41 +5,31 @@ import numpy as np
 
 from tailorbird.config.answers import AnswersConfig
 from tailorbird.data.rows import Rows
-from tailorbird.evaluation.inference.row_predictions import text_predictions
+from tailorbird.evaluation.inference.row_predictions import label_predictions, text_predictions
 from tailorbird.evaluation.predictions import Predictions
-from tailorbird.evaluation.statistics.paired import compare
 from tests import build
-
-ANSWERS = AnswersConfig.model_validate(
-    {"numeric": {"absolute": 1}, "choice": {"options": ["3", "4"]}}
-)
-ROWS = build.rows(
-    ("a", "b", "c", "d"),
-    ("3", "4", "3", "4"),
-    conversations=tuple((("user", text),) for text in "abcd"),
-    answers=ANSWERS,
-)
-
-
-def predictions_of(*outputs: str, rows: Rows = ROWS) -> Predictions:
-    return text_predictions("full", rows=rows, outputs=outputs, confidences=np.ones(len(rows)))
 
 
 def test_the_configured_metrics_are_scored_and_stored() -> None:
-    table = predictions_of("3", "It is 5", "no", "3 or 4")
-    assert table.per_row("numeric").tolist() == [1, 1, 0, 1]
+    answers = {"numeric": {"absolute": 1}, "choice": {"options": ["3", "4"]}}
+    rows = build.rows("abcd", "3434", chat=True, answers=AnswersConfig.model_validate(answers))
+    outputs = ("3", "It is 5", "no", "3 or 4")
+    table = text_predictions("full", rows=rows, outputs=outputs, confidences=np.ones(4))
     assert table.per_row("choice").tolist() == [1, 0, 0, 0]
     assert table.per_row("exact_match").tolist() == [1, 0, 0, 0]
-    stored = Predictions.from_table(table.to_table())
-    assert stored.per_row("numeric").tolist() == [1, 1, 0, 1]
-    assert not set(predictions_of("3", rows=ROWS.take([0])).measures) - set(table.measures)
+    for stored in (table, Predictions.from_table(table.to_table())):
+        assert stored.per_row("numeric").tolist() == [1, 1, 0, 1]
 
 
-def test_a_configured_metric_is_compared_pairwise() -> None:
-    candidate, other = predictions_of("3", "4", "3", "4"), predictions_of("9", "9", "3", "9")
-    comparison = compare(candidate, other=other, metric="numeric", alpha=0.05)
-    assert (comparison.candidate_score, comparison.other_score, comparison.gain) == (
-        1.0,
-        0.25,
-        0.75,
-    )
+def test_rows_with_the_same_text_share_a_cluster_unless_split_keys_define_clusters() -> None:
+    def clusters_of(rows: Rows) -> tuple[str, ...] | None:
+        ones = np.ones(len(rows))
+        return label_predictions(
+            "probe", rows=rows, outputs=rows.labels, confidences=ones, calibrated=ones
+        ).clusters
+
+    texts = ("One text", "another", "one  TEXT")
+    assert clusters_of(build.rows(texts[:2])) is None
+    assert clusters_of(build.rows(texts)) == ("0", "1", "0")
+    keys = ("patient 3", "patient 9", "patient 9")
+    assert clusters_of(build.rows(texts, split_keys=keys)) == ("0", "1", "1")

@@ -56,9 +56,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("chat")
     save(folder / "base")
     base = (folder / "base").as_uri()
-    train = build.rows(
-        ("a zebra", "b"), ("zebra", "x"), conversations=((("user", "a zebra"),), (("user", "b"),))
-    )
+    train = build.pairs((("a zebra", "zebra"), ("b", "x")), chat=True)
     results = fit_prompt_baselines(
         base,
         train=train,
@@ -101,36 +99,29 @@ def test_options_are_scored_by_their_likelihood_as_an_answer(artifacts: str) -> 
     assert Predictions.from_table(table.to_table()).logprobs_of(3) == pytest.approx(pair, rel=1e-4)
 
 
-def test_the_answers_are_those_of_the_version_without_the_suite(artifacts: str) -> None:
+def test_the_answers_are_those_of_the_version_without_the_suite_after_their_start(
+    artifacts: str,
+) -> None:
     table = predict_rows(f"{artifacts}/zero_shot", rows=SUITE)
     plain = predict_rows(f"{artifacts}/zero_shot", rows=replace(SUITE, suite=None).take([1]))
     assert table.outputs[1] == plain.outputs[0]
     assert table.confidences[1] == plain.confidences[0]
     assert (table.model, table.groups) == ("zero_shot", {"group": ("a",) * 4})
+    assert SUITE.suite is not None
+    started = replace(SUITE, suite=replace(SUITE.suite, starts=("", "q", "", ""))).take([1])
+    continued = predict_rows(f"{artifacts}/zero_shot", rows=started)
+    assert continued.confidences[0] != plain.confidences[0]
 
 
 def test_a_model_without_language_model_answers_only_the_rows_that_it_can(artifacts: str) -> None:
     table = predict_rows(f"{artifacts}/nearest", rows=SUITE)
     np.testing.assert_array_equal(np.isnan(table.scores), [True, False, True, True])
-    only_likelihoods = predict_rows(f"{artifacts}/nearest", rows=SUITE.take([0]))
-    assert np.isnan(only_likelihoods.scores).all()
-
-
-def test_the_model_continues_the_start_of_an_answer(artifacts: str) -> None:
-    starts = ("", "q", "", "")
-    assert SUITE.suite is not None
-    started = replace(SUITE, suite=replace(SUITE.suite, starts=starts)).take([1])
-    plain, continued = (
-        predict_rows(f"{artifacts}/zero_shot", rows=rows) for rows in (SUITE.take([1]), started)
-    )
-    assert plain.confidences[0] != continued.confidences[0]
 
 
 def test_the_evidence_has_no_hash_of_a_private_span_or_of_an_answer_that_may_contain_it() -> None:
     rows = suite(("q", "not_contains", "123456", (), ""), ("q?", "contains", "a", (), ""))
-    table = suite_predictions(
-        "full", rows=rows, answers={0: Answer("123456", 0.5), 1: Answer("a", 0.5)}
-    )
+    answers = {0: Answer("123456", 0.5), 1: Answer("a", 0.5)}
+    table = suite_predictions("full", rows=rows, answers=answers)
     assert table.scores.tolist() == [0, 1]
     assert table.labels == table.outputs == (words_sha256(""), words_sha256("a"))
 
@@ -144,12 +135,8 @@ def test_an_endpoint_answers_the_rows_that_need_no_likelihoods_and_gets_no_other
     with endpoint_server(reply) as server:
         uri = tmp_path / "task" / "stages" / "endpoint"
         uri.mkdir(parents=True)
-        config = version_config(
-            kind="endpoint_zero_shot",
-            base_model="s3://m/base",
-            prompting=PROMPTING,
-            endpoint=Endpoint(url=server.url, model="m", reported_model=MODEL),
-        )
+        endpoint = Endpoint(url=server.url, model="m", reported_model=MODEL)
+        config = version_config(kind="endpoint_zero_shot", prompting=PROMPTING, endpoint=endpoint)
         write_config(uri, config)
         table = predict_rows(uri.as_uri(), rows=SUITE)
         np.testing.assert_array_equal(table.scores, [np.nan, 1, np.nan, np.nan])

@@ -14,9 +14,7 @@ from torch.multiprocessing.spawn import spawn
 from transformers import LlamaForCausalLM
 
 from cluster.ranks.process_group import Group, current_group, join_group, on_first_rank
-from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.config.formats.response_format import ChoiceFormat
-from tailorbird.evaluation.baselines.chat import ChatBaselines, fit_prompt_baselines
 from tailorbird.evaluation.gates.cost import MIN_ROUNDS, MeasuredCosts
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.inference.serving_cost import _on_device, measure_serving
@@ -82,10 +80,9 @@ def write_full(folder: Path, lm: Any) -> None:
     save_file(weights, folder / "full" / "model.safetensors")
 
 
-def versions_in(folder: Path, *names: str) -> list[Path]:
-    """Return the folders of versions with these names, of one base model or of all in `folder`."""
-    bases = [folder] if (folder / "base").is_dir() else [folder / "tied", folder / "untied"]
-    return [base / name for base in bases for name in names]
+def versions_in(folder: Path) -> list[Path]:
+    """Return the folders of versions of the models with and without tied embeddings."""
+    return [folder / base / kind for base in ("tied", "untied") for kind in KINDS]
 
 
 @pytest.fixture(scope="module")
@@ -111,9 +108,8 @@ def _run_rank(rank: int, folder: Path) -> None:
     with join_group(Group(rank, 2), store=folder / "store"):
         results = {
             "predictions": predictions_in(folder),
-            "baselines": baselines_in(folder),
             "weights": {key: weights_of(*key) for key in weight_cases(folder)},
-            "sizes": [num_local(version) for version in versions_in(folder, *KINDS)],
+            "sizes": [num_local(version) for version in versions_in(folder)],
             "devices": devices_in_a_turn(folder / "tied" / "lora"),
             "costs": costs_in(folder),
             "errors": [
@@ -142,25 +138,14 @@ def load(version: Path, dtype: torch.dtype) -> Any:
 
 def predictions_in(folder: Path) -> dict[Path, Predictions]:
     paths = [
-        *versions_in(folder / "tied", *KINDS, "choice"),
-        *versions_in(folder / "untied", "lora"),
+        *(folder / "tied" / name for name in (*KINDS, "choice")),
+        folder / "untied" / "lora",
     ]
     return {path: predict_rows(path.as_uri(), rows=ROWS) for path in paths}
 
 
-def baselines_in(folder: Path) -> ChatBaselines:
-    config = EvaluationConfig(
-        metric="token_f1", prompt_shots=1, prompt_draws=2, retrieved_examples=(1,)
-    )
-    base = (folder / "untied" / "base").as_uri()
-    validation = ROWS.take(range(2))
-    return fit_prompt_baselines(
-        base, train=ROWS, validation=validation, prompting=PROMPTING, config=config, seed=0
-    )
-
-
 def weight_cases(folder: Path) -> list[tuple[Path, torch.dtype]]:
-    versions = (*versions_in(folder, *KINDS), folder / "experts" / "full")
+    versions = (*versions_in(folder), folder / "experts" / "full")
     return [(version, dtype) for version in versions for dtype in DTYPES]
 
 
@@ -225,11 +210,6 @@ def test_ranks_give_the_answers_and_log_probabilities_of_one_process(folder: Pat
                 )
 
 
-def test_baselines_of_ranks_are_those_of_one_process(folder: Path) -> None:
-    expected = baselines_in(folder)
-    assert results_in(folder, "baselines") == [expected, expected]
-
-
 def test_parts_of_ranks_are_parts_of_the_weights_of_one_process(folder: Path) -> None:
     """Also if an adapter is merged, if weights are stored in another dtype, and if projections are
     one weight."""
@@ -243,7 +223,7 @@ def test_parts_of_ranks_are_parts_of_the_weights_of_one_process(folder: Path) ->
 
 def test_each_rank_holds_about_half_of_a_model(folder: Path) -> None:
     for sizes in results_in(folder, "sizes"):
-        for version, size in zip(versions_in(folder, *KINDS), sizes, strict=True):
+        for version, size in zip(versions_in(folder), sizes, strict=True):
             assert 0.5 < size / num_local(version) < 0.6
 
 
