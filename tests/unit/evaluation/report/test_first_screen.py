@@ -10,6 +10,7 @@ from tailorbird.evaluation.report import contender_chart as charts
 from tailorbird.evaluation.report.html import to_html
 from tailorbird.evaluation.verdict.formatting import money
 from tailorbird.pages.charts import Box, Dot
+from tailorbird.registry.hybrid_routing import Routing
 from tests.unit.evaluation.report.test_html import SECONDS, SIMULATIONS, Page, evidence_for
 from tests.unit.evaluation.simulated import Simulation, evidence_of, on_cpu
 
@@ -25,6 +26,15 @@ PARTLY_PRICED = Simulation(
     evaluation=SIMULATIONS["FINE_TUNE"].evaluation,
 )
 """A run with an external endpoint that has no prices and does not report its tokens."""
+
+
+CASCADE = Simulation(
+    num_rows=1000,
+    evaluation={"hybrid": {"by": "cascade"}},
+    routing=Routing("cascade", threshold=0.7),
+    costs=on_cpu(SECONDS),
+)
+"""A run that tested a cascade of the incumbent and the candidate."""
 
 
 @pytest.mark.parametrize("outcome", SIMULATIONS)
