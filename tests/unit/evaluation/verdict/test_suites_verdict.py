@@ -25,24 +25,19 @@ FORGETS = Simulation(
     chat=True,
     suites={"general": (0.2, 0.7), "refusals": (0.9, 0.9)},
 )
-KEEPS = replace(FORGETS, suites={"general": (0.7, 0.7), "refusals": (0.9, 0.9)})
 
 
 def test_a_better_candidate_that_forgets_is_stopped_by_the_suites_gate() -> None:
-    verdict = reach_verdict(
-        inputs_of_tables(FORGETS, tables_of(FORGETS)), protocol=protocol_of(FORGETS)
-    )
-    assert (verdict.outcome, verdict.selected, verdict.blocked_by) == (
-        Outcome.STAY,
-        "incumbent",
-        (),
-    )
-    [gates] = [sentence for sentence in verdict.sentences if "suites gate fails" in sentence]
-    assert "the loss on the suite general (incumbent minus" in gates
-    assert "passes suites" in verdict.sentences[-1]
-    kept = reach_verdict(inputs_of_tables(KEEPS, tables_of(KEEPS)), protocol=protocol_of(KEEPS))
-    assert kept.outcome is Outcome.FINE_TUNE
-    assert next(gate for gate in kept.gates if gate.name == "suites").state is State.PASSES
+    outcomes = []
+    for simulation in (FORGETS, replace(FORGETS, suites={"general": (0.7, 0.7)})):
+        inputs = inputs_of_tables(simulation, tables_of(simulation))
+        verdict = reach_verdict(inputs, protocol=protocol_of(simulation))
+        [gate] = [gate for gate in verdict.gates if gate.name == "suites"]
+        outcomes.append((verdict.outcome, verdict.selected, gate.state))
+    assert outcomes == [
+        (Outcome.STAY, "incumbent", State.FAILS),
+        (Outcome.FINE_TUNE, "candidate", State.PASSES),
+    ]
 
 
 def test_a_model_that_cannot_answer_a_row_has_no_score() -> None:

@@ -26,28 +26,24 @@ def test_rows_that_a_model_was_trained_on_leave_all_tables_of_test_rows() -> Non
     remaining = without_trained_rows(inputs)
     excluded = {*(f"r{row}" for row in range(600)), "r601"}
     for role, model in inputs.models.items():
-        left = remaining.models[role]
-        assert left.clean.row_ids == tuple(
-            row for row in model.clean.row_ids if row not in excluded
-        )
+        tables = [(model.clean, remaining.models[role].clean)]
         for name, table in model.changed.items():
-            kept = [row for row in table.row_ids if row.partition("|")[0] not in excluded]
-            assert 0 < len(kept) < len(table)
-            assert left.changed[name].row_ids == tuple(kept)
-    assert (
-        without_trained_rows(replace(inputs, trained_rows=TrainedRows({"incumbent": ()}))).models
-        == inputs.models
-    )
+            tables.append((table, remaining.models[role].changed[name]))
+        for before, after in tables:
+            rows = [row for row in before.row_ids if row.partition("|")[0] not in excluded]
+            assert 0 < len(rows) < len(before)
+            assert after.row_ids == tuple(rows)
+    nothing = replace(inputs, trained_rows=TrainedRows({"incumbent": ()}))
+    assert without_trained_rows(nothing).models == inputs.models
 
 
-def test_the_rows_of_a_suite_are_kept() -> None:
+def test_the_rows_of_a_suite_remain() -> None:
     chat = Simulation(num_rows=300, chat=True, suites={"general": (0.7, 0.7)})
     tables = tables_of(chat)
-    first = tables["incumbent_suite-general"].row_ids[0]
-    trained = TrainedRows({"incumbent": (first, tables["incumbent"].row_ids[0])})
-    remaining = without_trained_rows(replace(inputs_of_tables(chat, tables), trained_rows=trained))
-    assert len(remaining.candidate.clean) == 299
-    assert len(remaining.candidate.changed["suite-general"]) == 100
+    rows = (tables["incumbent_suite-general"].row_ids[0], tables["incumbent"].row_ids[0])
+    inputs = replace(inputs_of_tables(chat, tables), trained_rows=TrainedRows({"incumbent": rows}))
+    candidate = without_trained_rows(inputs).candidate
+    assert (len(candidate.clean), len(candidate.changed["suite-general"])) == (299, 100)
 
 
 def test_an_incumbent_that_knows_a_third_of_the_rows_does_not_keep_a_better_candidate_away() -> (
@@ -68,10 +64,7 @@ def test_an_incumbent_that_knows_a_third_of_the_rows_does_not_keep_a_better_cand
     assert (before.outcome, before.n) == ("STAY", 3000)
     assert (verdict.outcome, verdict.n) == ("FINE_TUNE", 2000)
     [rows] = [sentence for sentence in verdict.sentences if "was trained on" in sentence]
-    assert (
-        "he incumbent was trained on 1,000 of the 3,000 test rows (33.3%), on which no model is "
-        "compared" in rows
-    )
+    assert "incumbent was trained on 1,000 of the 3,000 test rows (33.3%)" in rows
     assert "the training rows of the centroid are unknown" in rows
 
 
@@ -79,7 +72,5 @@ def test_models_that_were_trained_on_all_rows_cannot_be_compared() -> None:
     tables = tables_of(SIMULATION)
     trained = TrainedRows({"incumbent": tables["incumbent"].row_ids})
     inputs = replace(inputs_of_tables(SIMULATION, tables), trained_rows=trained)
-    with pytest.raises(
-        VerdictRefused, match="were trained on all test rows; add test rows that are new to them"
-    ):
+    with pytest.raises(VerdictRefused):
         reach_verdict(inputs, protocol=protocol_of(SIMULATION))
