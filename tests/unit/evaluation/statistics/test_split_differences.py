@@ -1,6 +1,7 @@
 """Tests of the differences between validation and test."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 
@@ -35,7 +36,8 @@ def test_a_class_with_another_share_longer_texts_and_another_score_are_reported(
 
 
 def test_small_differences_can_be_omitted() -> None:
-    validation, test = sample(1, size=4_000), sample(2, size=4_000, length=70)
+    validation = sample(1, size=4_000)
+    test = sample(2, size=4_000, length=70)
     assert split_differences(validation, test=test)
     assert split_differences(validation, test=test, least=1.5) == ()
     shifted = sample(2, size=4_000, length=70, share=0.1)
@@ -57,8 +59,5 @@ def test_rows_of_one_document_count_as_one_unit() -> None:
 
 
 def test_chat_tasks_have_no_class_shares() -> None:
-    validation, test = (
-        SplitSample((), each.texts, None, scores=each.scores)
-        for each in (sample(1, size=300), sample(2, size=300))
-    )
+    validation, test = (replace(sample(seed, size=300), labels=()) for seed in (1, 2))
     assert split_differences(validation, test=test) == ()
