@@ -312,8 +312,6 @@ class Evidence(StoredModel):
     examples: tuple[PairedExample, ...] = ()
     """Texts of test rows on which the models differ, if `evaluation.report_examples` allows texts
     in the report."""
-    measures: dict[str, dict[str, float]]
-    """(chat only) `log_likelihood` by role: mean over the test rows, in nats per token."""
     suites: tuple[SuiteScore, ...] = ()
     """(chat only) Scores on the suites of the gate `suites`."""
     trained_rows: TrainedRows = TrainedRows()

@@ -130,7 +130,7 @@ def test_a_chat_cascade_has_the_measures_of_both_parts_and_the_log_probabilities
     nearest = answers(
         right, calibrated=np.array([0.9, 0.1]), measures={"token_f1": np.array([1.0, 0.2])}
     )
-    measures = {"token_f1": np.array([0.3, 0.7]), "log_likelihood": np.array([-1.0, -2.0])}
+    measures = {"token_f1": np.array([0.3, 0.7]), "rouge_l": np.array([-1.0, -2.0])}
     lm = answers(
         ~right, calibrated=right * 0.5, measures=measures, logprobs=((-0.1,), (-0.2, -0.3))
     )

@@ -123,9 +123,6 @@ def test_stored_baselines_have_their_validation_scores(base: str, artifacts: str
         assert table.model == baseline.kind
         assert score_table("token_f1", table) == pytest.approx(baseline.validation)
         tables[baseline.kind] = table
-    zero_shot, retrieved = (tables[kind].measures for kind in ("zero_shot", "retrieved"))
-    # The likelihood of a reference answer depends on the examples.
-    assert not np.allclose(zero_shot["log_likelihood"], retrieved["log_likelihood"])
     nearest = tables["nearest"]
     assert set(nearest.measures) == {"token_f1", "rouge_l"}
     np.testing.assert_array_equal(nearest.confidences[2:], [0, 0])

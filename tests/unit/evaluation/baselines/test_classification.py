@@ -177,10 +177,10 @@ def test_rows_are_embedded_until_the_time_is_over_with_every_class(
 def test_a_bag_of_words_is_mixed_with_a_probe_of_fewer_rows() -> None:
     data = data_of()
     embeddings, labels = clusters(3, per_class=4)
-    held_out = unit(clusters(3)[0])
+    features = unit(clusters(3)[0])
     bag = fit_bag(data)
-    features = HeadData((unit(embeddings),), labels, features=(held_out,), held_out=data.held_out)
-    mixed = mix_fits(fit_probe(features), bag=bag, held_out=data.held_out)
-    expected = held_out @ mixed.weights[0] + data.features[0] @ mixed.weights[1] + mixed.bias
+    few = HeadData((unit(embeddings),), labels, features=(features,), held_out=data.held_out)
+    mixed = mix_fits(fit_probe(few), bag=bag, held_out=data.held_out)
+    expected = features @ mixed.weights[0] + data.features[0] @ mixed.weights[1] + mixed.bias
     np.testing.assert_allclose(mixed.logits, expected, rtol=1e-3, atol=1e-4)
     assert mixed.score >= bag.score

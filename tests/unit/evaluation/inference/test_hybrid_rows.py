@@ -42,7 +42,7 @@ class Parts:
         table = text_predictions(name, rows=rows, outputs=outputs, confidences=sure)
         if not is_second:
             return table
-        measures = table.measures | {"log_likelihood": -sure}
+        measures = table.measures | {"similarity": -sure}
         return replace(table, measures=measures, logprobs=tuple((-float(n),) for n in numbers))
 
 

@@ -1,9 +1,11 @@
 """Two ranks over gloo that hold a model together give the answers and log-probabilities of one
 process."""
 
+import os
 import pickle
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -13,15 +15,21 @@ from torch.distributed.tensor import DTensor
 from torch.multiprocessing.spawn import spawn
 from transformers import LlamaForCausalLM
 
-from cluster.ranks.process_group import Group, current_group, join_group, on_first_rank
+from cluster.ranks.process_group import (
+    Group,
+    current_group,
+    join_group,
+    on_first_rank,
+    wait_for_ranks,
+)
+from cluster.ranks.remote_ranks import _run_rank as run_rank
 from tailorbird.config.formats.response_format import ChoiceFormat
-from tailorbird.evaluation.gates.cost import MIN_ROUNDS, MeasuredCosts
 from tailorbird.evaluation.inference.predict import predict_rows
-from tailorbird.evaluation.inference.serving_cost import _on_device, measure_serving
+from tailorbird.evaluation.inference.serving_cost import _on_device
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.models.errors import ModelError
 from tailorbird.models.generation import answer_prompts
-from tailorbird.models.loading import load_chat
+from tailorbird.models.loading import load_chat, load_pretrained_chat
 from tailorbird.models.lora import add_adapter
 from tailorbird.registry.versions import Prompting, write_config
 from tests import build
@@ -111,7 +119,6 @@ def _run_rank(rank: int, folder: Path) -> None:
             "weights": {key: weights_of(*key) for key in weight_cases(folder)},
             "sizes": [num_local(version) for version in versions_in(folder)],
             "devices": devices_in_a_turn(folder / "tied" / "lora"),
-            "costs": costs_in(folder),
             "errors": [
                 error_of(folder / "one-head" / "zero_shot"),
                 error_of(folder / "other" / "full"),
@@ -178,12 +185,6 @@ def devices_in_a_turn(version: Path) -> set[str]:
     return devices
 
 
-def costs_in(folder: Path) -> MeasuredCosts:
-    return measure_serving(
-        {kind: (folder / "tied" / kind).as_uri() for kind in KINDS[:2]}, rows=ROWS.take([0])
-    )
-
-
 def error_of(version: Path) -> str:
     try:
         load(version, torch.float32)
@@ -200,10 +201,6 @@ def test_ranks_give_the_answers_and_log_probabilities_of_one_process(folder: Pat
             table = divided[path]
             assert table.outputs == expected.outputs, path
             np.testing.assert_allclose(table.confidences, expected.confidences, atol=TOLERANCE)
-            likelihoods = expected.measures["log_likelihood"]
-            np.testing.assert_allclose(
-                table.measures["log_likelihood"], likelihoods, atol=TOLERANCE
-            )
             for row in range(len(ROWS)):
                 np.testing.assert_allclose(
                     table.logprobs_of(row), expected.logprobs_of(row), atol=TOLERANCE
@@ -231,13 +228,6 @@ def test_parts_are_on_the_device_only_while_their_model_is_measured(folder: Path
     assert results_in(folder, "devices") == [{"meta"}, {"meta"}]
 
 
-def test_ranks_measure_costs_together(folder: Path) -> None:
-    for costs in results_in(folder, "costs"):
-        assert {kind: len(usage.cpu_s) for kind, usage in costs.serving.items()} == dict.fromkeys(
-            KINDS[:2], MIN_ROUNDS
-        )
-
-
 def test_a_model_that_cannot_be_divided_or_has_other_weights_is_refused(folder: Path) -> None:
     for heads, weights in results_in(folder, "errors"):
         assert "cannot divide this model among 2 GPUs" in heads
@@ -247,3 +237,68 @@ def test_a_model_that_cannot_be_divided_or_has_other_weights_is_refused(folder: 
 def test_only_the_first_rank_calls_a_function_for_all(folder: Path) -> None:
     assert results_in(folder, "first") == [0, 0]
     assert on_first_rank(called) == 0
+
+
+# The error of the rank that fails first is the one that a user sees.
+
+
+def fail(*_: Any) -> NoReturn:
+    raise ValueError("of the second rank")
+
+
+def wait(_: Path) -> None:
+    """Wait for the other rank, which fails after both have joined instead of waiting again."""
+    wait_for_ranks()
+    if current_group().rank == 1:
+        fail()
+    wait_for_ranks()
+
+
+def answer_before(base: Path) -> None:
+    """Answer a prompt, and fail before the first forward pass, in which the other rank waits
+    forever."""
+    answer(base, "register_forward_pre_hook")
+
+
+def answer_after(base: Path) -> None:
+    """Answer a prompt, and fail after the first forward pass, which stops the other rank before its
+    error is raised."""
+    answer(base, "register_forward_hook")
+
+
+def answer(base: Path, register: str) -> None:
+    lm = load_pretrained_chat(base).lm
+    if current_group().rank == 1:
+        getattr(lm, register)(fail)
+    try:
+        answer_prompts(lm, [[3, 9]], max_new_tokens=2, end_id=1)
+    finally:
+        time.sleep(3 * current_group().rank)
+
+
+def run_failing_rank(rank: int, folder: Path, function: Any) -> None:
+    """Write the error of a rank, and end its process, as Ray does."""
+    torch.set_num_threads(1)
+    try:
+        run_rank(function, Group(rank, 2), str(folder / "store"), ((folder / "base",), {}))
+    except Exception as error:
+        (folder / f"rank-{rank}").write_text(f"{type(error).__name__}: {error}")
+    os._exit(0)  # its other threads can wait forever
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (wait, "ValueError: of the second rank"),
+        (answer_before, "RuntimeError: the model did not answer prompt 0: of the second rank"),
+        (answer_after, "RuntimeError: the model did not answer prompt 0: of the second rank"),
+    ],
+)
+def test_only_the_rank_that_fails_first_raises_its_error(
+    tmp_path: Path, function: Any, expected: str
+) -> None:
+    save(tmp_path / "base")
+    spawn(run_failing_rank, (tmp_path, function), nprocs=2)  # type: ignore[no-untyped-call]
+    first, second = ((tmp_path / f"rank-{rank}").read_text() for rank in (0, 1))
+    assert second == expected
+    assert first.startswith("OtherRankFailed: another rank failed")
