@@ -233,11 +233,12 @@ def _stored(root: str, *, folder: str, endpoint: Endpoint) -> StoredAnswers:
         match = _FILE.fullmatch(file)
         if match is None:
             continue
-        name, *counts = match.groups()
+        name, num_input, num_output = match.groups()
         if parent.rpartition("/")[2] == folder.rpartition("/")[2]:
             stored.uris[name] = uri
-        input_tokens, output_tokens = (None if c == UNKNOWN else int(c) for c in counts)
-        price = endpoint.price(input_tokens=input_tokens, output_tokens=output_tokens)
+        price = None
+        if UNKNOWN not in (num_input, num_output):
+            price = endpoint.price(input_tokens=int(num_input), output_tokens=int(num_output))
         stored.spent += math.nan if price is None else price
     return stored
 

@@ -66,10 +66,9 @@ def likelihood_interval(
     else:
         freedom = degrees_of_freedom
     threshold = float(t_isf(alpha / 2, freedom)) ** 2 / 2
-    low, high = (
-        _lowest_mean(sign * sums, sizes=sizes, reach=reach, threshold=threshold) for sign in (1, -1)
-    )
-    return low, -high
+    low = _lowest_mean(sums, sizes=sizes, reach=reach, threshold=threshold)
+    high = -_lowest_mean(-sums, sizes=sizes, reach=reach, threshold=threshold)
+    return low, high
 
 
 def _lowest_mean(sums: FloatArray, *, sizes: FloatArray, reach: float, threshold: float) -> float:

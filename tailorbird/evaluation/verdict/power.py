@@ -142,8 +142,10 @@ def _at_gain(inputs: PowerInputs, *, gain: float, over: str) -> PowerInputs:
     tables = dict(inputs.tables)
     tables[CANDIDATE] = with_score(tables[CANDIDATE], target=target, metric=metric)
     if inputs.hybrid is not None:
-        first, second = (tables[role] for role in inputs.hybrid.parts)
-        tables[HYBRID] = routed_predictions(inputs.hybrid.routing, first=first, second=second)
+        hybrid = inputs.hybrid
+        tables[HYBRID] = routed_predictions(
+            hybrid.routing, first=tables[hybrid.first], second=tables[hybrid.second]
+        )
     return replace(inputs, tables=tables)
 
 
@@ -265,12 +267,12 @@ class SimulatedTests:
 
         def relate_in(test: int, first: str, second: str, share: int) -> Relation:
             pair = (first, second)
-            low, high, lowest = (float(values[test]) for values in ends(first, second, share))
+            low, high, lowest = ends(first, second, share)
             priced = float(priced_gains(first, second)[test])
             gain = Gain(
                 gain=float(resampled(first, second).gains[test]),
-                interval=(low, high),
-                lowest=lowest,
+                interval=(float(low[test]), float(high[test])),
+                lowest=float(lowest[test]),
                 level=alpha / share,
                 priced=(priced, (priced, priced)),
             )

@@ -87,9 +87,9 @@ def test_six_right_answers_with_confidence_1_are_not_assessable() -> None:
     assert gate.state is State.NOT_ASSESSABLE
 
 
-@pytest.mark.parametrize("num_missing", [30, 300])
-def test_a_candidate_without_confidences_cannot_be_assessed(num_missing: int) -> None:
+@pytest.mark.parametrize(("model", "num_missing"), [("endpoint_zero_shot", 300), ("hybrid", 30)])
+def test_a_candidate_without_confidences_cannot_be_assessed(model: str, num_missing: int) -> None:
     calibrated = simulated(300).calibrated.copy()
     calibrated[:num_missing] = np.nan
-    gate = gate_of(replace(simulated(300), calibrated=calibrated))
+    gate = gate_of(replace(simulated(300), model=model, calibrated=calibrated))
     assert (gate.state, gate.bounds) == (State.NOT_ASSESSABLE, ())

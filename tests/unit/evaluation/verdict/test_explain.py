@@ -184,7 +184,7 @@ def test_a_verdict_has_at_most_eight_sentences_with_the_answers_the_models_and_t
     verdict = reach_verdict(inputs, protocol=protocol)
     assert 4 <= len(verdict.sentences) <= 8
     assert part in " ".join(verdict.sentences)
-    assert all(sentence[0].isupper() and sentence[-1] == "." for sentence in verdict.sentences)
+    assert not any(each[0].islower() or each[-1] != "." for each in verdict.sentences)
     answer, compared, deciding, *_, change = verdict.sentences
 
     action = "keep" if verdict.selected == "incumbent" else "replace"
