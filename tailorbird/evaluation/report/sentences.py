@@ -32,7 +32,6 @@ def _power(verdict: Verdict) -> str:
     power = verdict.power
     if power is None:
         return ""
-    over = named(power.over)
     at_minimum = (
         f"{power.at_minimum_gain:.0%} at a true gain of {size(verdict.minimum_gain)} (minimum_gain)"
     )
@@ -42,8 +41,7 @@ def _power(verdict: Verdict) -> str:
         limit = f"; otherwise most often blocked by {named(power.limited_by)}"
     return (
         f"power: a fine-tuned model is chosen in {at_minimum} and in {at_expected} over "
-        f"{over}{limit}; {rows_text(power.rows_needed)} give 80%; {verdict.n:,} rows show a gain "
-        f"of {100 * power.smallest_detectable:.2f} points over {over} in 80% of tests"
+        f"{named(power.over)}{limit}; {rows_text(power.rows_needed)} give 80%"
     )
 
 

@@ -22,8 +22,8 @@ from tailorbird.evaluation.statistics.class_metrics import jackknife_values
 from tailorbird.evaluation.statistics.distributions import t_isf
 from tailorbird.evaluation.statistics.documents import LEAST_DOCUMENTS, Documents, documents_of
 from tailorbird.evaluation.statistics.effect import unseen_rate
-from tailorbird.evaluation.statistics.paired import compare, newcombe_limits
-from tailorbird.evaluation.statistics.power import MAX_ROWS, TARGET_POWER, smallest_detectable
+from tailorbird.evaluation.statistics.paired import newcombe_limits
+from tailorbird.evaluation.statistics.power import MAX_ROWS, TARGET_POWER
 from tailorbird.evaluation.statistics.scoring import score_table
 from tailorbird.evaluation.verdict.decide import (
     ANCHOR,
@@ -83,18 +83,11 @@ def power_of(inputs: PowerInputs) -> Power:
         rows_needed = _rows_needed(
             expected, num_rows=num_rows, is_enough=at_expected >= TARGET_POWER
         )
-    main = compare(
-        inputs.tables[CANDIDATE],
-        other=inputs.tables[strongest],
-        metric=protocol.metric,
-        alpha=inputs.costs.alpha,
-    )
     return Power(
         over=strongest,
         at_minimum_gain=at_minimum,
         at_expected_gain=at_expected,
         rows_needed=rows_needed,
-        smallest_detectable=smallest_detectable(main, alpha=inputs.costs.alpha),
         limited_by=limits.most_common(1)[0][0] if limits else "",
     )
 

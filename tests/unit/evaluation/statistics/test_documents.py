@@ -13,7 +13,6 @@ from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.documents import document_effect, documents_of
 from tailorbird.evaluation.statistics.effect import unseen_rate
 from tailorbird.evaluation.statistics.paired import Comparison, compare
-from tailorbird.evaluation.statistics.power import smallest_detectable
 from tests import build
 
 
@@ -147,19 +146,6 @@ def test_ten_copies_of_the_test_rows_give_the_same_p_value_and_interval() -> Non
     assert compared(None, num_copies=10).p_value < 1e-4
     assert copied.p_value == pytest.approx(once.p_value, abs=0.01)
     assert copied.interval == pytest.approx(once.interval, abs=0.02)
-
-
-def test_the_detectable_gain_and_the_rows_needed_are_computed_for_documents() -> None:
-    documents = np.repeat(np.arange(20), 20)
-    generator = np.random.default_rng(1)
-    first, second = (
-        table((generator.random(20) < 0.7)[documents], documents=documents) for _ in range(2)
-    )
-    effect = compare(first, other=second, metric="accuracy", alpha=0.05)
-    by_rows = compare(replace(first, clusters=None), other=second, metric="accuracy", alpha=0.05)
-    assert effect.num_units == 20
-    least = [smallest_detectable(each, alpha=0.05) for each in (effect, by_rows)]
-    assert least[0] > 3 * least[1]
 
 
 def test_a_group_passes_with_the_rows_that_it_needs() -> None:
