@@ -8,14 +8,11 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
-import torch
-from transformers import LogitsProcessorList
 
 from serving.offline import InputRow, offline_model
 from tailorbird.config.answers import AnswersConfig
 from tailorbird.config.formats.response_format import (
     ChoiceFormat,
-    JsonObjectFormat,
     JsonSchemaFormat,
 )
 from tailorbird.data.rows import Rows, SuiteColumns
@@ -23,19 +20,15 @@ from tailorbird.evaluation.inference.chat_answers import Answer, answer_rows
 from tailorbird.evaluation.inference.row_predictions import label_predictions, text_predictions
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.models.causal_lm import ChatModel
-from tailorbird.models.generation import answer_prompts, greedy
-from tailorbird.models.grammar.compiler import FormatError, grammar_for
-from tailorbird.models.grammar.processor import GrammarLogits
 from tailorbird.models.loading import LoadedChat
 from tailorbird.registry.versions import Prompting
-from tests import build, small_chat
+from tests import build
 from tests.unit.byte_level import language_model, tokenizer
 from tests.unit.serving.batch_jobs.test_scoring import version
 
 TOKENIZER = tokenizer()
 LM = language_model()
 LIMIT = 40
-END = int(TOKENIZER.eos_token_id)
 ROWS = build.rows(("how old", "is it", "x", "yes or no"), chat=True)
 CHOICE = ChoiceFormat(type="choice", choice=("yes", "no", "not sure"))
 SCHEMA = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
@@ -72,32 +65,6 @@ def test_a_batch_answers_as_the_evaluation() -> None:
     confidences = [answer.confidence for answer in evaluated]
     assert [answer.confidence for answer in answers] == pytest.approx(confidences, abs=1e-5)
     assert {answer.finish_reason for answer in answers} == {"stop"}
-
-
-def test_generation_in_step_gives_the_answers_of_the_evaluation() -> None:
-    prompts = [TOKENIZER(text, add_special_tokens=False)["input_ids"] for text in ROWS.texts]
-    grammar = grammar_for(CHOICE, lm=LM, tokenizer=TOKENIZER)
-    assert grammar is not None
-    expected = answer_prompts(LM, prompts, max_new_tokens=LIMIT, end_id=END, grammar=grammar)
-    width = max(map(len, prompts))
-    padding = [width - len(prompt) for prompt in prompts]
-    padded = [[END] * pad + prompt for pad, prompt in zip(padding, prompts, strict=True)]
-    output = LM.generate(
-        input_ids=torch.tensor(padded),
-        attention_mask=torch.tensor([[0] * pad + [1] * (width - pad) for pad in padding]),
-        generation_config=greedy(max_new_tokens=LIMIT, end_id=END),
-        logits_processor=LogitsProcessorList([GrammarLogits(grammar, num_rows=len(prompts))]),
-    )
-    for tokens, answer in zip(output[:, width:].tolist(), expected, strict=True):
-        assert tokens[: len(answer.tokens)] == answer.tokens
-        assert set(tokens[len(answer.tokens) :]) <= {END}
-
-
-def test_a_model_that_cannot_write_the_format_is_an_error() -> None:
-    prompting = prompting_of(JsonObjectFormat(type="json_object"))
-    model = ChatModel(small_chat.language_model())
-    with pytest.raises(FormatError):
-        answer_rows(model, ROWS, tokenizer=small_chat.tokenizer(), prompting=prompting)
 
 
 def test_the_configured_metrics_are_scored_and_stored() -> None:

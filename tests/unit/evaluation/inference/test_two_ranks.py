@@ -19,13 +19,11 @@ from cluster.ranks.process_group import (
     Group,
     current_group,
     join_group,
-    on_first_rank,
     wait_for_ranks,
 )
 from cluster.ranks.remote_ranks import _run_rank as run_rank
 from tailorbird.config.formats.response_format import ChoiceFormat
 from tailorbird.evaluation.inference.predict import predict_rows
-from tailorbird.evaluation.inference.serving_cost import _on_device
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.models.errors import ModelError
 from tailorbird.models.generation import answer_prompts
@@ -118,19 +116,12 @@ def _run_rank(rank: int, folder: Path) -> None:
             "predictions": predictions_in(folder),
             "weights": {key: weights_of(*key) for key in weight_cases(folder)},
             "sizes": [num_local(version) for version in versions_in(folder)],
-            "devices": devices_in_a_turn(folder / "tied" / "lora"),
             "errors": [
                 error_of(folder / "one-head" / "zero_shot"),
                 error_of(folder / "other" / "full"),
             ],
-            "first": on_first_rank(called),
         }
         (folder / f"rank-{rank}").write_bytes(pickle.dumps(results))
-
-
-def called() -> int:
-    """Return the rank that calls this function."""
-    return current_group().rank
 
 
 def results_in(folder: Path, name: str) -> list[Any]:
@@ -174,17 +165,6 @@ def num_local(version: Path) -> int:
     )
 
 
-def devices_in_a_turn(version: Path) -> set[str]:
-    """Return the devices of the weights while the model has a further turn, on a device that keeps
-    no values."""
-    model, devices = load(version, torch.float32), set()
-    answer_prompts(model.lm, [[3, 9]], max_new_tokens=2, end_id=1)
-    copies_back = pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor")
-    with copies_back, _on_device((model,), device="meta"):
-        devices |= {weight.device.type for weight in (*model.parameters(), *model.buffers())}
-    return devices
-
-
 def error_of(version: Path) -> str:
     try:
         load(version, torch.float32)
@@ -224,19 +204,10 @@ def test_each_rank_holds_about_half_of_a_model(folder: Path) -> None:
             assert 0.5 < size / num_local(version) < 0.6
 
 
-def test_parts_are_on_the_device_only_while_their_model_is_measured(folder: Path) -> None:
-    assert results_in(folder, "devices") == [{"meta"}, {"meta"}]
-
-
 def test_a_model_that_cannot_be_divided_or_has_other_weights_is_refused(folder: Path) -> None:
     for heads, weights in results_in(folder, "errors"):
         assert "cannot divide this model among 2 GPUs" in heads
         assert "do not fit their base model" in weights
-
-
-def test_only_the_first_rank_calls_a_function_for_all(folder: Path) -> None:
-    assert results_in(folder, "first") == [0, 0]
-    assert on_first_rank(called) == 0
 
 
 # The error of the rank that fails first is the one that a user sees.

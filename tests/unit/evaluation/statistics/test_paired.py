@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
 from tailorbird.evaluation.predictions import VerdictRefused
-from tailorbird.evaluation.statistics import means
+from tailorbird.evaluation.statistics import distributions, means
 from tailorbird.evaluation.statistics.paired import (
     PairedCounts,
     compare,
@@ -20,6 +21,7 @@ from tailorbird.evaluation.statistics.paired import (
     newcombe_paired_interval,
     wilson_interval,
 )
+from tailorbird.evaluation.statistics.power import minimum_detectable_effect
 from tests import build
 
 cells = st.tuples(*[st.integers(0, 3000)] * 4)
@@ -191,3 +193,38 @@ def test_invalid_counts_are_refused() -> None:
     for table in ((0, 0, 0, 0), (5, -1, 2, 1)):
         with pytest.raises(ValueError, match="at least one row"):
             PairedCounts(*table)
+
+
+@pytest.mark.parametrize(
+    ("discordance", "rows"), [(0.05, 3924), (0.10, 7849), (0.15, 11773), (0.20, 15698)]
+)
+def test_the_published_rows_detect_a_gain_of_one_point_in_80_percent_of_tests(
+    discordance: float, rows: int
+) -> None:
+    assert minimum_detectable_effect(rows, discordance=discordance, alpha=0.05) == pytest.approx(
+        0.01, rel=1e-3
+    )
+    ours, theirs = (discordance + 0.01) / 2, (discordance - 0.01) / 2
+    cells = np.random.default_rng(7).multinomial(
+        rows, [0.6, ours, theirs, 0.4 - ours - theirs], size=20_000
+    )
+    assert np.mean(midp_values(cells[:, 1], only_other=cells[:, 2]) < 0.05) == pytest.approx(
+        0.8, abs=0.02
+    )
+
+
+X = np.array([-np.inf, -40, -3, -1e-300, 0, 1e-9, 0.3, 5, 1e6, np.inf, np.nan])
+P = np.array([0, 1e-300, 1e-12, 0.025, 0.5, 0.975, 1 - 1e-12, 1])
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 30, 1e6, np.inf])
+def test_t_has_the_values_of_scipy(freedom: float) -> None:
+    theirs = stats.t(freedom)
+    np.testing.assert_array_equal(distributions.t_sf(X, freedom), theirs.sf(X))
+    np.testing.assert_array_equal(distributions.t_isf(P[1:], freedom), theirs.isf(P[1:]))
+    assert distributions.t_isf(0.025, freedom) == theirs.isf(0.025)
+
+
+def test_norm_has_the_values_of_scipy() -> None:
+    np.testing.assert_array_equal(distributions.norm_sf(X), stats.norm.sf(X))
+    np.testing.assert_array_equal(distributions.norm_isf(P), stats.norm.isf(P))

@@ -230,20 +230,6 @@ def test_a_verdict_has_at_most_eight_sentences_with_the_answers_the_models_and_t
         assert "does not dominate" not in deciding
 
 
-def test_the_sentences_of_a_verdict() -> None:
-    assert sentences_of(*counted(200, 30, 25, 45)) == (
-        "These rows do not decide whether fine-tuning pays: for now, keep the incumbent, the "
-        "pretrained model with a linear head (75.0%).",
-        "Compared on the same 300 test rows: the incumbent, the pretrained model with a linear "
-        "head (75.0%); the candidate, the fine-tuned model (76.7%).",
-        "The candidate does not dominate the incumbent: +1.67 points (95% interval -3.23 to "
-        "+6.57); both 0 and the minimum gain of 1 point are possible.",
-        "A candidate that dominates the incumbent would be chosen; 14% of such tests of 300 rows "
-        "would choose a candidate that is 2 points better than the incumbent; about 3,701 test "
-        "rows would do so in 80% of tests.",
-    )
-
-
 def test_each_group_that_cannot_be_assessed_is_named_with_the_rows_needed() -> None:
     def bound(group: str, state: State, needed: int | None) -> Bound:
         what = f"change for sex = {group}"

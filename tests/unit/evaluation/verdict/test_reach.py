@@ -10,15 +10,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailorbird.evaluation.gates.cost import TrainingUsage
+from tailorbird.evaluation.gates.cost import ServingUsage, Tokens, TrainingUsage
+from tailorbird.evaluation.gates.prices import ContenderCost
 from tailorbird.evaluation.verdict import power
 from tailorbird.evaluation.verdict.decide import Outcome
 from tailorbird.evaluation.verdict.inputs import Anchor
 from tailorbird.evaluation.verdict.protocol import TestProtocol
-from tailorbird.evaluation.verdict.reach import reach_verdict
+from tailorbird.evaluation.verdict.reach import compare_models, reach_verdict
 from tailorbird.evaluation.verdict.types import Verdict
+from tailorbird.registry.hybrid_routing import Routing
 from tailorbird.registry.test_set_ledger import RowUse
-from tests.unit.evaluation.simulated import on_cpu
+from tests.unit.evaluation.simulated import (
+    Simulation,
+    inputs_of_tables,
+    on_cpu,
+    protocol_of,
+    tables_of,
+)
 from tests.unit.evaluation.verdict.tables import (
     CASCADE,
     CHEAP,
@@ -323,3 +331,64 @@ def test_a_cheaper_model_is_compared_with_the_selected_one(
     verdict = decided(protocol, seconds={"bag_of_words": seconds}, **rows, bag_of_words=right(bag))
     assert verdict.selected == ("probe" if protocol is PROTOCOL else "bag_of_words")
     assert (verdict.cheaper.first if verdict.cheaper else None) == cheaper
+
+
+COST = {
+    "value_of_correct": 0.5,
+    "requests_per_month": 10_000 / 12,
+    "price_per_cpu_hour": 3.6,
+}
+SECONDS = {
+    "incumbent": (500.0, 510.0, 490.0, 500.0, 500.0),
+    "candidate": (400.0,) * 5,
+    "bag_of_words": (20.0,) * 5,
+    "centroid": (100.0,) * 5,
+}
+
+
+PRICED = Simulation(num_rows=300, gates=False, evaluation={"cost": COST}, costs=on_cpu(SECONDS))
+
+
+def costs_of(simulation: Simulation) -> dict[str, ContenderCost]:
+    inputs = inputs_of_tables(simulation, tables_of(simulation))
+    compared = compare_models(inputs, on_all_rows=inputs, protocol=protocol_of(simulation))
+    return {cost.role: cost for cost in compared.costs.contenders(list(compared.tables))}
+
+
+def test_each_model_has_its_total_and_its_parts() -> None:
+    costs = costs_of(PRICED)
+    assert list(costs) == ["incumbent", "candidate", "bag_of_words", "centroid"]
+    # 10,000 rows at 0.001 a CPU-second; an hour of training, for the candidate
+    # only.
+    assert {role: cost.total for role, cost in costs.items()} == pytest.approx(
+        {"incumbent": 5.0, "candidate": 4.0 + 3.6, "bag_of_words": 0.2, "centroid": 1.0}
+    )
+    candidate = costs["candidate"]
+    assert candidate.replicas == pytest.approx(4.0)
+    assert candidate.tokens == 0
+    assert candidate.training == pytest.approx(3.6)
+    assert candidate.interval == pytest.approx((7.6, 7.6))
+    low, high = costs["incumbent"].interval or (0, 0)
+    assert low < 5.0 < high
+    assert high - 5.0 == pytest.approx(2.7764 * 0.0707107 / 5**0.5, rel=1e-4)
+
+
+def test_a_missing_price_is_named_and_no_number_is_known() -> None:
+    tokens = Tokens("m at https://host/v1", (1000.0,) * 5, (100.0,) * 5)
+    usage = {**on_cpu(SECONDS), "bag_of_words": ServingUsage((0.1,) * 5, tokens=tokens)}
+    cost = costs_of(replace(PRICED, costs=usage))["bag_of_words"]
+    assert len(cost.missing) == 1
+    assert (cost.total, cost.interval, cost.tokens) == (None, None, None)
+    # There are no totals without prices or measurements.
+    assert costs_of(replace(PRICED, evaluation={})) == {}
+    assert costs_of(replace(PRICED, costs=None)) == {}
+
+
+def test_a_hybrid_has_the_training_of_a_candidate_that_is_its_part_and_the_costs_of_both_parts() -> (
+    None
+):
+    evaluation = {"hybrid": {"by": "group", "column": "sex"}, "cost": COST}
+    routing = Routing("group", "sex", ("male", "unstated"))
+    cost = costs_of(replace(PRICED, evaluation=evaluation, routing=routing))["hybrid"]
+    assert cost.training == pytest.approx(3.6)
+    assert 4.0 < (cost.replicas or 0) < 5.0  # each part answers a share of the rows
