@@ -103,7 +103,6 @@ def reach_verdict(inputs: VerdictInputs, *, protocol: TestProtocol) -> Verdict:
         costs=compared.costs.contenders([model.role for model in compared.tested]),
         cost_unit=cost_unit(inputs.costs, terms=protocol.cost),
         num_trained_rows=len(on_all_rows.incumbent.clean) - len(first),
-        unknown_training=inputs.trained_rows.unknown,
     )
     return verdict.model_copy(
         update={"sentences": explain(verdict, inputs=inputs, protocol=protocol)}
