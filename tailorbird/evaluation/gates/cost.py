@@ -77,7 +77,7 @@ def tokens_by_round(
     if np.isnan(counts).any():
         return Tokens(rows.endpoint, (), (), rows.prices)
     by_round = [_by_round(1000 * count, num_rounds) for count in counts]
-    return Tokens(rows.endpoint, *by_round, prices=rows.prices)
+    return Tokens(rows.endpoint, input=by_round[0], output=by_round[1], prices=rows.prices)
 
 
 def shares_by_round(

@@ -163,7 +163,7 @@ def tables_of(simulation: Simulation) -> dict[str, Predictions]:
     n = simulation.num_rows
     clean = _clean(simulation, generator, num_rows=n)
     held_out = _clean(simulation, generator, num_rows=NUM_VALIDATION)
-    tables = {}
+    tables: dict[str, Predictions] = {}
     for role, table in clean.items():
         sets = {role: table}
         if role not in simulation.contenders:

@@ -1,6 +1,6 @@
 """Tests of a hybrid's parts and routing rule, fitted on validation by group and as a cascade."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,7 @@ def answers(right: BoolArray, *, kind: str = "probe", **fields: Any) -> Predicti
     return build.predictions(outputs, ("yes",) * len(right), model=kind, **fields)
 
 
-def fitted(config: HybridConfig = CASCADE, **tables: Predictions) -> FrozenHybrid:
+def fitted(tables: Mapping[str, Predictions], config: HybridConfig = CASCADE) -> FrozenHybrid:
     hybrid = fit_hybrid(config, tables, metric="accuracy")
     assert hybrid is not None
     return hybrid
@@ -54,7 +54,7 @@ def tables_of(**right: BoolArray) -> dict[str, Predictions]:
 def test_the_cheap_part_of_a_cascade_answers_the_rows_on_which_it_is_confident_and_right() -> None:
     # 80 rows, 60 rows, and the 55 most confident rows are right.
     tables = tables_of(incumbent=ROW % 5 > 0, candidate=ROW % 5 > 1, bag_of_words=SURE >= 0.45)
-    hybrid = fitted(**tables)
+    hybrid = fitted(tables)
     assert hybrid.parts == ("bag_of_words", "incumbent")
     # It is right on its most confident 50 rows. On the next 10 it is wrong on 5, and the incumbent
     # on 2.
@@ -70,12 +70,12 @@ def test_the_cheap_part_answers_more_rows_if_that_costs_less_than_one_standard_e
     lost = np.isin(ROW, (21, 25))
     incumbent = (ROW % 5 > 0) | lost
     cheap = (SURE >= 0.15) & ~lost
-    hybrid = fitted(**tables_of(incumbent=incumbent, candidate=~ALL, bag_of_words=cheap))
+    hybrid = fitted(tables_of(incumbent=incumbent, candidate=~ALL, bag_of_words=cheap))
     # With 70 rows it scores 0.95, with 80 rows 0.94 (the standard error is 0.017), and with 90 rows
     # 0.91.
     assert (hybrid.share_to_second, hybrid.validation) == (0.2, 0.94)
     wrong = (SURE >= 0.6) & (SURE < 0.7)  # a larger share scores higher by chance
-    hybrid = fitted(**tables_of(incumbent=ALL, candidate=~ALL, nearest=~wrong))
+    hybrid = fitted(tables_of(incumbent=ALL, candidate=~ALL, nearest=~wrong))
     assert hybrid.share_to_second == pytest.approx(0.7)
     worse = tables_of(incumbent=ALL, candidate=~ALL, bag_of_words=SURE < 0.5)
     assert fit_hybrid(CASCADE, worse, metric="accuracy") is None
@@ -86,15 +86,16 @@ def test_a_cheap_part_that_is_the_best_model_can_be_combined_with_a_model_that_i
 ):
     # With the first tenths, the cascade scores lower than `nearest` alone.
     incumbent = answers(SURE >= 0.3, kind="nearest")
-    hybrid = fitted(incumbent=incumbent, candidate=answers(SURE < 0.5, kind="full"))
+    candidate = answers(SURE < 0.5, kind="full")
+    hybrid = fitted({"incumbent": incumbent, "candidate": candidate})
     assert (hybrid.validation, hybrid.parts) == (1.0, ("incumbent", "candidate"))
 
 
 def test_of_several_cascades_the_one_with_the_cheapest_second_part_is_frozen() -> None:
     cheap = {"nearest": SURE >= 0.5, "endpoint_zero_shot": ALL}
-    hybrid = fitted(**tables_of(incumbent=ALL, candidate=ALL, **cheap))
+    hybrid = fitted(tables_of(incumbent=ALL, candidate=ALL, **cheap))
     assert hybrid.parts == ("nearest", "incumbent")
-    hybrid = fitted(**tables_of(incumbent=SURE >= 0.2, candidate=SURE >= 0.3, **cheap))
+    hybrid = fitted(tables_of(incumbent=SURE >= 0.2, candidate=SURE >= 0.3, **cheap))
     # Only the endpoint is right on all rows. The incumbent can answer more of them than `nearest`.
     assert hybrid.parts == ("incumbent", "endpoint_zero_shot")
     assert hybrid.share_to_second == pytest.approx(0.2)
@@ -153,7 +154,7 @@ def by_sex(sex: Iterable[str], incumbent: str, candidate: str, labels: str) -> A
 
 def test_by_group_the_candidate_answers_the_groups_in_which_it_is_not_worse() -> None:
     sex = ("f", "f", "m", "m", "x", "x", NO_GROUP, NO_GROUP)
-    hybrid = fitted(BY_SEX, **by_sex(sex, "aabababb", "baaaabaa", "a" * 8))
+    hybrid = fitted(by_sex(sex, "aabababb", "baaaabaa", "a" * 8), BY_SEX)
     assert hybrid.routing == Routing(by="group", column="sex", values=("m", "x"))
     assert hybrid.parts == ("incumbent", "candidate")
     assert (hybrid.validation, hybrid.share_to_second) == (0.625, 0.5)
@@ -165,7 +166,7 @@ def test_by_group_models_are_compared_by_the_metric() -> None:
     tables = by_sex("ffffmm", "aaaaaa", "abbbaa", "aaabab")
     # For `f`, the candidate has fewer correct rows but the higher macro-F1: 0.5 each class instead
     # of 0.86 and 0.
-    assert fitted(BY_SEX, **tables).routing.values == ("m",)
+    assert fitted(tables, BY_SEX).routing.values == ("m",)
     # The candidate is not worse in any group.
     assert fit_hybrid(BY_SEX, tables, metric="macro_f1") is None
 

@@ -27,7 +27,7 @@ from tests import build
 TEST = build.rows(("My knee", "a rash", "an eye"), ("a", "b", "a"))
 
 
-def version_in(
+def version_of(
     folder: Path, *, kind: Kind = "bag_of_words", texts: tuple[str, ...] | None = None
 ) -> ModelVersion:
     """Register a version that learned from these texts; None for unknown ones."""
@@ -51,9 +51,9 @@ def hybrid_from(folder: Path, first: ModelVersion, second: ModelVersion) -> Mode
 
 def test_the_test_rows_of_each_version_are_known_by_letters_and_digits(tmp_path: Path) -> None:
     versions = {
-        "incumbent": version_in(tmp_path / "first", texts=("my knee!", "a hand")),
-        "elsewhere": version_in(tmp_path / "second"),
-        "pretrained": version_in(tmp_path / "third", kind="zero_shot"),
+        "incumbent": version_of(tmp_path / "first", texts=("my knee!", "a hand")),
+        "elsewhere": version_of(tmp_path / "second"),
+        "pretrained": version_of(tmp_path / "third", kind="zero_shot"),
     }
     trained = trained_rows(TEST, versions)
     assert trained == TrainedRows({"incumbent": ("0",), "elsewhere": None, "pretrained": ()})
@@ -62,12 +62,12 @@ def test_the_test_rows_of_each_version_are_known_by_letters_and_digits(tmp_path:
 
 
 def test_a_hybrid_was_trained_on_the_rows_of_its_parts(tmp_path: Path) -> None:
-    first = version_in(tmp_path / "first", texts=("an eye",))
-    second = version_in(tmp_path / "second", texts=("my knee",))
+    first = version_of(tmp_path / "first", texts=("an eye",))
+    second = version_of(tmp_path / "second", texts=("my knee",))
     hybrid = hybrid_from(tmp_path / "hybrid", first, second)
     assert trained_rows(TEST, {"incumbent": hybrid}).rows == {"incumbent": ("0", "2")}
     assert not storage.exists(f"{hybrid.uri}/{TRAINING_ROWS}")
-    with_unknown = hybrid_from(tmp_path / "unknown", first, version_in(tmp_path / "third"))
+    with_unknown = hybrid_from(tmp_path / "unknown", first, version_of(tmp_path / "third"))
     assert training_fingerprints(with_unknown) is None
 
 

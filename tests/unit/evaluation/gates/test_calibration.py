@@ -69,7 +69,7 @@ def test_the_estimate_is_debiased_and_the_interval_contains_the_true_ece(over: f
 
 def test_rows_that_share_documents_have_a_wider_interval() -> None:
     table = simulated(100)
-    sources = np.repeat(np.arange(100), 10)
+    sources = np.repeat(np.arange(100), 10).tolist()
     copies = replace(table.take(sources), row_ids=tuple(map(str, range(1_000))))
     in_documents = replace(copies, clusters=tuple(map(str, sources)))
     alone, clustered, wrong = (

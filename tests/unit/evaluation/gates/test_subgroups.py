@@ -141,8 +141,8 @@ def test_a_gate_without_groups_is_not_assessable_and_different_groups_are_refuse
 
 def test_a_group_of_one_row_is_not_assessable_by_a_mean_score() -> None:
     table = predictions("full", np.arange(90) < 60)
-    groups = {"g": ("single", *("rest",) * 89)}
-    table = replace(table, groups=groups, measures={"token_f1": table.scores / 2})
+    names = tuple(["single"] + ["rest"] * 89)
+    table = replace(table, groups={"g": names}, measures={"token_f1": table.scores / 2})
     gate = groups_gate(table, incumbent=table, limits=LIMITS, alpha=0.05, metric="token_f1")
     states = {bound.what: bound.state for bound in gate.bounds}
     assert states["change for g = single"] is State.NOT_ASSESSABLE

@@ -1,5 +1,7 @@
 """Tests of swaps and typing errors, and of texts that must not change."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -89,7 +91,7 @@ def test_names_are_replaced_by_names_of_another_origin_and_the_same_sex() -> Non
 
 def test_changed_rows_have_the_other_fields_of_their_rows() -> None:
     texts = ("A cough", "Emily is a 45-year-old woman", "An elderly patient", "", "5")
-    columns = {"split_keys": tuple("vwxyz"), "groups": {"site": tuple("mnopq")}}
+    columns: dict[str, Any] = {"split_keys": tuple("vwxyz"), "groups": {"site": tuple("mnopq")}}
     rows = build.rows(texts, "abcde", **columns)
     swapped = swap_demographics(rows)
     assert swapped.row_ids == ("1|sex", "1|age", "1|name", "2|age")

@@ -115,7 +115,7 @@ def is_printed(value: Any, text: str) -> bool:
     number = text.removeprefix("p = ").removesuffix("%").replace(",", "")
     rounding = 0.51 * 10.0 ** -len(number.partition(".")[2])
     differences = (abs(float(number) - scale * value) for scale in (1, 100))
-    return min(differences) <= max(rounding, 5e-4 * abs(value))
+    return bool(min(differences) <= max(rounding, 5e-4 * abs(value)))
 
 
 @pytest.mark.parametrize("outcome", SIMULATIONS)
@@ -159,7 +159,7 @@ def test_the_page_is_well_formed_without_scripts_and_external_resources(outcome:
     parsed = Page(source)
     assert parsed.open == []
     assert "default-src 'none'" in source
-    names = set()
+    names: set[str] = set()
     links = set()
     targets = set()
     for tag, attrs in parsed.tags:

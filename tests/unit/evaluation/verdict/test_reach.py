@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +37,6 @@ from tests.unit.evaluation.verdict.tables import (
     PROTOCOL,
     ROW,
     SURE,
-    BoolArray,
     N,
     cascade,
     correlated,
@@ -56,7 +56,7 @@ Seconds = dict[str, float]
 
 
 def decided(
-    protocol: TestProtocol = PROTOCOL, *, seconds: Seconds | None = None, **right_rows: BoolArray
+    protocol: TestProtocol = PROTOCOL, *, seconds: Seconds | None = None, **right_rows: Any
 ) -> Verdict:
     """Return the verdict on models that are right on these rows, with these costs."""
     inputs = inputs_of_right(**right_rows)
@@ -138,7 +138,7 @@ def test_the_cost_ratio_has_the_level_of_the_protocol() -> None:
     ratios = []
     for alpha in (0.05, 0.01):
         verdict = reach_verdict(inputs, protocol=protocol_for(100, alpha=alpha))
-        ratios.append(verdict.relation("candidate", "incumbent").cost_ratio or ())
+        ratios.append(verdict.relation("candidate", "incumbent").cost_ratio or (0.0,) * 3)
     assert ratios[0][0] == ratios[1][0]
     assert ratios[0][2] < ratios[1][2]
 
@@ -184,7 +184,7 @@ def test_a_hybrid_without_a_fine_tuned_part_is_a_contender_like_any_other() -> N
     relation = verdict.relation("hybrid", "incumbent")
     assert relation.level == 0.05 / 2  # the nearest rows may replace it, too
     # The cheap part answers all rows, the other one half of them. The training is not the hybrid's.
-    assert (relation.cost_ratio or ())[0] == pytest.approx(0.6)
+    assert (relation.cost_ratio or (0.0,))[0] == pytest.approx(0.6)
     trainings = {cost.role: cost.training for cost in verdict.costs}
     expected = {"incumbent": 0, "candidate": pytest.approx(3.6), "hybrid": 0, "nearest": 0}
     assert trainings == expected
