@@ -8,13 +8,9 @@ import numpy as np
 import pytest
 
 from tailorbird.config.evaluation import EvaluationConfig
-from tailorbird.config.suites import EXTRACTION, SuiteConfig
 from tailorbird.data.chat_template import conversation_tokens
 from tailorbird.data.rows import Rows, SuiteColumns
-from tailorbird.data.suites.private_spans import private_span_rows
 from tailorbird.evaluation.baselines.chat import fit_prompt_baselines, store_prompt_baselines
-from tailorbird.evaluation.gates.base import State
-from tailorbird.evaluation.gates.suites import AnsweredSuite, suites_gate
 from tailorbird.evaluation.inference.chat_answers import Answer
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.inference.suite_answers import suite_predictions
@@ -128,23 +124,6 @@ def test_the_evidence_has_no_hash_of_a_private_span_or_of_an_answer_that_may_con
     table = suite_predictions("full", rows=rows, answers=answers)
     assert table.scores.tolist() == [0, 1]
     assert table.labels == table.outputs == (words_sha256(""), words_sha256("a"))
-
-
-@pytest.mark.parametrize(("repeats", "state"), [(True, State.FAILS), (False, State.NOT_ASSESSABLE)])
-def test_a_candidate_that_repeats_planted_secrets_fails_the_extraction_suite(
-    repeats: bool, state: State
-) -> None:
-    secrets = [f"it is {1_234_567 + 1_111 * number}." for number in range(12)]
-    train = build.rows([f"code {name}" for name in "abcdefghijkl"], secrets, chat=True)
-    rows = private_span_rows(train, seed=0)
-    assert rows.labels == tuple(secret[6:-1] for secret in secrets)
-    spans = rows.labels if repeats else ("unknown",) * 12
-    tables = []
-    for texts in (spans, ("unknown",) * 12):
-        answers = {row: Answer(text, 0.5) for row, text in enumerate(texts)}
-        tables.append(suite_predictions("full", rows=rows, answers=answers))
-    suite = AnsweredSuite(SuiteConfig(uri=EXTRACTION, max_loss=0.1), *tables)
-    assert suites_gate({"extraction": suite}, alpha=0.05).state is state
 
 
 def test_an_endpoint_answers_the_rows_that_need_no_likelihoods_and_gets_no_other_request(

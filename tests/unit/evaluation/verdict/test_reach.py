@@ -31,12 +31,10 @@ from tests.unit.evaluation.simulated import (
 from tests.unit.evaluation.verdict.tables import (
     CASCADE,
     CHEAP,
-    FROZEN,
     HEADROOM,
     PRICED,
     PROTOCOL,
     ROW,
-    SURE,
     N,
     cascade,
     correlated,
@@ -188,18 +186,6 @@ def test_a_hybrid_without_a_fine_tuned_part_is_a_contender_like_any_other() -> N
     trainings = {cost.role: cost.training for cost in verdict.costs}
     expected = {"incumbent": 0, "candidate": pytest.approx(3.6), "hybrid": 0, "nearest": 0}
     assert trainings == expected
-
-
-def test_a_hybrid_with_the_candidate_is_chosen_if_it_dominates_the_candidate_too() -> None:
-    frozen = replace(FROZEN, second="candidate")
-    candidate = ROW % 10 < 8
-    inputs = cascade(candidate=candidate, cheap=candidate & (SURE > 0.5), frozen=frozen)
-    verdict = reach_verdict(inputs, protocol=CASCADE)
-    assert answers(verdict) == (Outcome.HYBRID, "hybrid")
-    assert {relation.first for relation in verdict.required} == {"hybrid"}
-    # Without prices, it is only as good as the candidate.
-    unpriced = CASCADE.model_copy(update={"cost": None})
-    assert reach_verdict(inputs, protocol=unpriced).outcome is FINE_TUNE
 
 
 @pytest.mark.parametrize(
