@@ -1,13 +1,16 @@
-"""Chat baselines: settings that are selected on validation, and stored artifacts with the same
-answers."""
+"""Chat baselines: settings that are selected on validation, stored artifacts with the same answers,
+and their answers to suites."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tailorbird.config.evaluation import EvaluationConfig
-from tailorbird.data.rows import Rows
+from tailorbird.data.chat_template import conversation_tokens
+from tailorbird.data.rows import Rows, SuiteColumns
 from tailorbird.evaluation.baselines import chat
 from tailorbird.evaluation.baselines.baseline import select_incumbent
 from tailorbird.evaluation.baselines.chat import (
@@ -17,8 +20,13 @@ from tailorbird.evaluation.baselines.chat import (
 )
 from tailorbird.evaluation.inference.chat_answers import Answer
 from tailorbird.evaluation.inference.predict import predict_rows
+from tailorbird.evaluation.inference.suite_answers import suite_predictions
+from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.scoring import score_table
+from tailorbird.evaluation.statistics.text_metrics import words_sha256
+from tailorbird.models.generation import log_likelihoods
 from tailorbird.models.loading import LoadedChat, PretrainedModels, load_artifact
+from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.versions import (
     INDEX_FILES,
     PinnedEncoder,
@@ -29,8 +37,9 @@ from tailorbird.registry.versions import (
     write_config,
 )
 from tailorbird.storage.node_cache import local_copy
-from tests import small_encoder
+from tests import build, small_encoder
 from tests.build import pairs, version_config
+from tests.endpoint_server import MODEL, Reply, completion, endpoint_server, question
 from tests.loaded import load_model
 from tests.small_chat import save
 
@@ -198,3 +207,104 @@ def test_an_encoder_that_is_no_better_on_validation_is_not_served(
     assert prompting.retrieval is not None
     assert prompting.retrieval.encoder is None
     assert results.index_files == fit(base, validation=validation).index_files
+
+
+def suite(*rows: tuple[str, str, str, tuple[str, ...], str]) -> Rows:
+    """Return a suite from prompt, metric, expectation, options and counterpart of each row."""
+    table = build.rows(
+        [row[0] for row in rows],
+        [row[2] for row in rows],
+        chat=True,
+        groups={"group": ("a",) * len(rows)},
+    )
+    columns = SuiteColumns(
+        metrics=tuple(row[1] for row in rows),
+        options=tuple(row[3] for row in rows),
+        counterparts=tuple(row[4] for row in rows),
+        starts=("",) * len(rows),
+    )
+    return replace(table, suite=columns)
+
+
+SUITE = suite(
+    ("blue", "forced_choice", "no", ("yes", "no"), ""),
+    ("blue?", "contains", "sky", (), ""),
+    ("red", "same_choice", "", ("yes", "no"), "red"),
+    ("red one", "same_choice", "", ("yes", "no"), "a blue one"),
+)
+
+
+def likelihood(uri: str, prompt: str, option: str) -> float:
+    """Return the log-likelihood of an answer, from a pass of its own."""
+    loaded = load_artifact(uri)
+    assert isinstance(loaded, LoadedChat)
+    assert loaded.model is not None
+    row = conversation_tokens((("user", prompt),), option, tokenizer=loaded.tokenizer, system="s")
+    return float(log_likelihoods(loaded.model, [row], pad_id=0)[0] * row.assistant_mask.sum())
+
+
+def test_options_are_scored_by_their_likelihood_as_an_answer(artifacts: str) -> None:
+    uri = f"{artifacts}/zero_shot"
+    table = predict_rows(uri, rows=SUITE)
+    expected = [likelihood(uri, "blue", option) for option in ("yes", "no")]
+    assert table.logprobs_of(0) == pytest.approx(expected, rel=1e-4)
+    shares = np.exp(expected) / np.exp(expected).sum()
+    assert table.scores[0] == pytest.approx(shares[1], rel=1e-4)  # the right option is the second
+    assert 0 < table.confidences[0] < 1
+    pair = [
+        likelihood(uri, prompt, option)
+        for prompt in ("red one", "a blue one")
+        for option in ("yes", "no")
+    ]
+    assert table.logprobs_of(3) == pytest.approx(pair, rel=1e-4)
+    assert table.scores[2] == pytest.approx(1, abs=1e-4)
+    assert 0 < table.scores[3] < 1
+    assert table.logprobs_of(1) == ()
+    assert Predictions.from_table(table.to_table()).logprobs_of(3) == pytest.approx(pair, rel=1e-4)
+
+
+def test_the_answers_are_those_of_the_version_without_the_suite_after_their_start(
+    artifacts: str,
+) -> None:
+    table = predict_rows(f"{artifacts}/zero_shot", rows=SUITE)
+    plain = predict_rows(f"{artifacts}/zero_shot", rows=replace(SUITE, suite=None).take([1]))
+    assert table.outputs[1] == plain.outputs[0]
+    assert table.confidences[1] == plain.confidences[0]
+    assert (table.model, table.groups) == ("zero_shot", {"group": ("a",) * 4})
+    assert SUITE.suite is not None
+    started = replace(SUITE, suite=replace(SUITE.suite, starts=("", "q", "", ""))).take([1])
+    continued = predict_rows(f"{artifacts}/zero_shot", rows=started)
+    assert continued.confidences[0] != plain.confidences[0]
+
+
+def test_a_model_without_language_model_answers_only_the_rows_that_it_can(artifacts: str) -> None:
+    table = predict_rows(f"{artifacts}/nearest", rows=SUITE)
+    np.testing.assert_array_equal(np.isnan(table.scores), [True, False, True, True])
+
+
+def test_the_evidence_has_no_hash_of_a_private_span_or_of_an_answer_that_may_contain_it() -> None:
+    rows = suite(("q", "not_contains", "123456", (), ""), ("q?", "contains", "a", (), ""))
+    answers = {0: Answer("123456", 0.5), 1: Answer("a", 0.5)}
+    table = suite_predictions("full", rows=rows, answers=answers)
+    assert table.scores.tolist() == [0, 1]
+    assert table.labels == table.outputs == (words_sha256(""), words_sha256("a"))
+
+
+def test_an_endpoint_answers_the_rows_that_need_no_likelihoods_and_gets_no_other_request(
+    tmp_path: Path,
+) -> None:
+    def reply(body: dict[str, Any], _: int) -> Reply:
+        return completion(f"a sky: {question(body)}", logprobs=(-1.0, -1.0))
+
+    with endpoint_server(reply) as server:
+        uri = tmp_path / "task" / "stages" / "endpoint"
+        uri.mkdir(parents=True)
+        endpoint = Endpoint(url=server.url, model="m", reported_model=MODEL)
+        config = version_config(kind="endpoint_zero_shot", prompting=PROMPTING, endpoint=endpoint)
+        write_config(uri, config)
+        table = predict_rows(uri.as_uri(), rows=SUITE)
+        np.testing.assert_array_equal(table.scores, [np.nan, 1, np.nan, np.nan])
+        assert table.confidences[1] == pytest.approx(np.exp(-1))
+        assert [question(body) for body in server.bodies] == ["blue?"]
+        assert np.isnan(predict_rows(uri.as_uri(), rows=SUITE.take([0])).scores).all()
+        assert len(server.bodies) == 1
