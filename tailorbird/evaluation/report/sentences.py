@@ -1,7 +1,7 @@
 """The facts of a run that its verdict does not state, each as one sentence for terminal, report and
 model card."""
 
-from tailorbird.evaluation.mix_weight import MixRecord
+from tailorbird.evaluation.mix_weight import WEIGHTS, MixRecord
 from tailorbird.evaluation.report.costs import cost_sentence
 from tailorbird.evaluation.report.evidence import Evidence
 from tailorbird.evaluation.statistics.power import rows_text
@@ -68,12 +68,12 @@ def mix_sentence(mix: MixRecord) -> str:
     scores."""
     if mix.weight == 1:
         return (
-            f"mix: none; no mix of the fine-tuned encoder and the bag of words ({mix.num_weights} "
+            f"mix: none; no mix of the fine-tuned encoder and the bag of words ({len(WEIGHTS)} "
             f"weights) scores above the encoder alone on validation ({mix.unmixed:.3f})"
         )
     return (
         f"mix: {mix.weight:g} x fine-tuned encoder + {1 - mix.weight:g} x bag of words (best of "
-        f"{mix.num_weights} weights on validation): {mix.validation:.3f}; encoder alone "
+        f"{len(WEIGHTS)} weights on validation): {mix.validation:.3f}; encoder alone "
         f"{mix.unmixed:.3f}"
     )
 

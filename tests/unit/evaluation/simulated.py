@@ -405,7 +405,7 @@ def evidence_of(
         ),
         seeds=(SeedRecord(5, 0.741), SeedRecord(6, 0.736), SeedRecord(7, 0.744)),
         averaged=AverageRecord(0.742, chosen=False),
-        mix=MixRecord(1.0, num_weights=9, validation=0.744, unmixed=0.744),
+        mix=MixRecord(1.0, validation=0.744, unmixed=0.744),
         curve=simulation.curve,
         versions=versions,
         test_access=TestSetAccess(

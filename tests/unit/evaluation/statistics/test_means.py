@@ -86,14 +86,6 @@ def test_equal_means_are_significant_at_most_at_alpha(monkeypatch: pytest.Monkey
     assert 0.05 - 0.033 <= np.mean(significant) <= 0.05 + 0.033
 
 
-@pytest.mark.parametrize(
-    ("first", "second"), [([0.1, 0.2], [0.1]), ([0.1, np.nan], [0.1, 0.2]), ([0.1], [0.2])]
-)
-def test_invalid_scores_are_refused(first: list[float], second: list[float]) -> None:
-    with pytest.raises(ValueError, match="row"):
-        mean_effect(np.array(first), other_scores=np.array(second), alpha=0.05)
-
-
 def test_an_event_at_the_unseen_rate_occurs_in_no_row_with_probability_one_in_forty() -> None:
     for n in (1, 30, 2000):
         assert (1 - unseen_rate(n, alpha=0.05)) ** n == pytest.approx(0.025)
