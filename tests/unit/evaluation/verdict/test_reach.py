@@ -68,7 +68,7 @@ def answers(verdict: Verdict) -> tuple[Outcome, str]:
 
 
 def test_the_compared_models_their_scores_and_relations_are_in_the_verdict() -> None:
-    further = {"bag_of_words": right(1310), "centroid": right(1000)}
+    further: dict[str, Any] = {"bag_of_words": right(1310), "centroid": right(1000)}
     verdict = decided(incumbent=right(1300), candidate=right(1400), **further)
     assert (*answers(verdict), verdict.blocked_by) == (FINE_TUNE, "candidate", ())
     assert [
@@ -95,7 +95,7 @@ def test_the_compared_models_their_scores_and_relations_are_in_the_verdict() -> 
 
 
 def test_a_cheaper_candidate_is_chosen_if_it_is_not_inferior() -> None:
-    rows = {"incumbent": right(1300), "candidate": right(1295)}
+    rows: dict[str, Any] = {"incumbent": right(1300), "candidate": right(1295)}
     verdict = decided(PRICED, seconds={"candidate": 1.0}, **rows)
     assert (*answers(verdict), verdict.replaces_for_cost) == (FINE_TUNE, "candidate", True)
     assert decided(PRICED, seconds={"candidate": 9.5}, **rows).outcome is STAY
@@ -310,7 +310,7 @@ def test_a_cheaper_model_is_compared_with_the_selected_one(
     protocol: TestProtocol, seconds: float, bag: int, cheaper: str | None
 ) -> None:
     """Without prices, it is named; with prices, it is selected."""
-    rows = {"incumbent": right(1300), "candidate": right(0), "probe": right(1400)}
+    rows: dict[str, Any] = {"incumbent": right(1300), "candidate": right(0), "probe": right(1400)}
     verdict = decided(protocol, seconds={"bag_of_words": seconds}, **rows, bag_of_words=right(bag))
     assert verdict.selected == ("probe" if protocol is PROTOCOL else "bag_of_words")
     assert (verdict.cheaper.first if verdict.cheaper else None) == cheaper
