@@ -135,7 +135,8 @@ def test_a_chat_cascade_has_the_measures_of_both_parts_and_the_log_probabilities
     lm = answers(
         ~right, calibrated=right * 0.5, measures=measures, logprobs=((-0.1,), (-0.2, -0.3))
     )
-    first, second = ModelPredictions(nearest), ModelPredictions(lm)
+    first = ModelPredictions(nearest)
+    second = ModelPredictions(lm)
     table = apply_routing(Routing(by="cascade", threshold=0.5), first=first, second=second).clean
     assert (table.model, table.outputs) == ("hybrid", ("yes", "yes"))
     assert list(table.measures) == ["token_f1"]
@@ -203,7 +204,8 @@ def test_a_cascade_costs_the_tokens_and_the_time_of_the_rows_that_its_second_par
 
 
 def test_the_spread_of_the_cost_includes_the_sampling_error_of_the_share() -> None:
-    n, share = 20_000, 0.3
+    n = 20_000
+    share = 0.3
     routed = np.random.default_rng(3).random(n) < share
     usage = PartUsage(ServingUsage((1.0,) * 200), np.ones(n))
     cost = hybrid_usage(

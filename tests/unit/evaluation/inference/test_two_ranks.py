@@ -38,7 +38,8 @@ pytestmark = pytest.mark.long
 
 # of log-probabilities in fp32: the ranks add up parts of sums, in another order than one process
 TOLERANCE = 1e-5
-KINDS, DTYPES = ("zero_shot", "lora", "full"), (torch.float32, torch.bfloat16)
+KINDS = ("zero_shot", "lora", "full")
+DTYPES = (torch.float32, torch.bfloat16)
 QUESTIONS = ("abc", "what is a dog", "x", "zzzz zzzz zzzz", "one two three four five six")
 ROWS = build.rows(QUESTIONS, tuple(text[::-1] for text in QUESTIONS), chat=True)
 PROMPTING = Prompting(system="s", max_new_tokens=12)
@@ -50,7 +51,8 @@ def write_versions(folder: Path, *, tied: bool) -> None:
     format of answers."""
     torch.manual_seed(0)
     config = language_model().config
-    config.tie_word_embeddings, config.initializer_range = tied, 0.2
+    config.tie_word_embeddings = tied
+    config.initializer_range = 0.2
     save(folder / "base", LlamaForCausalLM(config))
     for name in (*KINDS, "choice"):
         (folder / name).mkdir()
@@ -99,7 +101,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for base in ("tied", "untied"):
         write_versions(folder / base, tied=base == "tied")
     write_full(folder / "experts", model_of("mixtral", num_local_experts=4))
-    one_head, other = language_model().config, folder / "other"
+    one_head = language_model().config
+    other = folder / "other"
     one_head.num_key_value_heads = 1
     save(folder / "one-head" / "base", LlamaForCausalLM(one_head))
     save(other / "base")

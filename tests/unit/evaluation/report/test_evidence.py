@@ -31,7 +31,8 @@ def test_a_newer_format_and_unknown_fields_are_refused() -> None:
 
 def test_only_models_that_predicted_the_test_rows_have_test_scores() -> None:
     evidence = evidence_for()
-    scores, verdict = {score.kind: score for score in evidence.scores}, evidence.verdict
+    scores = {score.kind: score for score in evidence.scores}
+    verdict = evidence.verdict
     assert {kind: (score.role, score.test) for kind, score in scores.items()} == {
         "majority": (None, None), "zero_shot": (None, None),
         "bag_of_words": ("contender", verdict.model("bag_of_words").score),

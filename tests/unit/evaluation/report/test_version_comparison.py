@@ -108,7 +108,8 @@ def test_another_endpoint_starts_a_new_run_and_other_limits_resume_it(
 
 
 def test_the_request_of_the_champions_own_run_resumes_that_run(tmp_path: Path) -> None:
-    task_uri, run = (tmp_path / "task").as_uri(), (tmp_path / "task" / "runs" / "first").as_uri()
+    task_uri = (tmp_path / "task").as_uri()
+    run = (tmp_path / "task" / "runs" / "first").as_uri()
     registration = registration_of(Simulation(), task_uri=task_uri)
     reason = ChangeReason(change="promotion", text="a test")
     champion = Champion(

@@ -24,7 +24,8 @@ def test_effects_are_deterministic_and_a_model_has_no_gain_over_itself() -> None
 
 def test_the_interval_of_the_mean_of_many_rows_equals_scipys_t_interval() -> None:
     generator = np.random.default_rng(6)
-    first, second = generator.random(400), generator.random(400) * 0.9
+    first = generator.random(400)
+    second = generator.random(400) * 0.9
     effect = mean_effect(first, other_scores=second, alpha=0.05)
     expected = stats.ttest_rel(first, second)
     assert effect.gain == pytest.approx(np.mean(first - second))
@@ -51,7 +52,8 @@ def test_the_likelihood_interval_of_equal_losses_is_that_of_a_binomial_share() -
 @pytest.mark.parametrize("shift", [0.0, 0.1, 0.25])
 def test_the_p_value_of_a_mean_equals_scipys_exact_sign_flip_test(shift: float) -> None:
     generator = np.random.default_rng(8)
-    first, second = generator.random(12) + shift, generator.random(12)
+    first = generator.random(12) + shift
+    second = generator.random(12)
     exact = stats.permutation_test(
         (first - second,), np.sum, permutation_type="samples", n_resamples=np.inf
     )
@@ -103,7 +105,8 @@ def test_a_p_value_is_at_least_that_of_the_sign_flips_of_the_differing_units() -
 
 def test_an_interval_reaches_the_unseen_rate_to_both_sides_of_the_gain() -> None:
     reach = unseen_rate(100, alpha=0.05)
-    narrow, wide = Effect(0.1, (0.09, 0.11), 0.01, 0.005), Effect(0.1, (0.0, 0.2), 0.01, 0.05)
+    narrow = Effect(0.1, (0.09, 0.11), 0.01, 0.005)
+    wide = Effect(0.1, (0.0, 0.2), 0.01, 0.05)
     assert with_unseen(narrow, num_units=100, alpha=0.05).interval == pytest.approx(
         (0.1 - reach, 0.1 + reach)
     )

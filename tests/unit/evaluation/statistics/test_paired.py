@@ -112,7 +112,8 @@ def test_equal_models_are_proven_better_at_most_at_half_of_alpha() -> None:
 
 
 def test_accuracy_is_compared_by_newcombe_and_mcnemar() -> None:
-    candidate, other = build.predictions("aabba", "aabbb"), build.predictions("abbaa", "aabbb")
+    candidate = build.predictions("aabba", "aabbb")
+    other = build.predictions("abbaa", "aabbb")
     comparison = compare(candidate, other=other, metric="accuracy", alpha=0.1)
     counts = PairedCounts(both_right=2, only_candidate_right=2, only_other_right=0, neither_right=1)
     assert comparison.counts == counts
@@ -125,7 +126,8 @@ def test_accuracy_is_compared_by_newcombe_and_mcnemar() -> None:
 
 def test_macro_f1_is_compared_by_the_jackknife_with_the_same_counts() -> None:
     labels = "aab" * 40
-    candidate, other = build.predictions(labels, labels), build.predictions("aaa" * 40, labels)
+    candidate = build.predictions(labels, labels)
+    other = build.predictions("aaa" * 40, labels)
     comparison = compare(candidate, other=other, metric="macro_f1", alpha=0.05)
     assert comparison.counts == PairedCounts(80, 40, 0, 0)
     assert (comparison.candidate_score, comparison.other_score) == pytest.approx(
@@ -204,9 +206,10 @@ def test_the_published_rows_detect_a_gain_of_one_point_in_80_percent_of_tests(
     assert minimum_detectable_effect(rows, discordance=discordance, alpha=0.05) == pytest.approx(
         0.01, rel=1e-3
     )
-    ours, theirs = (discordance + 0.01) / 2, (discordance - 0.01) / 2
+    gained = (discordance + 0.01) / 2
+    lost = (discordance - 0.01) / 2
     cells = np.random.default_rng(7).multinomial(
-        rows, [0.6, ours, theirs, 0.4 - ours - theirs], size=20_000
+        rows, [0.6, gained, lost, 0.4 - gained - lost], size=20_000
     )
     assert np.mean(midp_values(cells[:, 1], only_other=cells[:, 2]) < 0.05) == pytest.approx(
         0.8, abs=0.02
@@ -219,10 +222,10 @@ P = np.array([0, 1e-300, 1e-12, 0.025, 0.5, 0.975, 1 - 1e-12, 1])
 
 @pytest.mark.parametrize("freedom", [1, 2, 30, 1e6, np.inf])
 def test_t_has_the_values_of_scipy(freedom: float) -> None:
-    theirs = stats.t(freedom)
-    np.testing.assert_array_equal(distributions.t_sf(X, freedom), theirs.sf(X))
-    np.testing.assert_array_equal(distributions.t_isf(P[1:], freedom), theirs.isf(P[1:]))
-    assert distributions.t_isf(0.025, freedom) == theirs.isf(0.025)
+    lost = stats.t(freedom)
+    np.testing.assert_array_equal(distributions.t_sf(X, freedom), lost.sf(X))
+    np.testing.assert_array_equal(distributions.t_isf(P[1:], freedom), lost.isf(P[1:]))
+    assert distributions.t_isf(0.025, freedom) == lost.isf(0.025)
 
 
 def test_norm_has_the_values_of_scipy() -> None:

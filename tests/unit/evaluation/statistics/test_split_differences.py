@@ -28,7 +28,8 @@ def test_splits_of_one_population_rarely_differ() -> None:
 
 
 def test_a_class_with_another_share_longer_texts_and_another_score_are_reported() -> None:
-    validation, test = sample(1, size=800), sample(2, size=1_500, share=0.18, length=90, score=0.6)
+    validation = sample(1, size=800)
+    test = sample(2, size=1_500, share=0.18, length=90, score=0.6)
     sentences = " / ".join(split_differences(validation, test=test))
     assert "the share of the class 'oos' is 2.4% in validation and" in sentences
     assert "the mean number of characters of a text is " in sentences

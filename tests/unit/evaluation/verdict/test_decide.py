@@ -22,7 +22,9 @@ from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.evaluation.verdict.relation import Gain, Relate, Relation, relation_of
 from tests.unit.evaluation.verdict.tables import protocol_for
 
-FINE_TUNE, STAY, OPEN = Outcome.FINE_TUNE, Outcome.STAY, Outcome.INSUFFICIENT_EVIDENCE
+FINE_TUNE = Outcome.FINE_TUNE
+STAY = Outcome.STAY
+OPEN = Outcome.INSUFFICIENT_EVIDENCE
 UNPRICED = protocol_for(3000)
 PRICED = protocol_for(3000, cost=CostTerms(value_of_correct=1, requests_per_month=1))
 BAG = "bag_of_words"

@@ -157,7 +157,8 @@ def test_an_incumbent_that_knows_a_third_of_the_rows_does_not_keep_a_better_cand
     tables["incumbent"] = replace(
         incumbent, outputs=tuple(outputs), scores=np.where(known, 1.0, incumbent.scores)
     )
-    inputs, protocol = inputs_of_tables(simulation, tables), protocol_of(simulation)
+    inputs = inputs_of_tables(simulation, tables)
+    protocol = protocol_of(simulation)
     trained = TrainedRows({"incumbent": incumbent.row_ids[:1000], "centroid": None})
     before = reach_verdict(inputs, protocol=protocol)
     verdict = reach_verdict(replace(inputs, trained_rows=trained), protocol=protocol)

@@ -49,7 +49,9 @@ from tests.unit.evaluation.verdict.tables import (
     without_candidate,
 )
 
-FINE_TUNE, STAY, OPEN = Outcome.FINE_TUNE, Outcome.STAY, Outcome.INSUFFICIENT_EVIDENCE
+FINE_TUNE = Outcome.FINE_TUNE
+STAY = Outcome.STAY
+OPEN = Outcome.INSUFFICIENT_EVIDENCE
 Seconds = dict[str, float]
 
 
