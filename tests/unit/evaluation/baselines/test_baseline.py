@@ -19,10 +19,10 @@ def test_cheap_baselines_and_the_best_three_others_predict_the_test_rows() -> No
     scores = {"probe": 0.9, "few_shot": 0.8, "retrieved": 0.75, "nearest": 0.7, "centroid": 0.3}
     fitted = [baseline(kind, score) for kind, score in scores.items()]
     not_servable = baseline("majority", 0.8, servable=False)
-    others = other_baselines([*fitted, baseline("few_shot_2", 0.6), not_servable])
-    assert [one.kind for one in others.tested] == ["few_shot", "retrieved", "nearest", "centroid"]
+    further = other_baselines([*fitted, baseline("few_shot_2", 0.6), not_servable])
+    assert [one.kind for one in further.tested] == ["few_shot", "retrieved", "nearest", "centroid"]
     # the centroid can only block a fine-tuned model
-    assert others.replacing == ("few_shot", "retrieved", "nearest")
+    assert further.replacing == ("few_shot", "retrieved", "nearest")
 
 
 def test_the_best_kind_of_an_endpoint_may_replace_the_incumbent_in_any_case() -> None:

@@ -258,8 +258,8 @@ def test_rows_without_a_result_are_wrong_and_do_not_remove_the_confidences_of_ot
         zero_shot, *_ = fit(server.url, tmp_path, chat=chat)
         uri = str(zero_shot.uri)
         table = predict_rows(uri, rows=build.pairs(VALIDATION, chat=chat))
-        others = [("sky", "sky"), ("some sky", "sky"), ("no sky", "sky")]
-        test = predict_rows(uri, rows=build.pairs(others, chat=chat))
+        content = [("sky", "sky"), ("some sky", "sky"), ("no sky", "sky")]
+        test = predict_rows(uri, rows=build.pairs(content, chat=chat))
     assert has_confidences(table)
     np.testing.assert_allclose(table.confidences[[1, 2]], [np.exp(-0.5), 0.0])
     scores = test.measures["token_f1"] if chat else test.scores

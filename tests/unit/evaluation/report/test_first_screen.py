@@ -47,8 +47,10 @@ def test_the_first_screen_answers_four_questions_and_draws_every_contender(outco
         "What does it cost?",
         "What would change it?",
     )
-    places = [page.text.index(question) for question in (*questions, "Candidate against incumbent")]
-    assert places == sorted(places)
+    positions = [
+        page.text.index(question) for question in (*questions, "Candidate against incumbent")
+    ]
+    assert positions == sorted(positions)
     drawn = next(str(attrs["aria-label"]) for tag, attrs in page.tags if tag == "svg")
     roles = [model.role for model in evidence.verdict.models]
     assert re.findall(r"(\w+)(?: \(selected\))? [\d.]+%", drawn) == roles

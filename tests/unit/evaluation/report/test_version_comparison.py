@@ -107,7 +107,7 @@ def test_another_endpoint_starts_a_new_run_and_other_limits_resume_it(
     assert (evaluated_recipe(recipe(**field)) == evaluated_recipe(recipe())) is is_same_run
 
 
-def test_the_request_of_the_champions_own_run_resumes_that_run(tmp_path: Path) -> None:
+def test_the_request_of_the_run_of_the_champion_resumes_that_run(tmp_path: Path) -> None:
     task_uri = (tmp_path / "task").as_uri()
     run = (tmp_path / "task" / "runs" / "first").as_uri()
     registration = registration_of(Simulation(), task_uri=task_uri)

@@ -64,8 +64,8 @@ def test_the_jackknife_values_have_the_mean_and_the_spread_of_macro_f1_without_e
     assert values.mean() == pytest.approx(macro_f1(labels, outputs), abs=1e-12)
     without = []
     for row in range(len(rows)):
-        others = (column[:row] + column[row + 1 :] for column in (labels, outputs))
-        without.append(macro_f1(*others))
+        columns = (column[:row] + column[row + 1 :] for column in (labels, outputs))
+        without.append(macro_f1(*columns))
     expected = (len(rows) - 1) * (np.mean(without) - np.array(without))
     assert values - values.mean() == pytest.approx(expected, abs=1e-10)
 
