@@ -246,9 +246,9 @@ def _stored(root: str, *, folder: str, endpoint: Endpoint) -> StoredAnswers:
 def _uri(answer: EndpointAnswer, *, folder: str, name: str) -> str:
     """Return the URI of an answer. Its tokens are part of it, so that the price is known without
     reading it."""
-    input_tokens = UNKNOWN if answer.input_tokens is None else answer.input_tokens
-    output_tokens = UNKNOWN if answer.output_tokens is None else answer.output_tokens
-    return f"{folder}/{name}-{input_tokens}-{output_tokens}.json"
+    counts = (answer.input_tokens, answer.output_tokens)
+    parts = [name, *(UNKNOWN if count is None else str(count) for count in counts)]
+    return f"{folder}/{'-'.join(parts)}.json"
 
 
 def _store(answer: EndpointAnswer, uri: str) -> None:

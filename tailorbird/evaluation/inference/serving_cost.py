@@ -230,5 +230,5 @@ def _answer_hybrid(
             return list(at_index(scores, decide(answers, offsets=loaded.version.offsets)))
         return [answer.confidence for answer in answers]
 
-    groups = None if routing.column is None else rows.groups[routing.column]
+    groups = rows.groups.get(routing.column or "")
     answer_rows(routing, len(rows), answer=answer, confidence=float, groups=groups)

@@ -109,7 +109,9 @@ class Verdict(VerdictPart):
                 for each in self.relations
                 if each.first in replacing and each.second == INCUMBENT
             )
-        first = HYBRID if self.outcome is Outcome.HYBRID else CANDIDATE
+        first = CANDIDATE
+        if self.outcome is Outcome.HYBRID:
+            first = HYBRID
         must_dominate = {INCUMBENT}
         for model in self.models:
             is_candidate = model.role == CANDIDATE and first == HYBRID
