@@ -6,10 +6,8 @@ import re
 import pytest
 
 from tailorbird.evaluation.gates.cost import ServingUsage, Tokens
-from tailorbird.evaluation.report import contender_chart as charts
 from tailorbird.evaluation.report.html import to_html
 from tailorbird.evaluation.verdict.formatting import money
-from tailorbird.pages.charts import Box, Dot
 from tailorbird.registry.hybrid_routing import Routing
 from tests.unit.evaluation.report.test_html import SECONDS, SIMULATIONS, Page, evidence_for
 from tests.unit.evaluation.simulated import Simulation, evidence_of, on_cpu
@@ -55,19 +53,6 @@ def test_the_first_screen_answers_four_questions_and_draws_every_contender(outco
     roles = [model.role for model in evidence.verdict.models]
     assert re.findall(r"(\w+)(?: \(selected\))? [\d.]+%", drawn) == roles
     assert f"{evidence.verdict.selected} (selected)" in drawn
-
-
-def test_the_band_of_the_first_chart_is_the_minimum_gain_above_the_incumbent() -> None:
-    evidence = evidence_for("STAY")
-    marks = charts.contenders(evidence).marks
-    (band,) = [mark for mark in marks if isinstance(mark, Box) and mark.kind == "band"]
-    models = {
-        str(mark.title).removesuffix(" (selected)"): mark for mark in marks if isinstance(mark, Dot)
-    }
-    assert models["incumbent"].x == pytest.approx(band.x, abs=0.01)
-    gain = evidence.verdict.relation("candidate", "incumbent").gain
-    per_point = (models["candidate"].x - models["incumbent"].x) / gain
-    assert band.width == pytest.approx(per_point * evidence.verdict.minimum_gain, abs=0.05)
 
 
 def test_a_cost_that_is_not_known_hides_none_of_the_known_costs() -> None:
