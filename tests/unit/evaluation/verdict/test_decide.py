@@ -95,6 +95,11 @@ def test_a_gain_that_is_worth_less_than_its_cost_is_neither_better_nor_cheaper()
         assert (relation.is_better, relation.is_cheaper, relation.dominates) == (is_better,) * 3
         assert relation.net == pytest.approx(0.03 + saving)
         assert relation.net_interval == pytest.approx((0.01 + saving, 0.05 + saving))
+    # A net of 0 does not pay: at the gain, and at the upper end of its interval.
+    for saving, is_out_of_reach in ((-0.5, False), (-0.75, True)):
+        cost = CostComparison((2.0,) * 3, YearlyNet(1.0, training=0.0, saving=saving))
+        relation = relation_of(("a", "b"), gain_of(0.25, 0.75), cost=cost, protocol=PRICED)
+        assert (relation.is_better, relation.is_out_of_reach) == (False, is_out_of_reach)
     relation = relation_of(("a", "b"), gain, cost=CostComparison((0.5,) * 3), protocol=UNPRICED)
     assert (relation.is_better, relation.is_cheaper) == (True, False)
 
