@@ -1,10 +1,8 @@
 """Tests of the cost measurement on a tiny encoder; no test checks a measured time."""
 
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -18,7 +16,6 @@ from tailorbird.evaluation.inference.device import DeviceError
 from tailorbird.evaluation.inference.serving_cost import Seconds
 from tailorbird.models.classifier import Classifier
 from tailorbird.models.loading import LoadedClassifier, load_artifact
-from tailorbird.registry.hybrid_routing import PARTS, Routing
 from tailorbird.registry.versions import read_artifact_config, write_config
 from tests import build
 from tests.build import version_config
@@ -78,36 +75,6 @@ def test_less_than_two_models_and_no_rows_are_refused_before_a_model_is_loaded()
         uris = dict.fromkeys(roles, "file:///nowhere")
         with pytest.raises(ValueError, match="at least 2 models"):
             serving_cost.measure_serving(uris, rows=rows_of(texts))
-
-
-@pytest.mark.parametrize(
-    ("routing", "answered"),
-    [
-        (Routing(by="group", column="sex", values=("f",)), {"first": 3, "second": 1}),
-        (Routing(by="cascade", threshold=1.0), {"first": 4, "second": 4}),
-        (Routing(by="cascade", threshold=0.0), {"first": 4}),
-    ],
-)
-def test_a_hybrid_costs_the_rows_that_each_part_answers(
-    uris: dict[str, str],
-    routing: Routing,
-    answered: dict[str, int],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    roles = ("incumbent", "candidate")
-    parts = dict(zip(PARTS, (load_artifact(uris[role]) for role in roles), strict=True))
-    counts: dict[str, int] = {}
-
-    def logits(loaded: object, rows: Rows, *, batch_size: int) -> np.ndarray:
-        assert batch_size == 2
-        [name] = [name for name, part in parts.items() if part is loaded]
-        counts[name] = len(rows)
-        return np.zeros((len(rows), 2), dtype=np.float32)
-
-    monkeypatch.setattr(serving_cost, "class_logits", logits)
-    rows = replace(rows_of(["heart"] * 4), groups={"sex": ("f", "m", "m", "m")})
-    serving_cost._answer_hybrid(rows, parts=parts, routing=routing, batch_size=2)
-    assert counts == answered
 
 
 def test_all_gpus_of_a_replica_are_counted_if_one_measures_its_models(
@@ -177,8 +144,7 @@ def test_after_a_turn_the_weights_in_the_memory_of_the_host_are_used_again(
     assert loaded.model is not None
     tensors = (*loaded.model.parameters(), *loaded.model.buffers())
     before = [tensor.data_ptr() for tensor in tensors]
-    parts = (loaded.model, loaded.model)  # the parts of a hybrid can share a model
-    with serving_cost._on_device(parts, device="cpu:0"):
+    with serving_cost._on_device((loaded.model,), device="cpu:0"):
         for tensor in tensors:
             tensor.data = tensor.data.clone()
     assert [tensor.data_ptr() for tensor in tensors] == before
