@@ -51,8 +51,8 @@ class _Model:
     """A model that answers rows, with the weights that must be on the device meanwhile."""
 
     answer: Callable[[Rows], object]
-    weights: tuple[torch.nn.Module, ...]
-    dtypes: frozenset[str]
+    weights: torch.nn.Module | None
+    dtype: str  # empty without weights
 
 
 def measure_serving(
@@ -111,7 +111,7 @@ def measure_serving(
         costs[role] = usage_of(seconds, num_rows=len(rows), num_gpus=num_gpus)
         if tokens is not None and role in tokens:
             costs[role] = replace(costs[role], gpu_s=None, tokens=tokens[role])
-    emulated = [role for role, model in models.items() if emulates(model.dtypes, device=device)]
+    emulated = [role for role, model in models.items() if emulates(model.dtype, device=device)]
     return MeasuredCosts(ServingDevice(_device_name(num_gpus), tuple(emulated)), costs)
 
 
@@ -147,29 +147,26 @@ def _seconds(model: _Model, rows: Rows, *, device: str) -> Seconds:
 
 
 @contextmanager
-def _on_device(weights: Sequence[torch.nn.Module], *, device: str) -> Iterator[None]:
-    """Keep weights on the device during the block only, so that each model has all of its memory,
+def _on_device(model: torch.nn.Module | None, *, device: str) -> Iterator[None]:
+    """Keep a model on the device during the block only, so that each model has all of its memory,
     as in serving.
 
     The weights in the host's memory stay there, so that those that are mapped from files take no
     memory. Parts of models that ranks hold together are moved instead.
     """
-    if device == "cpu":
+    if model is None or device == "cpu":
         yield
         return
     on_host: dict[torch.Tensor, torch.Tensor] = {}
     if current_group().size == 1:
-        for module in weights:
-            on_host |= {tensor: tensor.data for tensor in (*module.parameters(), *module.buffers())}
+        on_host = {tensor: tensor.data for tensor in (*model.parameters(), *model.buffers())}
     try:
-        for module in weights:
-            module.to(device)
+        model.to(device)
         yield
     finally:
         for tensor, data in on_host.items():
             tensor.data = data
-        for module in weights:
-            module.to("cpu")  # parts of ranks
+        model.to("cpu")  # parts of ranks
         torch.cuda.empty_cache()
 
 
@@ -182,11 +179,8 @@ def _model(uri: str, *, device: str, batch_size: int, pretrained: PretrainedMode
     if config.endpoint is not None:
         return _endpoint_model(uri, config=config)
     loaded = load_artifact(uri, device=device, weights_device="cpu", pretrained=pretrained)
-    weights: tuple[torch.nn.Module, ...] = ()
-    if loaded.model is not None:
-        weights = (loaded.model,)
     answer = partial(_answer, loaded, batch_size=batch_size)
-    return _Model(answer, weights, frozenset({str(loaded.version.dtype)}))
+    return _Model(answer, loaded.model, str(loaded.version.dtype))
 
 
 def _endpoint_model(uri: str, *, config: VersionConfig) -> _Model:
@@ -199,7 +193,7 @@ def _endpoint_model(uri: str, *, config: VersionConfig) -> _Model:
     def prepare(rows: Rows) -> list[str]:
         return [json.dumps(body) for body in request_bodies(rows, version=config, index=index)]
 
-    return _Model(prepare, (), frozenset())
+    return _Model(prepare, weights=None, dtype="")
 
 
 def _answer(loaded: Loaded, rows: Rows, *, batch_size: int) -> object:

@@ -58,7 +58,7 @@ def test_the_order_alternates_after_a_warm_up_and_times_are_per_thousand_rows(
         return Seconds(cpu=len(answered) * len(rows) / 1000, elapsed=1.0)
 
     monkeypatch.setattr(
-        serving_cost, "_model", lambda uri, device, **_: SimpleNamespace(uri=uri, dtypes={device})
+        serving_cost, "_model", lambda uri, device, **_: SimpleNamespace(uri=uri, dtype=device)
     )
     monkeypatch.setattr(serving_cost, "_seconds", counted)
     in_order = {role: uris[role] for role in ("incumbent", "candidate")}
@@ -144,7 +144,7 @@ def test_after_a_turn_the_weights_in_the_memory_of_the_host_are_used_again(
     assert loaded.model is not None
     tensors = (*loaded.model.parameters(), *loaded.model.buffers())
     before = [tensor.data_ptr() for tensor in tensors]
-    with serving_cost._on_device((loaded.model,), device="cpu:0"):
+    with serving_cost._on_device(loaded.model, device="cpu:0"):
         for tensor in tensors:
             tensor.data = tensor.data.clone()
     assert [tensor.data_ptr() for tensor in tensors] == before
