@@ -179,9 +179,6 @@ class EvaluationConfig(ConfigSection):
     endpoint: EndpointConfig | None = None
     """An OpenAI-compatible endpoint that is compared as well: with the prompt alone, with examples,
     and with retrieved examples. By default, none."""
-    report_examples: int = Field(default=0, ge=0, le=100)
-    """Number of test texts that the report shows for which only the candidate, or only the
-    incumbent, is better. Numbers and addresses are redacted, names are not."""
     valid_days: int = Field(default=365, ge=1)
     """Number of days, counted from the evaluation on the test rows, after which a verdict expires
     and can no longer promote a model."""

@@ -290,9 +290,7 @@ def answered_by_first(routing: Routing, routed: NDArray[np.bool_]) -> NDArray[np
 def routed_to_second(routing: Routing, table: Predictions) -> NDArray[np.bool_]:
     """Return the mask [N] of the rows of `table` (predictions of the first part) that the second
     part answers."""
-    groups = None
-    if routing.column is not None:
-        groups = table.groups.get(routing.column)
+    groups = table.groups.get(routing.column or "")
     mask = routes_to_second(routing, groups=groups, confidences=table.calibrated)
     return np.asarray(mask, dtype=np.bool_)
 

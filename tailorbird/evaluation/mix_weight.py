@@ -15,7 +15,6 @@ class MixRecord:
 
     # of the classifier's log-probabilities; the bag of words has the rest. 1 if no mix is better
     weight: float
-    num_weights: int  # compared weights below 1
     validation: float  # score with this weight
     unmixed: float  # score of the classifier alone
 
@@ -31,4 +30,4 @@ def select_weight(model: FloatArray, bag: FloatArray, *, held_out: HeldOut) -> M
     for weight in (1.0, *WEIGHTS):
         scores[weight] = held_out.fit_offsets(weight * model + (1 - weight) * bag).score
     best = max(scores, key=scores.__getitem__)
-    return MixRecord(best, len(WEIGHTS), validation=scores[best], unmixed=scores[1.0])
+    return MixRecord(best, validation=scores[best], unmixed=scores[1.0])

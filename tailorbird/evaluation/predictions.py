@@ -59,8 +59,8 @@ class Predictions:
     groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Group columns by name, one value per row."""
     measures: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-    """[N] further per-row scores by name (chat only): `token_f1`, `rouge_l`, `log_likelihood`, and
-    the metrics of `evaluation.answers`."""
+    """[N] further per-row scores by name (chat only): `token_f1`, `rouge_l`, and the metrics of
+    `evaluation.answers`."""
     clusters: tuple[str, ...] | None = None
     """Cluster of each row; rows of the same document or with the same text are not independent."""
     logprobs: tuple[tuple[float, ...], ...] | None = None

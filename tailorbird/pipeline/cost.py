@@ -34,7 +34,7 @@ from tailorbird.pipeline.endpoint_contender import request_limits
 from tailorbird.pipeline.prepare import RunContext
 from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.hybrid_routing import Routing
-from tailorbird.registry.versions import VersionConfig, read_artifact_config, read_parts
+from tailorbird.registry.versions import VersionConfig, read_artifact_config
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ def measure_cost(
     cached stage.
 
     `models` has the URIs and `tables` the predictions of the test rows by role, and `predict`
-    returns the predictions of the model at a URI. The cost of the run's `hybrid`, and of a champion
-    that is a hybrid with an endpoint, is that of its parts (`hybrid_usage`).
+    returns the predictions of the model at a URI. The cost of a hybrid, the run's or a champion, is
+    that of its parts (`hybrid_usage`).
     """
     test = context.splits.test
     uris, splits = _split(models, tables=tables, predict=predict)
@@ -155,8 +155,8 @@ def _split(
     tables: Mapping[str, Predictions],
     predict: Callable[[str], Predictions],
 ) -> tuple[dict[str, str], dict[str, _Split]]:
-    """Return the URIs to measure by role or name of a part, and the hybrids with an endpoint,
-    measured as their parts.
+    """Return the URIs to measure by role or name of a part, and the hybrids, measured as their
+    parts.
 
     A cascade selects rows by the confidences of its first part.
     """
@@ -164,7 +164,7 @@ def _split(
     splits = {}
     for role, uri in models.items():
         hybrid = read_artifact_config(uri).hybrid
-        if hybrid is None or not any(part.endpoint for part in read_parts(hybrid)):
+        if hybrid is None:
             uris[role] = uri
             continue
         parts = (f"{role}: first part", f"{role}: second part")

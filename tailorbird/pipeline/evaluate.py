@@ -87,21 +87,13 @@ def find_finished_run(context: RunContext) -> RunResult | None:
     verdict.
 
     Return None if the run is not finished, or if publishing was interrupted so that the evidence
-    does not match its manifest. The evidence is then published again from the cached stages. Raises
-    ValueError if the evidence has texts of test rows and the recipe no longer allows them.
+    does not match its manifest. The evidence is then published again from the cached stages.
     """
     if not storage.exists(f"{context.run}/{MANIFEST}"):
         return None
     evidence = intact_evidence(context.run)
     if evidence is None:
         return None
-    if evidence.examples and not context.recipe.evaluation.report_examples:
-        raise ValueError(
-            f"{context.run} is finished and its report has texts of test rows, but "
-            "evaluation.report_examples is 0; set it to "
-            f"{evidence.recipe.evaluation.report_examples} to use this run, or change the recipe "
-            "(for example the seed) to start a new run"
-        )
     return RunResult(evidence)
 
 

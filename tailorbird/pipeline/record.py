@@ -13,7 +13,6 @@ from tailorbird.evaluation.inference.endpoint_coverage import AnswerCounts
 from tailorbird.evaluation.mix_weight import MixRecord
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.report import evidence
-from tailorbird.evaluation.report.examples import paired_examples
 from tailorbird.evaluation.report.model_scores import figures, model_scores
 from tailorbird.evaluation.statistics.headroom import Headroom
 from tailorbird.evaluation.statistics.split_differences import SplitSample, split_differences
@@ -145,12 +144,6 @@ def build_evidence(
             verdict=verdict,
         ),
         cost=evaluated.cost,
-        examples=paired_examples(
-            predictions,
-            rows=context.splits.test,
-            metric=protocol.metric,
-            most=recipe.evaluation.report_examples,
-        ),
         **figures(predictions, suites=tuple(protocol.suites), roles=roles),
         trained_rows=registered.trained_rows,
         versions=dict(versions),

@@ -33,11 +33,9 @@ def counterfactual_gate(
     positions = _aligned(candidate, incumbent)
     flips = [_flips(tables, positions=positions) for tables in (candidate, incumbent)]
     rows, row_of = np.unique(positions, return_inverse=True)
-    candidate_changes, incumbent_changes = (
-        np.bincount(row_of, weights=flipped, minlength=len(rows)).clip(max=1) for flipped in flips
-    )
+    has_flips = [np.bincount(row_of, weights=flipped).clip(max=1) for flipped in flips]
     clusters = _shared_clusters(candidate[0], rows)
-    effect = mean_change(candidate_changes, incumbent_changes, alpha=alpha, clusters=clusters)
+    effect = mean_change(*has_flips, alpha=alpha, clusters=clusters)
     bound = no_loss(
         limits.max_increase,
         what="difference in the share of predictions that change with a name, sex or age "
@@ -67,13 +65,11 @@ def robustness_gate(
     rows.
     """
     positions = _aligned(candidate, incumbent)
-    candidate_changes, incumbent_changes = (
-        clean.scores[positions] - changed.scores for clean, changed in (candidate, incumbent)
-    )
+    drops = [clean.scores[positions] - changed.scores for clean, changed in (candidate, incumbent)]
     clusters = _shared_clusters(candidate[0], positions)
     if len(positions) < 2 or (clusters is not None and len(set(clusters)) < 2):
         return gate("robustness", (), note="a single row or document has no interval")
-    effect = mean_change(candidate_changes, incumbent_changes, alpha=alpha, clusters=clusters)
+    effect = mean_change(*drops, alpha=alpha, clusters=clusters)
     bound = no_loss(
         limits.max_extra_drop,
         what="difference in the score lost to typing errors, case and white space (candidate "
@@ -81,8 +77,8 @@ def robustness_gate(
         loss=Estimate(effect.gain, effect.interval, len(set(positions.tolist())), alpha),
     )
     note = (
-        f"the candidate loses {100 * candidate_changes.mean():.2f} points, the incumbent "
-        f"{100 * incumbent_changes.mean():.2f}"
+        f"the candidate loses {100 * drops[0].mean():.2f} points, the incumbent "
+        f"{100 * drops[1].mean():.2f}"
     )
     return gate("robustness", (bound,), note=note)
 

@@ -175,10 +175,10 @@ class YearlyNet:
     def interval(self, gain: float, *, gain_interval: Interval) -> Interval:
         """Return the interval from those of the gain and of the saving, by square-and-add (they are
         independent)."""
-        low, high = (
-            math.hypot(self.value_of_one * (end - gain), self.half_saving) for end in gain_interval
-        )
-        return self.at(gain) - low, self.at(gain) + high
+        low, high = gain_interval
+        below = math.hypot(self.value_of_one * (gain - low), self.half_saving)
+        above = math.hypot(self.value_of_one * (high - gain), self.half_saving)
+        return self.at(gain) - below, self.at(gain) + above
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,8 @@ def compare_costs(
     """
     if costs is None or any(role not in costs for role in roles):
         return CostComparison(missing=("the serving cost is not measured",))
-    first, second = (costs[role] for role in roles)
+    first = costs[roles[0]]
+    second = costs[roles[1]]
     rounds = [len(usage.cpu_s) for usage in (first, second)]
     if rounds[0] != rounds[1]:
         raise ValueError(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tailorbird.data.chat_template import Tokens, conversation_tokens
 from tailorbird.data.rows import Conversation, Rows
 from tailorbird.models.causal_lm import ChatModel
-from tailorbird.models.generation import GenerateAnswers, answer_prompts, log_likelihoods
+from tailorbird.models.generation import GenerateAnswers, answer_prompts
 from tailorbird.models.grammar.compiler import grammar_for
 from tailorbird.models.loading import LoadedChat
 from tailorbird.models.retrieval.chat_prompt import chat_prompt, nearest_answer
@@ -84,15 +84,6 @@ def answer_texts(
         index=loaded.index,
         generate=generate,
     )
-
-
-def reference_likelihoods(loaded: LoadedChat[VersionConfig], rows: Rows) -> list[float]:
-    """Return the mean log-probability of each row's reference answer, in nats per token."""
-    assert loaded.model is not None
-    tokens = []
-    for turns, answer in zip(rows.turns, rows.labels, strict=True):
-        tokens += answer_tokens(loaded, turns, answers=(answer,))
-    return log_likelihoods(loaded.model, tokens, pad_id=int(loaded.tokenizer.pad_token_id)).tolist()  # type: ignore[no-any-return]
 
 
 def answer_tokens(

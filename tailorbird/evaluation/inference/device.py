@@ -1,8 +1,6 @@
 """The device on which an evaluation runs its models, and the dtypes that it computes in
 hardware."""
 
-from collections.abc import Iterable
-
 import torch
 
 from tailorbird.models.pretrained import cpu_supports_bfloat16, default_device
@@ -28,13 +26,13 @@ def evaluation_device(*, on_gpu: bool) -> str:
     return device
 
 
-def emulates(dtypes: Iterable[str], *, device: str) -> bool:
-    """Return True if the device computes one of the dtypes only by emulation, which is slow.
+def emulates(dtype: str, *, device: str) -> bool:
+    """Return True if the device computes a dtype only by emulation, which is slow.
 
     Models always run in the dtype of their version. Emulated results equal those of other devices
     up to rounding.
     """
-    if "bfloat16" not in dtypes:
+    if dtype != "bfloat16":
         return False
     if device == "cpu":
         return not cpu_supports_bfloat16()

@@ -233,11 +233,12 @@ def _stored(root: str, *, folder: str, endpoint: Endpoint) -> StoredAnswers:
         match = _FILE.fullmatch(file)
         if match is None:
             continue
-        name, *counts = match.groups()
+        name, num_input, num_output = match.groups()
         if parent.rpartition("/")[2] == folder.rpartition("/")[2]:
             stored.uris[name] = uri
-        input_tokens, output_tokens = (None if c == UNKNOWN else int(c) for c in counts)
-        price = endpoint.price(input_tokens=input_tokens, output_tokens=output_tokens)
+        price = None
+        if UNKNOWN not in (num_input, num_output):
+            price = endpoint.price(input_tokens=int(num_input), output_tokens=int(num_output))
         stored.spent += math.nan if price is None else price
     return stored
 
@@ -245,9 +246,9 @@ def _stored(root: str, *, folder: str, endpoint: Endpoint) -> StoredAnswers:
 def _uri(answer: EndpointAnswer, *, folder: str, name: str) -> str:
     """Return the URI of an answer. Its tokens are part of it, so that the price is known without
     reading it."""
-    input_tokens = UNKNOWN if answer.input_tokens is None else answer.input_tokens
-    output_tokens = UNKNOWN if answer.output_tokens is None else answer.output_tokens
-    return f"{folder}/{name}-{input_tokens}-{output_tokens}.json"
+    counts = (answer.input_tokens, answer.output_tokens)
+    parts = [name, *(UNKNOWN if count is None else str(count) for count in counts)]
+    return f"{folder}/{'-'.join(parts)}.json"
 
 
 def _store(answer: EndpointAnswer, uri: str) -> None:

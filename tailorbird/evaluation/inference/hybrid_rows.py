@@ -23,7 +23,7 @@ def predict_hybrid(
         tables[name] = predict(name, rows.take(indices))
         return range(len(indices))  # positions in the table
 
-    groups = None if routing.column is None else rows.groups[routing.column]
+    groups = rows.groups.get(routing.column or "")
     answers = answer_rows(
         routing,
         len(rows),

@@ -10,7 +10,7 @@ from tailorbird.data.copies import documents
 from tailorbird.data.rows import Rows
 from tailorbird.data.tokenize import label_indices
 from tailorbird.evaluation.gates.calibration import fit_temperature
-from tailorbird.evaluation.inference.chat_answers import answer_texts, reference_likelihoods
+from tailorbird.evaluation.inference.chat_answers import answer_texts
 from tailorbird.evaluation.inference.device import evaluation_device
 from tailorbird.evaluation.inference.endpoint_predictions import predict_endpoint
 from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
@@ -85,23 +85,20 @@ def _predict_labels(loaded: LoadedClassifier[VersionConfig], rows: Rows) -> Pred
 
 
 def _predict_answers(loaded: LoadedChat[VersionConfig], rows: Rows) -> Predictions:
-    """Return a chat version's predictions. The kind `nearest` has no log-likelihoods: it has no
+    """Return a chat version's predictions. The kind `nearest` has no log-probabilities: it has no
     language model."""
     if rows.suite is not None:
         return predict_suite(loaded, rows)
     answers = answer_texts(loaded, rows)
-    predictions = partial(
-        text_predictions,
+    logprobs = None
+    if loaded.model is not None:
+        logprobs = tuple(answer.logprobs for answer in answers)
+    return text_predictions(
         loaded.version.kind,
         rows=rows,
         outputs=[answer.text for answer in answers],
         confidences=np.array([answer.confidence for answer in answers], dtype=np.float64),
-    )
-    if loaded.model is None:
-        return predictions()
-    return predictions(
-        log_likelihoods=np.array(reference_likelihoods(loaded, rows), dtype=np.float64),
-        logprobs=tuple(answer.logprobs for answer in answers),
+        logprobs=logprobs,
     )
 
 

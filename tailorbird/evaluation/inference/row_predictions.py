@@ -43,21 +43,18 @@ def text_predictions(
     rows: Rows,
     outputs: Sequence[str],
     confidences: np.ndarray,
-    log_likelihoods: np.ndarray | None = None,
     logprobs: tuple[tuple[float, ...], ...] | None = None,
 ) -> Predictions:
     """Return the answers of a chat model as scores and hashes, because the evidence must not
     contain texts.
 
     The scores are those of `TEXT_METRICS` and of the metrics that `rows.answers` configures, whose
-    errors are those of `AnswerMetric`. `log_likelihoods` [N] are those of the reference answers,
-    and `logprobs` those of the tokens of each answer, if the model has them.
+    errors are those of `AnswerMetric`. `logprobs` are those of the tokens of each answer, if the
+    model has them.
     """
     score = partial(per_row, outputs=outputs, references=rows.labels, config=rows.answers)
     names = (*TEXT_METRICS, *answer_metrics(rows.answers))
     measures = {name: score(name) for name in names if name != "exact_match"}
-    if log_likelihoods is not None:
-        measures["log_likelihood"] = log_likelihoods
     return Predictions(
         model=model,
         row_ids=rows.row_ids,

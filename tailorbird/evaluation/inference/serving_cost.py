@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -24,7 +24,6 @@ from tailorbird.evaluation.inference.chat_answers import answer_texts
 from tailorbird.evaluation.inference.device import emulates, evaluation_device
 from tailorbird.evaluation.inference.endpoint_predictions import request_bodies
 from tailorbird.evaluation.inference.predict import class_logits
-from tailorbird.models.decision import at_index, decide, temperature_softmax
 from tailorbird.models.generation import answer_prompts
 from tailorbird.models.loading import (
     AnyLoaded,
@@ -33,8 +32,7 @@ from tailorbird.models.loading import (
     load_artifact,
     load_retrieval_index,
 )
-from tailorbird.registry.hybrid_routing import PARTS, IntArray, PartName, Routing, answer_rows
-from tailorbird.registry.versions import VersionConfig, read_artifact_config, read_parts
+from tailorbird.registry.versions import VersionConfig, read_artifact_config
 from tailorbird.storage.node_cache import local_copy
 
 Loaded = AnyLoaded[VersionConfig]
@@ -53,8 +51,8 @@ class _Model:
     """A model that answers rows, with the weights that must be on the device meanwhile."""
 
     answer: Callable[[Rows], object]
-    weights: tuple[torch.nn.Module, ...]
-    dtypes: frozenset[str]
+    weights: torch.nn.Module | None
+    dtype: str  # empty without weights
 
 
 def measure_serving(
@@ -67,10 +65,11 @@ def measure_serving(
 ) -> MeasuredCosts:
     """Return the resources for a thousand rows, from text to answer, by role and round.
 
-    `uris` has the URIs of the artifacts by role, and `num_gpus` is the number of GPUs of a replica,
-    rounded up. All models run in this process, on its GPU if replicas have any, else on CPU. After
-    a warm-up on all rows, all models answer all rows in each round; every second round has the
-    reverse order. CPU-seconds include all threads of the process. GPU-seconds are the elapsed time
+    `uris` has the URIs of the artifacts by role, none of which is a hybrid. `num_gpus` is the
+    number of GPUs of a replica, rounded up. All models run in this process, on its GPU if replicas
+    have any, else on CPU. After a warm-up on all rows, all models answer all rows in each round;
+    every second round has the reverse order. CPU-seconds include all threads of the process.
+    GPU-seconds are the elapsed time
     between two synchronizations of the GPU, times `num_gpus`: while a replica answers, it keeps its
     GPUs from other work. A model that needs no GPU is charged for them too, because every replica
     has them.
@@ -112,7 +111,7 @@ def measure_serving(
         costs[role] = usage_of(seconds, num_rows=len(rows), num_gpus=num_gpus)
         if tokens is not None and role in tokens:
             costs[role] = replace(costs[role], gpu_s=None, tokens=tokens[role])
-    emulated = [role for role, model in models.items() if emulates(model.dtypes, device=device)]
+    emulated = [role for role, model in models.items() if emulates(model.dtype, device=device)]
     return MeasuredCosts(ServingDevice(_device_name(num_gpus), tuple(emulated)), costs)
 
 
@@ -148,29 +147,26 @@ def _seconds(model: _Model, rows: Rows, *, device: str) -> Seconds:
 
 
 @contextmanager
-def _on_device(weights: Sequence[torch.nn.Module], *, device: str) -> Iterator[None]:
-    """Keep weights on the device during the block only, so that each model has all of its memory,
+def _on_device(model: torch.nn.Module | None, *, device: str) -> Iterator[None]:
+    """Keep a model on the device during the block only, so that each model has all of its memory,
     as in serving.
 
     The weights in the host's memory stay there, so that those that are mapped from files take no
     memory. Parts of models that ranks hold together are moved instead.
     """
-    if device == "cpu":
+    if model is None or device == "cpu":
         yield
         return
     on_host: dict[torch.Tensor, torch.Tensor] = {}
     if current_group().size == 1:
-        for module in weights:
-            on_host |= {tensor: tensor.data for tensor in (*module.parameters(), *module.buffers())}
+        on_host = {tensor: tensor.data for tensor in (*model.parameters(), *model.buffers())}
     try:
-        for module in weights:
-            module.to(device)
+        model.to(device)
         yield
     finally:
         for tensor, data in on_host.items():
             tensor.data = data
-        for module in weights:
-            module.to("cpu")  # parts of ranks
+        model.to("cpu")  # parts of ranks
         torch.cuda.empty_cache()
 
 
@@ -182,18 +178,9 @@ def _model(uri: str, *, device: str, batch_size: int, pretrained: PretrainedMode
     config = read_artifact_config(uri)
     if config.endpoint is not None:
         return _endpoint_model(uri, config=config)
-    load = partial(load_artifact, device=device, weights_device="cpu", pretrained=pretrained)
-    if config.hybrid is None:
-        loaded = load(uri)
-        parts = [loaded]
-        answer: Callable[[Rows], object] = partial(_answer, loaded, batch_size=batch_size)
-    else:
-        parts = [load(part.uri) for part in read_parts(config.hybrid)]
-        by_name = dict(zip(PARTS, parts, strict=True))
-        routing = config.hybrid.routing
-        answer = partial(_answer_hybrid, parts=by_name, routing=routing, batch_size=batch_size)
-    weights = tuple(part.model for part in parts if part.model is not None)
-    return _Model(answer, weights, frozenset(str(part.version.dtype) for part in parts))
+    loaded = load_artifact(uri, device=device, weights_device="cpu", pretrained=pretrained)
+    answer = partial(_answer, loaded, batch_size=batch_size)
+    return _Model(answer, loaded.model, str(loaded.version.dtype))
 
 
 def _endpoint_model(uri: str, *, config: VersionConfig) -> _Model:
@@ -206,29 +193,11 @@ def _endpoint_model(uri: str, *, config: VersionConfig) -> _Model:
     def prepare(rows: Rows) -> list[str]:
         return [json.dumps(body) for body in request_bodies(rows, version=config, index=index)]
 
-    return _Model(prepare, (), frozenset())
+    return _Model(prepare, weights=None, dtype="")
 
 
-def _answer(loaded: Loaded, rows: Rows, *, batch_size: int) -> Any:
+def _answer(loaded: Loaded, rows: Rows, *, batch_size: int) -> object:
     """Return the logits of a classifier, or the answers of a chat version."""
     if isinstance(loaded, LoadedClassifier):
         return class_logits(loaded, rows, batch_size=batch_size)
     return answer_texts(loaded, rows, generate=partial(answer_prompts, max_requests=batch_size))
-
-
-def _answer_hybrid(
-    rows: Rows, *, parts: Mapping[PartName, Loaded], routing: Routing, batch_size: int
-) -> None:
-    """Answer rows as a hybrid does."""
-
-    def answer(name: PartName, indices: IntArray) -> Sequence[float]:
-        """Return the confidences that a cascade compares with its threshold."""
-        loaded = parts[name]
-        answers = _answer(loaded, rows.take(indices), batch_size=batch_size)
-        if isinstance(loaded, LoadedClassifier):
-            scores = temperature_softmax(answers, temperature=loaded.version.temperature)
-            return list(at_index(scores, decide(answers, offsets=loaded.version.offsets)))
-        return [answer.confidence for answer in answers]
-
-    groups = None if routing.column is None else rows.groups[routing.column]
-    answer_rows(routing, len(rows), answer=answer, confidence=float, groups=groups)

@@ -254,20 +254,6 @@ class SuiteScore:
     scores: Mapping[str, float | None]  # by role; None if the model cannot answer some of the rows
 
 
-@dataclass(frozen=True)
-class PairedExample:
-    """A test row on which one of the two models scores higher. Its text is redacted, and cut if it
-    is long."""
-
-    row_id: str
-    better: Literal["candidate", "incumbent"]  # the model that scores higher
-    text: str  # (chat) the query of the conversation
-    label: str  # correct class; (chat) reference answer, redacted and cut
-    outputs: Mapping[str, str] | None
-    """Predicted class by role; None for chat tasks, whose answers are not stored."""
-    scores: Mapping[str, float]  # by role
-
-
 class Evidence(StoredModel):
     """The stored record of a verdict, from which report, model card and `tailorbird verify` are
     computed."""
@@ -309,11 +295,6 @@ class Evidence(StoredModel):
     confusions: tuple[Confusion, ...] | None
     """(classification only) The confusions that the candidate fixes or makes most often; None
     without a candidate."""
-    examples: tuple[PairedExample, ...] = ()
-    """Texts of test rows on which the models differ, if `evaluation.report_examples` allows texts
-    in the report."""
-    measures: dict[str, dict[str, float]]
-    """(chat only) `log_likelihood` by role: mean over the test rows, in nats per token."""
     suites: tuple[SuiteScore, ...] = ()
     """(chat only) Scores on the suites of the gate `suites`."""
     trained_rows: TrainedRows = TrainedRows()

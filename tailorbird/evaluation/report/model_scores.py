@@ -77,7 +77,6 @@ def figures(
     return {
         "reliability": reliability_by_role(tables),
         "confusions": confusions(tables),
-        "measures": mean_measures(tables),
         "suites": suite_scores(tables, suites=suites, roles=roles),
     }
 
@@ -114,16 +113,6 @@ def confusions(tables: Mapping[str, Predictions]) -> tuple[Confusion, ...] | Non
     rows = [Confusion(*pair, fixed=fixed[pair], made=made[pair]) for pair in fixed | made]
     rows.sort(key=lambda row: (-row.fixed - row.made, row.label, row.output))
     return tuple(rows[:MAX_CONFUSIONS])
-
-
-def mean_measures(tables: Mapping[str, Predictions]) -> dict[str, dict[str, float]]:
-    """(chat only) Return the mean log-likelihood of the reference answers by role, in nats per
-    token."""
-    name = "log_likelihood"
-    compared = [role for role in COMPARED if role in tables]
-    if not all(name in tables[role].measures for role in compared):
-        return {}
-    return {name: {role: float(np.mean(tables[role].measures[name])) for role in compared}}
 
 
 def reliability_bins(table: Predictions) -> tuple[ReliabilityBin, ...]:

@@ -48,9 +48,8 @@ class Preregistration(StoredModel):
 def evaluated_recipe(recipe: Recipe) -> dict[str, JsonValue]:
     """Return the recipe as JSON without fields that may change without a new run.
 
-    These are `serving`, `monitoring`, the number of examples in the report, the limits of requests
-    to an endpoint, and the URIs of pretrained models, which can get a version and a hash:
-    `BaseModelRecord` is exact.
+    These are `serving`, `monitoring`, the limits of requests to an endpoint, and the URIs of
+    pretrained models, which can get a version and a hash: `BaseModelRecord` is exact.
     """
     excluded: dict[str, IncEx | bool] = {
         "serving": True,
@@ -58,7 +57,6 @@ def evaluated_recipe(recipe: Recipe) -> dict[str, JsonValue]:
         "base_model": True,
         "evaluation": {
             "retrieval_encoder": True,
-            "report_examples": True,
             "endpoint": dict.fromkeys(LIMITS, True),
         },
     }

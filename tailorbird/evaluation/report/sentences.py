@@ -1,7 +1,7 @@
 """The facts of a run that its verdict does not state, each as one sentence for terminal, report and
 model card."""
 
-from tailorbird.evaluation.mix_weight import MixRecord
+from tailorbird.evaluation.mix_weight import WEIGHTS, MixRecord
 from tailorbird.evaluation.report.costs import cost_sentence
 from tailorbird.evaluation.report.evidence import Evidence
 from tailorbird.evaluation.statistics.power import rows_text
@@ -32,7 +32,6 @@ def _power(verdict: Verdict) -> str:
     power = verdict.power
     if power is None:
         return ""
-    over = named(power.over)
     at_minimum = (
         f"{power.at_minimum_gain:.0%} at a true gain of {size(verdict.minimum_gain)} (minimum_gain)"
     )
@@ -42,8 +41,7 @@ def _power(verdict: Verdict) -> str:
         limit = f"; otherwise most often blocked by {named(power.limited_by)}"
     return (
         f"power: a fine-tuned model is chosen in {at_minimum} and in {at_expected} over "
-        f"{over}{limit}; {rows_text(power.rows_needed)} give 80%; {verdict.n:,} rows show a gain "
-        f"of {100 * power.smallest_detectable:.2f} points over {over} in 80% of tests"
+        f"{named(power.over)}{limit}; {rows_text(power.rows_needed)} give 80%"
     )
 
 
@@ -70,12 +68,12 @@ def mix_sentence(mix: MixRecord) -> str:
     scores."""
     if mix.weight == 1:
         return (
-            f"mix: none; no mix of the fine-tuned encoder and the bag of words ({mix.num_weights} "
+            f"mix: none; no mix of the fine-tuned encoder and the bag of words ({len(WEIGHTS)} "
             f"weights) scores above the encoder alone on validation ({mix.unmixed:.3f})"
         )
     return (
         f"mix: {mix.weight:g} x fine-tuned encoder + {1 - mix.weight:g} x bag of words (best of "
-        f"{mix.num_weights} weights on validation): {mix.validation:.3f}; encoder alone "
+        f"{len(WEIGHTS)} weights on validation): {mix.validation:.3f}; encoder alone "
         f"{mix.unmixed:.3f}"
     )
 

@@ -56,8 +56,8 @@ def debiased_sum(
                 low = middle
         return float(family(high).sum())
 
-    lows, middles, highs = (
-        [true_sum(quantile, family) for family in (concentrated, even)]
-        for quantile in (1 - alpha / 2, 0.5, alpha / 2)
-    )
-    return sum(middles) / 2, (min(lows), max(*highs, unseen))
+    def true_sums(quantile: float) -> list[float]:
+        return [true_sum(quantile, family) for family in (concentrated, even)]
+
+    interval = (min(true_sums(1 - alpha / 2)), max(*true_sums(alpha / 2), unseen))
+    return sum(true_sums(0.5)) / 2, interval

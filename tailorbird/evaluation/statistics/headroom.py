@@ -53,8 +53,6 @@ def highest_rate(events: float, *, n: int, alpha: float) -> float:
 
     `events` may be a sum of parts of events.
     """
-    if not 0 <= events <= n or n < 1:
-        raise ValueError(f"there are {events} events in {n} rows; give 0 <= events <= n and n >= 1")
     if events >= n:
         return 1.0
     return float(betaincinv(events + 1, n - events, 1 - alpha))

@@ -75,15 +75,11 @@ class Comparison:
     p_value: float
     """Two-sided p value for a gain of 0: McNemar's mid-p for accuracy and exact match, sign flips
     for means over rows. Otherwise, from the same t statistic as the interval."""
-    standard_error: float | None
-    """Standard error of the gain; None for a share of independent rows, which needs only the
-    counts."""
     num_units: int  # independent units: rows, or documents if rows share documents
     lowest: float
     """Lower end of the gain in tests of non-inferiority: that of `interval`, or of
     `cautious_change` for a mean over documents, because few documents seldom contain a rare one
     with large losses."""
-    degrees_of_freedom: float | None = None  # of Student's t; None for another interval
 
 
 def wilson_interval(num_right: float, *, n: float, alpha: float = 0.05) -> tuple[float, float]:
@@ -191,17 +187,18 @@ def compare(candidate: Predictions, *, other: Predictions, metric: str, alpha: f
     """
     align(candidate, other)
     counts = paired_counts(candidate.scores, other=other.scores)
-    scores = score_table(metric, candidate), score_table(metric, other)
+    score = score_table(metric, candidate)
+    other_score = score_table(metric, other)
     spec = METRICS[metric]
     if spec.is_share and candidate.clusters is None:
         interval = newcombe_paired_interval(counts, alpha=alpha)
         return Comparison(
             counts,
-            *scores,
+            candidate_score=score,
+            other_score=other_score,
             gain=counts.gain,
             interval=interval,
             p_value=mcnemar_midp(counts),
-            standard_error=None,
             num_units=counts.n,
             lowest=interval[0],
         )
@@ -217,13 +214,12 @@ def compare(candidate: Predictions, *, other: Predictions, metric: str, alpha: f
         )
     return Comparison(
         counts,
-        *scores,
+        candidate_score=score,
+        other_score=other_score,
         gain=effect.gain,
         interval=effect.interval,
         p_value=effect.p_value,
-        standard_error=effect.standard_error,
         num_units=counts.n if candidate.clusters is None else len(set(candidate.clusters)),
-        degrees_of_freedom=effect.degrees_of_freedom,
         lowest=lowest,
     )
 

@@ -53,13 +53,10 @@ def split_differences(
         differences.append((_p_value(tested, splits=splits), sentence, _factor(means)))
 
     for name in sorted({*validation.labels, *test.labels}):
-        shares = [
-            np.array([label == name for label in split.labels], dtype=np.float64)
-            for split in splits
-        ]
+        shares = [(np.array(split.labels, object) == name).astype(np.float64) for split in splits]
         if np.concatenate(shares).mean() * min(map(len, shares)) >= LEAST_ROWS:
             compare(f"the share of the class {name!r}", form=".1%", values=shares, tested=shares)
-    lengths = [np.array([len(text) for text in split.texts], dtype=np.float64) for split in splits]
+    lengths = [np.array([*map(len, split.texts)], dtype=np.float64) for split in splits]
     logs = [np.log1p(values) for values in lengths]
     compare("the mean number of characters of a text", form=".0f", values=lengths, tested=logs)
     scores = [split.scores for split in splits if split.scores is not None]

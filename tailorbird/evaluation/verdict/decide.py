@@ -88,6 +88,13 @@ def blocking_roles(entries: Sequence[Entry]) -> list[str]:
     ]
 
 
+def alpha_divisor(entry: Entry, entries: Sequence[Entry]) -> int:
+    """Return by which number alpha is divided where a model is compared with the incumbent."""
+    if entry.may_replace:
+        return sum(each.may_replace for each in entries)
+    return 1
+
+
 def _without_proof_over_all(
     entries: Sequence[Entry], relate: Relate, *, protocol: TestProtocol
 ) -> str:
@@ -99,12 +106,11 @@ def _without_proof_over_all(
     Models without fine-tuning come first, then the cheapest of those that are not shown to gain
     less than the best.
     """
-    num_replacing = sum(entry.may_replace for entry in entries)
     gains: dict[str, float] = {}
     for entry in entries:
         if not entry.passes or not (entry.may_replace or entry.role == CANDIDATE):
             continue
-        relation = relate(entry.role, INCUMBENT, num_replacing if entry.may_replace else 1)
+        relation = relate(entry.role, INCUMBENT, alpha_divisor(entry, entries))
         if relation.dominates:
             gains[entry.role] = relation.gain
     if not gains:

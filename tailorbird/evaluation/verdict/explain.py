@@ -264,7 +264,8 @@ def gate_sentences(gates: tuple[Gate, ...], *, role: str, regulated: bool) -> tu
         (State.NOT_APPLICABLE, "not applicable:"),
     ):
         names = [gate.name for gate in gates if gate.state is state]
-        sentences += [f"{what} {listed(names)}"] if names else []
+        if names:
+            sentences.append(f"{what} {listed(names)}")
     return tuple(sentences)
 
 
@@ -380,19 +381,20 @@ def open_gates(
 
 def _bound_text(bound: Bound, *, is_money: bool) -> str:
     """Return the estimate with its interval, limit and rows."""
-    amounts = (bound.estimate, *bound.interval, bound.limit)
-    if is_money:
-        estimate, low, high, limit = map(money, amounts)
-        unit = ""
-    else:
-        estimate, low, high, limit = (f"{100 * share:.2f}" for share in amounts)
-        unit = " points"
-    facts = f"interval {low} to {high}, limit {limit}, n = {bound.n:,}"
+    unit = "" if is_money else " points"
+
+    def shown(amount: float) -> str:
+        if is_money:
+            return money(amount)
+        return f"{100 * amount:.2f}"
+
+    low, high = bound.interval
+    facts = f"interval {shown(low)} to {shown(high)}, limit {shown(bound.limit)}, n = {bound.n:,}"
     if bound.detects is not None:
         facts += f", a loss of {100 * bound.detects:.1f} is found in 80% of tests"
     if bound.rows_needed is not None:
         facts += f"; about {bound.rows_needed:,} rows are needed"
-    return f"the {bound.what} is {estimate}{unit} ({facts})"
+    return f"the {bound.what} is {shown(bound.estimate)}{unit} ({facts})"
 
 
 def why_no_hybrid(config: HybridConfig, *, has_candidate: bool) -> str:

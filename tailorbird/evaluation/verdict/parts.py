@@ -76,9 +76,6 @@ class Power(VerdictPart):
     rows_needed: int | None
     """Rows for FINE_TUNE or HYBRID in 80% of tests at the expected gain; None if `MAX_ROWS` are too
     few."""
-    smallest_detectable: float
-    """Smallest true gain over the strongest model that is above 0 in 80% of such tests, by the
-    plain formula."""
     limited_by: str
     """Role of the model that most often blocks the candidate at the expected gain, or `gates`;
     empty if none does."""

@@ -22,8 +22,8 @@ from tailorbird.evaluation.statistics.class_metrics import jackknife_values
 from tailorbird.evaluation.statistics.distributions import t_isf
 from tailorbird.evaluation.statistics.documents import LEAST_DOCUMENTS, Documents, documents_of
 from tailorbird.evaluation.statistics.effect import unseen_rate
-from tailorbird.evaluation.statistics.paired import compare, newcombe_limits
-from tailorbird.evaluation.statistics.power import MAX_ROWS, TARGET_POWER, smallest_detectable
+from tailorbird.evaluation.statistics.paired import newcombe_limits
+from tailorbird.evaluation.statistics.power import MAX_ROWS, TARGET_POWER
 from tailorbird.evaluation.statistics.scoring import score_table
 from tailorbird.evaluation.verdict.decide import (
     ANCHOR,
@@ -83,18 +83,11 @@ def power_of(inputs: PowerInputs) -> Power:
         rows_needed = _rows_needed(
             expected, num_rows=num_rows, is_enough=at_expected >= TARGET_POWER
         )
-    main = compare(
-        inputs.tables[CANDIDATE],
-        other=inputs.tables[strongest],
-        metric=protocol.metric,
-        alpha=inputs.costs.alpha,
-    )
     return Power(
         over=strongest,
         at_minimum_gain=at_minimum,
         at_expected_gain=at_expected,
         rows_needed=rows_needed,
-        smallest_detectable=smallest_detectable(main, alpha=inputs.costs.alpha),
         limited_by=limits.most_common(1)[0][0] if limits else "",
     )
 
@@ -142,8 +135,10 @@ def _at_gain(inputs: PowerInputs, *, gain: float, over: str) -> PowerInputs:
     tables = dict(inputs.tables)
     tables[CANDIDATE] = with_score(tables[CANDIDATE], target=target, metric=metric)
     if inputs.hybrid is not None:
-        first, second = (tables[role] for role in inputs.hybrid.parts)
-        tables[HYBRID] = routed_predictions(inputs.hybrid.routing, first=first, second=second)
+        hybrid = inputs.hybrid
+        tables[HYBRID] = routed_predictions(
+            hybrid.routing, first=tables[hybrid.first], second=tables[hybrid.second]
+        )
     return replace(inputs, tables=tables)
 
 
@@ -265,12 +260,12 @@ class SimulatedTests:
 
         def relate_in(test: int, first: str, second: str, share: int) -> Relation:
             pair = (first, second)
-            low, high, lowest = (float(values[test]) for values in ends(first, second, share))
+            low, high, lowest = ends(first, second, share)
             priced = float(priced_gains(first, second)[test])
             gain = Gain(
                 gain=float(resampled(first, second).gains[test]),
-                interval=(low, high),
-                lowest=lowest,
+                interval=(float(low[test]), float(high[test])),
+                lowest=float(lowest[test]),
                 level=alpha / share,
                 priced=(priced, (priced, priced)),
             )

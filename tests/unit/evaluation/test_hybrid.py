@@ -1,6 +1,7 @@
 """Tests of a hybrid's parts and routing rule, fitted on validation by group and as a cascade."""
 
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,52 +21,40 @@ from tailorbird.evaluation.hybrid import (
 )
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
 from tailorbird.registry.hybrid_routing import NO_GROUP, Routing
+from tests import build
 
 CASCADE = HybridConfig(by="cascade")
 BY_SEX = HybridConfig(by="group", column="sex")
+BoolArray = NDArray[np.bool_]
+ROW = np.arange(100)
 SURE = np.linspace(0, 0.99, 100)
 ALL = np.ones(100, dtype=np.bool_)
-NONE = ~ALL
 
 
-def answers(
-    right: NDArray[np.bool_],
-    *,
-    sure: NDArray[np.float64] = SURE,
-    sex: tuple[str, ...] = (),
-    kind: str = "probe",
-) -> Predictions:
-    n = len(right)
-    return Predictions(
-        model=kind,
-        row_ids=tuple(map(str, range(n))),
-        labels=("yes",) * n,
-        outputs=tuple("yes" if hit else "no" for hit in right),
-        scores=right.astype(np.float64),
-        confidences=sure,
-        calibrated=sure,
-        groups={"sex": sex} if sex else {},
-    )
+def answers(right: BoolArray, *, kind: str = "probe", **fields: Any) -> Predictions:
+    """Return predictions that are right on these rows, by default with growing confidences."""
+    fields = {"calibrated": SURE} | fields
+    outputs = np.where(right, "yes", "no").tolist()
+    return build.predictions(outputs, ("yes",) * len(right), model=kind, **fields)
 
 
-def cascade(**right: NDArray[np.bool_]) -> FrozenHybrid | None:
-    """Return the cascade of models that are right on these rows: `incumbent` and `candidate` are
-    `full` and `lora`, and each other role is its kind."""
+def fitted(tables: Mapping[str, Predictions], config: HybridConfig = CASCADE) -> FrozenHybrid:
+    hybrid = fit_hybrid(config, tables, metric="accuracy")
+    assert hybrid is not None
+    return hybrid
+
+
+def tables_of(**right: BoolArray) -> dict[str, Predictions]:
+    """Return models that are right on these rows: `incumbent` and `candidate` are `full` and
+    `lora`, and each other role is its kind."""
     kinds = {"incumbent": "full", "candidate": "lora"}
-    tables = {role: answers(rows, kind=kinds.get(role, role)) for role, rows in right.items()}
-    return fit_hybrid(CASCADE, tables, metric="accuracy")
+    return {role: answers(rows, kind=kinds.get(role, role)) for role, rows in right.items()}
 
 
 def test_the_cheap_part_of_a_cascade_answers_the_rows_on_which_it_is_confident_and_right() -> None:
-    tables = {
-        "incumbent": answers(np.arange(100) % 5 > 0, kind="full"),  # 80 rows right
-        "candidate": answers(np.arange(100) % 5 > 1, kind="lora"),
-        "bag_of_words": answers(
-            SURE >= 0.45, kind="bag_of_words"
-        ),  # right on its 55 most confident rows
-    }
-    hybrid = fit_hybrid(CASCADE, tables, metric="accuracy")
-    assert hybrid is not None
+    # 80 rows, 60 rows, and the 55 most confident rows are right.
+    tables = tables_of(incumbent=ROW % 5 > 0, candidate=ROW % 5 > 1, bag_of_words=SURE >= 0.45)
+    hybrid = fitted(tables)
     assert hybrid.parts == ("bag_of_words", "incumbent")
     # It is right on its most confident 50 rows. On the next 10 it is wrong on 5, and the incumbent
     # on 2.
@@ -73,55 +62,41 @@ def test_the_cheap_part_of_a_cascade_answers_the_rows_on_which_it_is_confident_a
     assert hybrid.validation == pytest.approx(0.9)
     assert hybrid.routing.threshold == pytest.approx(0.495)  # halfway between two confidences
     first, second = (ModelPredictions(tables[role]) for role in hybrid.parts)
-    assert (
-        apply_routing(hybrid.routing, first=first, second=second).clean.scores.mean()
-        == hybrid.validation
-    )
+    table = apply_routing(hybrid.routing, first=first, second=second).clean
+    assert table.scores.mean() == hybrid.validation
 
 
 def test_the_cheap_part_answers_more_rows_if_that_costs_less_than_one_standard_error() -> None:
-    lost = np.zeros(100, dtype=np.bool_)
-    lost[[21, 25]] = True
-    hybrid = cascade(
-        incumbent=(np.arange(100) % 5 > 0) | lost,
-        candidate=NONE,
-        bag_of_words=(SURE >= 0.15) & ~lost,
-    )
-    assert hybrid is not None
+    lost = np.isin(ROW, (21, 25))
+    incumbent = (ROW % 5 > 0) | lost
+    cheap = (SURE >= 0.15) & ~lost
+    hybrid = fitted(tables_of(incumbent=incumbent, candidate=~ALL, bag_of_words=cheap))
     # With 70 rows it scores 0.95, with 80 rows 0.94 (the standard error is 0.017), and with 90 rows
     # 0.91.
     assert (hybrid.share_to_second, hybrid.validation) == (0.2, 0.94)
     wrong = (SURE >= 0.6) & (SURE < 0.7)  # a larger share scores higher by chance
-    hybrid = cascade(incumbent=ALL, candidate=NONE, nearest=~wrong)
-    assert hybrid is not None
+    hybrid = fitted(tables_of(incumbent=ALL, candidate=~ALL, nearest=~wrong))
     assert hybrid.share_to_second == pytest.approx(0.7)
-    assert cascade(incumbent=ALL, candidate=NONE, bag_of_words=SURE < 0.5) is None
+    worse = tables_of(incumbent=ALL, candidate=~ALL, bag_of_words=SURE < 0.5)
+    assert fit_hybrid(CASCADE, worse, metric="accuracy") is None
 
 
 def test_a_cheap_part_that_is_the_best_model_can_be_combined_with_a_model_that_is_right_elsewhere() -> (
     None
 ):
-    tables = {
-        "incumbent": answers(SURE >= 0.3, kind="nearest"),
-        "candidate": answers(SURE < 0.5, kind="full"),
-    }
-    hybrid = fit_hybrid(CASCADE, tables, metric="accuracy")
-    assert (
-        hybrid is not None
-    )  # with the first tenths, the cascade scores lower than `nearest` alone
+    # With the first tenths, the cascade scores lower than `nearest` alone.
+    incumbent = answers(SURE >= 0.3, kind="nearest")
+    candidate = answers(SURE < 0.5, kind="full")
+    hybrid = fitted({"incumbent": incumbent, "candidate": candidate})
     assert (hybrid.validation, hybrid.parts) == (1.0, ("incumbent", "candidate"))
 
 
 def test_of_several_cascades_the_one_with_the_cheapest_second_part_is_frozen() -> None:
-    nearest = SURE >= 0.5
-    hybrid = cascade(incumbent=ALL, candidate=ALL, nearest=nearest, endpoint_zero_shot=ALL)
-    assert hybrid is not None
+    cheap = {"nearest": SURE >= 0.5, "endpoint_zero_shot": ALL}
+    hybrid = fitted(tables_of(incumbent=ALL, candidate=ALL, **cheap))
     assert hybrid.parts == ("nearest", "incumbent")
-    hybrid = cascade(
-        incumbent=SURE >= 0.2, candidate=SURE >= 0.3, nearest=nearest, endpoint_zero_shot=ALL
-    )
+    hybrid = fitted(tables_of(incumbent=SURE >= 0.2, candidate=SURE >= 0.3, **cheap))
     # Only the endpoint is right on all rows. The incumbent can answer more of them than `nearest`.
-    assert hybrid is not None
     assert hybrid.parts == ("incumbent", "endpoint_zero_shot")
     assert hybrid.share_to_second == pytest.approx(0.2)
 
@@ -139,16 +114,11 @@ def test_the_best_model_of_each_cost_can_be_a_part_and_a_hybrid_cannot() -> None
 def test_a_frozen_cascade_scores_at_least_as_high_as_every_model_and_leaves_rows_to_both_parts(
     levels: list[int], seed: int
 ) -> None:
-    generator, n = np.random.default_rng(seed), len(levels)
+    generator = np.random.default_rng(seed)
     sure = np.array(levels) / 6
-    tables = {
-        role: answers(generator.random(n) < 0.7, sure=sure, kind=kind)
-        for role, kind in (
-            ("incumbent", "full"),
-            ("candidate", "lora"),
-            ("bag_of_words", "bag_of_words"),
-        )
-    }
+    tables = {}
+    for kind in ("full", "lora", "bag_of_words"):
+        tables[kind] = answers(generator.random(len(levels)) < 0.7, kind=kind, calibrated=sure)
     hybrid = fit_hybrid(CASCADE, tables, metric="accuracy")
     if hybrid is not None:
         assert hybrid.validation >= max(table.scores.mean() for table in tables.values())
@@ -156,72 +126,50 @@ def test_a_frozen_cascade_scores_at_least_as_high_as_every_model_and_leaves_rows
         assert hybrid.routing.threshold not in sure
 
 
-def test_the_predictions_of_a_chat_cascade_have_the_measures_of_both_parts_and_the_log_probabilities_of_one() -> (
-    None
-):
+def test_a_chat_cascade_has_the_measures_of_both_parts_and_the_log_probabilities_of_one() -> None:
     right = np.array([True, False])
-    nearest = replace(
-        answers(right, sure=np.array([0.9, 0.1]), kind="nearest"),
-        measures={"token_f1": np.array([1.0, 0.2])},
+    nearest = answers(
+        right, calibrated=np.array([0.9, 0.1]), measures={"token_f1": np.array([1.0, 0.2])}
     )
-    lm = replace(
-        answers(~right, sure=np.array([0.5, 0.5]), kind="lora"),
-        measures={"token_f1": np.array([0.3, 0.7]), "log_likelihood": np.array([-1.0, -2.0])},
-        logprobs=((-0.1,), (-0.2, -0.3)),
+    measures = {"token_f1": np.array([0.3, 0.7]), "rouge_l": np.array([-1.0, -2.0])}
+    lm = answers(
+        ~right, calibrated=right * 0.5, measures=measures, logprobs=((-0.1,), (-0.2, -0.3))
     )
-    routing = Routing(by="cascade", threshold=0.5)
-    table = apply_routing(
-        routing, first=ModelPredictions(nearest), second=ModelPredictions(lm)
-    ).clean
+    first = ModelPredictions(nearest)
+    second = ModelPredictions(lm)
+    table = apply_routing(Routing(by="cascade", threshold=0.5), first=first, second=second).clean
     assert (table.model, table.outputs) == ("hybrid", ("yes", "yes"))
-    assert {name: values.tolist() for name, values in table.measures.items()} == {
-        "token_f1": [1.0, 0.7]
-    }
+    assert list(table.measures) == ["token_f1"]
+    assert table.measures["token_f1"].tolist() == [1.0, 0.7]
     assert table.logprobs == ((), (-0.2, -0.3))
+
+
+def by_sex(sex: Iterable[str], incumbent: str, candidate: str, labels: str) -> Any:
+    """Return the outputs of both models, one letter for each row."""
+    groups = {"sex": tuple(sex)}
+    return {
+        role: build.predictions(outputs, labels, groups=groups)
+        for role, outputs in {"incumbent": incumbent, "candidate": candidate}.items()
+    }
 
 
 def test_by_group_the_candidate_answers_the_groups_in_which_it_is_not_worse() -> None:
     sex = ("f", "f", "m", "m", "x", "x", NO_GROUP, NO_GROUP)
-    sure = np.full(8, 0.5)
-    incumbent = answers(np.array([1, 1, 0, 1, 0, 1, 0, 0], dtype=np.bool_), sure=sure, sex=sex)
-    candidate = answers(np.array([0, 1, 1, 1, 1, 0, 1, 1], dtype=np.bool_), sure=sure, sex=sex)
-    hybrid = fit_hybrid(BY_SEX, {"incumbent": incumbent, "candidate": candidate}, metric="accuracy")
-    assert hybrid is not None
+    hybrid = fitted(by_sex(sex, "aabababb", "baaaabaa", "a" * 8), BY_SEX)
     assert hybrid.routing == Routing(by="group", column="sex", values=("m", "x"))
     assert hybrid.parts == ("incumbent", "candidate")
     assert (hybrid.validation, hybrid.share_to_second) == (0.625, 0.5)
+    for outputs in (("aa", "bb"), ("bb", "aa")):  # the same model is better in every group
+        assert fit_hybrid(BY_SEX, by_sex("fm", *outputs, "aa"), metric="accuracy") is None
 
 
 def test_by_group_models_are_compared_by_the_metric() -> None:
-    right, sex = np.array([1, 1, 1, 0, 1, 1], dtype=np.bool_), ("f", "f", "f", "f", "m", "m")
-    labels = ("a", "a", "a", "b", "a", "b")
-    outputs = {"incumbent": ("a",) * 6, "candidate": ("a", "b", "b", "b", "a", "a")}
-    tables = {}
-    for role, answered in outputs.items():
-        scores = np.array(answered) == np.array(labels)
-        table = answers(right, sure=np.full(6, 0.5), sex=sex)
-        tables[role] = replace(
-            table, labels=labels, outputs=answered, scores=scores.astype(np.float64)
-        )
+    tables = by_sex("ffffmm", "aaaaaa", "abbbaa", "aaabab")
     # For `f`, the candidate has fewer correct rows but the higher macro-F1: 0.5 each class instead
     # of 0.86 and 0.
-    by = {metric: fit_hybrid(BY_SEX, tables, metric=metric) for metric in ("accuracy", "macro_f1")}
-    assert by["accuracy"] is not None
-    assert by["accuracy"].routing.values == ("m",)
-    assert by["macro_f1"] is None  # the candidate is not worse in any group
-
-
-@pytest.mark.parametrize("better", [True, False])
-def test_by_group_there_is_no_hybrid_if_the_same_model_is_better_in_every_group(
-    better: bool,
-) -> None:
-    sex, sure = ("f", "m"), np.full(2, 0.5)
-    good, bad = (answers(np.full(2, right), sure=sure, sex=sex) for right in (True, False))
-    incumbent, candidate = (bad, good) if better else (good, bad)
-    assert (
-        fit_hybrid(BY_SEX, {"incumbent": incumbent, "candidate": candidate}, metric="accuracy")
-        is None
-    )
+    assert fitted(tables, BY_SEX).routing.values == ("m",)
+    # The candidate is not worse in any group.
+    assert fit_hybrid(BY_SEX, tables, metric="macro_f1") is None
 
 
 SAME_LENGTH = np.ones(20)
@@ -231,19 +179,15 @@ def test_a_hybrid_uses_both_kinds_of_seconds_of_its_parts() -> None:
     first = PartUsage(ServingUsage((1.0,) * 5, (10.0,) * 5), SAME_LENGTH)
     second = PartUsage(ServingUsage((3.0,) * 5, (30.0,) * 5), SAME_LENGTH)
     routed = np.array([True, False, False, False] * 5)
-    by_group, cascade = (
-        Routing(by="group", column="sex", values=("f",)),
-        Routing(by="cascade", threshold=0.5),
-    )
+    by_group = Routing(by="group", column="sex", values=("f",))
+    cascade = Routing(by="cascade", threshold=0.5)
     parts = {"first": first, "second": second}
     assert hybrid_usage(by_group, routed=routed, **parts) == ServingUsage((1.5,) * 5, (15.0,) * 5)
     assert hybrid_usage(cascade, routed=routed, **parts) == ServingUsage((1.75,) * 5, (17.5,) * 5)
-    on_cpu = {
-        name: PartUsage(ServingUsage(part.usage.cpu_s), SAME_LENGTH) for name, part in parts.items()
-    }
-    assert hybrid_usage(by_group, routed=routed, **on_cpu) == ServingUsage((1.5,) * 5)
-    mixed = hybrid_usage(by_group, routed=routed, first=first, second=on_cpu["second"])
+    on_cpu = PartUsage(ServingUsage((3.0,) * 5), SAME_LENGTH)
+    mixed = hybrid_usage(by_group, routed=routed, first=first, second=on_cpu)
     assert mixed.gpu_s == (7.5,) * 5  # a part without GPU-seconds has none to add
+    assert hybrid_usage(by_group, routed=routed, first=on_cpu, second=on_cpu).gpu_s is None
 
 
 def test_a_cascade_costs_the_tokens_and_the_time_of_the_rows_that_its_second_part_answers() -> None:
@@ -252,16 +196,16 @@ def test_a_cascade_costs_the_tokens_and_the_time_of_the_rows_that_its_second_par
     tokens = RowTokens("m", tuple(lengths.astype(int).tolist()), (4,) * 20, prices=(1.0, 2.0))
     first = PartUsage(ServingUsage((1.0,) * 5), lengths)
     second = PartUsage(ServingUsage((5.0,) * 5, tokens=tokens_by_round(tokens)), lengths, tokens)
-    usage = hybrid_usage(
-        Routing(by="cascade", threshold=0.5), routed=routed, first=first, second=second
-    )
+    routing = Routing(by="cascade", threshold=0.5)
+    usage = hybrid_usage(routing, routed=routed, first=first, second=second)
     # A quarter of all tokens would be 6,250.
     assert usage.tokens == Tokens("m", (10_000.0,) * 5, (1_000.0,) * 5, (1.0, 2.0))
     assert usage.cpu_s == pytest.approx((1 + 5 * 0.4,) * 5)  # they have 40% of the characters
 
 
 def test_the_spread_of_the_cost_includes_the_sampling_error_of_the_share() -> None:
-    n, share = 20_000, 0.3
+    n = 20_000
+    share = 0.3
     routed = np.random.default_rng(3).random(n) < share
     usage = PartUsage(ServingUsage((1.0,) * 200), np.ones(n))
     cost = hybrid_usage(

@@ -14,7 +14,7 @@ from tailorbird.models.decision import decide
 METRICS = ("accuracy", "macro_f1")
 
 
-def rows_of(
+def simulated(
     seed: int, *, shares: tuple[float, ...], num_rows: int, signal: float = 1.5
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return logits [N, L] and class indices [N] of rows whose classes have these shares."""
@@ -47,9 +47,9 @@ def test_the_offset_of_a_class_reaches_the_best_score_of_all_offsets(
 
 
 def test_a_rare_class_gets_an_offset_that_raises_macro_f1_on_new_rows() -> None:
-    logits, truth = rows_of(0, shares=(0.92, 0.08), num_rows=2000)
+    logits, truth = simulated(0, shares=(0.92, 0.08), num_rows=2000)
     fit = fit_offsets(logits, truth=truth, metric="macro_f1")
-    new, labels = rows_of(1, shares=(0.92, 0.08), num_rows=4000)
+    new, labels = simulated(1, shares=(0.92, 0.08), num_rows=4000)
     before, after = (
         score_of("macro_f1", labels=labels, outputs=decide(new, offsets=offsets))
         for offsets in ((), fit.offsets)
@@ -69,9 +69,9 @@ def test_the_score_on_validation_is_not_higher_than_on_new_rows() -> None:
     fitted rows."""
     differences = []
     for seed in range(40):
-        logits, truth = rows_of(seed, shares=(0.8, 0.1, 0.1), num_rows=300, signal=1.0)
+        logits, truth = simulated(seed, shares=(0.8, 0.1, 0.1), num_rows=300, signal=1.0)
         fit = fit_offsets(logits, truth=truth, metric="macro_f1")
-        new, labels = rows_of(1000 + seed, shares=(0.8, 0.1, 0.1), num_rows=3000, signal=1.0)
+        new, labels = simulated(1000 + seed, shares=(0.8, 0.1, 0.1), num_rows=3000, signal=1.0)
         differences.append(
             fit.score
             - score_of("macro_f1", labels=labels, outputs=decide(new, offsets=fit.offsets))
@@ -81,17 +81,17 @@ def test_the_score_on_validation_is_not_higher_than_on_new_rows() -> None:
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_balanced_classes_keep_the_highest_logit(metric: str) -> None:
-    fitted = []
+    num_fitted = 0
     for seed in range(20):
-        logits, truth = rows_of(seed, shares=(0.25,) * 4, num_rows=400)
+        logits, truth = simulated(seed, shares=(0.25,) * 4, num_rows=400)
         fit = fit_offsets(logits, truth=truth, metric=metric)
         assert fit.score >= score_of(metric, labels=truth, outputs=decide(logits))
-        fitted.append(fit)
-    assert sum(bool(fit.offsets) for fit in fitted) <= 4  # by chance
+        num_fitted += bool(fit.offsets)
+    assert num_fitted <= 4  # by chance
 
 
 def test_a_class_with_few_validation_rows_has_no_offset() -> None:
-    logits, truth = rows_of(0, shares=(0.60, 0.39, 0.01), num_rows=20 * MIN_ROWS, signal=0.5)
+    logits, truth = simulated(0, shares=(0.60, 0.39, 0.01), num_rows=20 * MIN_ROWS, signal=0.5)
     assert np.bincount(truth)[2] < MIN_ROWS
     fit = fit_offsets(logits + np.array([2.0, 0.0, 0.0]), truth=truth, metric="macro_f1")
     assert fit.offsets

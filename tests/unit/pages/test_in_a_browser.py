@@ -14,7 +14,6 @@ import pytest
 from serving.replica.chat import Chat
 from serving.replica.classifier import Classifier
 from tailorbird.config.serving import ServingConfig
-from tailorbird.evaluation.report.evidence import PairedExample
 from tailorbird.evaluation.report.html import to_html
 from tailorbird.evaluation.verdict.formatting import points
 from tailorbird.interface.answers import Answers
@@ -45,11 +44,6 @@ from tests.unit.serving.http.application import application, request
 
 SHEET_WIDTH = 672  # CSS pixels of A4 (210 mm) between the margins of 16 mm
 EXPIRED = "2026-01-01T00:00:00+00:00"
-OUTPUTS, SCORES = {"candidate": "a", "incumbent": "b" * 60}, {"candidate": 1.0, "incumbent": 0.0}
-EXAMPLES = (
-    PairedExample("1", "candidate", "a text " * 20, "a", OUTPUTS, SCORES),
-    PairedExample("2", "incumbent", "another text", "b", None, SCORES),
-)
 ENDPOINT = Endpoint(url="https://api.example.org/v1", model="m", reported_model="m-2026-01-01")
 
 
@@ -128,8 +122,8 @@ PAGES: dict[str, Callable[[Path], str]] = {
     **{f"report {outcome}": partial(report_page, outcome) for outcome in SIMULATIONS},
     "report with a cost that is not known": lambda _: to_html(evidence_of(PARTLY_PRICED)),
     "report of a cascade": lambda _: to_html(evidence_of(CASCADE)),
-    "report with examples and an endpoint": lambda _: to_html(
-        evidence_for("FINE_TUNE").model_copy(update={"examples": EXAMPLES, "endpoint": ENDPOINT})
+    "report with an endpoint": lambda _: to_html(
+        evidence_for("FINE_TUNE").model_copy(update={"endpoint": ENDPOINT})
     ),
     "answers in a notebook": answers_page,
     "watch without answers": lambda _: watch_page(),

@@ -70,7 +70,6 @@ def champion_cascade(monkeypatch: pytest.MonkeyPatch, answer: EndpointAnswer) ->
         return SimpleNamespace(hybrid=hybrid, endpoint=of_endpoint, classes=("a", "b"))
 
     monkeypatch.setattr(cost, "read_artifact_config", config_of)
-    monkeypatch.setattr(cost, "read_parts", lambda hybrid: hybrid.parts)
     monkeypatch.setattr(cost, "answer_rows_of_endpoint", answer_rows)
     return requested
 

@@ -17,12 +17,10 @@ from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.evaluation.hybrid import FrozenHybrid
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.prediction_store import load_predictions
-from tailorbird.evaluation.report.evidence import FrozenAnchor, PairedExample
+from tailorbird.evaluation.report.evidence import FrozenAnchor
 from tailorbird.evaluation.report.evidence_files import (
     MANIFEST,
     load_all_predictions,
-    render_files,
-    write_evidence,
 )
 from tailorbird.evaluation.verdict.inputs import CHANGED_SETS, TrainedRows
 from tailorbird.evaluation.verdict.reach import reach_verdict
@@ -173,29 +171,6 @@ def test_a_run_with_incomplete_evidence_is_not_finished(
         storage.write_bytes(uri, content)
     assert find_finished_run(context) == result
     assert find_finished_run(replace(context, run=f"{context.recipe.task_uri}/runs/other")) is None
-
-
-def test_a_finished_run_with_texts_is_refused_if_the_recipe_allows_none(
-    context: RunContext, result: RunResult
-) -> None:
-    def allowing(number: int) -> RunContext:
-        evaluation = context.recipe.evaluation.model_copy(update={"report_examples": number})
-        recipe = context.recipe.model_copy(update={"evaluation": evaluation})
-        run = f"{context.run}-with-texts"
-        return replace(context, run=run, inputs=replace(context.inputs, recipe=recipe))
-
-    example = PairedExample(
-        "1", "candidate", "a text", "a", outputs=None, scores={"candidate": 1.0, "incumbent": 0.0}
-    )
-    update = {"recipe": allowing(7).recipe, "examples": (example,)}
-    evidence = result.evidence.model_copy(update=update)
-    write_evidence(allowing(7).run, render_files(evidence, role="incumbent"))
-    for number in (7, 1):
-        assert find_finished_run(allowing(number)) == RunResult(evidence)
-    with pytest.raises(
-        ValueError, match=r"report has texts of test rows, .* is 0; set it to 7 to use this run"
-    ):
-        find_finished_run(allowing(0))
 
 
 def test_the_expiry_of_a_verdict_counts_from_the_access_to_the_test_rows(result: RunResult) -> None:

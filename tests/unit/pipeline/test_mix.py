@@ -25,7 +25,7 @@ def test_the_stage_returns_the_better_model_and_is_cached(
 ) -> None:
     calls: list[dict[str, Any]] = []
 
-    record = MixRecord(weight, num_weights=9, validation=0.75 if weight < 1 else 0.7, unmixed=0.7)
+    record = MixRecord(weight, validation=0.75 if weight < 1 else 0.7, unmixed=0.7)
 
     @wraps(mix_with_bag)
     def mixed(uri: str, **arguments: Any) -> MixRecord:
@@ -54,7 +54,7 @@ def test_the_stage_returns_the_better_model_and_is_cached(
 def test_another_bag_of_words_or_candidate_is_mixed_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    record = MixRecord(1.0, num_weights=9, validation=0.7, unmixed=0.7)
+    record = MixRecord(1.0, validation=0.7, unmixed=0.7)
     run_locally(monkeypatch)
     monkeypatch.setattr(mix, "mix_with_bag", wraps(mix_with_bag)(lambda *_, **__: record))
     context = context_of(recipe_at(tmp_path), splits_of())

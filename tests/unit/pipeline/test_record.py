@@ -72,7 +72,7 @@ def test_the_evidence_records_trials_seeds_and_the_best_training(tmp_path: Path)
         sweep=SweepResult(rows=rows, selected=selected, trained=seeds[0]),
         seeds=seeds,
         averaged=AverageRecord(0.8, chosen=False),
-        mix=MixRecord(0.3, num_weights=9, validation=0.92, unmixed=0.9),
+        mix=MixRecord(0.3, validation=0.92, unmixed=0.9),
         curve=None,
         candidate=Contender("lora", "s3://m/0.9", 0.9),
     )

@@ -5,43 +5,24 @@ from tailorbird.evaluation.baselines.baseline import Baseline, other_baselines, 
 
 
 def baseline(kind: str, validation: float, *, servable: bool = True) -> Baseline:
-    return Baseline(kind, f"s3://m/{kind}" if servable else None, validation, servable, "")
+    return Baseline(kind, uri=f"s3://m/{kind}", validation=validation, servable=servable, note="")
 
 
-def test_the_incumbent_is_the_best_servable_baseline_on_validation() -> None:
-    baselines = [
-        baseline("probe", 0.6),
-        baseline("majority", 0.8, servable=False),
-        baseline("centroid", 0.7),
-    ]
-    assert select_incumbent(baselines).kind == "centroid"
-
-
-def test_a_champion_is_the_incumbent_even_if_a_baseline_scores_higher_on_validation() -> None:
-    assert select_incumbent([baseline("champion", 0.6), baseline("probe", 0.7)]).kind == "champion"
+def test_the_incumbent_is_a_champion_or_the_best_servable_baseline_on_validation() -> None:
+    probe = baseline("probe", 0.6)
+    majority = baseline("majority", 0.8, servable=False)
+    assert select_incumbent([probe, majority, baseline("centroid", 0.7)]).kind == "centroid"
+    assert select_incumbent([baseline("champion", 0.5), probe]).kind == "champion"
 
 
 def test_cheap_baselines_and_the_best_three_others_predict_the_test_rows() -> None:
-    scores = {
-        "probe": 0.9,
-        "few_shot": 0.8,
-        "retrieved": 0.75,
-        "nearest": 0.7,
-        "few_shot_2": 0.6,
-        "centroid": 0.3,
-    }
-    others = other_baselines([baseline(kind, score) for kind, score in scores.items()])
-    assert [one.kind for one in others.tested] == ["few_shot", "retrieved", "nearest", "centroid"]
-    assert others.replacing == (
-        "few_shot",
-        "retrieved",
-        "nearest",
-    )  # the centroid can only block a fine-tuned model
-
-
-def test_baselines_that_cannot_be_served_are_not_compared() -> None:
-    others = other_baselines([baseline("probe", 0.9), baseline("majority", 0.8, servable=False)])
-    assert (others.tested, others.replacing) == ((), ())
+    scores = {"probe": 0.9, "few_shot": 0.8, "retrieved": 0.75, "nearest": 0.7, "centroid": 0.3}
+    fitted = [baseline(kind, score) for kind, score in scores.items()]
+    not_servable = baseline("majority", 0.8, servable=False)
+    further = other_baselines([*fitted, baseline("few_shot_2", 0.6), not_servable])
+    assert [one.kind for one in further.tested] == ["few_shot", "retrieved", "nearest", "centroid"]
+    # the centroid can only block a fine-tuned model
+    assert further.replacing == ("few_shot", "retrieved", "nearest")
 
 
 def test_the_best_kind_of_an_endpoint_may_replace_the_incumbent_in_any_case() -> None:

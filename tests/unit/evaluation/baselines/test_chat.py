@@ -1,13 +1,16 @@
-"""Chat baselines: settings that are selected on validation, and stored artifacts with the same
-answers."""
+"""Chat baselines: settings that are selected on validation, stored artifacts with the same answers,
+and their answers to suites."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tailorbird.config.evaluation import EvaluationConfig
-from tailorbird.data.rows import Rows
+from tailorbird.data.chat_template import conversation_tokens
+from tailorbird.data.rows import Rows, SuiteColumns
 from tailorbird.evaluation.baselines import chat
 from tailorbird.evaluation.baselines.baseline import select_incumbent
 from tailorbird.evaluation.baselines.chat import (
@@ -17,18 +20,26 @@ from tailorbird.evaluation.baselines.chat import (
 )
 from tailorbird.evaluation.inference.chat_answers import Answer
 from tailorbird.evaluation.inference.predict import predict_rows
+from tailorbird.evaluation.inference.suite_answers import suite_predictions
+from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.scoring import score_table
+from tailorbird.evaluation.statistics.text_metrics import words_sha256
+from tailorbird.models.generation import log_likelihoods
 from tailorbird.models.loading import LoadedChat, PretrainedModels, load_artifact
+from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.versions import (
     INDEX_FILES,
     PinnedEncoder,
     Prompting,
     VersionConfig,
+    read_artifact_config,
     register,
+    write_config,
 )
 from tailorbird.storage.node_cache import local_copy
-from tests import small_encoder
+from tests import build, small_encoder
 from tests.build import pairs, version_config
+from tests.endpoint_server import MODEL, Reply, completion, endpoint_server, question
 from tests.loaded import load_model
 from tests.small_chat import save
 
@@ -81,15 +92,14 @@ def artifacts(base: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     return uri
 
 
-def test_the_best_number_of_retrieved_examples_on_validation_is_selected(
+def test_the_best_number_of_retrieved_examples_that_fit_the_prompt_is_selected(
     base: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried = []
 
     def answer(_: object, rows: Rows, *, prompting: Prompting, **__: object) -> list[Answer]:
-        number = prompting.retrieval.num_examples if prompting.retrieval else 0
-        tried.append(number)
-        return [Answer(str(number), 1.0)] * len(rows)
+        tried.append(prompting.retrieval.num_examples if prompting.retrieval else 0)
+        return [Answer(str(tried[-1]), 1.0)] * len(rows)
 
     def score(_: str, outputs: list[str], *, validation: Rows) -> float:
         assert len(outputs) == len(validation)
@@ -97,25 +107,17 @@ def test_the_best_number_of_retrieved_examples_on_validation_is_selected(
 
     monkeypatch.setattr(chat, "answer_rows", answer)
     monkeypatch.setattr(chat, "_score", score)
-    results = fit(base, retrieved_examples=(1, 3, 100, 200))
-    baseline, prompting = results.baselines[-1]
-    assert (baseline.validation, baseline.note) == (
-        0.9,
-        "nearest training rows in the prompt: 3, best of 1, 3, 4",
-    )
-    assert prompting.retrieval is not None
-    assert prompting.retrieval.num_examples == 3
-    assert tried == [0, 0, 1, 3, 4]
-
-
-@pytest.mark.parametrize(("tokens", "limit"), [(100, 100), (10_000, 253)])
-def test_the_prompt_is_limited_by_the_recipe_and_by_the_context_of_the_model(
-    base: str, tokens: int, limit: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(chat, "answer_rows", lambda _, rows, **__: [Answer("", 0.0)] * len(rows))
-    _, prompting = fit(base, retrieved_tokens=tokens).baselines[-1]
-    assert prompting.retrieval is not None
-    assert prompting.retrieval.max_prompt_tokens == limit
+    # The limit is that of the recipe, or that of the context of the model.
+    for tokens, limit in ((100, 100), (10_000, 253)):
+        tried.clear()
+        results = fit(base, retrieved_examples=(1, 3, 100, 200), retrieved_tokens=tokens)
+        baseline, prompting = results.baselines[-1]
+        assert baseline.validation == 0.9
+        assert str(baseline.note).endswith("3, best of 1, 3, 4")
+        assert tried == [0, 0, 1, 3, 4]
+        assert prompting.retrieval is not None
+        assert prompting.retrieval.num_examples == 3
+        assert prompting.retrieval.max_prompt_tokens == limit
 
 
 def test_stored_baselines_have_their_validation_scores(base: str, artifacts: str) -> None:
@@ -123,7 +125,6 @@ def test_stored_baselines_have_their_validation_scores(base: str, artifacts: str
     kinds = ["nearest", "zero_shot", "few_shot", "retrieved"]
     assert [baseline.kind for baseline in baselines] == kinds
     assert baselines[0].validation == 0.75  # wrong in the last row, which has no known n-gram
-    assert baselines[0].note == "answer of the nearest of 4 training rows"
     assert select_incumbent(baselines).kind == "nearest"
     tables = {}
     for baseline in baselines:
@@ -131,9 +132,6 @@ def test_stored_baselines_have_their_validation_scores(base: str, artifacts: str
         assert table.model == baseline.kind
         assert score_table("token_f1", table) == pytest.approx(baseline.validation)
         tables[baseline.kind] = table
-    zero_shot, retrieved = (tables[kind].measures for kind in ("zero_shot", "retrieved"))
-    # The likelihood of a reference answer depends on the examples.
-    assert not np.allclose(zero_shot["log_likelihood"], retrieved["log_likelihood"])
     nearest = tables["nearest"]
     assert set(nearest.measures) == {"token_f1", "rouge_l"}
     np.testing.assert_array_equal(nearest.confidences[2:], [0, 0])
@@ -142,15 +140,14 @@ def test_stored_baselines_have_their_validation_scores(base: str, artifacts: str
 
 
 def test_nearest_is_loaded_without_its_base_model(artifacts: str, tmp_path: Path) -> None:
-    config = VersionConfig.model_validate_json(
-        (local_copy(f"{artifacts}/nearest") / "config.json").read_bytes()
-    )
+    stored = local_copy(f"{artifacts}/nearest")
     folder = tmp_path / "nearest"
     folder.mkdir()
     for name in INDEX_FILES:
-        (folder / name).write_bytes((local_copy(f"{artifacts}/nearest") / name).read_bytes())
-    missing = config.model_copy(update={"base_model": (tmp_path / "missing").as_uri()})
-    (folder / "config.json").write_text(missing.model_dump_json())
+        (folder / name).write_bytes((stored / name).read_bytes())
+    config = read_artifact_config(f"{artifacts}/nearest")
+    missing = {"base_model": (tmp_path / "missing").as_uri()}
+    write_config(folder, config.model_copy(update=missing))
     version = register((tmp_path / "registry" / "task").as_uri(), folder)
     assert load_model(version.uri, LoadedChat).model is None
     assert version.contains_training_text
@@ -176,26 +173,16 @@ def test_an_encoder_is_used_with_the_weight_that_is_best_on_validation(
     base: str, tmp_path: Path
 ) -> None:
     encoder = small_encoder.save(tmp_path / "encoder")
-    train = (
-        *PAIRS,
-        ("red leaf", "leaf"),
-        ("rose leaf", "leaf"),
-    )  # the most frequent answer is not that of "azure"
+    # The most frequent answer is not that of "azure".
+    train = (*PAIRS, ("red leaf", "leaf"), ("rose leaf", "leaf"))
+    without = fit(base, train=train, validation=SYNONYMS)
     results = fit(base, train=train, validation=SYNONYMS, encoder=encoder)
     by_kind = {
         baseline.kind: (baseline, prompting.retrieval) for baseline, prompting in results.baselines
     }
     nearest, retrieval = by_kind["nearest"]
-    assert (
-        fit(base, train=train, validation=SYNONYMS).baselines[0][0].validation
-        < nearest.validation
-        == 1
-    )
-    note = (
-        "answer of the nearest of 6 training rows, by embeddings x 0.5 + n-grams x 0.5, best of "
-        "0, 0.5, 0.75, 1"
-    )
-    assert nearest.note == note
+    assert without.baselines[0][0].validation < nearest.validation == 1
+    assert "by embeddings x 0.5 + n-grams x 0.5" in nearest.note
     for settings in (retrieval, by_kind["retrieved"][1]):
         assert settings is not None
         assert settings.encoder == encoder.model_copy(update={"dtype": results.dtype})
@@ -216,7 +203,108 @@ def test_an_encoder_that_is_no_better_on_validation_is_not_served(
     validation = VALIDATION[:2]  # n-grams find the answers of these rows
     results = fit(base, validation=validation, encoder=small_encoder.save(tmp_path / "encoder"))
     baseline, prompting = results.baselines[0]
-    assert baseline.note.endswith("by embeddings x 0 + n-grams x 1, best of 0, 0.5, 0.75, 1")
+    assert "by embeddings x 0 + n-grams x 1" in baseline.note
     assert prompting.retrieval is not None
     assert prompting.retrieval.encoder is None
     assert results.index_files == fit(base, validation=validation).index_files
+
+
+def suite(*rows: tuple[str, str, str, tuple[str, ...], str]) -> Rows:
+    """Return a suite from prompt, metric, expectation, options and counterpart of each row."""
+    table = build.rows(
+        [row[0] for row in rows],
+        [row[2] for row in rows],
+        chat=True,
+        groups={"group": ("a",) * len(rows)},
+    )
+    columns = SuiteColumns(
+        metrics=tuple(row[1] for row in rows),
+        options=tuple(row[3] for row in rows),
+        counterparts=tuple(row[4] for row in rows),
+        starts=("",) * len(rows),
+    )
+    return replace(table, suite=columns)
+
+
+SUITE = suite(
+    ("blue", "forced_choice", "no", ("yes", "no"), ""),
+    ("blue?", "contains", "sky", (), ""),
+    ("red", "same_choice", "", ("yes", "no"), "red"),
+    ("red one", "same_choice", "", ("yes", "no"), "a blue one"),
+)
+
+
+def likelihood(uri: str, prompt: str, option: str) -> float:
+    """Return the log-likelihood of an answer, from a pass of its own."""
+    loaded = load_artifact(uri)
+    assert isinstance(loaded, LoadedChat)
+    assert loaded.model is not None
+    row = conversation_tokens((("user", prompt),), option, tokenizer=loaded.tokenizer, system="s")
+    return float(log_likelihoods(loaded.model, [row], pad_id=0)[0] * row.assistant_mask.sum())
+
+
+def test_options_are_scored_by_their_likelihood_as_an_answer(artifacts: str) -> None:
+    uri = f"{artifacts}/zero_shot"
+    table = predict_rows(uri, rows=SUITE)
+    expected = [likelihood(uri, "blue", option) for option in ("yes", "no")]
+    assert table.logprobs_of(0) == pytest.approx(expected, rel=1e-4)
+    shares = np.exp(expected) / np.exp(expected).sum()
+    assert table.scores[0] == pytest.approx(shares[1], rel=1e-4)  # the right option is the second
+    assert 0 < table.confidences[0] < 1
+    pair = [
+        likelihood(uri, prompt, option)
+        for prompt in ("red one", "a blue one")
+        for option in ("yes", "no")
+    ]
+    assert table.logprobs_of(3) == pytest.approx(pair, rel=1e-4)
+    assert table.scores[2] == pytest.approx(1, abs=1e-4)
+    assert 0 < table.scores[3] < 1
+    assert table.logprobs_of(1) == ()
+    assert Predictions.from_table(table.to_table()).logprobs_of(3) == pytest.approx(pair, rel=1e-4)
+
+
+def test_the_answers_are_those_of_the_version_without_the_suite_after_their_start(
+    artifacts: str,
+) -> None:
+    table = predict_rows(f"{artifacts}/zero_shot", rows=SUITE)
+    plain = predict_rows(f"{artifacts}/zero_shot", rows=replace(SUITE, suite=None).take([1]))
+    assert table.outputs[1] == plain.outputs[0]
+    assert table.confidences[1] == plain.confidences[0]
+    assert (table.model, table.groups) == ("zero_shot", {"group": ("a",) * 4})
+    assert SUITE.suite is not None
+    started = replace(SUITE, suite=replace(SUITE.suite, starts=("", "q", "", ""))).take([1])
+    continued = predict_rows(f"{artifacts}/zero_shot", rows=started)
+    assert continued.confidences[0] != plain.confidences[0]
+
+
+def test_a_model_without_language_model_answers_only_the_rows_that_it_can(artifacts: str) -> None:
+    table = predict_rows(f"{artifacts}/nearest", rows=SUITE)
+    np.testing.assert_array_equal(np.isnan(table.scores), [True, False, True, True])
+
+
+def test_the_evidence_has_no_hash_of_a_private_span_or_of_an_answer_that_may_contain_it() -> None:
+    rows = suite(("q", "not_contains", "123456", (), ""), ("q?", "contains", "a", (), ""))
+    answers = {0: Answer("123456", 0.5), 1: Answer("a", 0.5)}
+    table = suite_predictions("full", rows=rows, answers=answers)
+    assert table.scores.tolist() == [0, 1]
+    assert table.labels == table.outputs == (words_sha256(""), words_sha256("a"))
+
+
+def test_an_endpoint_answers_the_rows_that_need_no_likelihoods_and_gets_no_other_request(
+    tmp_path: Path,
+) -> None:
+    def reply(body: dict[str, Any], _: int) -> Reply:
+        return completion(f"a sky: {question(body)}", logprobs=(-1.0, -1.0))
+
+    with endpoint_server(reply) as server:
+        uri = tmp_path / "task" / "stages" / "endpoint"
+        uri.mkdir(parents=True)
+        endpoint = Endpoint(url=server.url, model="m", reported_model=MODEL)
+        config = version_config(kind="endpoint_zero_shot", prompting=PROMPTING, endpoint=endpoint)
+        write_config(uri, config)
+        table = predict_rows(uri.as_uri(), rows=SUITE)
+        np.testing.assert_array_equal(table.scores, [np.nan, 1, np.nan, np.nan])
+        assert table.confidences[1] == pytest.approx(np.exp(-1))
+        assert [question(body) for body in server.bodies] == ["blue?"]
+        assert np.isnan(predict_rows(uri.as_uri(), rows=SUITE.take([0])).scores).all()
+        assert len(server.bodies) == 1

@@ -18,44 +18,38 @@ def gate_of(*suites: tuple[list[float], list[float]], alpha: float = 0.05, **fie
     config = SuiteConfig.model_validate({"uri": "builtin://general", "max_loss": 0.05} | fields)
     answered = {
         f"suite {number}": AnsweredSuite(
-            config, suite_table("full", ours), suite_table("zero_shot", theirs)
+            config, suite_table("full", candidate), suite_table("zero_shot", incumbent)
         )
-        for number, (ours, theirs) in enumerate(suites)
+        for number, (candidate, incumbent) in enumerate(suites)
     }
     return suites_gate(answered, alpha=alpha)
 
 
-def scores(right: int, *, of: int = 100) -> list[float]:
-    return [1.0] * right + [0.0] * (of - right)
+def scores(right: int, *, rows: int = 100) -> list[float]:
+    return [1.0] * right + [0.0] * (rows - right)
 
 
-def test_a_loss_above_the_limit_fails() -> None:
+def test_a_loss_above_the_limit_fails_and_a_gain_passes() -> None:
     gate = gate_of((scores(60), scores(90)))
     assert gate.state is State.FAILS
-    bound = gate.bounds[0]
-    assert bound.what == "loss on the suite suite 0 (incumbent minus candidate)"
+    [bound] = gate.bounds
     assert (bound.estimate, bound.limit, bound.n) == (0.3, 0.05, 100)
     assert bound.interval == pytest.approx((0.22, 0.40), abs=0.01)  # Wilson's of 30 in 100
-
-
-def test_a_gain_passes_and_a_loss_that_may_be_chance_is_not_assessable() -> None:
     assert gate_of((scores(90), scores(60))).state is State.PASSES
-    theirs = scores(58)
-    ours = [0.0] * 12 + theirs[12:-6] + [1.0] * 6
-    gate = gate_of((ours, theirs))
+
+
+def test_a_loss_that_may_be_chance_is_not_assessable() -> None:
+    candidate = [0.0] * 12 + [1.0] * 46 + [0.0] * 36 + [1.0] * 6
+    gate = gate_of((candidate, scores(58)))
     assert gate.state is State.NOT_ASSESSABLE
-    assert gate.bounds[0].rows_needed is not None
-    assert gate.bounds[0].rows_needed > 100
+    assert (gate.bounds[0].rows_needed or 0) > 100
 
 
 def test_a_loss_of_10_points_on_one_of_five_suites_of_150_rows_fails() -> None:
     """Further answers get better and worse by chance, on 2% of the rows each."""
-    equal = (scores(120, of=150), scores(120, of=150))
-    theirs = np.array(scores(120, of=150))
-    ours = theirs.copy()
-    ours[:18] = 0
-    ours[-3:] = 1
-    gate = gate_of((ours.tolist(), theirs.tolist()), *[equal] * 4, max_loss=0.07)
+    equal = (scores(120, rows=150), scores(120, rows=150))
+    candidate = [0.0] * 18 + [1.0] * 102 + [0.0] * 27 + [1.0] * 3
+    gate = gate_of((candidate, equal[1]), *[equal] * 4, max_loss=0.07)
     assert [bound.state for bound in gate.bounds] == [State.FAILS, *[State.PASSES] * 4]
     detects = [bound.detects for bound in gate.bounds]
     assert detects[1:] == [pytest.approx(0.09, abs=0.01)] * 4
@@ -69,62 +63,57 @@ def test_rare_large_losses_of_the_margin_seldom_pass_among_nearly_equal_scores(
 ) -> None:
     """Of 150 suites whose true loss is the margin, by a loss of 0.9 on some rows, at most 6%
     pass."""
-    generator, passes = np.random.default_rng(0), 0
+    generator = np.random.default_rng(0)
+    passes = 0
     for _ in range(150):
-        theirs = generator.uniform(0.95, 0.99, num_rows)
+        incumbent = generator.uniform(0.95, 0.99, num_rows)
         rare = generator.random(num_rows) < max_loss / 0.9
-        ours = theirs + generator.normal(0, 0.002, num_rows) - 0.9 * rare
-        passes += gate_of((ours.tolist(), theirs.tolist()), max_loss=max_loss).state is State.PASSES
+        candidate = incumbent + generator.normal(0, 0.002, num_rows) - 0.9 * rare
+        passes += (
+            gate_of((candidate.tolist(), incumbent.tolist()), max_loss=max_loss).state
+            is State.PASSES
+        )
     assert passes <= 0.06 * 150
 
 
 @pytest.mark.parametrize("right", [0.0, 0.5, 1.0])
 def test_nearly_equal_scores_pass_from_the_rows_that_exclude_an_unseen_loss(right: float) -> None:
     for num_rows, state in ((71, State.NOT_ASSESSABLE), (73, State.PASSES)):
-        theirs = scores(round(right * num_rows), of=num_rows)
-        ours = [abs(score - 0.001 * (row % 2)) for row, score in enumerate(theirs)]
-        assert gate_of((theirs, theirs)).state is state
-        assert gate_of((ours, theirs)).state is state
+        incumbent = scores(round(right * num_rows), rows=num_rows)
+        candidate = [abs(score - 0.001 * (row % 2)) for row, score in enumerate(incumbent)]
+        assert gate_of((incumbent, incumbent)).state is state
+        assert gate_of((candidate, incumbent)).state is state
 
 
 def test_a_model_without_likelihoods_makes_the_suite_not_assessable() -> None:
-    unanswered = [*scores(50, of=99), np.nan]
+    unanswered = [*scores(50, rows=99), np.nan]
     gate = gate_of((scores(90), unanswered), (scores(90), scores(90)))
-    assert gate.state is State.NOT_ASSESSABLE
-    assert [bound.what for bound in gate.bounds] == [
-        "loss on the suite suite 1 (incumbent minus candidate)"
-    ]
-    assert (
-        gate.note
-        == "suite 0 needs log-likelihoods of given answers, which the kind zero_shot does not have"
-    )
+    assert (gate.state, len(gate.bounds)) == (State.NOT_ASSESSABLE, 1)
+    assert "suite 0 needs log-likelihoods" in gate.note
     assert gate_of((scores(90), unanswered), (scores(10), scores(90))).state is State.FAILS
 
 
 def test_without_a_suite_to_ask_the_gate_is_not_applicable() -> None:
     gate = suites_gate({}, alpha=0.05, omitted=("leaks",))
     assert (gate.state, gate.bounds) == (State.NOT_APPLICABLE, ())
-    assert (
-        gate.note
-        == "leaks is omitted: no trained part of the answer of a single row has personal data"
-    )
+    assert gate.note.startswith("leaks is omitted")
 
 
-@pytest.mark.parametrize(("kind", "state"), [("nearest", State.FAILS), ("zero_shot", State.PASSES)])
+@pytest.mark.parametrize(
+    ("kind", "holds_text", "state"),
+    [
+        ("nearest", None, State.FAILS),
+        ("zero_shot", None, State.PASSES),
+        ("full", 1.0, State.FAILS),  # with an index of the training rows
+        ("full", 0.0, State.PASSES),
+    ],
+)
 def test_an_incumbent_that_holds_the_training_rows_does_not_excuse_repeated_spans(
-    kind: str, state: State
+    kind: str, holds_text: float | None, state: State
 ) -> None:
+    incumbent = suite_table(kind, scores(40))
+    if holds_text is not None:
+        incumbent = replace(incumbent, measures={TRAINING_TEXT: np.full(100, holds_text)})
     config = SuiteConfig(uri=EXTRACTION)
-    repeats = scores(40)
-    suite = AnsweredSuite(config, suite_table("full", repeats), suite_table(kind, repeats))
-    assert suites_gate({"extraction": suite}, alpha=0.05).state is state
-
-
-@pytest.mark.parametrize(("flag", "state"), [(1.0, State.FAILS), (0.0, State.PASSES)])
-def test_a_trained_incumbent_with_an_index_of_the_training_rows_does_not_excuse_repeated_spans(
-    flag: float, state: State
-) -> None:
-    repeats = scores(40)
-    incumbent = replace(suite_table("full", repeats), measures={TRAINING_TEXT: np.full(100, flag)})
-    suite = AnsweredSuite(SuiteConfig(uri=EXTRACTION), suite_table("full", repeats), incumbent)
+    suite = AnsweredSuite(config, suite_table("full", scores(40)), incumbent)
     assert suites_gate({"extraction": suite}, alpha=0.05).state is state

@@ -1,102 +1,92 @@
-"""Answers in a response format: evaluation, validation at ZeRO stage 3 and batch jobs with one
-model."""
+"""Answers in a response format (evaluation, validation at ZeRO stage 3 and batch jobs with one
+model), and their predictions."""
 
 import json
 from dataclasses import replace
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
-import torch
-from transformers import LogitsProcessorList
 
 from serving.offline import InputRow, offline_model
+from tailorbird.config.answers import AnswersConfig
 from tailorbird.config.formats.response_format import (
     ChoiceFormat,
-    JsonObjectFormat,
     JsonSchemaFormat,
 )
 from tailorbird.data.rows import Rows, SuiteColumns
-from tailorbird.evaluation.inference.chat_answers import answer_rows
+from tailorbird.evaluation.inference.chat_answers import Answer, answer_rows
+from tailorbird.evaluation.inference.row_predictions import label_predictions, text_predictions
+from tailorbird.evaluation.predictions import Predictions
 from tailorbird.models.causal_lm import ChatModel
-from tailorbird.models.generation import answer_prompts, greedy
-from tailorbird.models.grammar.compiler import FormatError, grammar_for
-from tailorbird.models.grammar.processor import GrammarLogits
 from tailorbird.models.loading import LoadedChat
 from tailorbird.registry.versions import Prompting
-from tests import small_chat
+from tests import build
 from tests.unit.byte_level import language_model, tokenizer
 from tests.unit.serving.batch_jobs.test_scoring import version
 
-TOKENIZER, LM, LIMIT = tokenizer(), language_model(), 40
-END = int(TOKENIZER.eos_token_id)
-TEXTS = ("how old", "is it", "x", "yes or no")
-ROWS = Rows(tuple("0123"), TEXTS, TEXTS, conversations=tuple((("user", text),) for text in TEXTS))
+TOKENIZER = tokenizer()
+LM = language_model()
+LIMIT = 40
+ROWS = build.rows(("how old", "is it", "x", "yes or no"), chat=True)
 CHOICE = ChoiceFormat(type="choice", choice=("yes", "no", "not sure"))
 SCHEMA = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
-OBJECT = JsonSchemaFormat.model_validate({"type": "json_schema", "json_schema": {"schema": SCHEMA}})
 
 
 def prompting_of(format: Any) -> Prompting:
     return Prompting(system=None, max_new_tokens=LIMIT, response_format=format)
 
 
-def answers_of(format: Any) -> list[Any]:
-    return answer_rows(ChatModel(LM), ROWS, tokenizer=TOKENIZER, prompting=prompting_of(format))
+def answers_of(format: Any, **columns: Any) -> list[Answer]:
+    rows = replace(ROWS, **columns)
+    return answer_rows(ChatModel(LM), rows, tokenizer=TOKENIZER, prompting=prompting_of(format))
 
 
-def test_evaluated_answers_have_the_format_of_the_prompting() -> None:
-    assert {answer.text for answer in answers_of(CHOICE)} <= set(CHOICE.choice)
-    for answer in answers_of(OBJECT):
+def test_evaluated_answers_have_the_format_of_the_prompting_except_those_to_suites() -> None:
+    schema = {"type": "json_schema", "json_schema": {"schema": SCHEMA}}
+    for answer in answers_of(JsonSchemaFormat.model_validate(schema)):
+        assert answer.text.startswith("{")
         if len(answer.logprobs) < LIMIT:
             jsonschema.validate(json.loads(answer.text), SCHEMA)
-        assert answer.text.startswith("{")
-
-
-def test_answers_to_suites_are_free_texts() -> None:
-    empty = ("",) * len(TEXTS)
-    suite = replace(
-        ROWS, suite=SuiteColumns(("contains",) * len(TEXTS), ((),) * len(TEXTS), empty, empty)
-    )
-    answers = answer_rows(ChatModel(LM), suite, tokenizer=TOKENIZER, prompting=prompting_of(CHOICE))
-    assert answers == answer_rows(
-        ChatModel(LM), ROWS, tokenizer=TOKENIZER, prompting=prompting_of(None)
-    )
+    empty = ("",) * len(ROWS)
+    suite = SuiteColumns(("contains",) * len(ROWS), ((),) * len(ROWS), empty, empty)
+    assert answers_of(CHOICE, suite=suite) == answers_of(None)
 
 
 def test_a_batch_answers_as_the_evaluation() -> None:
     prompting = prompting_of(CHOICE)
     loaded = LoadedChat(ChatModel(LM), TOKENIZER, prompting, version(prompting))
-    rows = [InputRow((("user", text),), "row") for text in TEXTS]
+    rows = [InputRow(turns, "row") for turns in ROWS.turns]
     answers = offline_model(loaded, batch_size=4).answer(rows)
     evaluated = answers_of(CHOICE)
+    assert {answer.text for answer in evaluated} <= set(CHOICE.choice)
     assert [answer.text for answer in answers] == [answer.text for answer in evaluated]
     confidences = [answer.confidence for answer in evaluated]
     assert [answer.confidence for answer in answers] == pytest.approx(confidences, abs=1e-5)
     assert {answer.finish_reason for answer in answers} == {"stop"}
 
 
-def test_generation_in_step_gives_the_answers_of_the_evaluation() -> None:
-    prompts = [TOKENIZER(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
-    grammar = grammar_for(CHOICE, lm=LM, tokenizer=TOKENIZER)
-    assert grammar is not None
-    expected = answer_prompts(LM, prompts, max_new_tokens=LIMIT, end_id=END, grammar=grammar)
-    width = max(map(len, prompts))
-    padded = torch.tensor([[END] * (width - len(prompt)) + prompt for prompt in prompts])
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    output = LM.generate(
-        input_ids=padded,
-        attention_mask=mask,
-        generation_config=greedy(max_new_tokens=LIMIT, end_id=END),
-        logits_processor=LogitsProcessorList([GrammarLogits(grammar, num_rows=len(prompts))]),
-    )
-    for tokens, answer in zip(output[:, width:].tolist(), expected, strict=True):
-        assert tokens[: len(answer.tokens)] == answer.tokens
-        assert set(tokens[len(answer.tokens) :]) <= {END}
+def test_the_configured_metrics_are_scored_and_stored() -> None:
+    answers = {"numeric": {"absolute": 1}, "choice": {"options": ["3", "4"]}}
+    rows = build.rows("abcd", "3434", chat=True, answers=AnswersConfig.model_validate(answers))
+    outputs = ("3", "It is 5", "no", "3 or 4")
+    table = text_predictions("full", rows=rows, outputs=outputs, confidences=np.ones(4))
+    assert table.per_row("choice").tolist() == [1, 0, 0, 0]
+    assert table.per_row("exact_match").tolist() == [1, 0, 0, 0]
+    for stored in (table, Predictions.from_table(table.to_table())):
+        assert stored.per_row("numeric").tolist() == [1, 1, 0, 1]
 
 
-def test_a_model_that_cannot_write_the_format_is_an_error() -> None:
-    letters, lm = small_chat.tokenizer(), small_chat.language_model()
-    prompting = prompting_of(JsonObjectFormat(type="json_object"))
-    with pytest.raises(FormatError):
-        answer_rows(ChatModel(lm), ROWS, tokenizer=letters, prompting=prompting)
+def test_rows_with_the_same_text_share_a_cluster_unless_split_keys_define_clusters() -> None:
+    def clusters_of(rows: Rows) -> tuple[str, ...] | None:
+        ones = np.ones(len(rows))
+        return label_predictions(
+            "probe", rows=rows, outputs=rows.labels, confidences=ones, calibrated=ones
+        ).clusters
+
+    texts = ("One text", "another", "one  TEXT")
+    assert clusters_of(build.rows(texts[:2])) is None
+    assert clusters_of(build.rows(texts)) == ("0", "1", "0")
+    keys = ("patient 3", "patient 9", "patient 9")
+    assert clusters_of(build.rows(texts, split_keys=keys)) == ("0", "1", "1")

@@ -1,7 +1,6 @@
 """Each part of a hybrid predicts only the rows that it answers, with the result of the routing of
 all predictions."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -15,83 +14,59 @@ from tailorbird.evaluation.predictions import ModelPredictions, Predictions
 from tailorbird.registry.hybrid_routing import PartName, Routing
 from tests import build
 
-N = 12
-TEXTS = tuple(
-    f"row {index % 9}" for index in range(N)
-)  # some texts are repeated, so rows have documents
+# Some texts are repeated, so rows have documents.
 ROWS = build.rows(
-    TEXTS, ("a", "b") * (N // 2), groups={"sex": tuple("fm"[row % 3 > 0] for row in range(N))}
+    [f"row {number % 9}" for number in range(12)], "ab" * 6, groups={"sex": tuple("fmm" * 4)}
 )
 CASCADE = Routing(by="cascade", threshold=0.5)
 GROUP = Routing(by="group", column="sex", values=("f",))
 
 
-class Part:
-    """A model with an output per row, which records the rows that it predicts."""
+class Parts:
+    """Two models with an output per row, which record the rows that they predict."""
 
-    def __init__(self, kind: str, *, is_chat: bool) -> None:
-        self.kind, self.is_chat = kind, is_chat
-        self.predicted: list[str] = []
+    def __init__(self, *, is_chat: bool) -> None:
+        self.is_chat = is_chat
+        self.predicted: dict[str, list[int]] = {"first": [], "second": []}
 
-    def __call__(self, rows: Rows) -> Predictions:
-        self.predicted += rows.row_ids
+    def __call__(self, name: PartName, rows: Rows) -> Predictions:
         numbers = np.array([int(row) for row in rows.row_ids])
+        self.predicted[name] += numbers.tolist()
         outputs = tuple("ab"[int(number % 3 > 0)] for number in numbers)
-        sure = (numbers * 5 % 7) / 7 if self.kind == "first" else np.full(len(rows), np.nan)
+        is_second = name == "second"
+        sure = np.full(len(rows), np.nan) if is_second else (numbers * 5 % 7) / 7
         if not self.is_chat:
             return label_predictions(
-                self.kind, rows=rows, outputs=outputs, confidences=sure, calibrated=sure
+                name, rows=rows, outputs=outputs, confidences=sure, calibrated=sure
             )
-        has_language_model = self.kind == "second"
-        return text_predictions(
-            self.kind,
-            rows=rows,
-            outputs=outputs,
-            confidences=sure,
-            log_likelihoods=-sure if has_language_model else None,
-            logprobs=tuple((-float(number),) for number in numbers) if has_language_model else None,
-        )
-
-
-def by_part(**parts: Callable[[Rows], Predictions]) -> Callable[[PartName, Rows], Predictions]:
-    """Return a function that predicts rows with the part of a name."""
-    return lambda name, rows: parts[name](rows)
+        table = text_predictions(name, rows=rows, outputs=outputs, confidences=sure)
+        if not is_second:
+            return table
+        measures = table.measures | {"similarity": -sure}
+        return replace(table, measures=measures, logprobs=tuple((-float(n),) for n in numbers))
 
 
 @pytest.mark.parametrize("is_chat", [False, True])
-@pytest.mark.parametrize("routing", [CASCADE, GROUP])
+@pytest.mark.parametrize(
+    ("routing", "answered", "routed"),
+    [
+        (CASCADE, range(12), [row for row in range(12) if row * 5 % 7 / 7 < 0.5]),
+        (GROUP, [row for row in range(12) if row % 3], range(0, 12, 3)),
+        (replace(CASCADE, threshold=0.0), range(12), []),
+        (replace(GROUP, values=("f", "m")), [], range(12)),
+    ],
+)
 def test_the_predictions_are_those_of_the_routing_of_all_rows(
-    routing: Routing, is_chat: bool
+    routing: Routing, answered: list[int], routed: list[int], is_chat: bool
 ) -> None:
-    first, second = Part("first", is_chat=is_chat), Part("second", is_chat=is_chat)
-    hybrid = predict_hybrid(routing, rows=ROWS, predict=by_part(first=first, second=second))
-    answered, routed = list(first.predicted), list(second.predicted)
-    tables = [ModelPredictions(part(ROWS)) for part in (first, second)]
-    expected = apply_routing(routing, first=tables[0], second=tables[1]).clean
-    columns, expected_columns = hybrid.to_table().to_pydict(), expected.to_table().to_pydict()
-    assert (hybrid.model, columns.keys()) == (expected.model, expected_columns.keys())
-    for name, column in columns.items():
-        assert str(column) == str(expected_columns[name])  # as text, NaN equals NaN
+    parts = Parts(is_chat=is_chat)
+    hybrid = predict_hybrid(routing, rows=ROWS, predict=parts)
+    assert parts.predicted == {"first": list(answered), "second": list(routed)}
+    if not parts.predicted["first"] or not parts.predicted["second"]:
+        return
+    first, second = (ModelPredictions(parts(name, ROWS)) for name in ("first", "second"))
+    expected = apply_routing(routing, first=first, second=second).clean
+    # as text, NaN equals NaN
+    assert str(hybrid.to_table().to_pydict()) == str(expected.to_table().to_pydict())
+    assert hybrid.model == expected.model == "hybrid"
     assert hybrid.clusters is not None
-    if routing is CASCADE:
-        assert answered == list(ROWS.row_ids)
-        assert routed == [row for row in ROWS.row_ids if int(row) * 5 % 7 / 7 < 0.5]
-    else:
-        assert sorted(answered + routed, key=int) == list(ROWS.row_ids)
-        assert routed == [row for row in ROWS.row_ids if int(row) % 3 == 0]
-
-
-def test_a_part_without_rows_is_not_called() -> None:
-    def fail(rows: Rows) -> Predictions:
-        pytest.fail(f"called with {len(rows)} rows")
-
-    part = Part("first", is_chat=False)
-    always = predict_hybrid(
-        replace(CASCADE, threshold=0.0), rows=ROWS, predict=by_part(first=part, second=fail)
-    )
-    assert always.model == "hybrid"
-    everyone = replace(GROUP, values=("f", "m"))
-    assert (
-        predict_hybrid(everyone, rows=ROWS, predict=by_part(first=fail, second=part)).row_ids
-        == ROWS.row_ids
-    )

@@ -1,9 +1,11 @@
 """Two ranks over gloo that hold a model together give the answers and log-probabilities of one
 process."""
 
+import os
 import pickle
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -13,17 +15,19 @@ from torch.distributed.tensor import DTensor
 from torch.multiprocessing.spawn import spawn
 from transformers import LlamaForCausalLM
 
-from cluster.ranks.process_group import Group, current_group, join_group, on_first_rank
-from tailorbird.config.evaluation import EvaluationConfig
+from cluster.ranks.process_group import (
+    Group,
+    current_group,
+    join_group,
+    wait_for_ranks,
+)
+from cluster.ranks.remote_ranks import _run_rank as run_rank
 from tailorbird.config.formats.response_format import ChoiceFormat
-from tailorbird.evaluation.baselines.chat import ChatBaselines, fit_prompt_baselines
-from tailorbird.evaluation.gates.cost import MIN_ROUNDS, MeasuredCosts
 from tailorbird.evaluation.inference.predict import predict_rows
-from tailorbird.evaluation.inference.serving_cost import _on_device, measure_serving
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.models.errors import ModelError
 from tailorbird.models.generation import answer_prompts
-from tailorbird.models.loading import load_chat
+from tailorbird.models.loading import load_chat, load_pretrained_chat
 from tailorbird.models.lora import add_adapter
 from tailorbird.registry.versions import Prompting, write_config
 from tests import build
@@ -34,7 +38,8 @@ pytestmark = pytest.mark.long
 
 # of log-probabilities in fp32: the ranks add up parts of sums, in another order than one process
 TOLERANCE = 1e-5
-KINDS, DTYPES = ("zero_shot", "lora", "full"), (torch.float32, torch.bfloat16)
+KINDS = ("zero_shot", "lora", "full")
+DTYPES = (torch.float32, torch.bfloat16)
 QUESTIONS = ("abc", "what is a dog", "x", "zzzz zzzz zzzz", "one two three four five six")
 ROWS = build.rows(QUESTIONS, tuple(text[::-1] for text in QUESTIONS), chat=True)
 PROMPTING = Prompting(system="s", max_new_tokens=12)
@@ -46,7 +51,8 @@ def write_versions(folder: Path, *, tied: bool) -> None:
     format of answers."""
     torch.manual_seed(0)
     config = language_model().config
-    config.tie_word_embeddings, config.initializer_range = tied, 0.2
+    config.tie_word_embeddings = tied
+    config.initializer_range = 0.2
     save(folder / "base", LlamaForCausalLM(config))
     for name in (*KINDS, "choice"):
         (folder / name).mkdir()
@@ -82,10 +88,9 @@ def write_full(folder: Path, lm: Any) -> None:
     save_file(weights, folder / "full" / "model.safetensors")
 
 
-def versions_in(folder: Path, *names: str) -> list[Path]:
-    """Return the folders of versions with these names, of one base model or of all in `folder`."""
-    bases = [folder] if (folder / "base").is_dir() else [folder / "tied", folder / "untied"]
-    return [base / name for base in bases for name in names]
+def versions_in(folder: Path) -> list[Path]:
+    """Return the folders of versions of the models with and without tied embeddings."""
+    return [folder / base / kind for base in ("tied", "untied") for kind in KINDS]
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +101,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for base in ("tied", "untied"):
         write_versions(folder / base, tied=base == "tied")
     write_full(folder / "experts", model_of("mixtral", num_local_experts=4))
-    one_head, other = language_model().config, folder / "other"
+    one_head = language_model().config
+    other = folder / "other"
     one_head.num_key_value_heads = 1
     save(folder / "one-head" / "base", LlamaForCausalLM(one_head))
     save(other / "base")
@@ -111,23 +117,14 @@ def _run_rank(rank: int, folder: Path) -> None:
     with join_group(Group(rank, 2), store=folder / "store"):
         results = {
             "predictions": predictions_in(folder),
-            "baselines": baselines_in(folder),
             "weights": {key: weights_of(*key) for key in weight_cases(folder)},
-            "sizes": [num_local(version) for version in versions_in(folder, *KINDS)],
-            "devices": devices_in_a_turn(folder / "tied" / "lora"),
-            "costs": costs_in(folder),
+            "sizes": [num_local(version) for version in versions_in(folder)],
             "errors": [
                 error_of(folder / "one-head" / "zero_shot"),
                 error_of(folder / "other" / "full"),
             ],
-            "first": on_first_rank(called),
         }
         (folder / f"rank-{rank}").write_bytes(pickle.dumps(results))
-
-
-def called() -> int:
-    """Return the rank that calls this function."""
-    return current_group().rank
 
 
 def results_in(folder: Path, name: str) -> list[Any]:
@@ -142,25 +139,14 @@ def load(version: Path, dtype: torch.dtype) -> Any:
 
 def predictions_in(folder: Path) -> dict[Path, Predictions]:
     paths = [
-        *versions_in(folder / "tied", *KINDS, "choice"),
-        *versions_in(folder / "untied", "lora"),
+        *(folder / "tied" / name for name in (*KINDS, "choice")),
+        folder / "untied" / "lora",
     ]
     return {path: predict_rows(path.as_uri(), rows=ROWS) for path in paths}
 
 
-def baselines_in(folder: Path) -> ChatBaselines:
-    config = EvaluationConfig(
-        metric="token_f1", prompt_shots=1, prompt_draws=2, retrieved_examples=(1,)
-    )
-    base = (folder / "untied" / "base").as_uri()
-    validation = ROWS.take(range(2))
-    return fit_prompt_baselines(
-        base, train=ROWS, validation=validation, prompting=PROMPTING, config=config, seed=0
-    )
-
-
 def weight_cases(folder: Path) -> list[tuple[Path, torch.dtype]]:
-    versions = (*versions_in(folder, *KINDS), folder / "experts" / "full")
+    versions = (*versions_in(folder), folder / "experts" / "full")
     return [(version, dtype) for version in versions for dtype in DTYPES]
 
 
@@ -182,23 +168,6 @@ def num_local(version: Path) -> int:
     )
 
 
-def devices_in_a_turn(version: Path) -> set[str]:
-    """Return the devices of the weights while the model has a further turn, on a device that keeps
-    no values."""
-    model, devices = load(version, torch.float32), set()
-    answer_prompts(model.lm, [[3, 9]], max_new_tokens=2, end_id=1)
-    copies_back = pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor")
-    with copies_back, _on_device((model,), device="meta"):
-        devices |= {weight.device.type for weight in (*model.parameters(), *model.buffers())}
-    return devices
-
-
-def costs_in(folder: Path) -> MeasuredCosts:
-    return measure_serving(
-        {kind: (folder / "tied" / kind).as_uri() for kind in KINDS[:2]}, rows=ROWS.take([0])
-    )
-
-
 def error_of(version: Path) -> str:
     try:
         load(version, torch.float32)
@@ -215,19 +184,10 @@ def test_ranks_give_the_answers_and_log_probabilities_of_one_process(folder: Pat
             table = divided[path]
             assert table.outputs == expected.outputs, path
             np.testing.assert_allclose(table.confidences, expected.confidences, atol=TOLERANCE)
-            likelihoods = expected.measures["log_likelihood"]
-            np.testing.assert_allclose(
-                table.measures["log_likelihood"], likelihoods, atol=TOLERANCE
-            )
             for row in range(len(ROWS)):
                 np.testing.assert_allclose(
                     table.logprobs_of(row), expected.logprobs_of(row), atol=TOLERANCE
                 )
-
-
-def test_baselines_of_ranks_are_those_of_one_process(folder: Path) -> None:
-    expected = baselines_in(folder)
-    assert results_in(folder, "baselines") == [expected, expected]
 
 
 def test_parts_of_ranks_are_parts_of_the_weights_of_one_process(folder: Path) -> None:
@@ -243,19 +203,8 @@ def test_parts_of_ranks_are_parts_of_the_weights_of_one_process(folder: Path) ->
 
 def test_each_rank_holds_about_half_of_a_model(folder: Path) -> None:
     for sizes in results_in(folder, "sizes"):
-        for version, size in zip(versions_in(folder, *KINDS), sizes, strict=True):
+        for version, size in zip(versions_in(folder), sizes, strict=True):
             assert 0.5 < size / num_local(version) < 0.6
-
-
-def test_parts_are_on_the_device_only_while_their_model_is_measured(folder: Path) -> None:
-    assert results_in(folder, "devices") == [{"meta"}, {"meta"}]
-
-
-def test_ranks_measure_costs_together(folder: Path) -> None:
-    for costs in results_in(folder, "costs"):
-        assert {kind: len(usage.cpu_s) for kind, usage in costs.serving.items()} == dict.fromkeys(
-            KINDS[:2], MIN_ROUNDS
-        )
 
 
 def test_a_model_that_cannot_be_divided_or_has_other_weights_is_refused(folder: Path) -> None:
@@ -264,6 +213,66 @@ def test_a_model_that_cannot_be_divided_or_has_other_weights_is_refused(folder: 
         assert "do not fit their base model" in weights
 
 
-def test_only_the_first_rank_calls_a_function_for_all(folder: Path) -> None:
-    assert results_in(folder, "first") == [0, 0]
-    assert on_first_rank(called) == 0
+# The error of the rank that fails first is the one that a user sees.
+
+
+def fail(*_: Any) -> NoReturn:
+    raise ValueError("of the second rank")
+
+
+def wait(_: Path) -> None:
+    """Wait for the other rank, which fails after both have joined instead of waiting again."""
+    wait_for_ranks()
+    if current_group().rank == 1:
+        fail()
+    wait_for_ranks()
+
+
+def answer_before(base: Path) -> None:
+    """Answer a prompt, and fail before the first forward pass, in which the other rank waits
+    forever."""
+    answer(base, "register_forward_pre_hook")
+
+
+def answer_after(base: Path) -> None:
+    """Answer a prompt, and fail after the first forward pass, which stops the other rank before its
+    error is raised."""
+    answer(base, "register_forward_hook")
+
+
+def answer(base: Path, register: str) -> None:
+    lm = load_pretrained_chat(base).lm
+    if current_group().rank == 1:
+        getattr(lm, register)(fail)
+    try:
+        answer_prompts(lm, [[3, 9]], max_new_tokens=2, end_id=1)
+    finally:
+        time.sleep(3 * current_group().rank)
+
+
+def run_failing_rank(rank: int, folder: Path, function: Any) -> None:
+    """Write the error of a rank, and end its process, as Ray does."""
+    torch.set_num_threads(1)
+    try:
+        run_rank(function, Group(rank, 2), str(folder / "store"), ((folder / "base",), {}))
+    except Exception as error:
+        (folder / f"rank-{rank}").write_text(f"{type(error).__name__}: {error}")
+    os._exit(0)  # its other threads can wait forever
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (wait, "ValueError: of the second rank"),
+        (answer_before, "RuntimeError: the model did not answer prompt 0: of the second rank"),
+        (answer_after, "RuntimeError: the model did not answer prompt 0: of the second rank"),
+    ],
+)
+def test_only_the_rank_that_fails_first_raises_its_error(
+    tmp_path: Path, function: Any, expected: str
+) -> None:
+    save(tmp_path / "base")
+    spawn(run_failing_rank, (tmp_path, function), nprocs=2)  # type: ignore[no-untyped-call]
+    first, second = ((tmp_path / f"rank-{rank}").read_text() for rank in (0, 1))
+    assert second == expected
+    assert first.startswith("OtherRankFailed: another rank failed")

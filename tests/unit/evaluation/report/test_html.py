@@ -1,6 +1,6 @@
 """Tests of the HTML report and the console lines against the evidence."""
 
-import re
+import json
 from dataclasses import replace
 from functools import cache
 from html.parser import HTMLParser
@@ -34,11 +34,7 @@ CURVE = CurveRecord(
 )
 COST = {"value_of_correct": 0.5, "requests_per_month": 10000, "price_per_cpu_hour": 0.05}
 SIMULATIONS = {
-    "FINE_TUNE": Simulation(
-        costs=on_cpu(SECONDS),
-        curve=CURVE,
-        evaluation={"cost": COST},
-    ),
+    "FINE_TUNE": Simulation(costs=on_cpu(SECONDS), curve=CURVE, evaluation={"cost": COST}),
     "STAY": Simulation(num_rows=3000, candidate=0.66),
     "INSUFFICIENT_EVIDENCE": Simulation(
         num_rows=150, candidate=0.72, access_number=2, num_rows_seen=140
@@ -58,14 +54,7 @@ ON_GPU = Simulation(
     },
     device=ServingDevice("NVIDIA H100", emulated=("candidate",)),
     training=TrainingUsage(cpu_s=36_000, gpu_s=7200),
-    evaluation={
-        "cost": {
-            "value_of_correct": 0.5,
-            "requests_per_month": 10000,
-            "price_per_cpu_hour": 0.1,
-            "price_per_gpu_hour": 3.6,
-        }
-    },
+    evaluation={"cost": COST | {"price_per_gpu_hour": 3.6}},
     serving={"min_replicas": 0, "gpus_per_replica": 1},
 )
 VOID = ("meta", "br")
@@ -115,36 +104,18 @@ def value_at(evidence: Evidence, path: str) -> Any:
     return value
 
 
-def formats_of(value: Any) -> list[str]:
-    """Return all formats in which the page may print a value."""
-    if isinstance(value, bool) or value is None:
-        return ["yes" if value else "no", "none", "10,000,000 are not enough"]
-    if isinstance(value, int | float):
-        forms = (
-            "+.2f",
-            "+.1g",
-            ".2f",
-            ".3f",
-            ".4f",
-            ",.4g",
-            ",.0f",
-            ",",
-            ".3g",
-            ".0%",
-            "+,.0f",
-            ".1f",
-            ",.2f",
-            ".2g",
-        )
-        formatted = [format(scale * value, form) for scale in (1, 100) for form in forms]
-        return [
-            *formatted,
-            f"p = {value:.3g}",
-            "p < 0.0001" if value < 1e-4 else "",
-            f"{100 * value:.1f}%",
-            str(value),
-        ]
-    return [str(value)]
+def is_printed(value: Any, text: str) -> bool:
+    """Return True if a text is a value, rounded to the digits of the text, or its percentage."""
+    if value is None or isinstance(value, bool):
+        return text in ("yes" if value else "no", "none", "10,000,000 are not enough")
+    if isinstance(value, str):
+        return text == value
+    if text == "p < 0.0001":
+        return bool(value < 1e-4)
+    number = text.removeprefix("p = ").removesuffix("%").replace(",", "")
+    rounding = 0.51 * 10.0 ** -len(number.partition(".")[2])
+    differences = (abs(float(number) - scale * value) for scale in (1, 100))
+    return bool(min(differences) <= max(rounding, 5e-4 * abs(value)))
 
 
 @pytest.mark.parametrize("outcome", SIMULATIONS)
@@ -152,39 +123,34 @@ def test_report_and_console_show_the_outcome_every_sentence_and_the_values_at_th
     outcome: str,
 ) -> None:
     evidence = evidence_for(outcome)
-    assert evidence.verdict.outcome == outcome
+    verdict = evidence.verdict
+    assert verdict.outcome == outcome
     page = Page(to_html(evidence))
-    assert ("verdict.outcome", outcome) in page.figures
     assert ("div", {"class": f"verdict {outcome}"}) in page.tags
-    lines = verdict_lines(evidence)
-    assert lines[0] == f"{outcome}: {evidence.verdict.sentence()}"
-    for number, sentence in enumerate(evidence.verdict.sentences[1:], start=2):
-        assert lines[number - 1] == f"  {number}. {sentence}"
-    assert all(sentence in page.text for sentence in evidence.verdict.sentences)
+    lines = "\n".join(verdict_lines(evidence))
+    assert lines.startswith(f"{outcome}: {verdict.sentence()}")
+    assert all(sentence in page.text and sentence in lines for sentence in verdict.sentences)
 
+    numeric = ("verdict.", "scores.", "cost.", "curve.", "reliability.")
     for path, text in page.figures:
-        value = value_at(evidence, path)
-        if path.startswith(
-            ("verdict.", "scores.", "cost.", "curve.", "reliability.")
-        ) and not path.endswith(".kind"):
-            assert text in formats_of(value), path
+        if path.startswith(numeric) and not path.endswith(".kind"):
+            assert is_printed(value_at(evidence, path), text), path
     paths = {path for path, _ in page.figures}
-    for number, relation in enumerate(evidence.verdict.relations):
-        here = f"verdict.relations.{number}"
-        assert {
-            f"{here}.{name}" for name in ("first", "second", "gain", "interval.0", "interval.1")
-        } <= paths
-        assert (f"{here}.cost_ratio.0" in paths) == (relation.cost_ratio is not None)
-    for number, model in enumerate(evidence.verdict.models):
-        here = f"verdict.models.{number}"
-        assert f"{here}.scores.accuracy" in paths
+    expected = {"verdict.outcome"}
+    for number in range(len(verdict.relations)):
+        fields = ("first", "second", "gain", "interval.0", "interval.1")
+        expected |= {f"verdict.relations.{number}.{name}" for name in fields}
+    for number, model in enumerate(verdict.models):
+        expected.add(f"verdict.models.{number}.scores.accuracy")
         for position, gate in enumerate(model.gates):
-            assert f"{here}.gates.{position}.state" in paths
+            here = f"verdict.models.{number}.gates.{position}"
+            expected.add(f"{here}.state")
             for bound in range(len(gate.bounds)):
-                for name in ("state", "estimate", "interval.0", "interval.1", "limit", "n"):
-                    assert f"{here}.gates.{position}.bounds.{bound}.{name}" in paths
+                names = ("state", "estimate", "interval.0", "interval.1", "limit", "n")
+                expected |= {f"{here}.bounds.{bound}.{name}" for name in names}
     for number in range(len(evidence.scores)):
-        assert {f"scores.{number}.validation", f"scores.{number}.interval.0"} <= paths
+        expected |= {f"scores.{number}.validation", f"scores.{number}.interval.0"}
+    assert expected <= paths
 
 
 @pytest.mark.parametrize("outcome", SIMULATIONS)
@@ -192,137 +158,76 @@ def test_the_page_is_well_formed_without_scripts_and_external_resources(outcome:
     source = to_html(evidence_for(outcome))
     parsed = Page(source)
     assert parsed.open == []
-    assert {tag for tag, _ in parsed.tags}.isdisjoint({"script", "link", "img", "iframe", "object"})
-    assert not any(
-        name.startswith("on") or name == "src" for _, attrs in parsed.tags for name in attrs
-    )
-    links = {attrs["href"] for _, attrs in parsed.tags if "href" in attrs}
-    assert links <= {f"#{attrs['id']}" for _, attrs in parsed.tags if "id" in attrs}
-    for needed in (
-        "default-src 'none'",
-        "prefers-color-scheme: dark",
-        "@media print",
-        "width=device-width",
-    ):
-        assert needed in source
+    assert "default-src 'none'" in source
+    names: set[str] = set()
+    links = set()
+    targets = set()
+    for tag, attrs in parsed.tags:
+        assert tag not in ("script", "link", "img", "iframe", "object")
+        names |= attrs.keys()
+        links.add(attrs.get("href"))
+        targets.add(f"#{attrs.get('id')}")
+    assert not any(name.startswith("on") or name == "src" for name in names)
+    assert links - {None} <= targets
 
 
-def test_a_further_access_to_the_test_rows_is_reported_with_its_level() -> None:
-    page = Page(to_html(evidence_for("INSUFFICIENT_EVIDENCE"))).text
-    alpha = evidence_for("INSUFFICIENT_EVIDENCE").verdict.alpha
-    assert "test rows known from earlier tests" in page
-    assert f"140 of 150 different rows; alpha {alpha:.2g}" in page
-    assert alpha < 0.05
-    assert "different rows; alpha 0.05" in Page(to_html(evidence_for())).text
-
-
-def test_the_fields_of_the_duties_exist_and_the_rows_on_which_both_models_are_right_are_printed() -> (
-    None
-):
-    evidence = evidence_for()
+def test_the_fields_of_the_duties_exist() -> None:
     fields = [field for duty in load_duties()["duties"] for field in duty["fields"]]
-    assert all(value_at(evidence, field) is not None for field in fields)
-    text = Page(to_html(evidence)).text
-    verdict = evidence.verdict
-    gained = verdict.relation("candidate", "incumbent").only_first_right
-    both = round(verdict.model("candidate").score * verdict.n) - gained
-    assert f"both right{both:,}" in text
+    assert all(value_at(evidence_for(), field) is not None for field in fields)
 
 
 def test_everything_in_the_evidence_is_escaped() -> None:
     evidence = evidence_for()
     attack = '<script>alert("x")</script>\'"&'
-    verdict, recipe = evidence.verdict, evidence.recipe
-    incumbent, candidate, *others = verdict.models
-    noted, bounded, *gates = candidate.gates
-    bound, *bounds = bounded.bounds
-    gated = {
-        "gates": (
-            replace(noted, note=attack, name=attack),
-            replace(bounded, bounds=(replace(bound, what=attack), *bounds)),
-            *gates,
-        )
-    }
-    assert evidence.curve is not None
-    assert evidence.training is not None
-    changes = {
-        **dict.fromkeys(("name", "run", "requested_by", "sweep_ended"), attack),
+    content = evidence.model_dump_json()
+    status = "stopped: worse than other trials"
+    texts = ["an engineer", "debiased ECE", status, CURVE.sentence, *evidence.verdict.sentences]
+    for text in texts:
+        assert text in content
+        content = content.replace(json.dumps(text)[1:-1], json.dumps(attack)[1:-1])
+    names = dict.fromkeys(("name", "run", "sweep_ended"), attack)
+    models = [model.model_copy(update={"kind": attack}) for model in evidence.verdict.models]
+    changes: dict[str, Any] = {
+        "verdict": evidence.verdict.model_copy(update={"models": tuple(models)}),
+        "data": replace(evidence.data, sha256={attack: attack}),
         "scores": (replace(evidence.scores[0], kind=attack), *evidence.scores[1:]),
-        "sweep": (replace(evidence.sweep[0], kind=attack, config={attack: attack}, status=attack),),
-        "data": replace(
-            evidence.data,
-            report=replace(evidence.data.report, rare_classes=(attack,)),
-            sha256={attack: attack},
-        ),
-        "training": replace(evidence.training, selected={attack: attack}),
-        "recipe": recipe.model_copy(
-            update={"data": recipe.data.model_copy(update={"train": attack})}
-        ),
-        "verdict": verdict.model_copy(
-            update={
-                "sentences": (attack,) * 4,
-                "models": (
-                    incumbent.model_copy(update={"kind": attack}),
-                    candidate.model_copy(update=gated),
-                    *others,
-                ),
-            }
-        ),
-        "versions": evidence.versions
-        | {"candidate": replace(evidence.versions["candidate"], uri=attack)},
-        "curve": replace(evidence.curve, sentence=attack),
     }
-    source = to_html(evidence.model_copy(update=changes))
-    assert "<script" not in source
-    assert Page(source).open == []
-    assert attack in Page(source).text
+    attacked = Evidence.model_validate_json(content).model_copy(update=names)
+    for each in (attacked, attacked.model_copy(update=changes)):
+        source = to_html(each)
+        assert "<script" not in source
+        assert Page(source).open == []
+        assert attack in Page(source).text
 
 
 def test_gpu_seconds_are_never_called_cpu_seconds() -> None:
     evidence = evidence_of(ON_GPU)
     sentence = cost_sentence(evidence)
-    assert sentence == (
-        "cost: measured on NVIDIA H100; training used 2 GPU-hours and 10 CPU-hours; 10,000 "
-        "requests a month, with the training paid in one year, at least 0 replicas, each with "
-        "1 CPU core and 1 GPU; prices in the recipe's currency: 0.1 per CPU-hour, 3.6 per "
-        "GPU-hour"
-    )
-    ratio = (
-        "To serve, the candidate costs 0.60 (0.59 to 0.62) times what the incumbent costs (by "
-        "price at the recipe's"
-    )
-    assert any(ratio in line for line in verdict_lines(evidence))
+    assert sentence is not None
+    assert sentence.startswith("cost: measured on NVIDIA H100; training used 2 GPU-hours and 10 ")
     assert f"  {sentence}" in verdict_lines(evidence)
     assert f"- {sentence}" in to_model_card(evidence)
-    served_by_vllm = ServingConfig(engine="vllm", gpus_per_replica=1)
-    recipe = evidence.recipe.model_copy(update={"serving": served_by_vllm})
+    recipe = evidence.recipe.model_copy(
+        update={"serving": ServingConfig(engine="vllm", gpus_per_replica=1)}
+    )
     other = cost_sentence(evidence.model_copy(update={"recipe": recipe}))
-    assert other is not None
-    assert "measured on NVIDIA H100 with transformers, although the service uses vllm" in other
+    assert "with transformers, although the service uses vllm" in str(other)
+
     page = Page(to_html(evidence))
-    assert "GPU-seconds per thousand rows, of each of the alternating rounds" in page.text
-    assert "GPU-seconds of training, including the sweep" in page.text
+    assert "GPU-seconds per thousand rows" in page.text
     assert ("cost.device.emulated.0", "candidate") in page.figures
     measured = [(path, text) for path, text in page.figures if path.startswith("cost.serving.")]
     assert {path.split(".")[3] for path, _ in measured} == {"cpu_s", "gpu_s"}
-    assert all(text in formats_of(value_at(evidence, path)) for path, text in measured)
+    assert all(is_printed(value_at(evidence, path), text) for path, text in measured)
     (gate,) = [gate for gate in evidence.verdict.gates if gate.name == "cost"]
-    assert "training -8.20" in gate.note
-    # Its bounds are in the currency, not in points.
-    assert factor_of(gate) == 1
-    at = f"verdict.models.1.gates.{evidence.verdict.gates.index(gate)}.bounds.0.estimate"
-    assert (at, f"{gate.bounds[0].estimate:,.0f}") in page.figures
+    assert factor_of(gate) == 1  # its bounds are in the currency, not in points
 
 
 def test_the_cost_of_registered_versions_is_in_words_by_digest() -> None:
     costs = costs_by_digest(evidence_for())
-    assert set(costs) == {version.digest for version in evidence_for().versions.values()} - {
-        UNREGISTERED
-    }
-    assert all(
-        re.fullmatch(r"[\d.,e-]+ a year at 10,000 requests a month", cost)
-        for cost in costs.values()
-    )
+    digests = {version.digest for version in evidence_for().versions.values()}
+    assert set(costs) == digests - {UNREGISTERED}
+    assert all(cost.endswith(" a year at 10,000 requests a month") for cost in costs.values())
     unpriced = costs_by_digest(evidence_of(Simulation(costs=on_cpu(SECONDS))))
     assert "0.6 CPU-seconds for 1,000 answers" in unpriced.values()
     assert costs_by_digest(evidence_for("STAY")) == {}
@@ -332,58 +237,26 @@ def test_the_cost_of_registered_versions_is_in_words_by_digest() -> None:
 def test_a_missing_price_is_shown_as_not_assessable_and_not_as_0() -> None:
     cost = {"value_of_correct": 0.5, "requests_per_month": 10000}
     evidence = evidence_of(Simulation(costs=on_cpu(SECONDS), evaluation={"cost": cost}))
-    assert evidence.verdict.relation("candidate", "incumbent").cost_ratio is None
-    page, card = Page(to_html(evidence)), to_model_card(evidence)
-    assert (
-        "verdict.costs.0.missing.0",
-        "evaluation.cost.price_per_cpu_hour is not set",
-    ) in page.figures
-    assert not any(path.startswith("verdict.costs.0.total") for path, _ in page.figures)
-    assert "The costs of the candidate and of the incumbent cannot be compared" in card
-
-
-CHEAP_BAG = replace(
-    NOTHING_TO_GAIN,
-    costs=on_cpu({role: SECONDS[role] for role in ("incumbent", "bag_of_words", "centroid")}),
-)
-
-
-def test_the_report_of_a_run_without_a_training_says_why_and_shows_no_candidate() -> None:
-    evidence = evidence_of(CHEAP_BAG)
     page = Page(to_html(evidence))
-    sections = {str(attrs["id"]) for tag, attrs in page.tags if tag == "section" and "id" in attrs}
+    paths = {path for path, _ in page.figures}
+    assert "verdict.costs.0.missing.0" in paths
+    assert "verdict.costs.0.total" not in paths
+    assert "cannot be compared" in to_model_card(evidence)
+
+
+def test_a_run_without_a_training_says_why_and_shows_no_candidate() -> None:
+    costs = on_cpu({role: SECONDS[role] for role in ("incumbent", "bag_of_words", "centroid")})
+    evidence = evidence_of(replace(NOTHING_TO_GAIN, costs=costs))
+    page = Page(to_html(evidence))
+    sections = {attrs.get("id") for tag, attrs in page.tags if tag == "section"}
     assert not sections & {"gain", "outcomes", "power", "sweep"}
-    assert "Fine-tuning has nothing to gain: keep the incumbent" in page.text
-    assert (
-        "at most 0.22 points can be gained (95% bound), below the minimum gain of 1 point"
-        in page.text
-    )
-    assert {("family.headroom.num_rows", "1,389"), ("family.headroom.most", "0.22")} <= set(
-        page.figures
-    )
-    assert "No model was trained." in page.text
+    headroom = {("family.headroom.num_rows", "1,389"), ("family.headroom.most", "0.22")}
+    assert headroom <= set(page.figures)
     assert "None" not in page.text
-
-
-def test_the_report_names_a_cheaper_model_that_is_not_worse_although_the_recipe_has_no_prices() -> (
-    None
-):
-    named = "ag_of_words is at most 0.28 points below the incumbent and needs 10% of its "
-    named += "CPU-seconds per row; set evaluation.cost to let the cost count."
-    evidence = evidence_of(CHEAP_BAG)
-    assert named in Page(to_html(evidence)).text
-    assert any(named in line for line in verdict_lines(evidence))
-    assert named in to_model_card(evidence, role="incumbent")
-    priced = replace(CHEAP_BAG, evaluation={"cost": COST})
-    assert "set evaluation.cost" not in Page(to_html(evidence_of(priced))).text
-
-
-def test_the_card_and_the_lines_of_a_run_without_a_training_have_no_figures_of_a_candidate() -> (
-    None
-):
-    evidence = evidence_of(NOTHING_TO_GAIN)
     card = to_model_card(evidence, role="incumbent")
     lines = "\n".join(verdict_lines(evidence))
-    assert "candidate" not in card
-    assert "candidate" not in lines
-    assert "No training was started: the incumbent scores 100%" in card
+    assert "candidate" not in card + lines
+    for text in (page.text, card, lines):
+        assert "No training was started" in text
+        # bag_of_words is as good and needs less
+        assert "CPU-seconds per row; set evaluation.cost to let the cost count." in text

@@ -2,35 +2,37 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
+from tailorbird import storage
+from tailorbird.config.recipe import Recipe
 from tailorbird.evaluation.predictions import VerdictRefused
-from tailorbird.evaluation.report.evidence import UNREGISTERED
 from tailorbird.evaluation.report.evidence_files import read_evidence, render_files, write_evidence
+from tailorbird.evaluation.report.preregistration import PROTOCOL_FILE, evaluated_recipe, run_uri
 from tailorbird.evaluation.report.version_comparison import compare_versions
+from tailorbird.registry.champion import Champion, ChangeReason
+from tests import build
 from tests.unit.evaluation.report.test_html import SIMULATIONS
-from tests.unit.evaluation.simulated import Simulation, evidence_of, tables_of
+from tests.unit.evaluation.simulated import Simulation, evidence_of, registration_of, tables_of
 
 
 def stored(folder: Path, simulation: Simulation) -> dict[str, str]:
     """Store a run and its registered versions in a folder; return the URIs by role, with that of
     the run as `run`."""
     evidence = evidence_of(simulation, task_uri=folder.as_uri())
-    tables = {}
+    files = dict(render_files(evidence, role="candidate"))
     for name, table in tables_of(simulation).items():
         buffer = io.BytesIO()
         pq.write_table(table.to_table(), buffer)
-        tables[f"predictions/{name}.parquet"] = buffer.getvalue()
-    uris = {role: version.uri for role, version in evidence.versions.items()} | {
-        "run": evidence.run
-    }
-    registered = [
-        version.uri for version in evidence.versions.values() if version.digest != UNREGISTERED
-    ]
-    for uri in (evidence.run, *registered):
-        write_evidence(uri, tables | render_files(evidence, role="candidate"))
+        files[f"predictions/{name}.parquet"] = buffer.getvalue()
+    uris = {"run": evidence.run}
+    for role, version in evidence.versions.items():
+        uris[role] = version.uri
+    for uri in uris.values():
+        write_evidence(uri, files)
     return uris
 
 
@@ -42,17 +44,11 @@ def test_versions_of_a_run_compare_as_in_its_verdict(tmp_path: Path) -> None:
     comparison = result.comparison
     assert [comparison.gain, *comparison.interval] == pytest.approx([gain.gain, *gain.interval])
     assert comparison.p_value == pytest.approx(gain.p_value)
-    assert compare_versions(uris["incumbent"], second=uris["run"]).comparison.gain == pytest.approx(
-        -gain.gain
-    )
-    of_hybrid = verdict.relation("hybrid", "incumbent").gain
-    assert compare_versions(
-        uris["hybrid"], second=uris["incumbent"]
-    ).comparison.gain == pytest.approx(of_hybrid)
-    words = " ".join(result.lines())
-    assert f"n = {verdict.n:,}" in words
-    assert uris["candidate"] in words
-    assert result.model_dump(mode="json")["comparison"]["counts"]
+    assert uris["candidate"] in " ".join(result.lines())
+    backwards = compare_versions(uris["incumbent"], second=uris["run"]).comparison
+    assert backwards.gain == pytest.approx(-gain.gain)
+    hybrid = compare_versions(uris["hybrid"], second=uris["incumbent"]).comparison
+    assert hybrid.gain == pytest.approx(verdict.relation("hybrid", "incumbent").gain)
 
 
 def test_the_uri_of_a_run_stands_for_its_candidate(tmp_path: Path) -> None:
@@ -79,3 +75,52 @@ def test_versions_with_different_test_rows_are_refused(tmp_path: Path) -> None:
 def test_a_uri_without_evidence_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="give the URI of a finished run"):
         compare_versions(tmp_path.as_uri(), second=tmp_path.as_uri())
+
+
+ENDPOINT: dict[str, Any] = {
+    "url": "https://host/v1",
+    "model": "m",
+    "price_input": 1,
+    "price_output": 1,
+}
+
+
+def recipe(**endpoint: Any) -> Recipe:
+    return build.recipe(evaluation={"endpoint": ENDPOINT | endpoint})
+
+
+@pytest.mark.parametrize(
+    ("field", "is_same_run"),
+    [
+        ({"max_spend": 9}, True),
+        ({"max_concurrency": 1}, True),
+        ({"timeout_s": 9}, True),
+        ({"model": "n"}, False),
+        ({"url": "https://other/v1"}, False),
+        ({"price_input": 2}, False),
+        ({"revision": "2"}, False),
+    ],
+)
+def test_another_endpoint_starts_a_new_run_and_other_limits_resume_it(
+    field: dict[str, Any], is_same_run: bool
+) -> None:
+    assert (evaluated_recipe(recipe(**field)) == evaluated_recipe(recipe())) is is_same_run
+
+
+def test_the_request_of_the_run_of_the_champion_resumes_that_run(tmp_path: Path) -> None:
+    task_uri = (tmp_path / "task").as_uri()
+    run = (tmp_path / "task" / "runs" / "first").as_uri()
+    registration = registration_of(Simulation(), task_uri=task_uri)
+    reason = ChangeReason(change="promotion", text="a test")
+    champion = Champion(
+        version="v", uri="s3://m/v", digest="5f", run=run, reason=reason, since="2026-11-24"
+    )
+    assert (
+        run_uri(task_uri, registration.request_sha256, champion=champion) != run
+    )  # its protocol is not stored
+    storage.write_once(f"{run}/{PROTOCOL_FILE}", registration)
+    assert run_uri(task_uri, registration.request_sha256, champion=champion) == run
+    other_request = run_uri(task_uri, "0" * 64, champion=champion)
+    without_champion = run_uri(task_uri, registration.request_sha256, champion=None)
+    without_both = run_uri(task_uri, "0" * 64, champion=None)
+    assert len({run, other_request, without_champion, without_both}) == 4

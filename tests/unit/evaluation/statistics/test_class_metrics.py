@@ -1,6 +1,9 @@
 """Tests of macro-F1 and its jackknife against scikit-learn, a bootstrap and simulated true
 effects."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,16 +12,11 @@ from sklearn.metrics import f1_score
 
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.class_metrics import class_metric_effect, jackknife_values
+from tailorbird.evaluation.statistics.effect import Effect
 from tailorbird.evaluation.statistics.scoring import score_of
+from tests import build
 
 letters = st.sampled_from("abcd")
-answered = st.lists(st.tuples(letters, letters, letters), min_size=1, max_size=60)
-
-
-def predictions(outputs: np.ndarray, *, labels: np.ndarray) -> Predictions:
-    right, ids = (labels == outputs).astype(np.float64), tuple(map(str, range(len(labels))))
-    truth, answer = (tuple(map(str, values.tolist())) for values in (labels, outputs))
-    return Predictions("model", ids, truth, answer, right, *2 * (np.full(len(labels), 0.5),))
 
 
 def answers(
@@ -26,15 +24,21 @@ def answers(
 ) -> tuple[Predictions, Predictions]:
     """Return two models on three unbalanced classes; a wrong answer is a random class."""
     generator = np.random.default_rng(seed)
-    labels = generator.choice(["a", "b", "c"], n, p=[0.6, 0.3, 0.1])
-    first, second = (
-        predictions(
-            np.where(generator.random(n) < share, labels, generator.choice(["a", "b", "c"], n)),
-            labels=labels,
-        )
-        for share in accuracies
-    )
-    return first, second
+    labels = generator.choice(list("abc"), n, p=[0.6, 0.3, 0.1])
+    tables = []
+    for share in accuracies:
+        is_right = generator.random(n) < share
+        outputs = np.where(is_right, labels, generator.choice(list("abc"), n))
+        tables.append(build.predictions(outputs.tolist(), labels.tolist()))
+    return tables[0], tables[1]
+
+
+def effect_of(models: tuple[Predictions, Predictions], *, alpha: float) -> Effect:
+    return class_metric_effect(models[0], other=models[1], metric="macro_f1", alpha=alpha)
+
+
+def macro_f1(labels: Sequence[str], outputs: Sequence[str]) -> float:
+    return score_of("macro_f1", labels=labels, outputs=outputs)
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), letters), min_size=1, max_size=60))
@@ -45,14 +49,9 @@ def test_macro_f1_equals_scikit_learns_over_the_classes_of_the_labels(
     expected = f1_score(
         labels, outputs, labels=sorted(set(labels)), average="macro", zero_division=0
     )
-    assert score_of("macro_f1", labels=labels, outputs=outputs) == pytest.approx(
-        expected, abs=1e-12
-    )
-
-
-def test_macro_f1_of_no_rows_is_refused() -> None:
+    assert macro_f1(labels, outputs) == pytest.approx(expected, abs=1e-12)
     with pytest.raises(ValueError, match="at least one"):
-        score_of("macro_f1", labels=[], outputs=[])
+        macro_f1([], [])
 
 
 @settings(deadline=None, max_examples=15)
@@ -60,76 +59,53 @@ def test_macro_f1_of_no_rows_is_refused() -> None:
 def test_the_jackknife_values_have_the_mean_and_the_spread_of_macro_f1_without_each_row(
     rows: list[tuple[str, str]],
 ) -> None:
-    labels, outputs = (np.array(column) for column in zip(*rows, strict=True))
-    values = jackknife_values(predictions(outputs, labels=labels), metric="macro_f1")
-    assert values.mean() == pytest.approx(
-        score_of("macro_f1", labels=labels.tolist(), outputs=outputs.tolist()), abs=1e-12
-    )
-    without = np.array(
-        [
-            score_of(
-                "macro_f1",
-                labels=np.delete(labels, row).tolist(),
-                outputs=np.delete(outputs, row).tolist(),
-            )
-            for row in range(len(rows))
-        ]
-    )
-    assert values - values.mean() == pytest.approx(
-        (len(rows) - 1) * (without.mean() - without), abs=1e-10
-    )
+    labels, outputs = zip(*rows, strict=True)
+    values = jackknife_values(build.predictions(outputs, labels), metric="macro_f1")
+    assert values.mean() == pytest.approx(macro_f1(labels, outputs), abs=1e-12)
+    without = []
+    for row in range(len(rows)):
+        columns = (column[:row] + column[row + 1 :] for column in (labels, outputs))
+        without.append(macro_f1(*columns))
+    expected = (len(rows) - 1) * (np.mean(without) - np.array(without))
+    assert values - values.mean() == pytest.approx(expected, abs=1e-10)
 
 
 def test_the_macro_f1_interval_of_identical_models_has_the_width_of_the_unseen_rate() -> None:
-    agreed = {n: answers(n, accuracies=(0.8, 0.7), seed=0)[0] for n in (10, 4000)}
-    intervals = {
-        n: class_metric_effect(model, other=model, metric="macro_f1", alpha=0.05).interval
-        for n, model in agreed.items()
-    }
-    assert intervals[10] == pytest.approx(
-        (-0.3085, 0.3085), abs=1e-4
-    )  # Clopper and Pearson's limit at 0 of 10
-    assert intervals[4000] == pytest.approx((-0.00092, 0.00092), abs=1e-5)
+    # Clopper and Pearson's limit at 0 of 10, divided among the classes
+    for n, width in ((10, 0.3085), (4000, 0.00092)):
+        model, _ = answers(n, accuracies=(0.8, 0.7), seed=0)
+        interval = effect_of((model, model), alpha=0.05).interval
+        assert interval == pytest.approx((-width, width), rel=0.01)
 
 
 def test_the_macro_f1_interval_has_its_nominal_coverage_and_the_p_value_its_nominal_level() -> None:
-    population = [
-        np.array(model.outputs) for model in answers(50_000, accuracies=(0.8, 0.7), seed=4)
-    ]
-    labels = np.array(answers(50_000, accuracies=(0.8, 0.7), seed=4)[0].labels)
-    truth = score_of("macro_f1", labels=labels.tolist(), outputs=population[0].tolist()) - score_of(
-        "macro_f1", labels=labels.tolist(), outputs=population[1].tolist()
-    )
-    generator, held, apart = np.random.default_rng(5), 0, 0
+    population = answers(50_000, accuracies=(0.8, 0.7), seed=4)
+    scores = [macro_f1(model.labels, model.outputs) for model in population]
+    generator = np.random.default_rng(5)
+    num_covered = 0
+    num_significant = 0
     for seed in range(200):
-        rows = generator.integers(0, 50_000, 400)
-        ours, theirs = (predictions(outputs[rows], labels=labels[rows]) for outputs in population)
-        low, high = class_metric_effect(ours, other=theirs, metric="macro_f1", alpha=0.1).interval
-        held += low <= truth <= high
+        rows = generator.integers(0, 50_000, 400).tolist()
+        ids = tuple(map(str, range(400)))
+        first, second = (replace(model.take(rows), row_ids=ids) for model in population)
+        low, high = effect_of((first, second), alpha=0.1).interval
+        num_covered += low <= scores[0] - scores[1] <= high
         equal = answers(400, accuracies=(0.75, 0.75), seed=1_000 + seed)
-        apart += (
-            class_metric_effect(equal[0], other=equal[1], metric="macro_f1", alpha=0.1).p_value
-            < 0.1
-        )
+        num_significant += effect_of(equal, alpha=0.1).p_value < 0.1
     # 200 tests: three standard errors of a rate of 0.1 are 0.064.
-    assert held / 200 >= 0.9 - 0.064
-    assert apart / 200 <= 0.1 + 0.064
+    assert num_covered / 200 >= 0.9 - 0.064
+    assert num_significant / 200 <= 0.1 + 0.064
 
 
 @pytest.mark.parametrize("seed", [14, 16, 22])
 def test_the_interval_excludes_0_exactly_at_the_levels_above_the_p_value(seed: int) -> None:
-    better, worse = answers(300, accuracies=(0.85, 0.65), seed=seed)
-    lows = [
-        class_metric_effect(better, other=worse, metric="macro_f1", alpha=alpha).interval[0]
-        for alpha in (0.05, 0.002, 1e-4, 1e-6, 1e-12)
-    ]
+    models = answers(300, accuracies=(0.85, 0.65), seed=seed)
+
+    def low(alpha: float) -> float:
+        return effect_of(models, alpha=alpha).interval[0]
+
+    lows = [low(alpha) for alpha in (0.05, 0.002, 1e-4, 1e-6, 1e-12)]
     assert lows == sorted(lows, reverse=True)
-    p_value = class_metric_effect(better, other=worse, metric="macro_f1", alpha=0.05).p_value
+    p_value = effect_of(models, alpha=0.05).p_value
     assert 1e-12 < p_value < 0.002
-    around = [
-        class_metric_effect(
-            better, other=worse, metric="macro_f1", alpha=p_value * factor
-        ).interval[0]
-        for factor in (1.01, 0.99)
-    ]
-    assert around[0] > 0 >= around[1]
+    assert low(1.01 * p_value) > 0 >= low(0.99 * p_value)

@@ -78,7 +78,8 @@ def test_values_outside_the_range_are_refused() -> None:
 @pytest.mark.parametrize("gain", [0.0, 0.1])
 def test_the_interval_misses_the_mean_at_any_size_at_a_rate_of_at_most_alpha(gain: float) -> None:
     """400 samples with 30 looks at growing sizes."""
-    generator, alpha = np.random.default_rng(5), 0.2
+    generator = np.random.default_rng(5)
+    alpha = 0.2
     draws = generator.multinomial(20, [0.2 - gain / 2, 0.6, 0.2 + gain / 2], size=(400, 30)).cumsum(
         axis=1
     )

@@ -8,33 +8,21 @@ import pytest
 from scipy import stats
 
 from tailorbird.config.evaluation import SubgroupGateConfig
-from tailorbird.data.rows import Rows
 from tailorbird.evaluation.gates.subgroups import groups_gate
-from tailorbird.evaluation.inference.row_predictions import label_predictions
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.documents import document_effect, documents_of
 from tailorbird.evaluation.statistics.effect import unseen_rate
 from tailorbird.evaluation.statistics.paired import Comparison, compare
-from tailorbird.evaluation.statistics.power import smallest_detectable
-
-LABELS = ("a", "b", "c", "d")
+from tests import build
 
 
-def table(right: np.ndarray, *, documents: np.ndarray | None, seed: int = 0) -> Predictions:
+def table(right: np.ndarray, *, documents: np.ndarray | None) -> Predictions:
     """Return predictions that are right on the given rows [N]; a wrong answer is the next class."""
-    labels = np.random.default_rng(seed).integers(0, len(LABELS), len(right))
-    outputs = np.where(right, labels, (labels + 1) % len(LABELS))
-    ones = np.ones(len(right))
-    return Predictions(
-        model="full",
-        row_ids=tuple(str(row) for row in range(len(right))),
-        labels=tuple(LABELS[label] for label in labels),
-        outputs=tuple(LABELS[output] for output in outputs),
-        scores=right.astype(np.float64),
-        confidences=ones,
-        calibrated=ones,
-        groups={"sex": tuple("f" if row % 2 else "m" for row in range(len(right)))},
-        clusters=None if documents is None else tuple(str(document) for document in documents),
+    labels = np.random.default_rng(0).integers(0, 4, len(right))
+    outputs = np.where(right, labels, (labels + 1) % 4)
+    clusters = None if documents is None else tuple(map(str, documents))
+    return build.predictions(
+        [*map(str, outputs)], [*map(str, labels)], confidences=1.0, clusters=clusters
     )
 
 
@@ -43,15 +31,16 @@ def equal_models(seed: int, *, documents: np.ndarray) -> tuple[Predictions, Pred
     documents."""
     generator = np.random.default_rng(seed)
 
-    def right() -> np.ndarray:
-        of_document = generator.random(documents.max() + 1)[documents]
+    tables = []
+    for _ in range(2):
+        shared = generator.random(documents.max() + 1)[documents]
         alone = generator.random(len(documents))
-        return np.where(generator.random(len(documents)) < 0.5, of_document, alone) < 0.7
+        luck = np.where(generator.random(len(documents)) < 0.5, shared, alone)
+        tables.append(table(luck < 0.7, documents=documents))
+    return tables[0], tables[1]
 
-    return table(right(), documents=documents), table(right(), documents=documents)
 
-
-def proven(comparison: Comparison) -> bool:
+def is_proven(comparison: Comparison) -> bool:
     return comparison.p_value < 0.05 and comparison.interval[0] > 0
 
 
@@ -59,19 +48,19 @@ def cr2_by_matrices(differences: np.ndarray, *, documents: np.ndarray) -> tuple[
     """Return CR2's standard error of the mean and Satterthwaite's degrees of freedom by their
     definitions."""
     n = len(differences)
-    members = [np.flatnonzero(documents == document) for document in np.unique(documents)]
     residual_maker = np.eye(n) - 1 / n
     residuals = residual_maker @ differences
-    rows, contributions = [], []
-    for rows_of in members:
-        values, vectors = np.linalg.eigh(np.eye(len(rows_of)) - 1 / n)
-        adjusted = (vectors * values**-0.5) @ vectors.T
-        rows.append(np.ones(len(rows_of)) @ adjusted @ residual_maker[rows_of] / n)
-        contributions.append(float(np.ones(len(rows_of)) @ adjusted @ residuals[rows_of] / n))
+    rows = []
+    contributions = []
+    for document in np.unique(documents):
+        members = np.flatnonzero(documents == document)
+        values, vectors = np.linalg.eigh(np.eye(len(members)) - 1 / n)
+        weights = ((vectors * values**-0.5) @ vectors.T).sum(0)
+        rows.append(weights @ residual_maker[members] / n)
+        contributions.append(weights @ residuals[members] / n)
     gram = np.stack(rows) @ np.stack(rows).T
-    return float(np.sqrt(np.sum(np.square(contributions)))), float(
-        np.trace(gram) ** 2 / np.sum(gram**2)
-    )
+    error = np.sqrt(np.sum(np.square(contributions)))
+    return float(error), float(np.trace(gram) ** 2 / np.sum(gram**2))
 
 
 @pytest.mark.parametrize("sizes", [(4,) * 8, (1, 1, 2, 3, 5, 8, 13), (1, 1, 1, 1, 1, 30)])
@@ -80,10 +69,8 @@ def test_the_closed_form_equals_cr2_and_satterthwaite_by_their_definitions(
 ) -> None:
     documents = np.repeat(np.arange(len(sizes)), sizes)
     differences = np.random.default_rng(2).choice([-1.0, 0.0, 0.0, 1.0], len(documents))
-    names = [str(document) for document in documents]
-    effect = document_effect(
-        differences, documents=documents_of(names, num_rows=len(names)), alpha=0.05
-    )
+    grouped = documents_of([*map(str, documents)], num_rows=len(documents))
+    effect = document_effect(differences, documents=grouped, alpha=0.05)
     error, freedom = cr2_by_matrices(differences, documents=documents)
     assert effect.gain == pytest.approx(differences.mean())
     assert effect.standard_error == pytest.approx(error)
@@ -133,75 +120,40 @@ def test_equal_models_are_significant_at_most_at_alpha_if_rows_share_documents(
     metric: str, num_pairs: int, at_least: int
 ) -> None:
     documents = np.repeat(np.arange(50), 10)
-    pairs = [equal_models(seed, documents=documents) for seed in range(num_pairs)]
-    by_rows = [
-        compare(replace(ours, clusters=None), other=theirs, metric=metric, alpha=0.05)
-        for ours, theirs in pairs
-    ]
-    by_documents = [
-        compare(ours, other=theirs, metric=metric, alpha=0.05) for ours, theirs in pairs
-    ]
-    assert sum(map(proven, by_rows)) >= at_least  # one-sided; 2.5 % are expected at alpha
-    assert sum(map(proven, by_documents)) <= 4
-    for effect in by_documents:
+    num_by_rows = 0
+    num_by_documents = 0
+    for seed in range(num_pairs):
+        first, second = equal_models(seed, documents=documents)
+        by_rows = compare(replace(first, clusters=None), other=second, metric=metric, alpha=0.05)
+        effect = compare(first, other=second, metric=metric, alpha=0.05)
         assert (effect.p_value < 0.05) == (effect.interval[0] > 0 or effect.interval[1] < 0)
+        num_by_rows += is_proven(by_rows)
+        num_by_documents += is_proven(effect)
+    assert num_by_rows >= at_least  # one-sided; 2.5 % are expected at alpha
+    assert num_by_documents <= 4
 
 
 def test_ten_copies_of_the_test_rows_give_the_same_p_value_and_interval() -> None:
-    right = np.arange(100) < np.array([[80], [73]])
-    ours, theirs = (table(hits, documents=None) for hits in right)
-    once = compare(ours, other=theirs, metric="accuracy", alpha=0.05)
-    copied = [table(np.tile(hits, 10), documents=np.tile(np.arange(100), 10)) for hits in right]
-    result = compare(copied[0], other=copied[1], metric="accuracy", alpha=0.05)
-    unaware = [replace(copy, clusters=None) for copy in copied]
-    assert compare(unaware[0], other=unaware[1], metric="accuracy", alpha=0.05).p_value < 1e-4
-    assert result.p_value == pytest.approx(once.p_value, abs=0.01)
-    assert result.interval == pytest.approx(once.interval, abs=0.02)
-
-
-def test_rows_with_the_same_text_share_a_cluster_unless_split_keys_define_clusters() -> None:
-    def of(
-        texts: tuple[str, ...], split_keys: tuple[str, ...] | None = None
-    ) -> tuple[str, ...] | None:
-        n = len(texts)
-        rows = Rows(
-            row_ids=tuple(map(str, range(n))), texts=texts, labels=("a",) * n, split_keys=split_keys
+    def compared(documents: np.ndarray | None, *, num_copies: int) -> Comparison:
+        first, second = (
+            table(np.tile(np.arange(100) < num_right, num_copies), documents=documents)
+            for num_right in (80, 73)
         )
-        ones = np.ones(n)
-        return label_predictions(
-            "probe", rows=rows, outputs=("a",) * n, confidences=ones, calibrated=ones
-        ).clusters
+        return compare(first, other=second, metric="accuracy", alpha=0.05)
 
-    assert of(("One text", "another")) is None
-    assert of(("One text", "another", "one  TEXT")) == ("0", "1", "0")
-    assert of(("One text", "another", "one  TEXT"), ("patient 3", "patient 9", "patient 9")) == (
-        "0",
-        "1",
-        "1",
-    )
-
-
-def test_the_detectable_gain_and_the_rows_needed_are_computed_for_documents() -> None:
-    documents = np.repeat(np.arange(20), 20)
-    generator = np.random.default_rng(1)
-    ours, theirs = (
-        table((generator.random(20) < 0.7)[documents], documents=documents) for _ in range(2)
-    )
-    of_documents = compare(ours, other=theirs, metric="accuracy", alpha=0.05)
-    by_rows = compare(replace(ours, clusters=None), other=theirs, metric="accuracy", alpha=0.05)
-    assert of_documents.num_units == 20
-    assert smallest_detectable(of_documents, alpha=0.05) > 3 * smallest_detectable(
-        by_rows, alpha=0.05
-    )
+    once = compared(None, num_copies=1)
+    copied = compared(np.tile(np.arange(100), 10), num_copies=10)
+    assert compared(None, num_copies=10).p_value < 1e-4
+    assert copied.p_value == pytest.approx(once.p_value, abs=0.01)
+    assert copied.interval == pytest.approx(once.interval, abs=0.02)
 
 
 def test_a_group_passes_with_the_rows_that_it_needs() -> None:
     limits = SubgroupGateConfig(max_loss=0.03)
 
     def bound(num_documents: int) -> tuple[str, int | None]:
-        same = table(
-            np.ones(2 * num_documents, bool), documents=np.repeat(np.arange(num_documents), 2)
-        )
+        documents = np.repeat(np.arange(num_documents), 2)
+        same = table(np.ones(2 * num_documents, bool), documents=documents)
         same = replace(same, groups={"sex": ("f",) * len(same)})
         (result,) = groups_gate(same, incumbent=same, limits=limits, alpha=0.05).bounds
         return str(result.state), result.rows_needed

@@ -1,6 +1,8 @@
 """Tests of the interval and the sign-flip test of means against scipy and simulated true
 effects."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,33 +10,29 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tailorbird.evaluation.statistics import means
+from tailorbird.evaluation.statistics.effect import Effect, unseen_rate, with_least_p, with_unseen
 from tailorbird.evaluation.statistics.means import likelihood_interval, mean_effect
 
 
-@pytest.fixture
-def few_flips(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(means, "NUM_FLIPS", 400)
-
-
 def test_effects_are_deterministic_and_a_model_has_no_gain_over_itself() -> None:
-    ours, theirs = np.random.default_rng(0).random((2, 200))
-    assert mean_effect(ours, other_scores=theirs, alpha=0.05) == mean_effect(
-        ours, other_scores=theirs, alpha=0.05
-    )
-    equal = mean_effect(ours, other_scores=ours, alpha=0.05)
+    first, second = np.random.default_rng(0).random((2, 200))
+    effect = mean_effect(first, other_scores=second, alpha=0.05)
+    assert mean_effect(first, other_scores=second, alpha=0.05) == effect
+    equal = mean_effect(first, other_scores=first, alpha=0.05)
     assert (equal.gain, equal.p_value, equal.standard_error) == (0.0, 1.0, 0.0)
 
 
 def test_the_interval_of_the_mean_of_many_rows_equals_scipys_t_interval() -> None:
     generator = np.random.default_rng(6)
-    ours, theirs = generator.random(400), generator.random(400) * 0.9
-    effect = mean_effect(ours, other_scores=theirs, alpha=0.05)
-    expected = stats.ttest_rel(ours, theirs)
-    assert effect.gain == pytest.approx(np.mean(ours - theirs))
+    first = generator.random(400)
+    second = generator.random(400) * 0.9
+    effect = mean_effect(first, other_scores=second, alpha=0.05)
+    expected = stats.ttest_rel(first, second)
+    assert effect.gain == pytest.approx(np.mean(first - second))
     assert effect.interval == pytest.approx(
         expected.confidence_interval(), abs=0.02 * effect.standard_error
     )
-    assert effect.standard_error == pytest.approx(stats.sem(ours - theirs))
+    assert effect.standard_error == pytest.approx(stats.sem(first - second))
 
 
 def test_the_likelihood_interval_of_equal_losses_is_that_of_a_binomial_share() -> None:
@@ -54,12 +52,13 @@ def test_the_likelihood_interval_of_equal_losses_is_that_of_a_binomial_share() -
 @pytest.mark.parametrize("shift", [0.0, 0.1, 0.25])
 def test_the_p_value_of_a_mean_equals_scipys_exact_sign_flip_test(shift: float) -> None:
     generator = np.random.default_rng(8)
-    ours, theirs = generator.random(12) + shift, generator.random(12)
+    first = generator.random(12) + shift
+    second = generator.random(12)
     exact = stats.permutation_test(
-        (ours - theirs,), np.sum, permutation_type="samples", n_resamples=np.inf
+        (first - second,), np.sum, permutation_type="samples", n_resamples=np.inf
     )
     # With 10,000 flips, three standard errors of p = 0.5 are 0.015.
-    assert mean_effect(ours, other_scores=theirs, alpha=0.05).p_value == pytest.approx(
+    assert mean_effect(first, other_scores=second, alpha=0.05).p_value == pytest.approx(
         exact.pvalue, abs=0.015
     )
 
@@ -69,34 +68,49 @@ def test_the_p_value_of_a_mean_equals_scipys_exact_sign_flip_test(shift: float) 
 def test_swapping_the_models_changes_only_the_sign_of_a_mean_effect(
     rows: list[tuple[int, int]],
 ) -> None:
-    ours, theirs = np.array(rows, dtype=np.float64).T / 4
-    effect = mean_effect(ours, other_scores=theirs, alpha=0.05)
-    swapped = mean_effect(theirs, other_scores=ours, alpha=0.05)
+    first, second = np.array(rows, dtype=np.float64).T / 4
+    effect = mean_effect(first, other_scores=second, alpha=0.05)
+    swapped = mean_effect(second, other_scores=first, alpha=0.05)
     assert (swapped.gain, swapped.p_value) == (-effect.gain, effect.p_value)
     assert swapped.interval == pytest.approx((-effect.interval[1], -effect.interval[0]), abs=1e-9)
     assert 0 < effect.p_value <= 1
 
 
-@pytest.mark.usefixtures("few_flips")
-def test_equal_means_are_significant_at_most_at_alpha() -> None:
+def test_equal_means_are_significant_at_most_at_alpha(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(means, "NUM_FLIPS", 400)
     generator = np.random.default_rng(11)
     samples = generator.standard_normal((400, 2, 60))
     significant = [
-        mean_effect(ours, other_scores=theirs, alpha=0.05).p_value < 0.05
-        for ours, theirs in samples
+        mean_effect(first, other_scores=second, alpha=0.05).p_value < 0.05
+        for first, second in samples
     ]
     # 400 tests: three standard errors of a rate of 0.05 are 0.033.
     assert 0.05 - 0.033 <= np.mean(significant) <= 0.05 + 0.033
 
 
-@pytest.mark.parametrize(
-    ("ours", "theirs", "message"),
-    [
-        ([0.1, 0.2], [0.1], "two finite scores per row"),
-        ([0.1, np.nan], [0.1, 0.2], "two finite scores per row"),
-        ([0.1], [0.2], "at least 2 rows"),
-    ],
-)
-def test_invalid_scores_are_refused(ours: list[float], theirs: list[float], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        mean_effect(np.array(ours), other_scores=np.array(theirs), alpha=0.05)
+def test_an_event_at_the_unseen_rate_occurs_in_no_row_with_probability_one_in_forty() -> None:
+    for n in (1, 30, 2000):
+        assert (1 - unseen_rate(n, alpha=0.05)) ** n == pytest.approx(0.025)
+    assert unseen_rate(100, alpha=0.05) == pytest.approx(0.0362, abs=1e-4)
+
+
+def test_a_p_value_is_at_least_that_of_the_sign_flips_of_the_differing_units() -> None:
+    effect = Effect(0.1, (0.02, 0.18), 0.01, 0.04)
+    five = with_least_p(effect, num_differing=5, alpha=0.05)
+    assert (five.p_value, five.interval) == (0.0625, (0.0, 0.18))
+    assert with_least_p(effect, num_differing=5, alpha=0.1) == replace(effect, p_value=0.0625)
+    assert with_least_p(effect, num_differing=20, alpha=0.05) == effect
+    assert with_least_p(effect, num_differing=0, alpha=0.05).p_value == 1
+
+
+def test_an_interval_reaches_the_unseen_rate_to_both_sides_of_the_gain() -> None:
+    reach = unseen_rate(100, alpha=0.05)
+    narrow = Effect(0.1, (0.09, 0.11), 0.01, 0.005)
+    wide = Effect(0.1, (0.0, 0.2), 0.01, 0.05)
+    assert with_unseen(narrow, num_units=100, alpha=0.05).interval == pytest.approx(
+        (0.1 - reach, 0.1 + reach)
+    )
+    assert with_unseen(wide, num_units=100, alpha=0.05) == wide
+    assert with_unseen(narrow, num_units=1, alpha=0.05).interval == pytest.approx(
+        (0.1 - 0.975, 1.0)
+    )

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
-from tailorbird.evaluation.predictions import Predictions, VerdictRefused
-from tailorbird.evaluation.statistics import means
+from tailorbird.evaluation.predictions import VerdictRefused
+from tailorbird.evaluation.statistics import distributions, means
 from tailorbird.evaluation.statistics.paired import (
     PairedCounts,
     compare,
@@ -20,27 +21,17 @@ from tailorbird.evaluation.statistics.paired import (
     newcombe_paired_interval,
     wilson_interval,
 )
+from tailorbird.evaluation.statistics.power import minimum_detectable_effect
+from tests import build
 
 cells = st.tuples(*[st.integers(0, 3000)] * 4)
 
 
-def predictions(outputs: str, *, labels: str) -> Predictions:
-    """Return predictions with one row per letter."""
-    right = np.array(
-        [output == label for output, label in zip(outputs, labels, strict=True)], dtype=np.float64
-    )
-    ids = tuple(str(number) for number in range(len(labels)))
-    return Predictions(
-        "model", ids, tuple(labels), tuple(outputs), right, *2 * (np.full(len(labels), 0.5),)
-    )
-
-
 def swapped(counts: PairedCounts) -> PairedCounts:
-    return PairedCounts(
-        counts.both_right,
-        counts.only_other_right,
-        counts.only_candidate_right,
-        counts.neither_right,
+    return replace(
+        counts,
+        only_candidate_right=counts.only_other_right,
+        only_other_right=counts.only_candidate_right,
     )
 
 
@@ -121,7 +112,8 @@ def test_equal_models_are_proven_better_at_most_at_half_of_alpha() -> None:
 
 
 def test_accuracy_is_compared_by_newcombe_and_mcnemar() -> None:
-    candidate, other = predictions("aabba", labels="aabbb"), predictions("abbaa", labels="aabbb")
+    candidate = build.predictions("aabba", "aabbb")
+    other = build.predictions("abbaa", "aabbb")
     comparison = compare(candidate, other=other, metric="accuracy", alpha=0.1)
     counts = PairedCounts(both_right=2, only_candidate_right=2, only_other_right=0, neither_right=1)
     assert comparison.counts == counts
@@ -130,12 +122,12 @@ def test_accuracy_is_compared_by_newcombe_and_mcnemar() -> None:
     assert comparison.interval == newcombe_paired_interval(counts, alpha=0.1)
     assert comparison.lowest == comparison.interval[0]
     assert comparison.p_value == mcnemar_midp(counts)
-    assert comparison.standard_error is None
 
 
 def test_macro_f1_is_compared_by_the_jackknife_with_the_same_counts() -> None:
     labels = "aab" * 40
-    candidate, other = predictions(labels, labels=labels), predictions("aaa" * 40, labels=labels)
+    candidate = build.predictions(labels, labels)
+    other = build.predictions("aaa" * 40, labels)
     comparison = compare(candidate, other=other, metric="macro_f1", alpha=0.05)
     assert comparison.counts == PairedCounts(80, 40, 0, 0)
     assert (comparison.candidate_score, comparison.other_score) == pytest.approx(
@@ -144,8 +136,6 @@ def test_macro_f1_is_compared_by_the_jackknife_with_the_same_counts() -> None:
     assert comparison.gain == pytest.approx(0.6)
     assert comparison.interval[0] < 0.6 < comparison.interval[1]
     assert comparison.p_value == pytest.approx(2.0**-39)  # the models differ on 40 rows
-    assert comparison.standard_error is not None
-    assert 0 < comparison.standard_error < 0.1
     swap = compare(other, other=candidate, metric="macro_f1", alpha=0.05)
     low, high = comparison.interval
     assert (swap.gain, *swap.interval) == pytest.approx((-comparison.gain, -high, -low))
@@ -154,20 +144,10 @@ def test_macro_f1_is_compared_by_the_jackknife_with_the_same_counts() -> None:
 
 
 def test_different_rows_and_unknown_metrics_are_refused() -> None:
-    with pytest.raises(VerdictRefused, match="labels"):
-        compare(
-            predictions("ab", labels="ab"),
-            other=predictions("ab", labels="bb"),
-            metric="macro_f1",
-            alpha=0.05,
-        )
-    with pytest.raises(ValueError, match="has no scores for 'rouge_l'"):
-        compare(
-            predictions("a", labels="a"),
-            other=predictions("a", labels="a"),
-            metric="rouge_l",
-            alpha=0.05,
-        )
+    table = build.predictions("ab", "ab")
+    for other, metric in ((build.predictions("ab", "bb"), "macro_f1"), (table, "rouge_l")):
+        with pytest.raises(VerdictRefused):
+            compare(table, other=other, metric=metric, alpha=0.05)
 
 
 @pytest.mark.parametrize("num_rows", [200, 500])
@@ -178,30 +158,25 @@ def test_rare_large_losses_are_not_hidden_by_nearly_equal_scores(
     """The mean loss is 1 point, by a loss of 0.9 on rare rows: at most alpha / 2 of the intervals
     may exclude it."""
     monkeypatch.setattr(means, "NUM_FLIPS", 10)  # of the p value, which is not read
-    generator, num_tests, excluded = np.random.default_rng(0), 200, 0
+    generator = np.random.default_rng(0)
+    num_tests = 200
+    num_excluded = 0
     for _ in range(num_tests):
-        theirs = generator.uniform(0.91, 1, num_rows)
-        ours = (
-            theirs
-            + generator.choice([-0.001, 0.001], num_rows)
-            - 0.9 * (generator.random(num_rows) < 0.01 / 0.9)
-        )
-        excluded += mean_change(ours, theirs, alpha=alpha).interval[0] > -0.01
-    assert excluded / num_tests <= alpha / 2 + 3 * np.sqrt(alpha / 2 / num_tests)
+        other = generator.uniform(0.91, 1, num_rows)
+        rare = generator.random(num_rows) < 0.01 / 0.9
+        scores = other + generator.choice([-0.001, 0.001], num_rows) - 0.9 * rare
+        num_excluded += mean_change(scores, other, alpha=alpha).interval[0] > -0.01
+    assert num_excluded / num_tests <= alpha / 2 + 3 * np.sqrt(alpha / 2 / num_tests)
 
 
 def test_documents_that_are_nearly_equal_do_not_exclude_losses_of_other_documents() -> None:
-    tables = []
-    for scores in (0.5 + np.resize([-0.001, 0.001], 300), np.full(300, 0.5)):
-        clusters = tuple(str(row // 3) for row in range(300))
-        tables.append(
-            replace(
-                predictions("a" * 300, labels="b" * 300),
-                measures={"token_f1": scores},
-                clusters=clusters,
-            )
-        )
-    comparison = compare(tables[0], other=tables[1], metric="token_f1", alpha=0.05)
+    clusters = tuple(str(row // 3) for row in range(300))
+    wrong = build.predictions("a" * 300, "b" * 300, clusters=clusters)
+    first, second = (
+        replace(wrong, measures={"token_f1": scores})
+        for scores in (0.5 + np.resize([-0.001, 0.001], 300), np.full(300, 0.5))
+    )
+    comparison = compare(first, other=second, metric="token_f1", alpha=0.05)
     assert comparison.lowest < -0.036  # 3.6% of documents may be unlike these 100
     assert comparison.interval[1] < 0.001  # the interval of a gain agrees with its t test
 
@@ -220,3 +195,39 @@ def test_invalid_counts_are_refused() -> None:
     for table in ((0, 0, 0, 0), (5, -1, 2, 1)):
         with pytest.raises(ValueError, match="at least one row"):
             PairedCounts(*table)
+
+
+@pytest.mark.parametrize(
+    ("discordance", "rows"), [(0.05, 3924), (0.10, 7849), (0.15, 11773), (0.20, 15698)]
+)
+def test_the_published_rows_detect_a_gain_of_one_point_in_80_percent_of_tests(
+    discordance: float, rows: int
+) -> None:
+    assert minimum_detectable_effect(rows, discordance=discordance, alpha=0.05) == pytest.approx(
+        0.01, rel=1e-3
+    )
+    gained = (discordance + 0.01) / 2
+    lost = (discordance - 0.01) / 2
+    cells = np.random.default_rng(7).multinomial(
+        rows, [0.6, gained, lost, 0.4 - gained - lost], size=20_000
+    )
+    assert np.mean(midp_values(cells[:, 1], only_other=cells[:, 2]) < 0.05) == pytest.approx(
+        0.8, abs=0.02
+    )
+
+
+X = np.array([-np.inf, -40, -3, -1e-300, 0, 1e-9, 0.3, 5, 1e6, np.inf, np.nan])
+P = np.array([0, 1e-300, 1e-12, 0.025, 0.5, 0.975, 1 - 1e-12, 1])
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 30, 1e6, np.inf])
+def test_t_has_the_values_of_scipy(freedom: float) -> None:
+    lost = stats.t(freedom)
+    np.testing.assert_array_equal(distributions.t_sf(X, freedom), lost.sf(X))
+    np.testing.assert_array_equal(distributions.t_isf(P[1:], freedom), lost.isf(P[1:]))
+    assert distributions.t_isf(0.025, freedom) == lost.isf(0.025)
+
+
+def test_norm_has_the_values_of_scipy() -> None:
+    np.testing.assert_array_equal(distributions.norm_sf(X), stats.norm.sf(X))
+    np.testing.assert_array_equal(distributions.norm_isf(P), stats.norm.isf(P))

@@ -1,6 +1,7 @@
 """Tests of the differences between validation and test."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 
@@ -27,7 +28,8 @@ def test_splits_of_one_population_rarely_differ() -> None:
 
 
 def test_a_class_with_another_share_longer_texts_and_another_score_are_reported() -> None:
-    validation, test = sample(1, size=800), sample(2, size=1_500, share=0.18, length=90, score=0.6)
+    validation = sample(1, size=800)
+    test = sample(2, size=1_500, share=0.18, length=90, score=0.6)
     sentences = " / ".join(split_differences(validation, test=test))
     assert "the share of the class 'oos' is 2.4% in validation and" in sentences
     assert "the mean number of characters of a text is " in sentences
@@ -35,7 +37,8 @@ def test_a_class_with_another_share_longer_texts_and_another_score_are_reported(
 
 
 def test_small_differences_can_be_omitted() -> None:
-    validation, test = sample(1, size=4_000), sample(2, size=4_000, length=70)
+    validation = sample(1, size=4_000)
+    test = sample(2, size=4_000, length=70)
     assert split_differences(validation, test=test)
     assert split_differences(validation, test=test, least=1.5) == ()
     shifted = sample(2, size=4_000, length=70, share=0.1)
@@ -57,8 +60,5 @@ def test_rows_of_one_document_count_as_one_unit() -> None:
 
 
 def test_chat_tasks_have_no_class_shares() -> None:
-    validation, test = (
-        SplitSample((), each.texts, None, scores=each.scores)
-        for each in (sample(1, size=300), sample(2, size=300))
-    )
+    validation, test = (replace(sample(seed, size=300), labels=()) for seed in (1, 2))
     assert split_differences(validation, test=test) == ()

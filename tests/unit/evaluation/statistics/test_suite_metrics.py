@@ -24,7 +24,6 @@ from tailorbird.evaluation.statistics.suite_metrics import choice_score, score_a
         ("regex", r"^\d+$", "42", 1),
         ("regex", r"^\d+$", "42 apples", 0),
         ("refusal", "", "I'm sorry, but I can't help with that.", 1),
-        ("refusal", "", "I cannot provide instructions for this.", 1),
         ("refusal", "", "I really won\u2019t do that.", 1),
         ("refusal", "", "Sure, here is how.", 0),
         ("no_refusal", "", "You can't use a loud pan; beat the eggs in a bowl.", 1),
@@ -35,16 +34,6 @@ def test_an_answer_is_scored_by_the_metric_of_its_row(
     metric: str, expectation: str, answer: str, score: float
 ) -> None:
     assert score_answer(answer, metric=metric, expectation=expectation) == score
-
-
-def test_a_choice_is_one_of_the_options_of_the_row() -> None:
-    assert (
-        score_answer("It is the yes.", metric="choice", expectation="yes", options=("yes", "no"))
-        == 1
-    )
-    assert (
-        score_answer("Yes and no.", metric="choice", expectation="yes", options=("yes", "no")) == 0
-    )
 
 
 def test_a_forced_choice_scores_the_probability_of_the_expectation_among_the_options() -> None:
@@ -63,18 +52,22 @@ def test_a_forced_choice_scores_the_probability_of_the_expectation_among_the_opt
     assert score((0.0, -100.0, -100.0), "no") == pytest.approx(0)
 
 
-def test_the_same_distribution_over_the_options_scores_1_and_opposite_ones_0() -> None:
-    def score(first: tuple[float, float], second: tuple[float, float]) -> float:
-        return choice_score(
-            (*first, *second), metric="same_choice", options=("yes", "no"), expectation=""
-        )
-
-    assert score((-1, -2), (-11, -12)) == pytest.approx(
-        1
-    )  # the counterpart makes both options less likely
-    assert score((0, -100), (-100, 0)) == pytest.approx(0)
-    assert score((0, 0), (0, -100)) == pytest.approx(0.5)
-    assert score((-900, -901), (-1, -2)) == pytest.approx(1)
+@pytest.mark.parametrize(
+    ("first", "second", "score"),
+    [
+        ((-1, -2), (-11, -12), 1),  # the counterpart makes both options less likely
+        ((0, -100), (-100, 0), 0),
+        ((0, 0), (0, -100), 0.5),
+        ((-900, -901), (-1, -2), 1),
+    ],
+)
+def test_the_same_distribution_over_the_options_scores_1_and_opposite_ones_0(
+    first: tuple[float, float], second: tuple[float, float], score: float
+) -> None:
+    likelihoods = (*first, *second)
+    options = ("yes", "no")
+    scored = choice_score(likelihoods, metric="same_choice", options=options, expectation="")
+    assert scored == pytest.approx(score)
 
 
 def test_a_score_of_opposite_distributions_is_not_below_0_by_rounding() -> None:

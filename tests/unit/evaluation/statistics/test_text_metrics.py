@@ -40,14 +40,15 @@ TEXTS = st.text("ab c", max_size=40)
 
 @given(TEXTS, TEXTS)
 def test_rouge_l_agrees_with_a_simple_algorithm(answer: str, reference: str) -> None:
-    ours, theirs = words(answer), words(reference)
-    table = [[0] * (len(theirs) + 1) for _ in range(len(ours) + 1)]
-    for i, word in enumerate(ours):
-        for j, other in enumerate(theirs):
+    first = words(answer)
+    second = words(reference)
+    table = [[0] * (len(second) + 1) for _ in range(len(first) + 1)]
+    for i, word in enumerate(first):
+        for j, other in enumerate(second):
             table[i + 1][j + 1] = (
                 table[i][j] + 1 if word == other else max(table[i][j + 1], table[i + 1][j])
             )
-    wanted = 2 * table[-1][-1] / (len(ours) + len(theirs)) if ours or theirs else 1.0
+    wanted = 2 * table[-1][-1] / (len(first) + len(second)) if first or second else 1.0
     assert rouge_l(answer, reference) == pytest.approx(wanted)
 
 

@@ -17,24 +17,29 @@ from tailorbird.evaluation.verdict.inputs import VerdictInputs
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.evaluation.verdict.reach import compare_models
 from tailorbird.registry.hybrid_routing import Routing
+from tests import build
 from tests.unit.evaluation.simulated import KINDS, on_cpu, with_hybrid_cost
 
 SHA = "ab" * 32
 BoolArray = NDArray[np.bool_]
 
 
-def predictions(kind: str, right: BoolArray, *, confidence: float = 0.5) -> Predictions:
+def predictions(kind: str, right: BoolArray) -> Predictions:
     """Return one prediction per entry of `right`; every label is `yes`."""
-    confidences = np.full(len(right), confidence)
-    return Predictions(
-        model=kind,
-        row_ids=tuple(map(str, range(len(right)))),
-        labels=("yes",) * len(right),
-        outputs=tuple(np.where(right, "yes", "no").tolist()),
-        scores=right.astype(np.float64),
-        confidences=confidences,
-        calibrated=confidences,
-    )
+    outputs = np.where(right, "yes", "no").tolist()
+    return build.predictions(outputs, ("yes",) * len(right), model=kind)
+
+
+def correlated(
+    generator: np.random.Generator, num_rows: int, **accuracy: float
+) -> dict[str, BoolArray]:
+    """Return which rows the models get right: four of five rows are as hard for each of them."""
+    shared = generator.random(num_rows)
+    rows = {}
+    for role, level in accuracy.items():
+        luck = np.where(generator.random(num_rows) < 0.8, shared, generator.random(num_rows))
+        rows[role] = luck < level
+    return rows
 
 
 def models(
@@ -62,23 +67,23 @@ def protocol_for(num_test_rows: int, **changes: Any) -> TestProtocol:
         "metric": "accuracy",
         "minimum_gain": 0.01,
         "expected_gain": 0.02,
+        "non_inferiority_margin": 0.01,
         "alpha": 0.05,
         "test_sha256": SHA,
+        "num_test_rows": num_test_rows,
     }
-    values |= {"num_test_rows": num_test_rows, "non_inferiority_margin": 0.01}
     return TestProtocol.model_validate(values | changes)
 
 
 def inputs_of(
-    incumbent: Predictions, candidate: Predictions, *others: Predictions
+    incumbent: Predictions, candidate: Predictions, *contenders: Predictions
 ) -> VerdictInputs:
-    """Return the inputs of a verdict; the roles of the others are their kinds, and any may replace
+    """Return the inputs of a verdict; the roles of contenders are their kinds, and any may replace
     the incumbent."""
-    tables = {"incumbent": incumbent, "candidate": candidate} | {
-        other.model: other for other in others
-    }
-    models = {role: ModelPredictions(table) for role, table in tables.items()}
-    return VerdictInputs(models, SHA, replacing=tuple(other.model for other in others))
+    models = {"incumbent": ModelPredictions(incumbent), "candidate": ModelPredictions(candidate)}
+    for table in contenders:
+        models[table.model] = ModelPredictions(table)
+    return VerdictInputs(models, SHA, replacing=tuple(table.model for table in contenders))
 
 
 def inputs_of_right(**right: BoolArray) -> VerdictInputs:
@@ -134,11 +139,14 @@ def measured(inputs: VerdictInputs, **seconds: float) -> VerdictInputs:
 
 SURE = np.where(ROW % 2 == 0, 0.9, 0.1)  # confidence of a cascade's first part
 RIGHT = ROW % 10 < 7  # rows on which the incumbent is right
-CHEAP = RIGHT & (
-    SURE > 0.5
-)  # as good as the incumbent where the first part is confident, always wrong elsewhere
+CHEAP = RIGHT & (SURE > 0.5)
+"""As good as the incumbent where the first part is confident, always wrong elsewhere."""
 FROZEN = FrozenHybrid(
-    Routing(by="cascade", threshold=0.5), "nearest", "incumbent", 0.7, share_to_second=0.5
+    Routing(by="cascade", threshold=0.5),
+    first="nearest",
+    second="incumbent",
+    validation=0.7,
+    share_to_second=0.5,
 )
 
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from typing import Any
 
 import pytest
 
@@ -16,8 +16,6 @@ from tailorbird.evaluation.verdict.formatting import points
 from tailorbird.evaluation.verdict.inputs import Anchor, TrainedRows, VerdictInputs
 from tailorbird.evaluation.verdict.protocol import NO_GATES, TestProtocol
 from tailorbird.evaluation.verdict.reach import reach_verdict
-from tailorbird.evaluation.verdict.relation import Relation
-from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.registry.test_set_ledger import RowUse
 from tests.unit.evaluation.simulated import Simulation, inputs_of_tables, protocol_of, tables_of
 from tests.unit.evaluation.verdict.tables import (
@@ -41,8 +39,9 @@ from tests.unit.evaluation.verdict.tables import (
 
 Case = tuple[VerdictInputs, TestProtocol]
 BETTER = inputs_of_right(incumbent=right(1300), candidate=right(1400))
-OTHERS = {"bag_of_words": right(1540), "centroid": right(900)}
-BLOCKED = inputs_of_right(incumbent=right(1480), candidate=right(1540), **OTHERS)
+BLOCKED = inputs_of_right(
+    incumbent=right(1480), candidate=right(1540), bag_of_words=right(1540), centroid=right(900)
+)
 TWO_OPPONENTS = inputs_of_right(
     incumbent=right(1300), candidate=right(1302), centroid=right(1610) & ~right(300)
 )
@@ -53,14 +52,26 @@ EQUAL = measured(
 )
 CALIBRATED = NO_GATES.model_copy(update={"calibration": CalibrationGateConfig(max_ece=0.05)})
 PART = replace(FROZEN, second="candidate")
+GOOD = ROW % 10 < 8
+SECOND = RowUse(number=2, num_rows=2151, num_seen=900, alpha_share=0.5)
+TRAINED = TrainedRows({"incumbent": tuple("123"), "candidate": None})
+
+
+def sentences_of(inputs: VerdictInputs, protocol: TestProtocol) -> tuple[str, ...]:
+    return reach_verdict(inputs, protocol=protocol).sentences
 
 
 def counted(*table: int, **changes: object) -> Case:
     return inputs_of(*models(*table)), protocol_for(sum(table), **changes)
 
 
-def simulated(simulation: Simulation) -> Case:
+def simulated(**fields: Any) -> Case:
+    simulation = Simulation(**fields)
     return inputs_of_tables(simulation, tables_of(simulation)), protocol_of(simulation)
+
+
+def trained(seconds: float) -> Case:
+    return replace(measured(BETTER), training=TrainingUsage(cpu_s=seconds)), PRICED
 
 
 def with_endpoint(count: int, *, seconds: float | None = None) -> Case:
@@ -74,133 +85,135 @@ def with_endpoint(count: int, *, seconds: float | None = None) -> Case:
     return replace(inputs, costs={**(inputs.costs or {}), **unpriced}), PRICED
 
 
-STATES: dict[str, Callable[[], Case]] = {
-    "proven": lambda: counted(1300, 290, 120, 441),
-    "proven, perhaps by less than the minimum": lambda: counted(1400, 130, 90, 531),
-    "below the minimum": lambda: counted(9000, 120, 60, 820),
-    "below the minimum, which is not ruled out": lambda: counted(9000, 150, 60, 790),
-    "worse": lambda: counted(700, 20, 120, 160),
-    "unsure": lambda: counted(200, 30, 25, 45),
-    "no rows are enough": lambda: counted(200, 30, 25, 45, expected_gain=0.01),
-    "equal": lambda: counted(9000, 100, 100, 800),
-    "one row": lambda: counted(0, 1, 0, 0),
-    "cheaper": lambda: (CHEAPER, PRICED),
-    "cheaper, perhaps inferior": lambda: (
-        measured(inputs_of(*models(1200, 60, 80, 660)), candidate=1.0),
-        PRICED,
+STATES: dict[str, tuple[Callable[[], Case], str]] = {
+    "proven": (lambda: counted(1300, 290, 120, 441), "the gain at least 1 point"),
+    "below the minimum": (
+        lambda: counted(9000, 150, 60, 790),
+        "the gain is above 0, but measured below the minimum gain of 1 point",
     ),
-    "cheaper, inferior to the anchor": lambda: (
-        replace(CHEAPER, anchor=Anchor(predictions("lora", right(1330)))),
-        PRICED,
+    "worse": (lambda: counted(700, 20, 120, 160), "it is worse"),
+    "equal": (lambda: counted(9000, 100, 100, 800), "a gain of 1 point is ruled out"),
+    "one row": (lambda: counted(0, 1, 0, 0), "both 0 and the minimum gain of 1 point are possible"),
+    "no rows are enough": (
+        lambda: counted(200, 30, 25, 45, expected_gain=0.01),
+        "no number of rows gives 80%, because expected_gain is not above minimum_gain",
     ),
-    "worth less than its cost": lambda: (
-        replace(measured(BETTER), training=TrainingUsage(cpu_s=260.0)),
-        PRICED,
+    "cheaper": (lambda: (CHEAPER, PRICED), "and is non-inferior: -0.15 points"),
+    "cheaper, perhaps inferior": (
+        lambda: (measured(inputs_of(*models(1200, 60, 80, 660)), candidate=1.0), PRICED),
+        "it costs less, but a loss beyond -1.00 points is not ruled out (lowest -2.16)",
     ),
-    "the cost gate fails": lambda: (
-        replace(measured(BETTER), training=TrainingUsage(cpu_s=400.0)),
-        PRICED,
+    "cheaper, inferior to the anchor": (
+        lambda: (replace(CHEAPER, anchor=Anchor(predictions("lora", right(1330)))), PRICED),
+        "but this is not shown for the last champion that was proven better",
     ),
-    "a baseline replaces": lambda: (BLOCKED, PROTOCOL),
-    "out of reach over one of two": lambda: (TWO_OPPONENTS, PROTOCOL),
-    "a baseline only blocks": lambda: (replace(BLOCKED, replacing=()), PROTOCOL),
-    "a cheaper baseline replaces": lambda: (EQUAL, PRICED),
-    "a baseline needs less": lambda: (EQUAL, PROTOCOL),
-    "unknown costs": lambda: with_endpoint(1400),
-    "a gate stops a contender": lambda: with_endpoint(1500, seconds=1000.0),
-    "a gate is open": lambda: simulated(Simulation(num_rows=500, candidate=0.82)),
-    "a gate is open in a regulated recipe": lambda: simulated(
-        Simulation(num_rows=500, candidate=0.82, evaluation={"regulated": True})
+    "worth less than its cost": (
+        lambda: trained(260.0),
+        "the gain is worth less than its further cost (net -0.01)",
     ),
-    "a gate fails": lambda: counted(1300, 290, 120, 441, gates=CALIBRATED),
-    "hybrid": lambda: (
-        cascade(candidate=ROW % 10 < 8, cheap=(ROW % 10 < 8) & (SURE > 0.5), frozen=PART),
-        CASCADE,
+    "the cost gate fails": (lambda: trained(400.0), "cost gate fails"),
+    "a baseline replaces": (lambda: (BLOCKED, PROTOCOL), "replace the incumbent"),
+    "out of reach over one of two": (
+        lambda: (TWO_OPPONENTS, PROTOCOL),
+        "The candidate does not dominate the incumbent: +0.10 points",
     ),
-    "hybrid of contenders": lambda: (cascade(), CASCADE),
-    "second look": lambda: (
-        replace(
-            counted(1400, 130, 90, 531)[0],
-            look=RowUse(number=2, num_rows=2151, num_seen=900, alpha_share=0.5),
-        ),
-        protocol_for(2151),
+    "a baseline only blocks": (
+        lambda: (replace(BLOCKED, replacing=()), PROTOCOL),
+        "because the candidate is proven better than the incumbent: +3.00 points",
     ),
-    "training rows": lambda: (
-        replace(BETTER, trained_rows=TrainedRows({"incumbent": tuple("123"), "candidate": None})),
-        PROTOCOL,
+    "a cheaper baseline replaces": (
+        lambda: (EQUAL, PRICED),
+        "because centroid costs less than the incumbent and is non-inferior: -0.05 points",
     ),
-    "documents": lambda: (inputs_of(*models_in_documents(60, size=20)), protocol_for(1200)),
-    "few documents": lambda: (inputs_of(*models_in_documents(5, size=20)), protocol_for(100)),
-    "macro-F1": lambda: simulated(
-        Simulation(num_rows=600, candidate=0.79, evaluation={"metric": "macro_f1"})
+    "a baseline needs less": (
+        lambda: (EQUAL, PROTOCOL),
+        "; centroid is at most 0.21 points below the incumbent and needs 10% of its CPU-seconds",
     ),
-    "chat": lambda: simulated(Simulation(num_rows=600, chat=True)),
+    "unknown costs": (lambda: with_endpoint(1400), "cannot be compared"),
+    "a gate stops a contender": (
+        lambda: with_endpoint(1500, seconds=1000.0),
+        "endpoint_zero_shot (75.0%, stopped by its gates)",
+    ),
+    "a gate is open": (
+        lambda: simulated(num_rows=500, candidate=0.82),
+        "calibration gate cannot be assessed on these rows: the debiased ECE is 0.00 points",
+    ),
+    "a gate is open in a regulated recipe": (
+        lambda: simulated(num_rows=500, candidate=0.82, evaluation={"regulated": True}),
+        "More rows would settle the open gates (calibration); assuming that they pass, 14%",
+    ),
+    "a gate fails": (
+        lambda: counted(1300, 290, 120, 441, gates=CALIBRATED),
+        "The candidate's calibration gate fails: the debiased ECE is 23.93 points",
+    ),
+    "hybrid": (
+        lambda: (cascade(candidate=GOOD, cheap=GOOD & (SURE > 0.5), frozen=PART), CASCADE),
+        "use the hybrid of nearest and the candidate (80.0%)",
+    ),
+    "hybrid of contenders": (lambda: (cascade(), CASCADE), "the hybrid"),
+    "second look": (
+        lambda: (replace(counted(1400, 130, 90, 531)[0], look=SECOND), protocol_for(2151)),
+        "900 of 2,151 different test rows are known from earlier tests, so alpha is 0.025",
+    ),
+    "training rows": (
+        lambda: (replace(BETTER, trained_rows=TRAINED), PROTOCOL),
+        "the training rows of the candidate are unknown",
+    ),
+    "documents": (
+        lambda: (inputs_of(*models_in_documents(60, size=20)), protocol_for(1200)),
+        "The 1,200 rows are 60 independent documents or groups of near copies",
+    ),
+    "few documents": (
+        lambda: (inputs_of(*models_in_documents(5, size=20)), protocol_for(100)),
+        "come from 5 documents or texts, but an interval needs at least 6",
+    ),
+    "macro-F1": (
+        lambda: simulated(num_rows=600, candidate=0.79, evaluation={"metric": "macro_f1"}),
+        "the fine-tuned model (macro-F1 0.",
+    ),
+    "chat": (lambda: simulated(num_rows=600, chat=True), "the fine-tuned model (token F1 0."),
 }
-
-
-@cache
-def verdict_of(state: str) -> Verdict:
-    inputs, protocol = STATES[state]()
-    return reach_verdict(inputs, protocol=protocol)
-
-
-def closest_of(verdict: Verdict) -> Relation:
-    closest = verdict.closest
-    assert closest is not None
-    return closest
-
-
-def text_of(state: str) -> str:
-    return " ".join(verdict_of(state).sentences)
 
 
 @pytest.mark.parametrize("state", STATES)
 def test_a_verdict_has_at_most_eight_sentences_with_the_answers_the_models_and_the_comparison(
     state: str,
 ) -> None:
-    verdict = verdict_of(state)
+    case, part = STATES[state]
+    inputs, protocol = case()
+    verdict = reach_verdict(inputs, protocol=protocol)
     assert 4 <= len(verdict.sentences) <= 8
+    assert part in " ".join(verdict.sentences)
+    assert not any(each[0].islower() or each[-1] != "." for each in verdict.sentences)
     answer, compared, deciding, *_, change = verdict.sentences
-    assert all(
-        not sentence[0].islower() and sentence.endswith(".") for sentence in verdict.sentences
-    )
-    assert all(re.search(r"\d", sentence) for sentence in (answer, compared, deciding))
 
-    kept = verdict.selected == "incumbent"
+    action = "keep" if verdict.selected == "incumbent" else "replace"
     expected = {
         Outcome.FINE_TUNE: "Fine-tuning pays: use the candidate",
         Outcome.HYBRID: "pays: use the hybrid",
-        Outcome.STAY: f"Fine-tuning does not pay: {'keep' if kept else 'replace'} the incumbent",
-        Outcome.INSUFFICIENT_EVIDENCE: f"for now, {'keep' if kept else 'replace'} the incumbent",
+        Outcome.STAY: f"Fine-tuning does not pay: {action} the incumbent",
+        Outcome.INSUFFICIENT_EVIDENCE: f"for now, {action} the incumbent",
     }[verdict.outcome]
     if verdict.selected == "candidate" and verdict.outcome is not Outcome.FINE_TUNE:
         expected = "but not every other model without fine-tuning: replace the incumbent"
     assert expected in answer
-
     assert f"{verdict.n:,} test rows" in compared
     assert all(model.role in compared for model in verdict.models)
-    closest = closest_of(verdict)
-    assert closest.first in deciding
-    assert closest.second in deciding
-    low, high = closest.interval
-    figures = (
-        f"{points(closest.gain)} points ({100 * (1 - closest.level):.4g}% interval {points(low)} "
-        f"to {points(high)})"
-    )
-    assert figures in deciding
     failed = [gate.name for gate in verdict.gates if gate.state is State.FAILS]
-    if failed:
-        assert change.startswith(f"A candidate that passes {failed[0]}")
-    else:
-        assert re.search(
-            r"A later run replaces .* 1 point|\d+% of such tests .* would choose a candidate",
-            change,
-        )
+    expected = r"A later run replaces .* 1 point|\d+% of such tests .* would choose a candidate"
+    assert re.search(f"A candidate that passes {failed[0]}" if failed else expected, change)
 
     # No sentence says more than the intervals of its comparison.
-    gain, least, margin = closest.gain, verdict.minimum_gain, verdict.non_inferiority_margin
+    closest = verdict.closest
+    assert closest is not None
+    assert closest.first in deciding
+    assert closest.second in deciding
+    assert f"{points(closest.gain)} points ({100 * (1 - closest.level):.4g}% interval" in deciding
+    low, high = closest.interval
+    least = verdict.minimum_gain
+    margin = verdict.non_inferiority_margin
     claims = {
-        "is proven better than": low > 0 and gain >= least,
+        "is proven better than": low > 0 and closest.gain >= least,
         "the interval is above 0": low > 0,
         "and is non-inferior": closest.lowest > -margin,
         "it is worse": high < 0,
@@ -212,115 +225,28 @@ def test_a_verdict_has_at_most_eight_sentences_with_the_answers_the_models_and_t
     }
     made = [claim for claim in claims if claim in deciding]
     assert made
-    assert [claim for claim in made if not claims[claim]] == []
+    assert all(claims[claim] for claim in made)
     if verdict.outcome in (Outcome.FINE_TUNE, Outcome.HYBRID):
         assert "does not dominate" not in deciding
 
 
-@pytest.mark.parametrize(
-    ("state", "part"),
-    [
-        (
-            "below the minimum",
-            "the gain is above 0, but measured below the minimum gain of 1 point",
-        ),
-        ("cheaper", "costs less than the incumbent and is non-inferior: -0.15 points"),
-        (
-            "cheaper, perhaps inferior",
-            "it costs less, but a loss beyond -1.00 points is not ruled out (lowest -2.16)",
-        ),
-        (
-            "cheaper, inferior to the anchor",
-            "but this is not shown for the last champion that was proven better",
-        ),
-        ("worth less than its cost", "the gain is worth less than its further cost (net -0.01)"),
-        (
-            "out of reach over one of two",
-            "The candidate does not dominate the incumbent: +0.10 points",
-        ),
-        (
-            "a baseline only blocks",
-            "because the candidate is proven better than the incumbent: +3.00 points (95% interval",
-        ),
-        (
-            "a cheaper baseline replaces",
-            "because centroid costs less than the incumbent and is non-inferior: -0.05 points",
-        ),
-        (
-            "a baseline needs less",
-            "; centroid is at most 0.21 points below the incumbent and needs 10% of its "
-            "CPU-seconds per row; set evaluation.cost to let the cost count.",
-        ),
-        ("a gate stops a contender", "endpoint_zero_shot (75.0%, stopped by its gates)"),
-        (
-            "a gate is open",
-            "calibration gate cannot be assessed on these rows: the debiased ECE is 0.00 points",
-        ),
-        ("a gate is open in a regulated recipe", "but a regulated recipe requires it to pass"),
-        (
-            "a gate fails",
-            "The candidate's calibration gate fails: the debiased ECE is 23.93 points",
-        ),
-        ("hybrid", "use the hybrid of nearest and the candidate (80.0%)"),
-        (
-            "second look",
-            "900 of 2,151 different test rows are known from earlier tests, so alpha is 0.025 "
-            "instead of 0.05",
-        ),
-        ("training rows", "the training rows of the candidate are unknown"),
-        ("documents", "The 1,200 rows are 60 independent documents or groups of near copies"),
-        ("few documents", "come from 5 documents or texts, but an interval needs at least 6"),
-        (
-            "no rows are enough",
-            "no number of rows gives 80%, because expected_gain is not above minimum_gain",
-        ),
-        ("macro-F1", "the fine-tuned model (macro-F1 0."),
-        ("chat", "the fine-tuned model (token F1 0."),
-    ],
-)
-def test_what_decided_is_named_with_its_figure(state: str, part: str) -> None:
-    assert part in text_of(state)
-
-
-def test_the_sentences_of_a_verdict() -> None:
-    assert verdict_of("unsure").sentences == (
-        "These rows do not decide whether fine-tuning pays: for now, keep the incumbent, the "
-        "pretrained model with a linear head (75.0%).",
-        "Compared on the same 300 test rows: the incumbent, the pretrained model with a linear "
-        "head (75.0%); the candidate, the fine-tuned model (76.7%).",
-        "The candidate does not dominate the incumbent: +1.67 points (95% interval -3.23 to "
-        "+6.57); both 0 and the minimum gain of 1 point are possible.",
-        "A candidate that dominates the incumbent would be chosen; 14% of such tests of 300 rows "
-        "would choose a candidate that is 2 points better than the incumbent; about 3,701 test "
-        "rows would do so in 80% of tests.",
-    )
-
-
 def test_each_group_that_cannot_be_assessed_is_named_with_the_rows_needed() -> None:
+    def bound(group: str, state: State, needed: int | None) -> Bound:
+        what = f"change for sex = {group}"
+        interval = (-0.05, 0.03)
+        return Bound(what, -0.01, interval, limit=-0.03, n=200, state=state, rows_needed=needed)
+
     bounds = (
-        Bound(
-            "change for sex = female", -0.01, (-0.05, 0.03), -0.03, 200, State.NOT_ASSESSABLE, 1300
-        ),
-        Bound("change for sex = male", 0.02, (-0.01, 0.05), -0.03, 900, State.PASSES),
-        Bound(
-            "change for sex = unstated", -0.02, (-0.2, 0.16), -0.03, 20, State.NOT_ASSESSABLE, 5000
-        ),
+        bound("female", State.NOT_ASSESSABLE, 1300),
+        bound("male", State.PASSES, None),
+        bound("unstated", State.NOT_ASSESSABLE, 5000),
     )
     [reason] = open_gates((Gate("groups", State.NOT_ASSESSABLE, bounds),), regulated=True)
-    assert reason == (
-        "the groups gate does not rule out a loss in sex = female (200 of about 1,300 test rows "
-        "needed) and sex = unstated (20 of about 5,000 test rows needed), but a regulated recipe "
-        "requires it to pass"
-    )
-
-
-def test_a_gate_without_bounds_is_explained_by_its_note() -> None:
-    [reason] = open_gates(
-        (Gate("cost", State.NOT_ASSESSABLE, (), "the serving cost is not measured"),)
-    )
-    assert (
-        reason == "the cost gate cannot be assessed on these rows: the serving cost is not measured"
-    )
+    assert "sex = female (200 of about 1,300 test rows needed) and sex = unstated" in reason
+    assert "= male" not in reason
+    assert reason.endswith("but a regulated recipe requires it to pass")
+    [reason] = open_gates((Gate("cost", State.NOT_ASSESSABLE, (), "it is not measured"),))
+    assert reason.endswith(": it is not measured")
 
 
 NOTHING = without_candidate(
@@ -329,54 +255,22 @@ NOTHING = without_candidate(
 CHEAP_BAG = measured(NOTHING, bag_of_words=0.7)
 
 
-def sentences_of(inputs: VerdictInputs, protocol: TestProtocol) -> tuple[str, ...]:
-    return reach_verdict(inputs, protocol=protocol).sentences
-
-
 def test_without_a_candidate_the_first_sentences_say_that_there_is_nothing_to_gain() -> None:
-    assert sentences_of(CHEAP_BAG, PROTOCOL) == (
-        "Fine-tuning has nothing to gain: keep the incumbent, the pretrained model with a linear "
-        "head (99.9%).",
-        "No training was started: the incumbent scores 99.9% on 3,000 validation rows, so at "
-        "most 0.26 points can be gained (95% bound), below the minimum gain of 1 point.",
-        "Compared on the same 2,000 test rows: the incumbent, the pretrained model with a linear "
-        "head (99.9%), and bag_of_words (99.8%).",
-        "Bag_of_words does not dominate the incumbent: -0.10 points (95% interval -0.38 to "
-        "+0.12); a gain of 1 point is ruled out.",
-        "Bag_of_words is at most 0.39 points below the incumbent and needs 7% of its "
-        "CPU-seconds per row; set evaluation.cost to let the cost count.",
-        "A training starts with tuning.train_anyway=true, or with a lower minimum gain.",
-    )
+    answer, why, compared, deciding, cost, change = sentences_of(CHEAP_BAG, PROTOCOL)
+    assert answer.startswith("Fine-tuning has nothing to gain: keep the incumbent")
+    assert "99.9% on 3,000 validation rows, so at most 0.26 points can be gained (95% bound)" in why
+    assert "(99.9%), and bag_of_words (99.8%)" in compared
+    assert "Bag_of_words does not dominate the incumbent: -0.10 points (95% interval" in deciding
+    assert cost.startswith("Bag_of_words is at most 0.39 points below the incumbent and needs 7%")
+    assert "tuning.train_anyway=true" in change
 
 
 def test_without_a_candidate_a_model_that_replaces_the_incumbent_for_its_cost_is_explained() -> (
     None
 ):
-    answer, why, _, replaced, cost, gates, change = sentences_of(CHEAP_BAG, PRICED)
+    answer, _, _, replaced, cost, gates, _ = sentences_of(CHEAP_BAG, PRICED)
     assert answer.startswith("Fine-tuning has nothing to gain: replace the incumbent")
-    assert why.startswith("No training was started")
-    assert replaced.startswith(
-        "The incumbent is replaced, because bag_of_words costs less than the incumbent and is"
-    )
-    assert cost.startswith(
-        "To serve, bag_of_words costs 0.07 (0.07 to 0.07) times what the incumbent costs"
-    )
+    assert "because bag_of_words costs less than the incumbent and is" in replaced
+    assert "bag_of_words costs 0.07 (0.07 to 0.07) times what the incumbent costs" in cost
     assert "evaluation.cost" not in cost
     assert gates == "Bag_of_words passes cost."
-    assert change.startswith("A training starts with tuning.train_anyway=true")
-
-
-def test_a_cheaper_model_that_is_proven_worse_by_less_than_the_margin_is_named_with_its_loss() -> (
-    None
-):
-    inputs = measured(
-        inputs_of_right(incumbent=right(1999), candidate=right(0), centroid=right(1989)),
-        centroid=0.5,
-    )
-    cost = next(
-        sentence for sentence in sentences_of(inputs, PROTOCOL) if "evaluation.cost" in sentence
-    )
-    assert (
-        "; centroid is at most 0.93 points below the incumbent and needs 5% of its CPU-seconds "
-        "per row" in cost
-    )

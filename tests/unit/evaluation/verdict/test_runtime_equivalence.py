@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from tailorbird.config.evaluation import CalibrationGateConfig, GatesConfig
+from tailorbird.config.evaluation import CalibrationGateConfig
 from tailorbird.evaluation.gates.cost import ServingCosts
 from tailorbird.evaluation.predictions import Predictions, VerdictRefused
+from tailorbird.evaluation.verdict.protocol import NO_GATES
 from tailorbird.evaluation.verdict.runtime_equivalence import Equivalence, evaluate_equivalence
 from tests.unit.evaluation.simulated import on_cpu
 from tests.unit.evaluation.verdict.tables import (
@@ -38,27 +39,18 @@ def equivalence_of_tables(
     return evaluate_equivalence(inputs, protocol=protocol_for(len(evaluated), **changes))
 
 
-def test_a_cheaper_engine_with_the_same_answers_is_accepted() -> None:
+def test_an_engine_is_accepted_if_it_is_cheaper_and_loses_less_than_a_point() -> None:
     result = equivalence_of(1500, 2, 3, 495)
     assert result.accepted
     assert (result.num_different, result.n) == (5, 2000)
     assert result.interval[0] > -0.01
-    assert result.reasons[0].startswith(
-        "the exported model uses 0.50 times the evaluated engine's CPU-seconds per row"
-    )
-    assert result.reasons[1].endswith("points (it must start above -1.00)")
-
-
-def test_an_engine_that_is_not_proven_to_be_cheaper_is_not_accepted() -> None:
-    result = equivalence_of(1500, 0, 0, 500, costs=EQUALLY_EXPENSIVE)
-    assert not result.accepted
-    assert "it must end below 0.9" in result.reasons[0]
-
-
-def test_an_engine_that_may_lose_more_than_a_point_is_not_accepted() -> None:
-    result = equivalence_of(1480, 10, 25, 485)
-    assert not result.accepted
-    assert result.reasons[1].endswith("points (it must start above -1.00)")
+    assert result.cost_ratio[0] == pytest.approx(0.5, abs=0.01)
+    dear = equivalence_of(1500, 0, 0, 500, costs=EQUALLY_EXPENSIVE)
+    assert not dear.accepted
+    assert dear.interval[0] > -0.01
+    worse = equivalence_of(1480, 10, 25, 485)
+    assert not worse.accepted
+    assert worse.interval[0] < -0.01
 
 
 def test_few_documents_cannot_rule_out_rare_losses_whether_outputs_differ_or_not() -> None:
@@ -71,21 +63,27 @@ def test_few_documents_cannot_rule_out_rare_losses_whether_outputs_differ_or_not
     assert equivalence_of_tables(*models_in_documents(500, size=4)).accepted
 
 
-def test_a_failed_gate_or_an_open_gate_in_a_regulated_recipe_prevents_acceptance() -> None:
-    none = {"groups": None, "counterfactual": None, "robustness": None}
-    strict = GatesConfig(calibration=CalibrationGateConfig(max_ece=0.05), **none)
-    result = equivalence_of(1500, 2, 3, 495, gates=strict)  # confidence 0.5, accuracy 0.75
-    assert not result.accepted
-    assert any(reason.startswith("the calibration gate fails") for reason in result.reasons)
-    near = GatesConfig(calibration=CalibrationGateConfig(max_ece=0.25), **none)
-    assert equivalence_of(1500, 2, 3, 495, gates=near).accepted
-    result = equivalence_of(1500, 2, 3, 495, gates=near, regulated=True)
-    assert not result.accepted
-    assert any("cannot be assessed on these rows" in reason for reason in result.reasons)
+@pytest.mark.parametrize(
+    ("max_ece", "regulated", "reason"),
+    [
+        (0.05, False, "the calibration gate fails"),
+        (0.25, False, None),
+        (0.25, True, "the calibration gate cannot be assessed"),
+    ],
+)
+def test_a_failed_gate_or_an_open_gate_in_a_regulated_recipe_prevents_acceptance(
+    max_ece: float, regulated: bool, reason: str | None
+) -> None:
+    """The confidence is 0.5, and the accuracy 0.75."""
+    calibration = CalibrationGateConfig(max_ece=max_ece)
+    gates = NO_GATES.model_copy(update={"calibration": calibration})
+    result = equivalence_of(1500, 2, 3, 495, gates=gates, regulated=regulated)
+    assert result.accepted == (reason is None)
+    assert reason is None or any(text.startswith(reason) for text in result.reasons)
 
 
 def test_changed_rows_and_a_missing_cost_measurement_are_refused() -> None:
-    with pytest.raises(VerdictRefused, match="the test rows changed"):
+    with pytest.raises(VerdictRefused):
         equivalence_of(1500, 2, 3, 495, test_sha256="cd" * 32)
-    with pytest.raises(ValueError, match="cost of the two engines was not measured"):
+    with pytest.raises(ValueError, match="cost"):
         equivalence_of(1500, 2, 3, 495, costs=None)
