@@ -139,25 +139,6 @@ def test_labels_are_those_of_the_endpoint_and_null_if_it_refuses_a_text_or_names
         assert not path.is_file() or KEY.encode() not in path.read_bytes()
 
 
-def test_chat_answers_have_the_reason_why_they_ended_or_were_refused(
-    model: ModelVersion, tmp_path: Path
-) -> None:
-    def answer(body: dict[str, Any], _: int) -> Reply:
-        text = question(body)
-        if text == "long":
-            return refusal(400, "This model's maximum context length is 8 tokens")
-        return completion(f"re: {text}", finish_reason="length" if text == "cut" else "stop")
-
-    with endpoint_server(answer) as server:
-        batch = Batch(register(server, model, tmp_path, chat=True), tmp_path, ["a", "long", "cut"])
-        assert [result.num_unanswered for result in batch.score()] == [1, 0]
-        assert {body["max_tokens"] for body in server.bodies} == {2}
-        assert server.bodies[0]["messages"][0] == {"role": "system", "content": "s"}
-    assert batch.scored("answer") == ["re: a", None, "re: cut"]
-    assert batch.scored("finish_reason") == ["stop", "context_length_exceeded", "length"]
-    assert batch.scored("confidence") == [None] * 3
-
-
 def test_a_resumed_batch_sends_only_the_requests_without_an_answer(
     model: ModelVersion, tmp_path: Path
 ) -> None:
@@ -184,15 +165,26 @@ def test_the_limit_of_the_spend_stops_a_batch_and_a_higher_one_continues_it(
     model: ModelVersion, tmp_path: Path
 ) -> None:
     prices = {"price_input": 0.0, "price_output": 500.0}  # an answer of 2 output tokens costs 1
-    with endpoint_server(lambda body, _: completion(question(body))) as server:
+
+    def answer(body: dict[str, Any], _: int) -> Reply:
+        text = question(body)
+        assert body["messages"][0] == {"role": "system", "content": "s"}
+        if text == "long":
+            return refusal(400, "This model's maximum context length is 8 tokens")
+        return completion(text, finish_reason="length" if text == "cut" else "stop")
+
+    texts = ["a", "long", "cut", "b", "c", "d"]
+    with endpoint_server(answer) as server:
         version = register(server, model, tmp_path, chat=True, max_spend=3.0, **prices)
-        batch = Batch(version, tmp_path, list("abcde"))
-        assert causes(batch.score()) == [None, *["EndpointSpendExceeded"] * 2]
-        assert len(server.bodies) == 3
+        batch = Batch(version, tmp_path, texts)
+        assert causes(batch.score()) == [None, None, "EndpointSpendExceeded"]
+        assert len(server.bodies) == 4  # a refusal costs nothing
         higher = replace(LIMITS, max_spend=5.0, recipe=version.endpoint)
         assert causes(batch.score(higher)) == [None] * 3
-        assert sorted(map(question, server.bodies)) == list("abcde")
-    assert batch.scored("answer") == list("abcde")
+        assert sorted(map(question, server.bodies)) == sorted(texts)
+    assert batch.scored("answer") == ["a", None, "cut", "b", "c", "d"]
+    reasons = ["stop", "context_length_exceeded", "length", "stop", "stop", "stop"]
+    assert batch.scored("finish_reason") == reasons
 
 
 def test_clients_see_the_kind_of_a_cause_but_not_the_url(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
 from serving.batch_jobs import job_store
 from serving.batch_jobs.job_store import (
@@ -75,12 +74,6 @@ def test_only_a_running_job_is_updated(store: Store) -> None:
         store.set(job, status=status)
         updated = update_running_job(store.task_uri, job.id, rows_done=rows_done)
         assert (updated.status, updated.rows_done) == (status, stored)
-
-
-def test_a_state_of_a_newer_format_is_refused(store: Store) -> None:
-    job = store.submit()
-    with pytest.raises(ValidationError):
-        BatchJob.model_validate(job.model_dump() | {"format": 2})
 
 
 def test_only_the_states_of_unfinished_jobs_are_read_and_a_damaged_one_blocks_no_other(

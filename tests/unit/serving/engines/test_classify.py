@@ -129,17 +129,6 @@ def changed(
     return replace(loaded, version=loaded.version.model_copy(update=fields))
 
 
-def test_temperature_changes_scores_but_not_labels(hybrid: LoadedHybrid) -> None:
-    predictions = [
-        predict_texts(changed(hybrid.first, temperature=temperature), TEXTS, batch_size=BATCH)
-        for temperature in (0.5, 1.0, 1e9)
-    ]
-    for sure, plain, flat in zip(*predictions, strict=True):
-        assert sure.label == plain.label == flat.label
-        expected = plain.scores.max() ** 2 / (plain.scores**2).sum()
-        assert plain.score < sure.score == pytest.approx(expected, abs=1e-5)
-
-
 def test_offsets_decide_for_a_less_probable_class_and_leave_the_scores(
     hybrid: LoadedHybrid,
 ) -> None:

@@ -4,7 +4,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pytest
 
 from serving.engines.classify import Prediction
 from serving.engines.passes import CPU, GPU, PassCosts, pass_costs
@@ -15,7 +14,6 @@ from serving.engines.text_rows import (
     cost_of_row,
     estimated_length,
     run_pass,
-    tokenize,
 )
 from tailorbird.models.loading import LoadedClassifier
 from tailorbird.registry.pooling import Pooling
@@ -39,8 +37,8 @@ class Tokenizer:
         return {"input_ids": [[1] * min(len(text.split()), max_length) for text in texts]}
 
 
-def loaded(*, max_length: int = 64, model: Any = "model", bag: Any = None, prompt: str = "") -> Any:
-    version: Any = SimpleNamespace(pooling=Pooling(prompt=prompt))
+def loaded(*, max_length: int = 64, model: Any = "model", bag: Any = None) -> Any:
+    version: Any = SimpleNamespace(pooling=Pooling())
     return LoadedClassifier(
         model=model,
         tokenizer=Tokenizer() if model else None,  # type: ignore[arg-type]
@@ -84,14 +82,6 @@ def test_the_cost_of_a_text_is_its_number_of_tokens_and_the_work_of_tokenizer_an
     long = "x" * (100 * TOKENIZER_BYTES_PER_TOKEN)
     for tokens in (None, [1] * 8):
         assert cost_of_row(TextRow(loaded(max_length=8), long, tokens)) == 108
-
-
-def test_the_prompt_of_a_version_is_put_before_a_text_and_adds_to_its_cost() -> None:
-    row = TextRow(loaded(), "a b c")
-    prompted = TextRow(loaded(prompt="query is this: "), "a b c")
-    assert cost_of_row(prompted) > cost_of_row(row)
-    tokenize([row, prompted])
-    assert (row.tokens, prompted.tokens) == ([1] * 3, [1] * 6)
 
 
 def test_texts_of_similar_length_share_a_pass_up_to_its_size() -> None:

@@ -1,4 +1,4 @@
-"""Readiness, assignment to experiment arms, and refused subjects of all replicas."""
+"""Readiness, admission and requests of other sites in all replicas."""
 
 import asyncio
 import gc
@@ -11,11 +11,10 @@ from starlette.testclient import TestClient
 from starlette.types import Message
 
 from serving.http.api_keys import new_key
-from serving.http.asgi import Route, x_request_id
+from serving.http.asgi import Route
 from serving.http.schemas import RequestError
-from serving.replica.base import Replica, RequestContext, require_loggable_subject
+from serving.replica.base import Replica, RequestContext
 from serving.replica.config import config_id
-from serving.request_log.log import RequestLog
 from tailorbird.config.serving import ServingConfig
 from tests.unit.serving.replica.loads import Loads, config, ref, settle
 
@@ -127,48 +126,9 @@ def test_a_client_that_sends_bodies_slowly_leaves_room_for_others(separate_lines
     assert not replica._admission.budgets["requests"].held
 
 
-@pytest.mark.anyio
-async def test_a_request_is_assigned_to_an_arm_by_its_subject_and_logged_with_it() -> None:
-    replica = new_replica()
-    await replica.reconfigure(config("one", challenger=ref("new", canary=1.0)))
-    x_request_id.set("mine")
-    engine, context = replica.assign(replica.begin("classify", "r"), model="champion", subject="s")
-    assert (context.unit, context.arm) == ("subject s", "canary")
-    entry = context.log_entry(engine.version)(row=1, label="a")
-    assert (entry.version, entry.digest, entry.arm) == ("new", "d-new", "canary")
-    assert (entry.request_id, entry.x_request_id, entry.row) == ("r", "mine", 1)
-    assert (entry.subject, entry.route, entry.label) == ("s", "classify", "a")
-    named = RequestContext(route="chat", request_id="r", started_at=0.0, caller=None, subject="r")
-    assert named.unit != named._replace(subject=None).unit == "request r"
-
-
-@pytest.mark.parametrize("key", [None, b"k" * 32])
-def test_a_subject_is_refused_if_the_log_does_not_store_subjects(
-    tmp_path: Path, key: bytes | None
-) -> None:
-    log = RequestLog("file:///nowhere", subject_key=key, texts=False, wal_folder=tmp_path)
-    require_loggable_subject(None, log=None)
-    if key is not None:
-        require_loggable_subject("s", log=log)
-        log = None  # type: ignore[assignment]
-    with pytest.raises(RequestError) as caught:
-        require_loggable_subject("s", log=log)
-    assert caught.value.status == 422
-
-
-@pytest.mark.anyio
-async def test_a_background_task_that_fails_is_logged(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    async def fail() -> None:
-        raise ValueError("it gave up")
-
-    replica = new_replica()
-    monkeypatch.setattr(replica._refusals, "keep_logging", fail)
-    await replica.reconfigure(config("one"))
-    await asyncio.wait(replica._background, return_when=asyncio.FIRST_COMPLETED)
-    await asyncio.sleep(0)
-    assert "it gave up" in caplog.text
+def test_the_unit_of_an_experiment_is_the_subject_which_is_never_the_name_of_a_request() -> None:
+    context = RequestContext(route="chat", request_id="r", started_at=0.0, caller=None, subject="r")
+    assert context.unit != context._replace(subject=None).unit
 
 
 def test_behind_a_gateway_a_page_of_another_site_can_read_but_not_post() -> None:

@@ -6,19 +6,16 @@ import threading
 from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
-from serving.http.metrics import Meter
 from serving.http.schemas import RequestError
-from serving.replica.chat import Chat, _Loader
+from serving.replica.chat import Chat
 from serving.replica.config import ReplicaConfig
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.conversations import logged_conversation
-from tailorbird.registry.kinds import KINDS
 from tests.unit.serving.http.application import deployment
 from tests.unit.serving.replica.fake_engine import FakeEngine
 from tests.unit.serving.replica.loads import config
@@ -108,7 +105,6 @@ async def test_the_log_has_the_length_and_with_texts_the_whole_redacted_conversa
     ("texts", "fields", "stored"),
     [
         (False, {"correct_answer": "two"}, None),
-        (False, {"label": "two"}, None),
         (False, {"label": "good"}, ("good", None, None)),
         (
             True,
@@ -197,22 +193,3 @@ async def test_the_champion_answers_in_a_format_that_the_challenger_cannot_have(
     for format, expected in ((None, "two"), ("text", "two"), ("json_object", "one")):
         fields = {"response_format": {"type": format}} if format else {}
         assert await service.answer(**fields) == expected
-
-
-@pytest.mark.parametrize(("engine", "device"), [("transformers", None), ("vllm", "cpu")])
-def test_a_vllm_replica_embeds_on_the_cpu_because_its_gpus_belong_to_the_engines_actors(
-    monkeypatch: pytest.MonkeyPatch, engine: str, device: str | None
-) -> None:
-    class Loading(Exception):
-        pass
-
-    def load_version(_version: Any, *, device: str | None) -> None:
-        raise Loading(device)
-
-    version = SimpleNamespace(spec=KINDS["nearest"], endpoint=None, hybrid=None, digest="d")
-    monkeypatch.setattr("serving.replica.chat.read_version", lambda _: version)
-    monkeypatch.setattr("tailorbird.models.loading.load_version", load_version)
-    serving = ServingConfig.model_validate({"engine": engine, "gpus_per_replica": 1})
-    with pytest.raises(Loading) as raised:
-        _Loader(serving, meter=Meter()).load("s3://models/t/versions/nearest-1", "d")
-    assert raised.value.args == (device,)
