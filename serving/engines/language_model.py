@@ -77,6 +77,14 @@ def engine_failed() -> RequestError:
     return RequestError(500, "engine_failed", "the engine failed; see the replica's log")
 
 
+def engine_stopped() -> RequestError:
+    """Return the error for a client whose answer cannot be generated until Serve has replaced the
+    replica."""
+    return RequestError(
+        503, "engine_stopped", "the model's engine has stopped; the replica is being replaced"
+    )
+
+
 class LanguageModelEngine(ChatEngine):
     """An engine with one language model and, if the version retrieves examples, its index."""
 

@@ -17,8 +17,6 @@ BYTES_PER_TOKEN = 4  # of a text in UTF-8; from 2 to 5 in most scripts
 BAG_BYTES_PER_TOKEN = 128
 # bytes that a tokenizer processes in this time, also beyond the model's length
 TOKENIZER_BYTES_PER_TOKEN = 640
-# bytes of a text whose tokenization does not add to its cost; it takes about 4 ms
-LONG_TEXT_BYTES = 16_384
 # size, in passes, of the choice for a pass; sorting more texts by length reduces padding
 PASSES = 4
 # size, in texts, of the choice for a pass; dividing them takes a core about 10 us per text
@@ -58,7 +56,7 @@ def cost_of_row(row: TextRow) -> int:
             )
         else:
             cost = len(row.tokens)
-        cost += max(num_bytes(row.text) - LONG_TEXT_BYTES, 0) // TOKENIZER_BYTES_PER_TOKEN
+        cost += num_bytes(row.text) // TOKENIZER_BYTES_PER_TOKEN
     if row.loaded.bag is not None:
         cost += num_bytes(row.text) // BAG_BYTES_PER_TOKEN
     return max(cost, 1)
