@@ -7,55 +7,28 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import BertConfig, BertModel
 
 from serving.engines.classify import Prediction, hybrid_rows, predict_texts, scores_by_class
 from serving.http.schemas import parse_request
 from serving.offline import InputRow, offline_hybrid, offline_model
 from serving.replica.classifier import _result
-from tailorbird.data.tokenize import load_tokenizer
 from tailorbird.evaluation.inference.predict import _predict_labels
-from tailorbird.models.classifier import Classifier
 from tailorbird.models.loading import LoadedClassifier
-from tailorbird.models.pretrained import without_pooler
 from tailorbird.registry.hybrid_routing import Routing, routes_to_second
 from tailorbird.registry.hybrids import hybrid_config
 from tailorbird.registry.versions import ModelVersion
 from tests.build import rows, version
-from tests.unit.data.test_tokenize import BERT, WORDS, wordpiece
+from tests.unit.serving.engines.test_sharing import (
+    BATCH,
+    TEXTS,
+    make_version,
+    separate,
+    tiny_bert,
+)
 
-TEXTS = ["acute pain", "chest pains", "fever", "", "pain pain pain acute fever", "fever chest"]
 BY_GROUP = Routing(by="group", column="sex", values=("f",))
-BATCH = 4
-
-
-def part(
-    tokenizer: Any, *, seed: int, classes: tuple[str, ...], temperature: float
-) -> LoadedClassifier[ModelVersion]:
-    """Return a small model with random weights."""
-    torch.manual_seed(seed)
-    config = BertConfig(
-        vocab_size=len(WORDS),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-    )
-    name = f"probe-{seed}"
-    return LoadedClassifier(
-        model=Classifier(
-            without_pooler(BertModel(config)), torch.nn.Linear(16, len(classes))
-        ).eval(),
-        tokenizer=tokenizer,
-        classes=classes,
-        max_length=16,
-        version=version(
-            name, kind="probe", classes=classes, temperature=temperature, digest=str(seed)
-        ),
-    )
 
 
 @dataclass(frozen=True)
@@ -84,9 +57,11 @@ class LoadedHybrid:
 @pytest.fixture(scope="module")
 def hybrid(tmp_path_factory: pytest.TempPathFactory) -> LoadedHybrid:
     """Return a hybrid of two models with different classes that routes by group."""
-    tokenizer = load_tokenizer(wordpiece(tmp_path_factory.mktemp("bert"), **BERT))
-    first = part(tokenizer, seed=0, classes=("a", "b", "c"), temperature=0.5)
-    second = part(tokenizer, seed=1, classes=("a", "b", "d"), temperature=2.0)
+    base = tiny_bert(tmp_path_factory.mktemp("bert"))
+    first, second = [
+        separate(make_version(base, tmp_path_factory.mktemp(name), name=name), base)
+        for name in ("a", "c")
+    ]
     config = hybrid_config(first.version, second=second.version, routing=BY_GROUP)
     return LoadedHybrid(version("hybrid-1", digest="3", **dict(config)), first, second)
 
@@ -137,24 +112,24 @@ def test_offsets_decide_for_a_less_probable_class_and_leave_the_scores(
     after = predict_texts(decided, TEXTS, batch_size=BATCH)
     for old, new in zip(before, after, strict=True):
         np.testing.assert_array_equal(old.scores, new.scores)
-        assert (new.label, new.score) == ("b", new.scores[1])
+        assert (new.label, new.score) == ("y", new.scores[1])
         assert old.is_most_probable
-        assert new.is_most_probable == (old.label == "b")
+        assert new.is_most_probable == (old.label == "y")
         result = _result(new, version=decided.version)
         assert result.get("most_probable", True) == new.is_most_probable
     assert "most_probable" not in _result(before[0], version=decided.version)
     evaluated = _predict_labels(decided, rows(TEXTS, ["a"] * len(TEXTS)))
-    assert list(evaluated.outputs) == ["b"] * len(TEXTS)
+    assert list(evaluated.outputs) == ["y"] * len(TEXTS)
     scores = [prediction.score for prediction in after]
     np.testing.assert_allclose(evaluated.calibrated, scores, rtol=1e-6)
 
 
 def test_a_class_that_the_model_does_not_have_gets_probability_zero(hybrid: LoadedHybrid) -> None:
     for prediction, absent in zip(
-        hybrid.predict([("fever", "m"), ("fever", "f")]), ("d", "c"), strict=True
+        hybrid.predict([("fever", "m"), ("fever", "f")]), ("c", "a"), strict=True
     ):
         scores = scores_by_class(prediction, classes=hybrid.version.classes)
-        assert set(scores) == {"a", "b", "c", "d"}
+        assert set(scores) == {"x", "y", "a", "c"}
         assert scores[absent] == 0.0
         assert scores[prediction.label] == prediction.score
 

@@ -13,6 +13,7 @@ from transformers import BertConfig, BertModel
 
 from serving.engines.classify import Prediction, predict_shared, predict_texts
 from serving.engines.text_rows import TextRow, tokenize
+from tailorbird.data.tokenize import load_tokenizer
 from tailorbird.models.errors import ModelError
 from tailorbird.models.loading import LoadedClassifier, load_bag_of_words, load_weights
 from tailorbird.models.lora import add_adapter
@@ -37,10 +38,9 @@ BATCH = 4
 Loaded = LoadedClassifier[ModelVersion]
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with a tiny random BERT and its tokenizer."""
-    folder = wordpiece(tmp_path_factory.mktemp("base"), **BERT)
+def tiny_bert(folder: Path) -> Path:
+    """Save a tiny random BERT and its tokenizer to a folder, and return it."""
+    wordpiece(folder, **BERT)
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=len(WORDS),
@@ -51,6 +51,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     BertModel(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_bert(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="module")
@@ -112,22 +117,24 @@ def predict(encoder: SharedEncoder, *loaded: Loaded) -> list[Prediction]:
     return predict_shared(encoder, pairs, batch_size=BATCH, tokens=tokens)
 
 
-def alone(version: ModelVersion, base: Path) -> list[Prediction]:
-    """Return the version's predictions with its own weights, into which the adapter is merged."""
+def separate(version: ModelVersion, base: Path) -> Loaded:
+    """Return a version with its own weights, into which the adapter is merged."""
     folder = Path(version.uri.removeprefix("file://"))
     encoder = load_encoder(base)
-    model = load_weights(folder, encoder=encoder, kind=version.kind, pooling=version.pooling).eval()
-    tokenizer = SharedEncoder(base.as_uri(), dtype="float32").tokenizer
-    bag = load_bag_of_words(folder, kind=version.kind)
-    loaded = LoadedClassifier(
-        model=model,
-        tokenizer=tokenizer,
+    return LoadedClassifier(
+        model=load_weights(
+            folder, encoder=encoder, kind=version.kind, pooling=version.pooling
+        ).eval(),
+        tokenizer=load_tokenizer(base),
         classes=version.classes,
         max_length=version.max_length,
         version=version,
-        bag=bag,
+        bag=load_bag_of_words(folder, kind=version.kind),
     )
-    return predict_texts(loaded, TEXTS, batch_size=BATCH)
+
+
+def alone(version: ModelVersion, base: Path) -> list[Prediction]:
+    return predict_texts(separate(version, base), TEXTS, batch_size=BATCH)
 
 
 def assert_same(predictions: Sequence[Prediction], expected: Sequence[Prediction]) -> None:
