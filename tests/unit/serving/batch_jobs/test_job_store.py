@@ -34,7 +34,7 @@ class Store:
         assert job.id == job_id(batch, owner=owner)
         return job
 
-    def set(self, job: BatchJob, **fields: Any) -> BatchJob:
+    def update(self, job: BatchJob, **fields: Any) -> BatchJob:
         return update_job(self.task_uri, job.id, lambda job: job.model_copy(update=fields))
 
     def unfinished(self) -> set[str]:
@@ -52,7 +52,7 @@ def test_a_repeated_request_returns_the_same_job_and_requeues_an_ended_one(store
     job = store.submit()
     assert (job.status, job.column, job.owner) == ("queued", "text", "app")
     assert store.submit() == job
-    failed = store.set(job, status="failed", error="why")
+    failed = store.update(job, status="failed", error="why")
     assert (failed.status, failed.error) == ("failed", "why")
     again = store.submit()
     assert (again.status, again.error, again.created_at) == ("queued", None, job.created_at)
@@ -62,14 +62,14 @@ def test_a_repeated_request_returns_the_same_job_and_requeues_an_ended_one(store
 def test_keys_have_jobs_of_their_own_even_for_the_same_batch(store: Store) -> None:
     jobs = [store.submit(owner=owner) for owner in ("app", "other", None)]
     assert len({job.id for job in jobs}) == 3
-    store.set(jobs[0], status="cancelled")
+    store.update(jobs[0], status="cancelled")
     assert store.submit(owner="other") == jobs[1]
 
 
 def test_only_a_running_job_is_updated(store: Store) -> None:
     job = store.submit()
     for status, rows_done, stored in (("queued", 5, 0), ("running", 5, 5), ("cancelled", 6, 5)):
-        store.set(job, status=status)
+        store.update(job, status=status)
         updated = update_running_job(store.task_uri, job.id, rows_done=rows_done)
         assert (updated.status, updated.rows_done) == (status, stored)
 
@@ -78,7 +78,7 @@ def test_only_the_states_of_unfinished_jobs_are_read_and_a_damaged_one_blocks_no
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs = [store.submit(f"out-{number}") for number in range(4)]
-    store.set(jobs[0], status="cancelled")
+    store.update(jobs[0], status="cancelled")
     assert store.unfinished() == {"out-1", "out-2", "out-3"}
     read: list[str] = []
 
@@ -95,7 +95,7 @@ def test_only_the_states_of_unfinished_jobs_are_read_and_a_damaged_one_blocks_no
 def test_a_job_that_is_submitted_again_while_its_marker_is_deleted_is_not_lost(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store.set(store.submit(), status="cancelled")
+    store.update(store.submit(), status="cancelled")
     delete = storage.delete
     deleted = list[str]()
 
@@ -136,7 +136,7 @@ def test_an_owner_has_a_limited_number_of_unfinished_jobs(
     assert (caught.value.status, caught.value.headers) == (429, {"retry-after": "60"})
     assert store.submit("a") == first
     store.submit("c", owner="other")
-    store.set(second, status="cancelled")
+    store.update(second, status="cancelled")
     store.submit("c")
     with pytest.raises(RequestError):
         store.submit("b")

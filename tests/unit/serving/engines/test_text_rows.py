@@ -94,7 +94,7 @@ def test_texts_of_similar_length_share_a_pass_up_to_its_size() -> None:
     many = [TextRow(model, long) for _ in range(8)]
     assert run(many, max_tokens=130) == [long] * 2
     assert run(many, max_tokens=5) == [long]
-    assert run([TextRow(model, short) for _ in range(9)]) == [short] * BATCH
+    assert run([TextRow(model, short) for _ in range(2 * BATCH)]) == [short] * BATCH
 
 
 def test_long_texts_are_tokenized_a_few_at_a_time_and_only_once() -> None:
