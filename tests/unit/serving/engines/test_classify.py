@@ -28,6 +28,7 @@ from tests.unit.serving.engines.test_sharing import (
     tiny_bert,
 )
 
+__all__ = ["TEXTS"]
 BY_GROUP = Routing(by="group", column="sex", values=("f",))
 
 
@@ -97,18 +98,12 @@ def test_each_row_has_the_prediction_of_the_part_to_which_it_is_routed_alone(
         assert prediction.score == pytest.approx(expected.score, abs=1e-5)
 
 
-def changed(
-    loaded: LoadedClassifier[ModelVersion], **fields: Any
-) -> LoadedClassifier[ModelVersion]:
-    """Return a model with other fields of its version."""
-    return replace(loaded, version=loaded.version.model_copy(update=fields))
-
-
 def test_offsets_decide_for_a_less_probable_class_and_leave_the_scores(
     hybrid: LoadedHybrid,
 ) -> None:
     before = predict_texts(hybrid.first, TEXTS, batch_size=BATCH)
-    decided = changed(hybrid.first, offsets=(0.0, 1e3, 0.0))
+    offsets = {"offsets": (0.0, 1e3, 0.0)}
+    decided: Any = replace(hybrid.first, version=hybrid.first.version.model_copy(update=offsets))
     after = predict_texts(decided, TEXTS, batch_size=BATCH)
     for old, new in zip(before, after, strict=True):
         np.testing.assert_array_equal(old.scores, new.scores)

@@ -59,6 +59,10 @@ class Model:
         return task
 
 
+async def answers(*requests: "asyncio.Task[list[int]]") -> list[list[int]]:
+    return [await request for request in requests]
+
+
 @pytest.fixture
 def model(request: pytest.FixtureRequest) -> Iterator[Model]:
     options: dict[str, Any] = getattr(request, "param", {})
@@ -76,7 +80,7 @@ async def test_a_lone_request_starts_at_once_and_later_ones_form_one_batch_even_
     assert model.batcher.idle_s() == 0
     later = [await model.submit(row) for row in (2, 3, 4)]
     model.gate.release(NUM_CALLS)
-    assert await asyncio.gather(first, *later) == [[2], [4], [6], [8]]
+    assert await answers(first, *later) == [[2], [4], [6], [8]]
     await asyncio.sleep(0.01)
     assert 0 < model.batcher.idle_s() < 30
     assert await (await model.submit(5)) == [10]
@@ -101,7 +105,7 @@ async def test_a_small_request_of_another_client_does_not_wait_for_a_large_one(
     assert await small == [60]
     assert not any(request.done() for request in large)
     model.gate.release(NUM_CALLS)
-    assert await asyncio.gather(*large) == [[2 * row for row in range(1, 21)]] * 3
+    assert await answers(*large) == [[2 * row for row in range(1, 21)]] * 3
     assert model.batches[1] == [30, 1, 2, 3]  # at most `CLIENT_COST` of each client
     assert model.max_costs[:3] == [1000, 2 * CLIENT_COST, CLIENT_COST]
 
@@ -114,7 +118,7 @@ async def test_an_error_affects_only_the_request_at_fault(model: Model) -> None:
     model.gate.release(NUM_CALLS)
     with pytest.raises(ValueError, match="row -1"):
         await bad
-    assert await asyncio.gather(before, after) == [[6], [4]]
+    assert await answers(before, after) == [[6], [4]]
 
 
 @pytest.mark.parametrize("model", [{"max_rows": 1}], indirect=True)
@@ -123,7 +127,7 @@ async def test_requests_that_fail_take_turns_like_others(model: Model) -> None:
     failing = [await model.submit(-1, client="b") for _ in range(3)]
     good = [await model.submit(row, client="c") for row in (1, 2)]
     model.gate.release(NUM_CALLS)
-    assert await asyncio.gather(*good) == [[2], [4]]
+    assert await answers(*good) == [[2], [4]]
     errors = await asyncio.gather(*failing, return_exceptions=True)
     assert [type(error) for error in errors] == [ValueError] * 3
     assert model.batches == [[0], [-1], [1], [-1], [2], [-1]]
@@ -140,7 +144,7 @@ async def test_the_rows_of_a_cancelled_request_are_discarded_and_those_in_a_call
     small = await model.submit(1)
     other = await model.submit(2, client="b")
     model.gate.release(NUM_CALLS)
-    assert await asyncio.gather(small, other) == [[2], [4]]
+    assert await answers(small, other) == [[2], [4]]
     assert model.batches[1:] == [[2, 1]]  # the client that cancelled has been served before
 
 
@@ -153,6 +157,6 @@ async def test_a_batch_waits_for_clients_that_were_just_answered_unless_it_is_fu
     model.gate.release(NUM_CALLS)
     await first
     again = await model.submit(2)
-    assert await asyncio.gather(again, second) == [[4], [2]]
+    assert await answers(again, second) == [[4], [2]]
     assert await (await model.submit(3, 4)) == [6, 8]
     assert model.batches == [[0], [1, 2], [3, 4]]

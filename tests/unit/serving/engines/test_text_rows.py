@@ -41,7 +41,7 @@ def loaded(*, max_length: int = 64, model: Any = "model", bag: Any = None) -> An
     version: Any = SimpleNamespace(pooling=Pooling())
     return LoadedClassifier(
         model=model,
-        tokenizer=Tokenizer() if model else None,  # type: ignore[arg-type]
+        tokenizer=Tokenizer() if model else None,
         classes=(),
         max_length=max_length,
         version=version,

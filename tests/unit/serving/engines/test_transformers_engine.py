@@ -112,7 +112,11 @@ def reference() -> Any:
 
 def request_of(engine: ChatEngine, prompt: list[int], **options: Any) -> GenerationRequest:
     """Return the request for a greedy answer in the format of the version."""
-    fields = {"max_new_tokens": LIMIT, "sampling": sampled(0, temperature=0.0), "stops": ()}
+    fields: dict[str, Any] = {
+        "max_new_tokens": LIMIT,
+        "sampling": sampled(0, temperature=0.0),
+        "stops": (),
+    }
     return GenerationRequest(engine=engine, prompt=prompt, **(fields | options))
 
 
@@ -242,13 +246,14 @@ def test_log_probabilities_contain_only_tokens_that_the_format_allows(
 def test_a_seed_gives_the_same_answer_alone_and_in_a_batch(
     engine: ChatEngine, loop: asyncio.Runner
 ) -> None:
-    options = [{"sampling": sampled(2**64 - seed), "format": ANY} for seed in range(1, 6)]
+    free: dict[str, Any] = {"format": ANY}
+    options = [free | {"sampling": sampled(2**64 - seed)} for seed in range(1, 6)]
     alone = loop.run(last(engine, PROMPTS[1], **options[0]))
-    works = [last(engine, PROMPTS[1], **each) for each in [{"format": ANY}, options[0], *options]]
+    works = [last(engine, PROMPTS[1], **each) for each in [free, options[0], *options]]
     greedy, *answers = loop.run(together(*works))
     assert answers[0] == answers[1] == alone
     assert len({answer.text for answer in answers}) == 5
-    assert greedy == loop.run(last(engine, PROMPTS[1], format=ANY))
+    assert greedy == loop.run(last(engine, PROMPTS[1], **free))
 
 
 def test_log_probabilities_of_sampled_tokens_are_those_before_the_temperature(

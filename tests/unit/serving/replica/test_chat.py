@@ -191,5 +191,5 @@ async def test_the_champion_answers_in_a_format_that_the_challenger_cannot_have(
     challenger.has_formats = False
     service.add_challenger(challenger, canary=1.0)
     for format, expected in ((None, "two"), ("text", "two"), ("json_object", "one")):
-        fields = {"response_format": {"type": format}} if format else {}
+        fields: dict[str, Any] = {"response_format": {"type": format}} if format else {}
         assert await service.answer(**fields) == expected
