@@ -10,9 +10,15 @@ from typing import TYPE_CHECKING, Protocol
 
 from serving.engines.classify import Prediction, predict_shared, predict_texts
 from serving.engines.dynamic_batcher import DynamicBatcher, PassResult, Window
-from serving.engines.passes import pass_costs
 from serving.engines.ref_counted import RefCounted
-from serving.engines.text_rows import MAX_OFFERED, PASSES, TextRow, cost_of_row, run_pass
+from serving.engines.text_rows import (
+    MAX_OFFERED,
+    PASSES,
+    TextRow,
+    cost_of_row,
+    pass_costs,
+    run_pass,
+)
 from serving.http.metrics import BATCH_TEXTS, Meter
 from serving.hybrid.classifier_queue import HybridQueue, Submit, SubmitEach, failing_together
 from serving.version_checks import require_digest

@@ -1,5 +1,4 @@
-"""Parts of a batch whose version is an endpoint, or a hybrid with one: each row is sent once,
-within the limits."""
+"""Parts of a batch whose version is an endpoint: each row is sent once, within the limits."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,8 +18,10 @@ from tailorbird.config.serving import ServingConfig
 from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
 from tailorbird.models.endpoint.client import RetryPolicy
 from tailorbird.models.endpoint.prompts import label_answer, label_format, label_prompting
+from tailorbird.registry import versions as registry
 from tailorbird.registry.endpoint import Endpoint
-from tailorbird.registry.versions import ModelVersion, Prompting
+from tailorbird.registry.versions import ModelVersion, Prompting, write_config
+from tests.build import version_config
 from tests.endpoint_server import (
     MODEL,
     Reply,
@@ -32,16 +33,12 @@ from tests.endpoint_server import (
 )
 from tests.unit.serving.batch_jobs.test_runner import job_of
 from tests.unit.serving.endpoint.versions import KEY, VARIABLE
-from tests.unit.serving.engines.test_model_pool import registered
-from tests.unit.serving.engines.test_sharing import base
-from tests.unit.serving.hybrid.test_endpoint_without_key import endpoint_of, register_config
-
-__all__ = ["base"]  # a fixture
 
 LIMITS = RequestLimits(
     max_concurrency=2, retry=RetryPolicy(max_attempts=2, first_delay_s=0.001, max_delay_s=0.01)
 )
 CONFIG = ServingConfig()
+CLASSES = ("x", "y")
 
 
 @pytest.fixture(autouse=True)
@@ -49,24 +46,20 @@ def _key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, KEY)
 
 
-@pytest.fixture
-def model(base: Path, tmp_path: Path) -> ModelVersion:
-    """Return a registered classifier with the classes of the tests' endpoints."""
-    return registered(base, tmp_path)
-
-
-def register(
-    server: Server, model: ModelVersion, folder: Path, *, chat: bool = False, **fields: Any
-) -> ModelVersion:
+def register(server: Server, folder: Path, *, chat: bool = False, **fields: Any) -> ModelVersion:
     """Register a version of the endpoint, a classifier or a chat version."""
-    endpoint = Endpoint(
-        url=server.url, model="m", api_key=f"env://{VARIABLE}", reported_model=MODEL, **fields
+    prompting = Prompting(system="s", max_new_tokens=2) if chat else label_prompting(CLASSES)
+    config = version_config(
+        kind="endpoint_zero_shot",
+        classes=() if chat else CLASSES,
+        prompting=prompting,
+        endpoint=Endpoint(
+            url=server.url, model="m", api_key=f"env://{VARIABLE}", reported_model=MODEL, **fields
+        ),
     )
-    model = model.model_copy(update={"classes": ()}) if chat else model
-    prompting = Prompting(system="s", max_new_tokens=2) if chat else label_prompting(model.classes)
-    return register_config(  # type: ignore[no-any-return]
-        folder, "endpoint", endpoint_of(model, prompting, endpoint=endpoint)
-    )
+    (folder / "version").mkdir()
+    write_config(folder / "version", config)
+    return registry.register((folder / "registry" / "task").as_uri(), folder / "version")
 
 
 class Batch:
@@ -108,20 +101,20 @@ def causes(results: list[PartResult]) -> list[str | None]:
 
 
 def test_labels_are_those_of_the_endpoint_and_null_if_it_refuses_a_text_or_names_no_class(
-    model: ModelVersion, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
-    label = model.classes[1]
+    label = CLASSES[1]
 
     def answer(body: dict[str, Any], _: int) -> Reply:
-        assert body["response_format"] == label_format(model.classes)
+        assert body["response_format"] == label_format(CLASSES)
         text = question(body)
         if text == "refused":
             return refusal(400, "no", code="content_filter")
         return completion("?" if text == "unclear" else label_answer(label), logprobs=(-0.5,))
 
+    texts = ["a", "refused", "unclear", "b", "a"]
     with endpoint_server(answer) as server:
-        texts = ["a", "refused", "unclear", "b", "a"]
-        batch = Batch(register(server, model, tmp_path), tmp_path, texts)
+        batch = Batch(register(server, tmp_path), tmp_path, texts)
         results = batch.score()
         assert sorted(map(question, server.bodies)) == sorted(set(texts))  # equal texts once
         assert set(server.authorizations) == {f"Bearer {KEY}"}
@@ -140,7 +133,7 @@ def test_labels_are_those_of_the_endpoint_and_null_if_it_refuses_a_text_or_names
 
 
 def test_a_resumed_batch_sends_only_the_requests_without_an_answer(
-    model: ModelVersion, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
     is_down = True
 
@@ -150,7 +143,7 @@ def test_a_resumed_batch_sends_only_the_requests_without_an_answer(
         return completion(label_answer("x"))
 
     with endpoint_server(answer) as server:
-        batch = Batch(register(server, model, tmp_path), tmp_path, list("abcdef"))
+        batch = Batch(register(server, tmp_path), tmp_path, list("abcdef"))
         assert causes(batch.score()) == [None, "EndpointUnreachable", "EndpointUnreachable"]
         assert {"e", "f"}.isdisjoint(map(question, server.bodies))  # none after the error
         is_down = False
@@ -162,7 +155,7 @@ def test_a_resumed_batch_sends_only_the_requests_without_an_answer(
 
 
 def test_the_limit_of_the_spend_stops_a_batch_and_a_higher_one_continues_it(
-    model: ModelVersion, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
     prices = {"price_input": 0.0, "price_output": 500.0}  # an answer of 2 output tokens costs 1
 
@@ -175,7 +168,7 @@ def test_the_limit_of_the_spend_stops_a_batch_and_a_higher_one_continues_it(
 
     texts = ["a", "long", "cut", "b", "c", "d"]
     with endpoint_server(answer) as server:
-        version = register(server, model, tmp_path, chat=True, max_spend=3.0, **prices)
+        version = register(server, tmp_path, chat=True, max_spend=3.0, **prices)
         batch = Batch(version, tmp_path, texts)
         assert causes(batch.score()) == [None, None, "EndpointSpendExceeded"]
         assert len(server.bodies) == 4  # a refusal costs nothing

@@ -6,13 +6,16 @@ from typing import Any
 import numpy as np
 
 from serving.engines.classify import Prediction
-from serving.engines.passes import CPU, GPU, PassCosts, pass_costs
 from serving.engines.text_rows import (
     BAG_BYTES_PER_TOKEN,
+    CPU,
+    GPU,
     TOKENIZER_BYTES_PER_TOKEN,
+    PassCosts,
     TextRow,
     cost_of_row,
     estimated_length,
+    pass_costs,
     run_pass,
 )
 from tailorbird.models.loading import LoadedClassifier
