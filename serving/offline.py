@@ -97,11 +97,12 @@ def load_offline(
     """Load a registered version of any kind. No request is sent to an endpoint.
 
     Args:
-        version: The version to load. batch_size: Maximum number of texts of a classifier's forward
-        pass. device: A torch device; by default, the GPU if there is one. limits: Limits of the
-        requests to an endpoint. answers_uri: Folder in which the answers of an endpoint are stored,
-        so that no request is sent twice; by
-            default, that of the version's task.
+        version: The version to load.
+        batch_size: Maximum number of texts of a classifier's forward pass.
+        device: A torch device; by default, the GPU if there is one.
+        limits: Limits of the requests to an endpoint.
+        answers_uri: Folder in which the answers of an endpoint are stored, so that no request is
+            sent twice; by default, that of the version's task.
         vllm: The service's configuration, if vLLM generates the answers of language models.
 
     Raises RegistryError if a file is missing or was changed, and the errors of `load_version` and

@@ -34,8 +34,8 @@ _log = logging.getLogger(__name__)
 
 
 def job_id(batch: BatchSpec, *, owner: str | None) -> str:
-    """Return the job's id, a hash of the input, the output, the version and the owner."""
-    key = json.dumps([batch.input, batch.output, batch.digest, owner])
+    """Return the job's id, a hash of the batch and the owner."""
+    key = json.dumps([batch.model_dump(), owner])
     return hashlib.sha256(key.encode()).hexdigest()[:ID_CHARS]
 
 
@@ -81,8 +81,7 @@ def submit_job(
     """Queue a job, or return the owner's existing job if it is unfinished. A job that has ended is
     queued again.
 
-    Raises RequestError 409 if the existing job reads other columns, and 429 if the owner has
-    `MAX_UNFINISHED` others.
+    Raises RequestError 429 if the owner has `MAX_UNFINISHED` others.
     """
     from tailorbird.registry.versions import now
 
@@ -120,14 +119,6 @@ def submit_job(
         if stored is None:
             return job.model_dump(mode="json")
         current = BatchJob.model_validate(stored)
-        column = current.column
-        id_column = current.id_column
-        if (column, id_column) != (batch.column, batch.id_column):
-            message = (
-                f"batch {job.id} reads column {column!r} and id column {id_column!r}; "
-                "give the same columns, or another output"
-            )
-            raise RequestError(409, "other_columns", message, param="column")
         if current.is_unfinished:
             needs_marker = job.id not in unfinished
             return None

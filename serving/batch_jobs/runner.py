@@ -67,7 +67,7 @@ def running_runners(task_uri: str) -> set[str]:
     from ray.util import list_named_actors
 
     pattern = re.compile(
-        rf"batches-{re.escape(application_name(task_uri))}(-[0-9a-f]{{{CONFIG_HASH_CHARS}}})?"
+        rf"batches-{re.escape(application_name(task_uri))}-[0-9a-f]{{{CONFIG_HASH_CHARS}}}"
     )
     actors = list_named_actors(all_namespaces=True)
     names = {actor["name"] for actor in actors if actor["namespace"] == NAMESPACE}

@@ -45,9 +45,9 @@ def input_rows(
             (("user", text),) for text in texts_of(table, column, uri=part.uri, first=part.start)
         ]
     names = [f"{part.uri}: row {part.start + row}" for row in range(len(turns))]
-    if group_column is None:
-        return [InputRow(row_turns, name) for row_turns, name in zip(turns, names, strict=True)]
-    groups = groups_of(table, group_column, uri=part.uri, first=part.start)
+    groups: Sequence[str | None] = [None] * len(turns)
+    if group_column is not None:
+        groups = groups_of(table, group_column, uri=part.uri, first=part.start)
     return [InputRow(*row) for row in zip(turns, names, groups, strict=True)]
 
 

@@ -54,6 +54,11 @@ class VllmModel:
             finished = tokens[-1:] == [end_id]
             confidence = math.exp(fmean(logprobs)) if logprobs else 0.0
             answers.append(
-                Answer(tokens[:-1] if finished else tokens, finished, confidence, tuple(logprobs))
+                Answer(
+                    tokens=tokens[:-1] if finished else tokens,
+                    finished=finished,
+                    confidence=confidence,
+                    logprobs=tuple(logprobs),
+                )
             )
         return answers

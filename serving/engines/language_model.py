@@ -77,6 +77,14 @@ def engine_failed() -> RequestError:
     return RequestError(500, "engine_failed", "the engine failed; see the replica's log")
 
 
+def engine_stopped() -> RequestError:
+    """Return the error for a client whose answer cannot be generated until Serve has replaced the
+    replica."""
+    return RequestError(
+        503, "engine_stopped", "the model's engine has stopped; the replica is being replaced"
+    )
+
+
 class LanguageModelEngine(ChatEngine):
     """An engine with one language model and, if the version retrieves examples, its index."""
 
@@ -136,7 +144,6 @@ class LanguageModelEngine(ChatEngine):
     ) -> AsyncGenerator[PartialAnswer, None]:
         prompt = request.prompt
         max_new_tokens = request.max_new_tokens
-        grammar = (await self.prepared(request)).grammar
         assert isinstance(prompt, list)
         assert max_new_tokens is not None
         detokenizer = IncrementalDetokenizer(self.tokenizer)
@@ -147,7 +154,12 @@ class LanguageModelEngine(ChatEngine):
         else:
             likelihoods = Likelihoods(request.num_likely)
         generation = Generation(
-            prompt, max_new_tokens, request.sampling, streaming, likelihoods, grammar
+            prompt=prompt,
+            max_new_tokens=max_new_tokens,
+            sampling=request.sampling,
+            streaming=streaming,
+            likelihoods=likelihoods,
+            grammar=(await self.prepared(request)).grammar,
         )
         async with aclosing(self.generate(generation)) as generating:
             async for tokens, ended in generating:

@@ -10,9 +10,15 @@ from typing import TYPE_CHECKING, Protocol
 
 from serving.engines.classify import Prediction, predict_shared, predict_texts
 from serving.engines.dynamic_batcher import DynamicBatcher, PassResult, Window
-from serving.engines.passes import pass_costs
 from serving.engines.ref_counted import RefCounted
-from serving.engines.text_rows import MAX_OFFERED, PASSES, TextRow, cost_of_row, run_pass
+from serving.engines.text_rows import (
+    MAX_OFFERED,
+    PASSES,
+    TextRow,
+    cost_of_row,
+    pass_costs,
+    run_pass,
+)
 from serving.http.metrics import BATCH_TEXTS, Meter
 from serving.hybrid.classifier_queue import HybridQueue, Submit, SubmitEach, failing_together
 from serving.version_checks import require_digest
@@ -130,7 +136,9 @@ class ModelPool:
         def submit(rows: Sequence[str], *, client: str) -> Awaitable[list[Prediction]]:
             return _submit(batcher, [TextRow(loaded, text) for text in rows], client=client)
 
-        return ClassifierEngine(version, submit, batcher.idle_s, loaded.max_length)
+        return ClassifierEngine(
+            version=version, submit=submit, idle_s=batcher.idle_s, max_length=loaded.max_length
+        )
 
     def _load_hybrid(self, version: "ModelVersion", hybrid: "Hybrid") -> ClassifierEngine:
         """Load both parts, each with an engine of its own, and compose them."""
@@ -157,12 +165,12 @@ class ModelPool:
             unload_parts=unload_parts,
         )
         return ClassifierEngine(
-            version,
-            queue.submit,
-            lambda: min(part.idle_s() for part in parts),
-            max(part.max_length for part in parts),
-            hybrid.routing,
-            queue.unload,
+            version=version,
+            submit=queue.submit,
+            idle_s=lambda: min(part.idle_s() for part in parts),
+            max_length=max(part.max_length for part in parts),
+            routing=hybrid.routing,
+            unload=queue.unload,
         )
 
     def _load_shared(
@@ -208,7 +216,11 @@ class ModelPool:
                 del self._shared[key]
 
         return ClassifierEngine(
-            version, submit, shared.batcher.idle_s, loaded.max_length, unload=unload
+            version=version,
+            submit=submit,
+            idle_s=shared.batcher.idle_s,
+            max_length=loaded.max_length,
+            unload=unload,
         )
 
     def _batcher(self, predict: Predict, *labels: str, device: str) -> Batcher:
@@ -226,7 +238,12 @@ class ModelPool:
             return done
 
         num_rows = max(self._batch_size, min(PASSES * self._batch_size, MAX_OFFERED))
-        window = Window(num_rows, PASSES * costs.alone, costs.alone, costs.share)
+        window = Window(
+            rows=num_rows,
+            cost=PASSES * costs.alone,
+            pass_cost=costs.alone,
+            client_cost=costs.share,
+        )
         return DynamicBatcher(
             run, executor=self._worker, window=window, full_rows=self._batch_size, linger_s=LINGER_S
         )

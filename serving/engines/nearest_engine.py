@@ -54,7 +54,10 @@ class NearestEngine(ChatEngine):
         contents = [content for _, content in conversation]
         tokens = self._tokenizer(contents, add_special_tokens=False)["input_ids"]
         return StoredAnswer(
-            sum(map(len, tokens)), text, tuple(int(end) for _, end in ends), similarity
+            num_prompt_tokens=sum(map(len, tokens)),
+            text=text,
+            token_ends=tuple(int(end) for _, end in ends),
+            similarity=similarity,
         )
 
     async def answers(
@@ -77,4 +80,4 @@ class NearestEngine(ChatEngine):
         if stopped:
             num_tokens = sum(end <= len(text) for end in stored.token_ends)
         reason = "length" if truncated and not stopped else "stop"
-        yield PartialAnswer(text, num_tokens, reason, stored.similarity)
+        yield PartialAnswer(text, num_tokens, reason, confidence=stored.similarity)

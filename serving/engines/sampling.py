@@ -14,7 +14,7 @@ from tailorbird.models.attention.transformers_private import (
     request_progress,
 )
 from tailorbird.models.grammar.matcher import AnswerMatcher
-from tailorbird.models.grammar.processor import MatchedRow, matched_row
+from tailorbird.models.grammar.processor import matched_row
 
 # number of most likely tokens that are tried for `top_p` before the whole vocabulary is sorted
 NUM_LIKELY = 512
@@ -38,66 +38,50 @@ class Sampler(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]
     ignored_kwargs: tuple[str, ...] = ()
 
     def __init__(self) -> None:
-        self._sampled: list[tuple[int, Sampling, int]] = []
-        """Rows with their sampling options and the position of the new token. Seed and position
-        determine the random number."""
-        self._likelihoods: list[
-            tuple[int, Likelihoods]
-        ] = []  # rows whose log-probabilities are recorded
-        self.recorded: dict[
-            str, Likelihoods
-        ] = {}  # by request id; set and removed by other threads
-        self._matched: list[MatchedRow] = []
-        self.matchers: dict[
-            str, AnswerMatcher
-        ] = {}  # by request id; set and removed by other threads
+        self._requests: list[Any] = []
+        # by request id; set and removed by other threads
+        self.recorded: dict[str, Likelihoods] = {}
+        self.matchers: dict[str, AnswerMatcher] = {}
 
     def fill_defaults(self, int32_tensor: torch.Tensor) -> None:
         """Fill the argument tensor with zeros, because the processor has no tensor arguments."""
         int32_tensor.zero_()
 
     def prepare_tensor_args(self, requests_with_new_token: list[Any]) -> torch.Tensor:
-        """Record the rows to sample and the positions of their new tokens."""
-        recorded = [
-            (row, self.recorded.get(request_id(each)))
-            for row, each in enumerate(requests_with_new_token)
-        ]
-        self._likelihoods = [
-            (row, likelihoods) for row, likelihoods in recorded if likelihoods is not None
-        ]
-        matchers = [
-            (row, each, self.matchers.get(request_id(each)))
-            for row, each in enumerate(requests_with_new_token)
-        ]
-        self._matched = [
-            matched_row(row, each, matcher=matcher) for row, each, matcher in matchers if matcher
-        ]
-        progress = map(request_progress, requests_with_new_token)
-        self._sampled = [
-            (row, Sampling(**options), position)
-            for row, (options, position) in enumerate(progress)
-            if options.get("temperature")
-        ]
+        """Keep the requests of the pass, in the order of its rows."""
+        self._requests = list(requests_with_new_token)
         return torch.zeros(len(requests_with_new_token), dtype=torch.int32)
 
     def __call__(self, scores: torch.Tensor, _tensor_arg: torch.Tensor) -> torch.Tensor:
         """Return the scores [B, V]. A sampled row is 0 at its token and -inf elsewhere."""
-        for matched in self._matched:
-            matched.constrain(scores)
-        logprobs = {
-            row: torch.log_softmax(scores[row].float(), dim=-1) for row, _ in self._likelihoods
-        }
-        for row, sampling, position in self._sampled:
-            uniform = float(np.random.default_rng([sampling.seed, position]).random())
-            token = sample_token(
-                scores[row], temperature=sampling.temperature, top_p=sampling.top_p, uniform=uniform
-            )
-            scores[row] = -torch.inf
-            scores[row, token] = 0.0
-        for row, likelihoods in self._likelihoods:
-            token = int(scores[row].argmax())
-            likelihoods.add([_likelihood(token, logprobs[row], num_likely=likelihoods.num_likely)])
+        for row, request in enumerate(self._requests):
+            matcher = self.matchers.get(request_id(request))
+            if matcher is not None:
+                matched_row(row, request, matcher=matcher).constrain(scores)
+            likelihoods = self.recorded.get(request_id(request))
+            if likelihoods is not None:
+                logprobs = torch.log_softmax(scores[row].float(), dim=-1)
+            options, position = request_progress(request)
+            if options.get("temperature"):
+                _sample(scores[row], Sampling(**options), position=position)
+            if likelihoods is not None:
+                token = int(scores[row].argmax())
+                num_likely = likelihoods.num_likely
+                likelihoods.add([_likelihood(token, logprobs, num_likely=num_likely)])
         return scores
+
+
+def _sample(scores: torch.Tensor, sampling: Sampling, *, position: int) -> None:
+    """Sample a token from scores [V], and set them to 0 at this token and to -inf elsewhere.
+
+    Seed and position of the token determine the random number.
+    """
+    uniform = float(np.random.default_rng([sampling.seed, position]).random())
+    token = sample_token(
+        scores, temperature=sampling.temperature, top_p=sampling.top_p, uniform=uniform
+    )
+    scores.fill_(-torch.inf)
+    scores[token] = 0.0
 
 
 def _likelihood(token: int, logprobs: torch.Tensor, *, num_likely: int) -> Likelihood:

@@ -9,6 +9,7 @@ from serving.engines.language_model import (
     Generation,
     LanguageModelEngine,
     engine_failed,
+    engine_stopped,
     refused_format,
 )
 from serving.http.schemas import RequestError
@@ -87,11 +88,7 @@ class TransformersEngine(LanguageModelEngine):
             **(generation.sampling._asdict() if generation.sampling.temperature else {}),
         )
         if accepted is None:
-            raise RequestError(
-                503,
-                "engine_stopped",
-                "the model's engine has stopped; the replica is being replaced",
-            )
+            raise engine_stopped()
         ended = False
         num_yielded = 0
         try:
@@ -183,9 +180,7 @@ def _max_length(lm: Any, manager: Any) -> int:
     """Return the maximum number of tokens of a prompt and its answer: the model's context or, if
     smaller, the cache."""
     from tailorbird.models.attention.transformers_private import cache_size
+    from tailorbird.models.generation import context_length
 
     cached: int = cache_size(manager)
-    positions = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
-    if positions:
-        return min(cached, int(positions))
-    return cached
+    return min(cached, context_length(lm) or cached)

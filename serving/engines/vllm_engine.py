@@ -25,6 +25,7 @@ from serving.engines.language_model import (
     Generation,
     LanguageModelEngine,
     engine_failed,
+    engine_stopped,
     refused_format,
 )
 from serving.engines.vllm_server import (
@@ -34,7 +35,6 @@ from serving.engines.vllm_server import (
     VllmServer,
     llm_config,
 )
-from serving.http.schemas import RequestError
 from serving.limits import FairSlots
 from tailorbird.config.serving import ServingConfig
 from tailorbird.models.grammar.compiler import FormatError, GrammarCompiler
@@ -171,15 +171,13 @@ class VllmPool:
             raise RuntimeError(
                 f"vLLM cannot start version {version.version}: {_cause(error)}"
             ) from None
-        run: Future[None] = actor.run.remote().future()
-        slots = FairSlots(options.max_batch_size)
         server = _Server(
-            actor,
-            options,
-            version.base_model if files.shares_base else None,
-            max_length,
-            run,
-            slots,
+            actor=actor,
+            options=options,
+            base=version.base_model if files.shares_base else None,
+            max_length=max_length,
+            run=actor.run.remote().future(),
+            slots=FairSlots(options.max_batch_size),
         )
         with self._lock:
             self._servers.append(server)
@@ -279,14 +277,14 @@ class VllmEngine(LanguageModelEngine):
                 yield tokens, ended
         except RayTaskError as error:
             if isinstance(error.cause, EngineStopped) or not self.running:
-                raise _stopped_error() from None
+                raise engine_stopped() from None
             if grammar is None or grammar.is_version_format:
                 raise engine_failed() from error
             _log.warning("vLLM failed to generate an answer in a client's format: %s", error.cause)
             # vLLM does not report which one it is.
             raise refused_format(FormatError(NOT_GENERATED)) from error
         except RayActorError:
-            raise _stopped_error() from None
+            raise engine_stopped() from None
         finally:
             if not ended:  # the client has disconnected
                 ray.cancel(deltas)
@@ -347,7 +345,8 @@ def version_files(version: "ModelVersion", *, merge_adapters: bool) -> VersionFi
         index=load_retrieval_index(folder, retrieval=version.prompting.retrieval, device="cpu"),
     )
     merges = version.spec.base == "adapter" and merge_adapters
-    return VersionFiles(loaded, folder, base, shares_base=version.shares_base and not merges)
+    shares_base = version.shares_base and not merges
+    return VersionFiles(loaded=loaded, folder=folder, base=base, shares_base=shares_base)
 
 
 def server_options(files: VersionFiles, *, config: ServingConfig, folder: Path) -> ServerOptions:
@@ -415,9 +414,3 @@ def _cause(error: RayError) -> object:
     if isinstance(error, RayTaskError):
         return error.cause
     return error
-
-
-def _stopped_error() -> RequestError:
-    return RequestError(
-        503, "engine_stopped", "the model's engine has stopped; the replica is being replaced"
-    )

@@ -140,8 +140,8 @@ class BatchJob(HttpModel):
     format: Literal[1] = 1
     """Version of this format."""
     id: str
-    """Hash of the input, the output, the version and the owner. Repeating a request returns the
-    same job."""
+    """Hash of the input, the output, the version, the columns and the owner. Repeating a request
+    returns the same job."""
     object: Literal["batch"] = "batch"
     status: Literal["queued", "running", "completed", "failed", "cancelled"]
     input: str

@@ -185,8 +185,7 @@ class Replica(Generic[EngineT]):
             for task in self._background:
                 task.add_done_callback(_log_failure)
         await self.versions.reconfigure(user_config)
-        # a full collection of the half million objects of torch and Ray stops all requests for 0.5
-        # s
+        # a full collection of the objects of torch and Ray stops all requests for 0.5 s
         if is_first:
             gc.freeze()
 
@@ -195,7 +194,11 @@ class Replica(Generic[EngineT]):
         loaded."""
         _ = self.versions.champion
         return RequestContext(
-            route, request_id, time.perf_counter(), caller.get(), x_request_id.get()
+            route=route,
+            request_id=request_id,
+            started_at=time.perf_counter(),
+            caller=caller.get(),
+            x_request_id=x_request_id.get(),
         )
 
     def assign(
@@ -284,9 +287,8 @@ class Replica(Generic[EngineT]):
             return self._admission.request(name)
         address = request.client.host if request.client else ""
         if self._config.guarded:  # the gateway adds the client's address at the end
-            lines = request.headers.getlist("x-forwarded-for") or [
-                address
-            ]  # some gateways add a line of their own
+            # some gateways add a line of their own
+            lines = request.headers.getlist("x-forwarded-for") or [address]
             address = lines[-1].rsplit(",", 1)[-1].strip()
         return self._admission.request(network_of(address))
 
@@ -369,9 +371,8 @@ class Replica(Generic[EngineT]):
             return 503, Readiness(status="loading").model_dump_json(exclude_none=True).encode()
         refused, reason = versions.refused or (None, None)
         absent = versions.absent
-        if (
-            self._authenticator is not None and not is_admin()
-        ):  # errors may contain internal details
+        # errors may contain internal details
+        if self._authenticator is not None and not is_admin():
             reason = reason and SEE_LOG
             absent = dict.fromkeys(absent, SEE_LOG)
         version = versions.champion.version

@@ -80,11 +80,11 @@ def generation_request(
         seed=secrets.randbits(64) if request.seed is None else request.seed % 2**64,
     )
     return GenerationRequest(
-        engine,
-        prompt,
-        max_new_tokens,
-        sampling,
-        request.stops,
+        engine=engine,
+        prompt=prompt,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        stops=request.stops,
         num_likely=request.num_likely,
         seed=request.seed,
         format=request.response_format,

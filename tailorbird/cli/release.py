@@ -158,12 +158,7 @@ def score(
     from dataclasses import asdict
 
     with options.connected_recipe(recipe, None) as (loaded, progress):
-        from serving.batch_jobs.scoring import (
-            new_batch,
-            progress_notes,
-            resolve_version,
-            score_batch,
-        )
+        from serving.batch_jobs.scoring import new_batch, resolve_version, score_batch
         from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
 
         version = resolve_version(loaded.task_uri, model)
@@ -172,13 +167,8 @@ def score(
         limits = None
         if loaded.evaluation.endpoint is not None:
             limits = RequestLimits.from_config(loaded.evaluation.endpoint)
-        result = score_batch(
-            batch,
-            loaded.serving,
-            version=version,
-            on_progress=progress_notes(progress),
-            limits=limits,
-        )
+        progress.activity("scoring")
+        result = score_batch(batch, loaded.serving, version=version, limits=limits)
     value = asdict(result) | {"version": version.version, "digest": version.digest}
     return value, [result.line(), f"manifest: {result.manifest}"]
 

@@ -3,15 +3,20 @@ load."""
 
 import http.client
 import json
+import re
 import threading
 import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from urllib.parse import urlsplit
+
+import psutil
+
+from cluster.local import stack
 
 # between two requests of a client; the tests need requests at any time, not the maximum rate
 PAUSE_S = 0.05
@@ -107,3 +112,14 @@ def under_load(
         over.set()
         for thread in threads:
             thread.join(timeout_s)
+
+
+def processes(state: stack.StackState, pattern: str) -> list[psutil.Process]:
+    """Return the stack's processes whose command line matches the pattern."""
+    matching = []
+    for process in psutil.Process(state.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            is_running = process.status() != psutil.STATUS_ZOMBIE
+            if is_running and re.search(pattern, " ".join(process.cmdline())):
+                matching.append(process)
+    return matching

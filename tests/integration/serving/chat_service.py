@@ -25,6 +25,7 @@ from tailorbird.registry.hybrid_routing import Routing
 from tailorbird.registry.hybrids import hybrid_config
 from tailorbird.registry.kinds import KINDS, Kind
 from tests import small_chat, small_encoder
+from tests.build import rows, version_config
 from tests.loaded import load_model
 
 ROOT = Path(__file__).parents[3]
@@ -42,10 +43,7 @@ CONFIG = ServingConfig(
 
 
 def rows_of(texts: Sequence[str]) -> Rows:
-    ids = tuple(str(number) for number in range(len(texts)))
-    return Rows(
-        ids, tuple(texts), tuple(texts), conversations=tuple((("user", text),) for text in texts)
-    )
+    return rows(texts, chat=True)
 
 
 TRAINING_ROWS = rows_of(["abd", "what is a cat", "one two three four", "zzzz zzz zzzz 9"])
@@ -60,18 +58,16 @@ class Service:
         base = base_model.stage_base_model(
             parse_model_uri(f"file://{folder / 'base'}"), registry="s3://models"
         ).uri
-        self.first = self._register(folder / "first", base=base, system="be brief")
-        self.second = self._register(folder / "second", base=base, system="be kind", seed=1)
         self.encoder = small_encoder.save(folder / "encoder")
-        self.retrieved = self._register(
-            folder / "retrieved", base=base, system="be brief", kind="retrieved"
-        )
-        self.nearest = self._register(
-            folder / "nearest", base=base, system="be brief", kind="nearest"
-        )
-        self.trained = self._register(
-            folder / "trained", base=base, system="be brief", seed=2, with_index=True
-        )
+
+        def register(name: str, **fields: Any) -> registry.ModelVersion:
+            return self._register(folder / name, base=base, **fields)
+
+        self.first = register("first")
+        self.second = register("second", system="be kind", seed=1)
+        self.retrieved = register("retrieved", kind="retrieved")
+        self.nearest = register("nearest", kind="nearest")
+        self.trained = register("trained", seed=2, with_index=True)
         self.url = ""
 
     @property
@@ -113,7 +109,7 @@ class Service:
         folder: Path,
         *,
         base: str,
-        system: str,
+        system: str = "be brief",
         seed: int | None = None,
         kind: Kind = "zero_shot",
         with_index: bool = False,
@@ -138,14 +134,10 @@ class Service:
             lm = small_chat.language_model(width=WIDTH)
             state = {name: torch.randn_like(weight) * 0.3 for name, weight in lm.named_parameters()}
             save_file(state, folder / "model.safetensors")
-        config = registry.VersionConfig(
+        config = version_config(
             kind=kind if seed is None else "full",
-            classes=(),
             base_model=base,
-            max_length=64,
-            dtype="float32",
             code=self.code.uri,
-            recipe_hash="0" * 64,
             created_at=registry.now(),
             prompting=registry.Prompting(system=system, max_new_tokens=LIMIT, retrieval=retrieval),
         )

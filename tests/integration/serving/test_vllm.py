@@ -1,8 +1,6 @@
-"""A chat service over vLLM: answers in a format, the engine's metrics, and an engine that is
-killed."""
+"""A chat service over vLLM: the engine's metrics, and an engine that is killed."""
 
 import itertools
-import re
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -17,15 +15,16 @@ import requests
 from cluster.connection import connect
 from cluster.local import stack
 from serving.deploy import application, rollout
+from tests.integration.load import processes
 from tests.integration.serving.chat_service import QUESTIONS, TASK_URI, Service
 from tests.integration.serving.classification.service import metrics_url, wait_until
 from tests.k8s.monitoring import queries
 from tests.unit.serving.engines.test_vllm_engine import needs_vllm
 
 pytestmark = needs_vllm
-OPTIONS = ("dog", "cat", "cat and dog")
-CHOICE = {"response_format": {"type": "choice", "choice": list(OPTIONS)}}
-ENGINE, SERVER, REPLICA = "^VLLM::EngineCore", "^ray::VllmServer", "^ray::ServeReplica"
+ENGINE = "^VLLM::EngineCore"
+SERVER = "^ray::VllmServer"
+REPLICA = "^ray::ServeReplica"
 
 
 @pytest.fixture(scope="module")
@@ -37,18 +36,9 @@ def service(stack: stack.StackState, tmp_path_factory: pytest.TempPathFactory) -
     rollout.undeploy(application.application_name(TASK_URI))
 
 
-def processes(state: stack.StackState, pattern: str) -> set[int]:
+def pids_of(state: stack.StackState, pattern: str) -> set[int]:
     """Return the ids of the stack's processes whose title matches the pattern."""
-    pids = set()
-    for process in psutil.Process(state.pid).children(recursive=True):
-        try:
-            if process.status() != psutil.STATUS_ZOMBIE and re.search(
-                pattern, " ".join(process.cmdline())
-            ):
-                pids.add(process.pid)
-        except psutil.NoSuchProcess:
-            continue
-    return pids
+    return {process.pid for process in processes(state, pattern)}
 
 
 def test_rays_prometheus_endpoint_has_the_metrics_of_the_engine(service: Service) -> None:
@@ -105,20 +95,17 @@ def test_an_engine_that_is_killed_is_replaced_and_requests_are_answered_again(
     stack: stack.StackState, service: Service, victim: str
 ) -> None:
     expected = service.expected(service.first)
-    before = {pattern: processes(stack, pattern) for pattern in (ENGINE, SERVER, REPLICA)}
+    before = {pattern: pids_of(stack, pattern) for pattern in (ENGINE, SERVER, REPLICA)}
     assert all(before.values()), before
     with under_load(service) as statuses:
         wait_until(lambda: len(statuses) > 20)
         for pid in before[victim]:
             psutil.Process(pid).kill()
-        wait_until(lambda: processes(stack, ENGINE) - before[ENGINE])
+        wait_until(lambda: pids_of(stack, ENGINE) - before[ENGINE])
         wait_until(lambda: set(statuses[-20:]) == {200})
     counts = Counter(statuses)
     assert set(counts) <= {200, 500, 503}, counts
-    assert counts[500] <= 4, (
-        counts
-    )  # at most one per client, in the second before the engine's end is noticed
+    # at most one per client, in the second before the engine's end is noticed
+    assert counts[500] <= 4, counts
     assert [service.ask(question).choices[0].message.content for question in QUESTIONS] == expected
-    wait_until(
-        lambda: not any(pids & processes(stack, pattern) for pattern, pids in before.items())
-    )
+    wait_until(lambda: not any(pids & pids_of(stack, pattern) for pattern, pids in before.items()))

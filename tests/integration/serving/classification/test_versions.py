@@ -18,18 +18,15 @@ from serving.deploy import readiness, rollout, serve_client
 from serving.deploy.application import replica_config
 from serving.engines.classify import predict_texts
 from tailorbird import PACKAGES, storage
-from tailorbird.config.data import DataConfig
-from tailorbird.config.model_uri import parse_model_uri
-from tailorbird.config.recipe import Recipe
 from tailorbird.models import loading
 from tailorbird.registry import security_log
 from tailorbird.registry.versions import VersionConfig, register, write_config
 from tailorbird.release.manifests import render_manifest
 from tailorbird.storage import node_cache
+from tests.build import recipe
 from tests.champions import set_champion
 from tests.integration.serving.classification.service import (
     CONFIG,
-    MODEL,
     ROOT,
     TEXTS,
     Service,
@@ -42,15 +39,11 @@ def test_a_change_of_champion_under_load_gives_each_answer_by_its_stated_version
     service: Service,
 ) -> None:
     versions = {version.version: version for version in (service.first, service.swapped)}
-    wanted = {
-        name: [
-            prediction.label
-            for prediction in predict_texts(
-                load_model(version.uri, loading.LoadedClassifier), TEXTS, batch_size=4
-            )
-        ]
-        for name, version in versions.items()
-    }
+    wanted = {}
+    for name, version in versions.items():
+        loaded = load_model(version.uri, loading.LoadedClassifier)
+        predictions = predict_texts(loaded, TEXTS, batch_size=4)
+        wanted[name] = [prediction.label for prediction in predictions]
     assert wanted[service.first.version] != wanted[service.swapped.version]
     done = threading.Event()
 
@@ -85,45 +78,29 @@ def test_a_change_of_champion_under_load_gives_each_answer_by_its_stated_version
     assert replica_pids(service.task_uri) == replicas
 
 
-def test_a_version_that_cannot_be_loaded_is_refused_and_the_former_still_serves(
-    service: Service,
-) -> None:
-    with pytest.raises(
-        serve_client.VersionRefusedError,
-        match=f"has digest {service.second.digest}, but {'0' * 64}",
-    ):
-        service.deploy(service.second.model_copy(update={"digest": "0" * 64}))
-    assert service.ask({"input": TEXTS[0]})["version"] == service.first.version
-    declared = serve_client.declared_applications()["serving-test"]
-    assert replica_config(declared).champion.digest == service.first.digest
-
-
-def test_a_version_with_changed_or_added_files_is_refused_and_the_former_still_serves(
+def test_a_version_that_differs_from_the_registered_one_is_refused_and_the_previous_still_serves(
     service: Service, tmp_path: Path
 ) -> None:
-    today, names = datetime.now(UTC).date(), []
-    for name, reason in (
-        ("config.json", "was changed: its sha256 is"),
-        ("extra.json", "is not in the manifest"),
-    ):
+    with pytest.raises(serve_client.VersionRefusedError, match="0" * 64):
+        service.deploy(service.second.model_copy(update={"digest": "0" * 64}))
+    declared = serve_client.declared_applications()["serving-test"]
+    assert replica_config(declared).champion.digest == service.first.digest
+    today = datetime.now(UTC).date()
+    for name in ("config.json", "extra.json"):  # a changed and an added file
         folder = tmp_path / name
         shutil.copytree(node_cache.local_copy(service.second.uri), folder)
         (folder / "manifest.json").unlink()
         config = VersionConfig.model_validate_json((folder / "config.json").read_bytes())
-        write_config(
-            folder, config.model_copy(update={"recipe_hash": name})
-        )  # gives each case a version of its own
+        # gives each case a version of its own
+        write_config(folder, config.model_copy(update={"recipe_hash": name}))
         version = register(service.task_uri, folder)
-        names.append(version.version)
         storage.write_bytes(f"{version.uri}/{name}", (folder / "config.json").read_bytes() + b"\n")
-        with pytest.raises(
-            serve_client.VersionRefusedError, match=f"cannot be loaded: .*{name} {reason}"
-        ):
+        with pytest.raises(serve_client.VersionRefusedError, match=name):
             service.deploy(version)
         assert service.ask({"input": TEXTS[0]})["version"] == service.first.version
-    events = security_log.read("s3://models", since=today, until=datetime.now(UTC).date()).events
-    for name in names:
-        recorded = [event for event in events if f"the champion is {name}" in event.what]
+        until = datetime.now(UTC).date()
+        events = security_log.read("s3://models", since=today, until=until).events
+        recorded = [event for event in events if f"the champion is {version.version}" in event.what]
         assert [event.what.startswith("failed: ") for event in recorded] == [False, True]
         assert {event.who for event in recorded} == {security_log.caller()}
 
@@ -168,19 +145,12 @@ def test_the_rendered_configuration_equals_the_deployed_one_and_a_repeated_put_c
     config = CONFIG.model_copy(update={"versions": 0})
     rollout.deploy(config, task_uri=service.task_uri, version=service.first)
     set_champion(service.task_uri, service.first, reason="for this test")
-    recipe = Recipe(
-        name="serving-test",
-        base_model=parse_model_uri(MODEL),
-        data=DataConfig(train="s3://lake/none"),
-        registry="s3://models",
-        serving=config,
-    )
-    manifest = yaml.safe_load(render_manifest(recipe, to="serve").text)
+    task = recipe(name="serving-test", serving=config)
+    manifest = yaml.safe_load(render_manifest(task, to="serve").text)
     ServeDeploySchema.model_validate(manifest)
     (application,) = manifest["applications"]
     declared = serve_client.declared_applications()
-    ours = declared["serving-test"].to_json()
-    assert application == {name: ours[name] for name in application}
+    assert application.items() <= declared["serving-test"].to_json().items()
     before = readiness.running_replicas(serve_client.serve_applications()["serving-test"])
     others = [other.to_json() for name, other in declared.items() if name != "serving-test"]
     answer = request_dashboard(

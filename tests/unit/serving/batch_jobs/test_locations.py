@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from serving.batch_jobs.locations import is_under, location_error, normalized_locations
+from serving.batch_jobs.locations import location_error, normalized_locations
 from serving.batch_jobs.schema import BatchError
 from tailorbird.config.serving import ServingConfig
 
@@ -57,38 +57,17 @@ def test_a_location_under_a_prefix_is_allowed_and_names_are_not_decoded(uri: str
     assert location_error(uri, task_uri=TASK_URI, config=CONFIG) is None
 
 
-@pytest.mark.parametrize("uri", AMBIGUOUS)
-def test_an_ambiguous_uri_is_refused(uri: str) -> None:
-    with pytest.raises(BatchError):
-        normalized_locations(input=uri, output="s3://lake/pre/out")
-
-
 @pytest.mark.parametrize(
     ("input", "output"),
-    [
-        ("file:///etc", "s3://lake/out"),
+    [(uri, "s3://lake/pre/out") for uri in AMBIGUOUS]
+    + [
         ("s3://lake/in", "out"),
-        ("s3://lake", "s3://other/out"),
         ("s3://lake/in", "s3://lake/../models/out"),
-        ("s3://lake//in", "s3://lake/out"),
         ("s3://lake/in", "s3://lake/in/"),
         ("s3://lake/in", "s3://lake/in/out"),
         ("s3://lake/out/in", "s3://lake/out"),
     ],
 )
-def test_an_invalid_or_overlapping_location_is_refused(input: str, output: str) -> None:
+def test_an_ambiguous_or_overlapping_location_is_refused(input: str, output: str) -> None:
     with pytest.raises(BatchError):
         normalized_locations(input=input, output=output)
-
-
-@pytest.mark.parametrize(
-    ("uri", "prefix", "expected"),
-    [
-        ("s3://lake/a", "s3://lake/a", True),
-        ("s3://lake/a/b", "s3://lake/a", True),
-        ("s3://lake/ab", "s3://lake/a", False),
-        ("s3://lake", "s3://lake/a", False),
-    ],
-)
-def test_a_prefix_ends_at_a_slash(uri: str, prefix: str, expected: bool) -> None:
-    assert is_under(uri, prefix) is expected

@@ -3,25 +3,22 @@
 from serving.engines.ref_counted import RefCounted
 
 
-def test_a_resource_is_released_once_after_its_last_use() -> None:
+def test_a_resource_is_released_once_after_its_last_use_and_not_without_unload() -> None:
     released: list[str] = []
     resource = RefCounted(lambda: released.append("released"))
+    with resource.use():
+        pass
     with resource.use():
         with resource.use():
             resource.unload()
         assert released == []
     assert released == ["released"]
     with resource.use():
-        pass
-    resource.unload()
+        resource.unload()
     assert released == ["released"]
 
 
-def test_a_resource_without_a_use_is_released_at_once_and_not_without_unload() -> None:
+def test_a_resource_without_a_use_is_released_at_once() -> None:
     released: list[str] = []
-    resource = RefCounted(lambda: released.append("released"))
-    with resource.use():
-        pass
-    assert released == []
-    resource.unload()
+    RefCounted(lambda: released.append("released")).unload()
     assert released == ["released"]

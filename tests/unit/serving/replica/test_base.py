@@ -1,4 +1,4 @@
-"""Readiness, assignment to experiment arms, and refused subjects of all replicas."""
+"""Readiness, admission and requests of other sites in all replicas."""
 
 import asyncio
 import gc
@@ -11,25 +11,28 @@ from starlette.testclient import TestClient
 from starlette.types import Message
 
 from serving.http.api_keys import new_key
-from serving.http.asgi import Route, x_request_id
+from serving.http.asgi import Route
 from serving.http.schemas import RequestError
-from serving.replica.base import Replica, RequestContext, require_loggable_subject
+from serving.replica.base import Replica, RequestContext
 from serving.replica.config import config_id
-from serving.replica.served_versions import RefusedVersion
-from serving.request_log.log import RequestLog
 from tailorbird.config.serving import ServingConfig
 from tests.unit.serving.replica.loads import Loads, config, ref, settle
 
 UNWRITABLE = "file:///dev/null/registry/task"  # in a file, there are no folders
+REASON = "the version is damaged"
 
 
-def new_replica(config: ServingConfig | None = None) -> Replica[Any]:
+def new_replica(**serving: Any) -> Replica[Any]:
     return Replica(
         Loads().versions(),
         task="classification",
         task_uri=UNWRITABLE,
-        config=config or ServingConfig(),
+        config=ServingConfig(**serving),
     )
+
+
+def client_of(replica: Replica[Any], url: str = "http://127.0.0.1") -> TestClient:
+    return TestClient(replica.asgi_app({}, page="classify"), base_url=url)
 
 
 async def ready(replica: Replica[Any]) -> tuple[int, Any]:
@@ -38,169 +41,105 @@ async def ready(replica: Replica[Any]) -> tuple[int, Any]:
     return status, json.loads(content)
 
 
-async def change(replica: Replica[Any], user_config: dict[str, Any]) -> None:
-    await replica.reconfigure(user_config)
-    await settle(replica.versions)
-
-
 @pytest.mark.anyio
 async def test_readyz_reports_the_configuration_the_challenger_and_refused_and_absent_versions() -> (
     None
 ):
+    async def after(user_config: dict[str, Any]) -> Any:
+        await replica.reconfigure(user_config)
+        await settle(replica.versions)
+        status, readiness = await ready(replica)
+        assert status == 200
+        return readiness
+
     gc.unfreeze()
     replica = new_replica()
     assert await ready(replica) == (503, {"status": "loading"})
     with pytest.raises(RequestError):
         replica.begin("classify", "r")
-    await replica.reconfigure(config("one"))
+    loaded = {"status": "ready", "version": "one", "digest": "d-one"}
+    assert await after(config("one")) == loaded | {"config": config_id(config("one"))}
     assert gc.get_freeze_count() > 100_000  # collections skip the objects of torch and Ray
     gc.unfreeze()
-    loaded = {"status": "ready", "version": "one", "digest": "d-one"}
-    assert await ready(replica) == (200, loaded | {"config": config_id(config("one"))})
     others = {"lora-1": ref("bad")}
-    await change(replica, config("one", challenger=ref("new", canary=1.0), others=others))
-    _, readiness = await ready(replica)
-    assert readiness["challenger"] == "d-new"
-    assert readiness["absent"] == {"lora-1": "the version is damaged"}
-    assert "refused" not in readiness
-    await change(replica, config("bad"))
-    _, readiness = await ready(replica)
-    refusal = {"version": "one", "refused": "d-bad", "reason": "the version is damaged"}
-    assert refusal.items() <= readiness.items()
-    await change(replica, config("one"))
-    assert {"refused", "absent", "challenger"}.isdisjoint((await ready(replica))[1])
+    changed = await after(config("one", challenger=ref("new", canary=1.0), others=others))
+    assert (changed["challenger"], changed["absent"]) == ("d-new", {"lora-1": REASON})
+    assert "refused" not in changed
+    refused = await after(config("bad"))
+    assert {"version": "one", "refused": "d-bad", "reason": REASON}.items() <= refused.items()
+    assert {"refused", "absent", "challenger"}.isdisjoint(await after(config("one")))
 
 
 def test_readyz_shows_reasons_to_a_key_with_the_scope_admin(tmp_path: Path) -> None:
     made = {name: new_key(name, options=[f"scopes={name}"]) for name in ("admin", "answer")}
     (tmp_path / "keys").write_text("\n".join(stored.to_line() for _, stored in made.values()))
-
-    replica = new_replica(ServingConfig(api_keys=(tmp_path / "keys").as_uri()))
+    replica = new_replica(api_keys=(tmp_path / "keys").as_uri())
     asyncio.run(replica.reconfigure(config("one", others={"lora-1": ref("bad")})))
-    replica.versions.refused = RefusedVersion("d-bad", "the version is damaged")
-    client = TestClient(replica.asgi_app({}, page="classify"), base_url="http://127.0.0.1")
+    client = client_of(replica)
 
-    def reasons(key: str) -> set[str]:
+    def reason(key: str) -> str:
         answer = client.get("/readyz", headers={"authorization": f"Bearer {key}"}).json()
-        return {answer["reason"], answer["absent"]["lora-1"]}
+        return str(answer["absent"]["lora-1"])
 
-    assert reasons(made["admin"][0]) == {"the version is damaged"}
+    assert reason(made["admin"][0]) == REASON
     for key in (made["answer"][0], "invalid"):
-        assert reasons(key) == {"see the replica's log"}
+        assert reason(key) == "see the replica's log"
 
 
 @pytest.mark.parametrize("separate_lines", [False, True])
 def test_a_client_that_sends_bodies_slowly_leaves_room_for_others(separate_lines: bool) -> None:
-    replica = new_replica(ServingConfig(max_batch_size=1, max_queued_requests=3, guarded=True))
+    replica = new_replica(max_batch_size=1, max_queued_requests=3, guarded=True)
     go = asyncio.Event()
 
     async def answer(body: bytes, _request_id: str) -> tuple[int, bytes]:
         return 200, body
 
+    async def receive() -> Message:
+        await go.wait()
+        return {"type": "http.request", "body": b"{}"}
+
     app = replica.asgi_app({"/v1/echo": Route("POST", answer)}, page="classify")
 
-    async def send_slowly(address: str) -> tuple[int, dict[bytes, bytes]]:
-        async def receive() -> Message:
-            await go.wait()
-            return {"type": "http.request", "body": b"{}"}
-
+    async def send_slowly(address: str, chosen: str) -> Message:
+        """Return the start of the response."""
         sent: list[Message] = []
 
         async def send(message: Message) -> None:
             sent.append(message)
 
         # A client can choose all addresses but the last one, which the gateway adds.
-        chosen, added = f"10.9.9.{len(tasks)}", address
-        values = [chosen, added] if separate_lines else [f"{chosen}, {added}"]
+        values = [chosen, address] if separate_lines else [f"{chosen}, {address}"]
         headers = [(b"x-forwarded-for", value.encode()) for value in values]
         scope = {"type": "http", "method": "POST", "path": "/v1/echo", "headers": headers}
         await app(scope, receive, send)
-        return sent[0]["status"], dict(sent[0]["headers"])
+        return sent[0]
 
-    tasks: list[asyncio.Task[tuple[int, dict[bytes, bytes]]]] = []
-
-    async def scenario() -> list[tuple[int, dict[bytes, bytes]]]:
-        for address in ("10.0.0.1", "10.0.0.1", "10.0.0.1", "10.0.0.2"):
-            tasks.append(asyncio.create_task(send_slowly(address)))
-            await asyncio.sleep(0)
-        go.set()
-        return await asyncio.gather(*tasks)
+    async def scenario() -> list[Message]:
+        addresses = ("10.0.0.1", "10.0.0.1", "10.0.0.1", "10.0.0.2")
+        works = [send_slowly(each, f"10.9.9.{number}") for number, each in enumerate(addresses)]
+        asyncio.get_running_loop().call_later(0.1, go.set)
+        return await asyncio.gather(*works)
 
     responses = asyncio.run(scenario())
-    assert [status for status, _ in responses] == [200, 200, 429, 200]
-    assert responses[2][1][b"retry-after"] == b"2"
+    assert [response["status"] for response in responses] == [200, 200, 429, 200]
+    assert dict(responses[2]["headers"])[b"retry-after"] == b"2"
     assert not replica._admission.budgets["requests"].held
 
 
-@pytest.mark.anyio
-async def test_a_request_is_assigned_to_an_arm_by_its_subject_and_logged_with_it() -> None:
-    replica = new_replica()
-    await replica.reconfigure(config("one", challenger=ref("new", canary=1.0)))
-    x_request_id.set("mine")
-    engine, context = replica.assign(replica.begin("classify", "r"), model="champion", subject="s")
-    assert (context.unit, context.arm) == ("subject s", "canary")
-    entry = context.log_entry(engine.version)(row=1, label="a")
-    expected = {
-        "version": "new",
-        "digest": "d-new",
-        "request_id": "r",
-        "x_request_id": "mine",
-        "row": 1,
-        "subject": "s",
-        "route": "classify",
-        "arm": "canary",
-        "label": "a",
-    }
-    assert {name: getattr(entry, name) for name in expected} == expected
-    named = RequestContext("chat", "r", 0.0, None, subject="r")
-    assert named.unit != named._replace(subject=None).unit == "request r"
-
-
-def test_a_subject_is_refused_if_the_log_does_not_store_subjects(tmp_path: Path) -> None:
-    require_loggable_subject(None, log=None)
-    keyed, unkeyed = (
-        RequestLog("file:///nowhere", subject_key=key, texts=False, wal_folder=tmp_path)
-        for key in (b"k" * 32, None)
-    )
-    require_loggable_subject("s", log=keyed)
-    for log in (None, unkeyed):
-        with pytest.raises(RequestError) as caught:
-            require_loggable_subject("s", log=log)
-        assert caught.value.status == 422
-
-
-@pytest.mark.anyio
-async def test_a_background_task_that_fails_is_logged(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    async def fail() -> None:
-        raise ValueError("it gave up")
-
-    replica = new_replica()
-    monkeypatch.setattr(replica._refusals, "keep_logging", fail)
-    await replica.reconfigure(config("one"))
-    await asyncio.wait(replica._background, return_when=asyncio.FIRST_COMPLETED)
-    await asyncio.sleep(0)
-    (record,) = [record for record in caplog.records if record.exc_info]
-    assert "background task" in record.message
-    assert "it gave up" in caplog.text
+def test_the_unit_of_an_experiment_is_the_subject_which_is_never_the_name_of_a_request() -> None:
+    context = RequestContext(route="chat", request_id="r", started_at=0.0, caller=None, subject="r")
+    assert context.unit != context._replace(subject=None).unit
 
 
 def test_behind_a_gateway_a_page_of_another_site_can_read_but_not_post() -> None:
-    replica = new_replica(ServingConfig(guarded=True))
-    client = TestClient(replica.asgi_app({}, page="classify"), base_url="https://api.example")
+    replica = new_replica(guarded=True)
+    client = client_of(replica, "https://api.example")
 
     def statuses(**headers: str) -> tuple[int, int]:
-        posted = client.post(
-            "/v1/feedback", content="{}", headers={"content-type": "text/plain", **headers}
-        )
+        sent = {"content-type": "text/plain", **headers}
+        posted = client.post("/v1/feedback", content="{}", headers=sent)
         return client.get("/healthz", headers=headers).status_code, posted.status_code
 
-    evil = "https://evil.example"
     assert statuses() == statuses(origin="https://api.example") == (200, 422)
-    assert (
-        statuses(origin=evil, **{"sec-fetch-site": "cross-site"})
-        == statuses(origin=evil)
-        == (200, 403)
-    )
+    assert statuses(origin="https://evil.example") == (200, 403)
     assert [refusal.type for refusal in replica._refusals.take()] == ["foreign_page"]

@@ -1,4 +1,4 @@
-"""Prompts of chat and completion requests, and concurrency during tokenization."""
+"""Answers, log rows and shadows of chat requests, with fake engines."""
 
 import asyncio
 import json
@@ -6,113 +6,92 @@ import threading
 from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
-from serving.http.chat_schemas import parse_chat
-from serving.http.metrics import Meter
 from serving.http.schemas import RequestError
-from serving.replica.chat import Chat, _Loader
+from serving.replica.chat import Chat
 from serving.replica.config import ReplicaConfig
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.conversations import logged_conversation
-from tailorbird.registry.kinds import KINDS
 from tests.unit.serving.http.application import deployment
-from tests.unit.serving.replica.fake_engine import TOKENIZER, FakeEngine
+from tests.unit.serving.replica.fake_engine import FakeEngine
+from tests.unit.serving.replica.loads import config
 
 pytestmark = pytest.mark.anyio
-CONFIG = {
-    "champion": {"uri": "u", "digest": "d"},
-    "challenger": {"uri": "v", "digest": "c"},
-}
 
 
-def new_chat(config: ServingConfig) -> Any:
-    """Return the deployment with an engine that answers `one`."""
-    engine = FakeEngine("one</s>")
-    engine.version.digest = "d" * 64
-    return deployment(Chat, config, engine)
+class Service:
+    """A deployment with an engine that answers `one`, and with a request log in a folder."""
+
+    def __init__(self, folder: Path, *, texts: bool = True) -> None:
+        self.folder = folder
+        self.champion = FakeEngine("one</s>")
+        serving = ServingConfig(request_log=folder.as_uri(), log_texts=texts)
+        self.chat: Any = deployment(Chat, serving, self.champion)
+
+    def add_challenger(self, engine: FakeEngine, **shares: float) -> None:
+        """Add a challenger with shares of the requests."""
+        engine.version.digest = "c" * 64
+        versions = self.chat._replica.versions
+        versions.engines = dict(versions.engines) | {"challenger": engine}
+        challenger = {"uri": "v", "digest": engine.version.digest, **shares}
+        versions.config = ReplicaConfig.model_validate(config("u", challenger=challenger))
+
+    async def answer(self, contents: Sequence[str] = ("abc",), **fields: Any) -> Any:
+        """Return the answer to turns of the user and the model."""
+        turns = [
+            {"role": role, "content": content}
+            for content, role in zip(contents, cycle(("user", "assistant")), strict=False)
+        ]
+        status, content = await self.chat._chat(
+            json.dumps({"messages": turns} | fields).encode(), "r"
+        )
+        assert status == 200
+        return json.loads(content)["choices"][0]["message"]["content"]
+
+    async def logged(self, kind: str = "answers") -> list[dict[str, Any]]:
+        """Return the rows of the request log after its end."""
+        await self.chat._replica.log.close()
+        rows: list[dict[str, Any]] = pq.read_table(self.folder / kind).to_pylist()
+        return rows
 
 
-def add_challenger(service: Any, engine: FakeEngine, **shares: float) -> None:
-    """Add a challenger with shares of the requests."""
-    engine.version.digest = "c" * 64
-    versions = service._replica.versions
-    versions.engines = dict(versions.engines) | {"challenger": engine}
-    challenger = CONFIG["challenger"] | shares
-    versions.config = ReplicaConfig.model_validate(CONFIG | {"challenger": challenger})
-
-
-async def answer(service: Any, contents: Sequence[str] = ("abc",), **fields: Any) -> Any:
-    """Return the answer to turns of the user and the model."""
-    roles = cycle(("user", "assistant"))
-    turns = [
-        {"role": role, "content": content} for content, role in zip(contents, roles, strict=False)
-    ]
-    body = json.dumps({"messages": turns} | fields).encode()
-    status, content = await service._chat(body, "r")
-    assert status == 200
-    return json.loads(content)["choices"][0]["message"]["content"]
-
-
-async def logged(service: Any, folder: Path) -> list[dict[str, Any]]:
-    """Return the rows of the request log after its end."""
-    await service._replica.log.close()
-    rows: list[dict[str, Any]] = pq.read_table(folder / "answers").to_pylist()
-    return rows
-
-
-async def test_tokenization_does_not_block_other_requests_and_keeps_the_engine(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("is_tokenization", [True, False])
+async def test_tokenization_and_redaction_do_not_block_other_requests(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_tokenization: bool
 ) -> None:
+    begun = threading.Event()
     go = threading.Event()
 
-    def slow(*_: Any, **__: Any) -> Any:
+    def slow(text: Any, **_options: Any) -> Any:
+        begun.set()
         assert go.wait(10)
-        return [1, 2]
+        return [1, 2] if is_tokenization else f"redacted {text}"
 
-    monkeypatch.setattr(FakeEngine, "chat_prompt", slow)
-    engine = FakeEngine("one</s>")
-    answering = asyncio.create_task(answer(deployment(Chat, ServingConfig(), engine)))
-    while not engine.num_active:
-        await asyncio.sleep(0)
-    go.set()
-    assert (await answering, engine.num_active) == ("one", 0)
-
-
-async def test_redaction_of_the_prompt_does_not_block_other_requests(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    begun, go = threading.Event(), threading.Event()
-
-    def slow(text: str) -> str:
-        if text == "abc":
-            begun.set()
-            assert go.wait(10)
-        return f"redacted {text}"
-
-    monkeypatch.setattr("serving.request_log.log.redact", slow)
-    service = new_chat(ServingConfig(request_log=tmp_path.as_uri(), log_texts=True))
-    answering = asyncio.create_task(answer(service))
+    service = Service(tmp_path)
+    if is_tokenization:
+        monkeypatch.setattr(service.champion, "chat_prompt", slow)
+    else:
+        monkeypatch.setattr("serving.request_log.log.redact", slow)
+    answering = asyncio.create_task(service.answer())
     while not begun.is_set():
         await asyncio.sleep(0)
-    assert not answering.done()
+    assert service.champion.num_active == int(is_tokenization)  # the engine is kept
     go.set()
-    await answering
-    [row] = await logged(service, tmp_path)
-    assert (row["text"], row["answer"]) == ("redacted abc", "redacted one")
+    assert await answering == "one"
+    assert service.champion.num_active == 0
 
 
 @pytest.mark.parametrize("texts", [True, False])
 async def test_the_log_has_the_length_and_with_texts_the_whole_redacted_conversation(
     tmp_path: Path, texts: bool
 ) -> None:
-    service = new_chat(ServingConfig(request_log=tmp_path.as_uri(), log_texts=texts))
-    await answer(service, ("call 5551234567", "ok", "abc"))
-    [row] = await logged(service, tmp_path)
+    service = Service(tmp_path, texts=texts)
+    await service.answer(("call 5551234567", "ok", "abc"))
+    [row] = await service.logged()
     assert row["text_chars"] == 3
     if not texts:
         assert [row[name] for name in ("text", "context", "answer")] == [None] * 3
@@ -122,39 +101,44 @@ async def test_the_log_has_the_length_and_with_texts_the_whole_redacted_conversa
     assert logged_conversation(row["context"], "abc") == turns
 
 
+@pytest.mark.parametrize(
+    ("texts", "fields", "stored"),
+    [
+        (False, {"correct_answer": "two"}, None),
+        (False, {"label": "good"}, ("good", None, None)),
+        (
+            True,
+            {"score": 0.25, "correct_answer": "two, ann@example.org"},
+            (None, 0.25, "two, [email]"),
+        ),
+    ],
+)
 async def test_feedback_on_an_answer_is_logged_and_a_correct_answer_only_with_texts(
-    tmp_path: Path,
+    tmp_path: Path, texts: bool, fields: dict[str, Any], stored: Any
 ) -> None:
-    request_id = "0" * 32
-
-    async def send(texts: bool, **fields: Any) -> int:
-        service = new_chat(ServingConfig(request_log=tmp_path.as_uri(), log_texts=texts))
-        body = json.dumps({"request_id": f"chatcmpl-{request_id}"} | fields).encode()
-        try:
-            status, _ = await service._replica._feedback(body, "r")
-        except RequestError as error:
-            status = error.status
-        await service._replica.log.close()
-        return int(status)
-
-    assert await send(False, correct_answer="two") == 422
-    assert await send(False, label="two") == 422
-    assert await send(False, label="good") == 202
-    assert await send(True, score=0.25, correct_answer="two, ann@example.org") == 202
-    rows = pq.read_table(tmp_path / "feedback").to_pylist()
-    names = ("request_id", "label", "score", "correct_answer")
-    stored = {tuple(row[name] for name in names) for row in rows}
-    expected = {(request_id, "good", None, None), (request_id, None, 0.25, "two, [email]")}
-    assert (stored, len(rows)) == (expected, 2)
+    service = Service(tmp_path, texts=texts)
+    body = json.dumps({"request_id": f"chatcmpl-{'0' * 32}"} | fields).encode()
+    if stored is None:
+        with pytest.raises(RequestError) as caught:
+            await service.chat._replica._feedback(body, "r")
+        assert caught.value.status == 422
+        return
+    status, _ = await service.chat._replica._feedback(body, "r")
+    [row] = await service.logged("feedback")
+    assert (status, row["request_id"]) == (202, "0" * 32)
+    assert (row["label"], row["score"], row["correct_answer"]) == stored
 
 
 class InterruptedEngine(FakeEngine):
     """An engine during whose first answers a client sends a request to the champion; it fails if
     they are below 0."""
 
-    def __init__(self, text: str, *, champion: FakeEngine, num_interruptions: int) -> None:
-        super().__init__(text)
-        self.champion, self.left, self.num_starts = champion, num_interruptions, 0
+    num_starts = 0
+
+    def __init__(self, champion: FakeEngine, num_interruptions: int) -> None:
+        super().__init__("two</s>")
+        self.champion = champion
+        self.left = num_interruptions
 
     async def generate(self, generation: Any) -> Any:
         self.num_starts += 1
@@ -183,61 +167,29 @@ class InterruptedEngine(FakeEngine):
 async def test_a_shadow_answers_after_the_champion_and_starts_again_if_a_client_interrupts_it(
     tmp_path: Path, num_interruptions: int, num_starts: int, text: str | None, failure: str | None
 ) -> None:
-    service = new_chat(ServingConfig(request_log=tmp_path.as_uri(), log_texts=True))
-    champion = service._replica.versions.champion
-    shadow = InterruptedEngine("two</s>", champion=champion, num_interruptions=num_interruptions)
-    add_challenger(service, shadow, shadow=1.0)
-    assert await answer(service, attributes={"language": "en"}) == "one"
-    while service._shadows._tasks:
+    service = Service(tmp_path)
+    shadow = InterruptedEngine(service.champion, num_interruptions)
+    service.add_challenger(shadow, shadow=1.0)
+    assert await service.answer(attributes={"language": "en"}) == "one"
+    while service.chat._shadows._tasks:
         await asyncio.sleep(0.01)
-    rows = await logged(service, tmp_path)
-    names = ("answer", "failure", "text_chars", "request_id")
-    by_arm = {row["arm"]: tuple(row[name] for name in names) for row in rows}
-    assert by_arm == {"champion": ("one", None, 3, "r"), "shadow": (text, failure, 3, "r")}
-    assert [row["attributes"] for row in rows] == ['{"language": "en"}'] * 2
-    assert [row["text"] for row in rows if row["answer"]] == ["abc"] * (2 if text else 1)
+    rows = {row["arm"]: row for row in await service.logged()}
+    assert set(rows) == {"champion", "shadow"}
+    answers = [(row["answer"], row["failure"]) for row in (rows["champion"], rows["shadow"])]
+    assert answers == [("one", None), (text, failure)]
+    for row in rows.values():
+        assert (row["request_id"], row["text_chars"], row["text"]) == ("r", 3, "abc")
+        assert row["attributes"] == '{"language": "en"}'
     assert (shadow.num_starts, shadow.num_active) == (num_starts, 0)
 
 
-async def test_the_champion_answers_in_a_format_that_the_challenger_cannot_have() -> None:
-    service = new_chat(ServingConfig())
+async def test_the_champion_answers_in_a_format_that_the_challenger_cannot_have(
+    tmp_path: Path,
+) -> None:
+    service = Service(tmp_path)
     challenger: Any = FakeEngine("two</s>")
     challenger.has_formats = False
-    add_challenger(service, challenger, canary=1.0)
-    assert await answer(service) == "two"
-    assert await answer(service, response_format={"type": "text"}) == "two"
-    assert await answer(service, response_format={"type": "json_object"}) == "one"
-
-
-def prompt_text(fields: dict[str, Any]) -> str:
-    request = parse_chat(
-        json.dumps({"messages": [{"role": "user", "content": "abc"}]} | fields).encode()
-    )
-    prompt = FakeEngine("").chat_prompt(request.conversation, max_new_tokens=8)
-    return "".join(TOKENIZER.convert_ids_to_tokens(prompt))
-
-
-def test_the_prompt_is_that_of_the_evaluation_unless_the_request_has_a_system_message() -> None:
-    shots = "<user>q</s><assistant>a</s>"
-    assert prompt_text({}) == f"<system>own</s>{shots}<user>abc</s><assistant>"
-    turns = [{"role": "system", "content": "z"}, {"role": "user", "content": "abc"}]
-    assert prompt_text({"messages": turns}) == f"<system>z</s>{shots}<user>abc</s><assistant>"
-
-
-@pytest.mark.parametrize(("engine", "device"), [("transformers", None), ("vllm", "cpu")])
-def test_a_vllm_replica_embeds_on_the_cpu_because_its_gpus_belong_to_the_engines_actors(
-    monkeypatch: pytest.MonkeyPatch, engine: str, device: str | None
-) -> None:
-    class Loading(Exception):
-        pass
-
-    def load_version(_version: Any, *, device: str | None) -> None:
-        raise Loading(device)
-
-    version = SimpleNamespace(spec=KINDS["nearest"], endpoint=None, hybrid=None, digest="d")
-    monkeypatch.setattr("serving.replica.chat.read_version", lambda _: version)
-    monkeypatch.setattr("tailorbird.models.loading.load_version", load_version)
-    config = ServingConfig.model_validate({"engine": engine, "gpus_per_replica": 1})
-    with pytest.raises(Loading) as raised:
-        _Loader(config, meter=Meter()).load("s3://models/t/versions/nearest-1", "d")
-    assert raised.value.args == (device,)
+    service.add_challenger(challenger, canary=1.0)
+    for format, expected in ((None, "two"), ("text", "two"), ("json_object", "one")):
+        fields: dict[str, Any] = {"response_format": {"type": format}} if format else {}
+        assert await service.answer(**fields) == expected

@@ -57,13 +57,6 @@ class FakePool(ModelPool):
         pass
 
 
-@pytest.fixture
-def fields(tmp_path: Path) -> dict[str, Any]:
-    """Return serving fields with a request log that stores subjects."""
-    (tmp_path / "key").write_bytes(b"k" * 32)
-    return {"request_log": (tmp_path / "log").as_uri(), "subject_key": (tmp_path / "key").as_uri()}
-
-
 def new_classifier(
     monkeypatch: pytest.MonkeyPatch, *, task_uri: str = "s3://models/task", **fields: Any
 ) -> Classifier:
@@ -73,7 +66,22 @@ def new_classifier(
     return Classifier(task_uri, ServingConfig(**fields).model_dump_json())
 
 
-async def answer(classifier: Classifier, body: dict[str, Any]) -> Any:
+@pytest.fixture
+def classifier(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Classifier:
+    """Return a classifier with a request log that stores subjects."""
+    task_uri = (tmp_path / "task").as_uri()
+    stored = DrawSecret(key=SECRET.hex()).model_dump_json()
+    storage.write_bytes(TaskPaths(task_uri).draw_secret, stored.encode())
+    (tmp_path / "key").write_bytes(b"k" * 32)
+    return new_classifier(
+        monkeypatch,
+        task_uri=task_uri,
+        request_log=(tmp_path / "log").as_uri(),
+        subject_key=(tmp_path / "key").as_uri(),
+    )
+
+
+async def answer(classifier: Classifier, **body: Any) -> Any:
     status, content = await classifier._classify(json.dumps(body).encode(), "r")
     assert status == 200
     return json.loads(content)
@@ -87,80 +95,66 @@ async def logged(classifier: Classifier, folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-async def test_an_answer_has_one_result_per_text_scores_on_request_and_integers_for_integer_labels(
+async def test_readiness_is_checked_before_the_request_and_then_the_subject(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     classifier = new_classifier(monkeypatch)
-    with pytest.raises(RequestError):
-        await answer(classifier, {"input": 1})  # readiness is checked before the request
-    await classifier.reconfigure(config("one", others={"integers": ref("integers")}))
-    result = {"label": "by one", "score": 0.75}
-    fields = {"request_id": "r", "model": "task", "version": "one"}
-    answered = await answer(classifier, {"input": ["x", "y"]})
-    assert answered == fields | {"results": [result, result]}
-    with_scores = await answer(classifier, {"input": "x", "scores": True})
-    assert with_scores["results"] == [result | {"scores": {"a": 0.75, "b": 0.25}}]
-    integers = await answer(classifier, {"input": "x", "model": "integers"})
-    assert integers["results"] == [{"label": 7, "score": 0.75}]
-    with pytest.raises(RequestError):
-        await answer(classifier, {"input": "x", "subject": "s"})
+    with pytest.raises(RequestError) as caught:
+        await answer(classifier, input=1)
+    assert caught.value.status == 503
+    await classifier.reconfigure(config("one"))
+    answered = await answer(classifier, input=["x", "y"])
+    assert answered.pop("results") == [{"label": "by one", "score": 0.75}] * 2
+    assert answered == {"request_id": "r", "model": "task", "version": "one"}
+    with pytest.raises(RequestError) as caught:
+        await answer(classifier, input="x", subject="s")  # the log stores none
+    assert caught.value.status == 422
 
 
 async def test_the_answer_of_a_hybrid_names_the_part_in_the_response_the_log_and_the_metrics(
-    monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], tmp_path: Path
+    classifier: Classifier, tmp_path: Path
 ) -> None:
-    classifier = new_classifier(monkeypatch, **fields)
     await classifier.reconfigure(config("one"))
     engine: Any = classifier._replica.versions.champion
-    scores = np.array([0.75, 0.25])
+    by_second = Prediction("a", 0.75, np.array([0.75, 0.25]), "second", classes=CLASSES)
+    by_first = by_second._replace(answered_by="first", is_fallback=True)
 
     async def submit(rows: Any, *, client: str) -> list[Prediction]:  # noqa: ARG001
         assert rows == [("x", None), ("y", None)]
-        return [
-            Prediction("a", 0.75, scores, "second", classes=CLASSES),
-            Prediction("b", 0.25, scores, "first", True, classes=CLASSES),
-        ]
+        return [by_second, by_first]
 
-    engine.routing, engine.submit = Routing(by="cascade", threshold=0.5), submit
-    first, second = (await answer(classifier, {"input": ["x", "y"]}))["results"]
+    engine.routing = Routing(by="cascade", threshold=0.5)
+    engine.submit = submit
+    first, second = (await answer(classifier, input=["x", "y"]))["results"]
     assert first == {"label": "a", "score": 0.75, "answered_by": "second"}
-    assert second == {"label": "b", "score": 0.25, "answered_by": "first", "fallback": True}
+    assert second == first | {"answered_by": "first", "fallback": True}
     counts = classifier._replica.meter._counts.items()
-    counted = {labels: by for (metric, labels), by in counts if metric is COUNTS}
-    assert counted == {("task", "one", "second", "no"): 1, ("task", "one", "first", "yes"): 1}
+    counted = {labels[2:]: by for (metric, labels), by in counts if metric is COUNTS}
+    assert counted == {("second", "no"): 1, ("first", "yes"): 1}
     rows = await logged(classifier, tmp_path)
     parts = [(row["answered_by"], row["fallback"]) for row in rows]
     assert parts == [("second", False), ("first", True)]
 
 
 @pytest.mark.parametrize(
-    ("share", "arms"), [("canary", {"canary"}), ("shadow", {"champion", "shadow"})]
+    ("share", "versions"),
+    [("canary", {"canary": "new"}), ("shadow", {"champion": "one", "shadow": "new"})],
 )
 async def test_each_arm_of_an_experiment_is_logged(
-    monkeypatch: pytest.MonkeyPatch,
-    fields: dict[str, Any],
-    tmp_path: Path,
-    share: str,
-    arms: set[str],
+    classifier: Classifier, tmp_path: Path, share: str, versions: dict[str, str]
 ) -> None:
     texts = ["x"] * (SHADOW_TEXTS + 1 if share == "shadow" else 2)
-    task_uri = (tmp_path / "task").as_uri()
-    stored = DrawSecret(key=SECRET.hex()).model_dump_json()
-    storage.write_bytes(TaskPaths(task_uri).draw_secret, stored.encode())
-    classifier = new_classifier(monkeypatch, task_uri=task_uri, **fields)
     await classifier.reconfigure(config("one", challenger=ref("new", **{share: 1.0})))
     attributes = [{"sex": "f"}] * len(texts)
-    await answer(classifier, {"input": texts, "subject": "s", "attributes": attributes})
+    await answer(classifier, input=texts, subject="s", attributes=attributes)
     await asyncio.gather(*classifier._shadows._tasks)
     rows = await logged(classifier, tmp_path)
-    assert {row["arm"] for row in rows} == arms
-    for row in rows:
-        assert row["version"] == ("one" if row["arm"] == "champion" else "new")
-        assert (row["request_id"], row["route"], row["label"]) == (
-            "r",
-            "classify",
-            f"by {row['version']}",
-        )
-    assert sorted(row["row"] for row in rows) == sorted(list(range(len(texts))) * len(arms))
-    assert len({row["subject"] for row in rows}) == 1
+    for arm, version in versions.items():
+        in_arm = [row for row in rows if row["arm"] == arm]
+        assert [row["row"] for row in in_arm] == list(range(len(texts)))
+        assert {row["version"] for row in in_arm} == {version}
+        assert {row["label"] for row in in_arm} == {f"by {version}"}
+    assert len(rows) == len(versions) * len(texts)
+    assert {(row["request_id"], row["route"]) for row in rows} == {("r", "classify")}
     assert {row["attributes"] for row in rows} == {'{"sex": "f"}'}
+    assert len({row["subject"] for row in rows}) == 1
