@@ -62,63 +62,53 @@ def answered(first: Part, second: Part, *, routing: Routing = CASCADE) -> list[t
     return [(str(prediction.answered_by), prediction.is_fallback) for prediction in predictions]
 
 
-def test_the_second_part_of_a_cascade_gets_only_the_texts_below_the_threshold() -> None:
-    first, second = Part("first"), Part("second")
-    assert answered(first, second) == [
-        ("first", False),
-        ("second", False),
-        ("second", False),
-        ("first", False),
-    ]
-    assert (first.texts, second.texts) == (
-        ["sure", "unsure", "unsure", "sure"],
-        ["unsure", "unsure"],
-    )
+def parts_of(names: str, *, fallbacks: str = "") -> list[tuple[str, bool]]:
+    """Return the expected answers: a letter for the part of each row, and the rows of fallbacks."""
+    parts = {"1": "first", "2": "second"}
+    return [(parts[name], str(row) in fallbacks) for row, name in enumerate(names)]
 
 
-def test_by_group_each_part_gets_the_texts_of_its_groups() -> None:
-    first, second = Part("first"), Part("second")
-    routed = [("first", False), ("second", False), ("first", False), ("second", False)]
-    assert answered(first, second, routing=BY_SEX) == routed
+def test_each_part_gets_only_the_texts_that_are_routed_to_it() -> None:
+    first = Part("first")
+    second = Part("second")
+    assert answered(first, second) == parts_of("1221")
+    assert first.texts == ["sure", "unsure", "unsure", "sure"]
+    assert second.texts == ["unsure", "unsure"]
+    first.texts.clear()
+    second.texts.clear()
+    assert answered(first, second, routing=BY_SEX) == parts_of("1212")
     assert (first.texts, second.texts) == (["sure", "unsure"], ["unsure", "sure"])
 
 
 @pytest.mark.parametrize(
     "fault", [{"error": BROKEN}, {"error": RuntimeError("no memory")}, {"hangs": True}]
 )
-def test_if_a_part_is_away_the_other_part_answers_and_says_so(fault: dict[str, object]) -> None:
-    def broken(name: str) -> Part:
-        part = Part(name)
-        for field, value in fault.items():
-            setattr(part, field, value)
-        return part
-
-    kept = [("first", False), ("first", True), ("first", True), ("first", False)]
-    assert answered(Part("first"), broken("second")) == kept
-    assert answered(broken("first"), Part("second")) == [("second", True)] * 4
-    by_group = [("first", False), ("first", True), ("first", False), ("first", True)]
-    assert answered(Part("first"), broken("second"), routing=BY_SEX) == by_group
-    by_group = [("second", True), ("second", False), ("second", True), ("second", False)]
-    assert answered(broken("first"), Part("second"), routing=BY_SEX) == by_group
+def test_if_a_part_is_away_the_other_part_answers_and_says_so(fault: dict[str, Any]) -> None:
+    first = Part("first")
+    second = Part("second")
+    no_first = Part("first", **fault)
+    no_second = Part("second", **fault)
+    assert answered(first, no_second) == parts_of("1111", fallbacks="12")
+    assert answered(no_first, second) == parts_of("2222", fallbacks="0123")
+    assert answered(first, no_second, routing=BY_SEX) == parts_of("1111", fallbacks="13")
+    assert answered(no_first, second, routing=BY_SEX) == parts_of("2222", fallbacks="02")
     for routing in (CASCADE, BY_SEX):
         with pytest.raises(RequestError) as caught:
-            answered(broken("first"), broken("second"), routing=routing)
+            answered(no_first, no_second, routing=routing)
         assert caught.value.status == 503
 
 
 def test_an_error_of_the_request_is_raised_unchanged() -> None:
     busy = RequestError(429, "busy", "too many texts")
-    for parts in (
-        (Part("first", error=busy), Part("second")),
-        (Part("first"), Part("second", error=busy)),
-    ):
+    for name in ("first", "second"):
+        parts = {"first": Part("first"), "second": Part("second")}
+        parts[name].error = busy
         with pytest.raises(RequestError) as caught:
-            answered(*parts)
+            answered(**parts)
         assert caught.value is busy
 
 
-def refused(row: int) -> RequestError:
-    return RequestError(400, "endpoint_refused", f"content of {row}")
+REFUSED = RequestError(400, "endpoint_refused", "content")
 
 
 class EndpointPart(Part):
@@ -138,27 +128,23 @@ class EndpointPart(Part):
         ]
 
 
-@pytest.mark.parametrize("error", [BROKEN, refused(0)])
+@pytest.mark.parametrize("error", [BROKEN, REFUSED])
 def test_only_the_texts_that_fail_are_answered_by_the_other_part(error: RequestError) -> None:
     second = EndpointPart("second", errors=[error, None])
-    kept = [("first", False), ("first", True), ("second", False), ("first", False)]
-    assert answered(Part("first"), second) == kept
+    assert answered(Part("first"), second) == parts_of("1121", fallbacks="1")
     first = EndpointPart("first", errors=[None, None, error, None])
-    kept = [("first", False), ("second", False), ("second", True), ("first", False)]
-    assert answered(first, Part("second")) == kept
+    assert answered(first, Part("second")) == parts_of("1221", fallbacks="2")
     second = EndpointPart("second", errors=[None, error])
-    by_group = [("first", False), ("second", False), ("first", False), ("first", True)]
-    assert answered(Part("first"), second, routing=BY_SEX) == by_group
+    assert answered(Part("first"), second, routing=BY_SEX) == parts_of("1211", fallbacks="3")
 
 
 def test_a_text_that_both_parts_refuse_is_named() -> None:
-    first, second = (
-        EndpointPart(name, errors=[None, refused(1), None, None]) for name in ("first", "second")
-    )
-    second.errors = [refused(1), None]
+    first = EndpointPart("first", errors=[None, REFUSED, None, None])
+    second = EndpointPart("second", errors=[REFUSED, None])
     with pytest.raises(RequestError) as caught:
         answered(first, second)
     assert (caught.value.status, caught.value.param) == (400, "input")
+    assert "input[1]" in caught.value.message
 
 
 def test_if_one_part_raises_an_error_of_the_request_the_other_part_is_cancelled() -> None:
