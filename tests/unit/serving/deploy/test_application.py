@@ -71,11 +71,8 @@ def test_replicas_load_the_champion_and_the_additional_versions() -> None:
         ("probe-1", None, True, True),
         ("probe-1", None, False, False),
         ("zero-shot-1", CHAT, True, False),
-        ("retrieved-1", CHAT, True, False),
         ("nearest-1", CHAT, True, True),
-        ("nearest-1", CHAT, False, False),
         ("full-1", CHAT, True, True),  # the champion itself
-        ("endpoint-zero-shot-1", CHAT, True, False),
         ("endpoint-zero-shot-1", None, True, False),
     ],
 )
@@ -90,9 +87,7 @@ def test_a_chat_service_serves_a_baseline_only_without_a_further_language_model(
     assert set(replica_config(application).others) == ({"baseline"} if served else set())
 
 
-@pytest.mark.parametrize(
-    ("baseline", "served"), [("zero-shot-1", True), ("retrieved-1", True), ("few-shot-1", False)]
-)
+@pytest.mark.parametrize(("baseline", "served"), [("retrieved-1", True), ("few-shot-1", False)])
 def test_a_chat_service_with_a_shared_base_model_serves_baselines_that_do_not_change_it(
     baseline: str, served: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

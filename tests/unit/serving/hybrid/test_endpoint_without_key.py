@@ -51,6 +51,7 @@ def _without_key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def register_config(folder: Path, name: str, config: VersionConfig) -> ModelVersion:
     """Register a version without weights."""
+    (folder / name).mkdir()
     write_config(folder / name, config)
     return register((folder / "registry" / "task").as_uri(), folder / name)
 
