@@ -97,23 +97,6 @@ def test_the_options_of_serve_have_the_limits_of_the_recipe(task: str) -> None:
     assert "max_replicas_per_node" not in deployment_options(ServingConfig(), task=task)
 
 
-def test_replicas_follow_a_sustained_load_within_seconds_and_scale_to_zero(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    config = ServingConfig(min_replicas=0, max_replicas=4)
-
-    def load(seconds: float) -> float:
-        return 1.0 if seconds < 20 else 96.0 if seconds < 60 else 0.0
-
-    wanted = replicas(monkeypatch, config, in_flight=load, seconds=160)
-
-    def at(seconds: float) -> int:
-        return wanted[round(seconds / TICK_S)]
-
-    assert [at(seconds) for seconds in (1, 19, 30, 59)] == [1, 1, 3, 3]
-    assert [at(seconds) for seconds in (65, 78, 100, 159)] == [3, 1, 1, 0]
-
-
 @pytest.mark.parametrize(
     ("num_gpus", "task", "limit"),
     [(0, "classification", 164), (0, "chat", 164), (1, "classification", 356), (1, "chat", 164)],
@@ -149,13 +132,6 @@ def test_vllm_servers_share_the_replicas_placement_group_and_use_its_gpus(
         2,
         0,
     )
-
-
-@pytest.mark.parametrize("num_gpus", [0, 0.5, 1])
-def test_other_replicas_use_their_gpu_themselves(num_gpus: float) -> None:
-    options = deployment_options(ServingConfig(gpus_per_replica=num_gpus), task="classification")
-    assert "placement_group_bundles" not in options
-    assert options["ray_actor_options"]["num_gpus"] == num_gpus
 
 
 @pytest.mark.parametrize("engine", ["transformers", "vllm"])

@@ -1,6 +1,5 @@
 """A deployed version, with code from S3, gives the same answers over HTTP as in memory."""
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -36,43 +35,14 @@ def test_answers_equal_those_of_the_version_in_memory(service: Service) -> None:
         assert result["scores"] == pytest.approx(scores, abs=2e-3)
 
 
-def test_concurrent_clients_get_their_own_answers(service: Service) -> None:
-    single = {text: service.ask({"input": text})["results"][0] for text in TEXTS}
-    texts = TEXTS * 8
-    with ThreadPoolExecutor(16) as clients:
-        together = list(clients.map(lambda text: service.ask({"input": text})["results"][0], texts))
-    assert [result["label"] for result in together] == [single[text]["label"] for text in texts]
-
-
-def test_models_and_probes_report_the_served_version(service: Service) -> None:
-    models = requests.get(f"{service.url}/v1/models", timeout=60).json()["data"]
-    assert [(model["id"], model["digest"]) for model in models] == [
-        ("champion", service.first.digest)
-    ]
-    assert requests.get(f"{service.url}/healthz", timeout=60).json() == {"status": "up"}
-    ready = requests.get(f"{service.url}/readyz", timeout=60)
-    assert (ready.status_code, ready.json()["digest"]) == (200, service.first.digest)
-
-
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "type"),
     [
         ("POST", "/v1/classify", b"{", 400, "invalid_json"),
-        ("POST", "/v1/classify", b"", 400, "invalid_json"),
-        ("POST", "/v1/classify", b"{}", 422, "invalid_request"),
-        ("POST", "/v1/classify", b'{"input": 1}', 422, "invalid_request"),
         ("POST", "/v1/classify", b'{"input": []}', 422, "invalid_request"),
-        (
-            "POST",
-            "/v1/classify",
-            b'{"input": ["a","a","a","a","a","a","a","a","a"]}',
-            422,
-            "invalid_request",
-        ),
         ("POST", "/v1/classify", b'{"input": "a", "model": "other"}', 404, "unknown_model"),
         ("POST", "/v1/classify", b'{"input": "' + b"a" * 10_000_000 + b'"}', 413, "body_too_large"),
         ("GET", "/v1/nothing", None, 404, "unknown_route"),
-        ("GET", "/v1/classify", None, 405, "wrong_method"),
     ],
     ids=lambda value: value[:24].decode() if isinstance(value, bytes) else None,
 )
@@ -82,13 +52,6 @@ def test_bad_input_is_a_json_error_and_does_not_affect_later_requests(
     answer = requests.request(method, service.url + path, data=body, timeout=60)
     assert (answer.status_code, answer.json()["error"]["type"]) == (status, type)
     assert service.ask({"input": TEXTS[0]})["results"][0]["label"] == "a broken bone"
-
-
-def test_a_body_without_a_declared_length_is_limited(service: Service) -> None:
-    answer = requests.post(
-        f"{service.url}/v1/classify", data=iter([b'{"input": "', b"a" * 100_000]), timeout=60
-    )
-    assert (answer.status_code, answer.json()["error"]["type"]) == (413, "body_too_large")
 
 
 @pytest.mark.long

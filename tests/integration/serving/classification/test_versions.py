@@ -194,11 +194,3 @@ def test_the_rendered_configuration_equals_the_deployed_one_and_a_repeated_put_c
             readiness.running_replicas(serve_client.serve_applications()["serving-test"]) == before
         )
     service.deploy(service.first)
-
-
-def test_the_error_of_a_deploy_without_its_code_names_the_code(service: Service) -> None:
-    absent = service.first.model_copy(update={"code": "s3://models/serving-absent/code/absent.zip"})
-    with pytest.raises(serve_client.DeployError):
-        rollout.deploy(CONFIG, task_uri="s3://models/serving-absent", version=absent)
-    rollout.undeploy("serving-absent")
-    assert service.ask({"input": TEXTS[0]})["version"] == service.first.version

@@ -172,6 +172,8 @@ def test_no_header_makes_the_server_answer_500(
         return
     assert status < 500 or content.startswith(b'{"status":"loading"')
     assert headers["x-content-type-options"] == "nosniff"
+    assert headers["cache-control"] == "no-store"
+    assert "frame-ancestors 'none'" in headers["content-security-policy"]
     if 400 <= status < 500:
         assert error_type(answer)[0] == status
 
