@@ -92,18 +92,10 @@ class HybridQueue:
         return answers.complete()
 
     async def _by_group(self, answers: "_Answers", routed: NDArray[np.bool_]) -> None:
-        available: list[tuple[PartName, NDArray[np.bool_]]] = [
-            ("first", ~routed),
-            ("second", routed),
-        ]
-        available = [(name, rows) for name, rows in available if not self._is_skipped(name)]
-        tasks = [asyncio.create_task(self._answer(name, answers, rows)) for name, rows in available]
-        try:
-            await asyncio.gather(*tasks)
-        finally:  # if one part raises an error of the request, the other one need not answer
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        if not self._is_skipped("first"):
+            await self._answer("first", answers, ~routed)
+        if not self._is_skipped("second"):
+            await self._answer("second", answers, routed)
         missing = answers.missing
         await self._answer("second", answers, missing & ~routed)
         await self._answer("first", answers, missing & routed)

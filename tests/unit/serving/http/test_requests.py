@@ -9,7 +9,6 @@ from pydantic import BaseModel, ValidationError
 
 from serving.http.chat_schemas import ChatRequest, parse_chat
 from serving.http.schemas import (
-    MAX_FAULTS,
     MAX_VALUES,
     SCORES_AT_ONCE,
     ClassifyRequest,
@@ -109,14 +108,7 @@ def test_the_first_fault_of_a_list_ends_its_validation() -> None:
         assert caught.value.error_count() <= 3  # one for each type of the union
 
 
-def test_many_faults_are_not_described_and_many_values_not_validated(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    for count in (MAX_FAULTS, MAX_FAULTS + 1):
-        with pytest.raises(RequestError) as caught:
-            classify({"input": "a", **{f"field {number}": 1 for number in range(count)}})
-        assert caught.value.status == 422
-        assert (caught.value.param is None) == (count > MAX_FAULTS)
+def test_a_body_with_too_many_values_is_not_validated(monkeypatch: pytest.MonkeyPatch) -> None:
     attributes = [{str(name): "" for name in range(MAX_ATTRIBUTES)}] * 2000
     body = {"input": ["a"] * 2000, "attributes": attributes, "scores": True, "subject": "s"}
     assert len(classify(body, max_texts=2000).texts) == 2000

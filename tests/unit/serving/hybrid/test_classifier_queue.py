@@ -147,28 +147,6 @@ def test_a_text_that_both_parts_refuse_is_named() -> None:
     assert "input[1]" in caught.value.message
 
 
-def test_if_one_part_raises_an_error_of_the_request_the_other_part_is_cancelled() -> None:
-    cancelled = []
-
-    class Waiting(Part):
-        async def submit(self, rows: Sequence[str], *, client: str) -> list[Prediction]:
-            try:
-                await asyncio.Event().wait()
-            finally:
-                cancelled.append(list(rows))
-            raise AssertionError(client)
-
-    async def scenario() -> None:
-        parts = Part("first", error=RequestError(429, "busy", "no")), Waiting("second")
-        queue = queue_of(*parts, routing=BY_SEX, timeout_s=60)
-        async with asyncio.timeout(20):
-            with pytest.raises(RequestError):
-                await queue.submit(ROWS, client="c")
-        assert cancelled == [["unsure", "sure"]]
-
-    asyncio.run(scenario())
-
-
 def test_the_parts_are_unloaded_after_the_last_request() -> None:
     events: list[str] = []
 

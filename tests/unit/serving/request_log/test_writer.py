@@ -43,7 +43,7 @@ def test_rows_that_unavailable_storage_did_not_accept_are_written_later_and_once
     monkeypatch.setattr(writer, "write_bytes", failing)
     assert run_log(tmp_path, work).answers.num_dropped == 0
     assert sorted(row["request_id"] for row in written(tmp_path)) == ["r1", "r2", "r3", "r4"]
-    assert caplog.text.count("unavailable") == 1
+    assert caplog.text.count(": unavailable") == 1
 
 
 def test_a_file_is_bounded_and_bytes_are_free_again_when_rows_are_stored(
