@@ -13,7 +13,7 @@ from cluster.local.stack import StackState
 from tests.haproxy import error_type, parsed, send
 from tests.integration.serving.classification.service import Service, metrics_url, wait_until
 
-SERVES_OWN = (
+SERVES_HEADERS = (
     *(
         b"x-request-id",
         b"x-request-timeout-seconds",
@@ -22,7 +22,7 @@ SERVES_OWN = (
     ),
     *(b"serve_multiplexed_model_id", b"serve-multiplexed-model-id"),
 )
-OTHERS = (
+FURTHER_HEADERS = (
     b"traceparent",
     b"origin",
     b"authorization",
@@ -62,9 +62,9 @@ def test_no_header_that_is_not_utf_8_is_a_500(
         # Serve's own proxy, which answers at first, does not read these headers and does not refuse
         # them.
         wait_until(lambda: parsed(_get(port, "/v1/models", b"x-other: \xff"))[0] == 400)  # noqa: B023
-        for name in (*SERVES_OWN, *OTHERS):
+        for name in (*SERVES_HEADERS, *FURTHER_HEADERS):
             answer = _get(port, "/v1/models", name + b": a\xff")
-            if name in SERVES_OWN:
+            if name in SERVES_HEADERS:
                 assert parsed(answer)[0] == 200, (name, answer)  # these are removed
             else:
                 assert error_type(answer) == (400, "invalid_header"), name

@@ -34,10 +34,9 @@ from tests.endpoint_server import (
     question,
     refusal,
 )
-from tests.unit.serving.endpoint.versions import KEY, VARIABLE
+from tests.unit.serving.endpoint.versions import KEY, VARIABLE, endpoint_of, register_config
 from tests.unit.serving.engines.test_model_pool import registered
 from tests.unit.serving.engines.test_sharing import TEXTS, base
-from tests.unit.serving.hybrid.test_endpoint_without_key import endpoint_of, register_config
 
 __all__ = ["base"]  # a fixture
 
@@ -71,9 +70,7 @@ def register(
     )
     model = model.model_copy(update={"classes": ()}) if chat else model
     prompting = Prompting(system="s", max_new_tokens=2) if chat else label_prompting(model.classes)
-    return register_config(  # type: ignore[no-any-return]
-        folder, "endpoint", endpoint_of(model, prompting, endpoint=endpoint)
-    )
+    return register_config(folder, "endpoint", endpoint_of(model, prompting, endpoint=endpoint))
 
 
 class Batch:

@@ -91,7 +91,7 @@ def test_a_request_has_the_prompt_of_the_evaluation_the_clients_options_and_the_
     None
 ):
     options = {"temperature": 0.5, "top_p": 0.9, "stop": ["x"], "max_tokens": 4}
-    requests = [options | {"seed": -1}, {"seed": 3}, {"logprobs": True}]
+    requests: list[dict[str, Any]] = [options | {"seed": -1}, {"seed": 3}, {"logprobs": True}]
     responses, server = ask(completion(" a b ", tokens=(21, 3)), requests=requests)
     answer = responses[0].json()
     assert (answer["model"], answer["version"]) == LABELS

@@ -67,7 +67,8 @@ def test_the_document_has_the_limits_of_the_recipe_and_refuses_unknown_fields() 
     document = _document(Classifier)
     two = {"input": ["a"] * 2, "attributes": [{"sex": "f"}] * 2}
     assert is_valid(document, "ClassifyRequest", two)
-    for invalid in ({"input": []}, {"input": ["a"] * 3}, {"input": "a", "inputs": "b"}):
+    requests: list[Any] = [{"input": []}, {"input": ["a"] * 3}, {"input": "a", "inputs": "b"}]
+    for invalid in requests:
         assert not is_valid(document, "ClassifyRequest", invalid)
     document = _document(Chat)
     turn = {"role": "user", "content": "a"}

@@ -8,7 +8,7 @@ from starlette.testclient import TestClient
 
 from serving.http.asgi import ASGIApp, Events, Route, caller, http_app
 from serving.http.metrics import Meter, with_request_metrics
-from serving.http.refusals import MAX_CLIENTS, OTHERS, Refusal, Refusals
+from serving.http.refusals import MAX_CLIENTS, OTHER_CLIENTS, Refusal, Refusals
 from serving.http.schemas import RequestError
 from tests.unit.serving.http.application import exchange
 
@@ -20,7 +20,7 @@ def test_many_clients_cannot_make_the_counts_grow_or_hide_those_of_another_reaso
     refusals.add(Refusal(429, "rate_limited", "key app"))
     taken = refusals.take()
     assert len(taken) == MAX_CLIENTS + 2
-    assert taken[Refusal(401, "invalid_api_key", OTHERS)] == 10_000 - MAX_CLIENTS
+    assert taken[Refusal(401, "invalid_api_key", OTHER_CLIENTS)] == 10_000 - MAX_CLIENTS
     assert taken[Refusal(429, "rate_limited", "key app")] == 1
 
 

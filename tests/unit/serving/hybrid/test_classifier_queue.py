@@ -100,11 +100,12 @@ def test_if_a_part_is_away_the_other_part_answers_and_says_so(fault: dict[str, A
 
 def test_an_error_of_the_request_is_raised_unchanged() -> None:
     busy = RequestError(429, "busy", "too many texts")
-    for name in ("first", "second"):
-        parts = {"first": Part("first"), "second": Part("second")}
-        parts[name].error = busy
+    for first, second in (
+        (Part("first", error=busy), Part("second")),
+        (Part("first"), Part("second", error=busy)),
+    ):
         with pytest.raises(RequestError) as caught:
-            answered(**parts)
+            answered(first, second)
         assert caught.value is busy
 
 

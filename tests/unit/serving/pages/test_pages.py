@@ -57,17 +57,15 @@ class Models:
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     folder = tmp_path_factory.mktemp("models")
-    task, base = (
-        (folder / "registry" / "letters").as_uri(),
-        replicas.save_chat_base(folder / "base"),
-    )
+    task = (folder / "registry" / "letters").as_uri()
+    base = replicas.save_chat_base(folder / "base")
     return Models(
-        folder,
-        replicas.register_bag(task, folder / "bag"),
-        replicas.register_bag(task, folder / "swapped", swapped=True),
-        replicas.register_bag(task, folder / "integers", integer_labels=True),
-        replicas.register_chat(task, folder / "chat", base=base),
-        replicas.register_nearest(task, folder / "nearest", base=base),
+        folder=folder,
+        bag=replicas.register_bag(task, folder / "bag"),
+        swapped=replicas.register_bag(task, folder / "swapped", swapped=True),
+        integers=replicas.register_bag(task, folder / "integers", integer_labels=True),
+        chat=replicas.register_chat(task, folder / "chat", base=base),
+        nearest=replicas.register_nearest(task, folder / "nearest", base=base),
     )
 
 

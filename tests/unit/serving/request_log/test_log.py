@@ -74,7 +74,7 @@ def log_and_read(folder: Path, entries: Sequence[LogEntry], **options: Any) -> l
 
 def test_a_row_has_the_answer_and_a_hash_of_the_subject(tmp_path: Path) -> None:
     scores = np.array([0.1, 0.6, 0.05, 0.25], dtype=np.float32)
-    fields = {
+    fields: dict[str, Any] = {
         "row": 3,
         "label": "b",
         "answered_by": "second",
