@@ -13,11 +13,9 @@ from serving.deploy.application import (
     is_baseline_served,
     replica_config,
     route_prefix,
-    standalone_application,
 )
 from serving.deploy.serve_client import ChallengerError
 from serving.deploy.serve_schema import ApplicationDetails
-from serving.replica.config import VersionRef
 from tailorbird.config.serving import ChallengerConfig, ServingConfig
 from tailorbird.registry.champion import ChosenBy
 from tailorbird.registry.kinds import KINDS
@@ -132,22 +130,6 @@ def test_a_version_by_other_code_cannot_be_a_challenger() -> None:
         application_of(
             EXPERIMENT, task_uri=TASK, version=registered("full-1"), additional=additional
         )
-
-
-def test_a_standalone_application_has_one_replica_its_own_code_and_the_same_arguments() -> None:
-    previous = application_of(
-        ServingConfig(min_replicas=2, max_replicas=3, max_texts=8),
-        task_uri=TASK,
-        version=registered("full-1"),
-    )
-    candidate = standalone_application(
-        previous, version=registered("full-2", code="s3://models/code/b.zip")
-    )
-    assert (candidate.name, candidate.route_prefix) == ("t_candidate", "/t_candidate")
-    assert (candidate.code, candidate.max_replicas) == ("s3://models/code/b.zip", 1)
-    assert candidate.args["serving"] == {"min_replicas": 1, "max_replicas": 1, "max_texts": 8}
-    champion = VersionRef(uri="s3://models/t/versions/full-2", digest="d-full-2")
-    assert replica_config(candidate).versions == {"champion": champion}
 
 
 def test_an_application_keeps_its_prefix_and_a_second_application_gets_its_name() -> None:

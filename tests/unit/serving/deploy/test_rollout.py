@@ -241,6 +241,8 @@ def test_a_version_is_staged_in_a_separate_application_if_its_code_or_its_need_o
     with stage("t", registered("full-2", code="s3://models/code/b.zip")) as url:
         assert url == "http://127.0.0.1:8000/t_candidate"
         assert serve.champion("t_candidate") == "d-full-2"
+        assert serve.applications["t_candidate"].code == "s3://models/code/b.zip"
+        assert serve.applications["t_candidate"].max_replicas == 1
     assert sorted(serve.applications) == ["other", "t"]
     args = {"serving": {"gpus_per_replica": 1}}
     serve.applications["t"] = serve.applications["t"].model_copy(update={"args": args})

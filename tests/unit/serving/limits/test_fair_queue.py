@@ -108,16 +108,6 @@ def test_the_queue_is_shared_while_another_client_was_served_recently() -> None:
     assert not queue.is_shared
 
 
-def test_the_first_item_of_the_allowed_clients_is_returned() -> None:
-    queue = Queue()
-    add(queue, "a", 1)
-    add(queue, "b", 1)
-    entry = queue.first(allowed=lambda client: client != "a")
-    assert entry is not None
-    assert entry.item == "b0"
-    assert queue.first(allowed=lambda _: False) is None
-
-
 @given(
     st.lists(st.integers(1, 9), min_size=20, max_size=60),
     st.lists(st.integers(1, 9), min_size=20, max_size=60),

@@ -337,60 +337,64 @@ def test_both_models_answer_side_by_side_and_feedback_is_logged(
     assert list(rated.values()) == ["bad"]
 
 
+@dataclass
+class Cascade:
+    """A served cascade whose second part is an endpoint, which fails while `is_away`."""
+
+    url: str
+    is_away: bool = False
+
+
+@pytest.fixture
+def cascade(serve: Serve, models: Models) -> Callable[..., AbstractContextManager[Cascade]]:
+    """Return a function that serves a cascade over a first part and an endpoint with an answer."""
+
+    @contextmanager
+    def cascade(first: ModelVersion, answer: Reply, **options: Any) -> Iterator[Cascade]:
+        served = Cascade("")
+        task = (models.folder / "registry" / "letters").as_uri()
+        folder = models.folder / f"cascade-{first.version}"
+        with endpoint_server(lambda *_: refusal(401, "no") if served.is_away else answer) as server:
+            hybrid = replicas.register_cascade(task, folder, first=first, url=server.url)
+            with serve(hybrid, **options) as served.url:
+                yield served
+
+    return cascade
+
+
 def test_the_page_of_a_hybrid_shows_the_part_a_fallback_and_the_model_of_an_endpoint(
-    open_page: OpenPage, serve: Serve, models: Models
+    open_page: OpenPage, cascade: Any, models: Models
 ) -> None:
-    away = False
-
-    def reply(_body: Any, _number: int) -> Reply:
-        return (
-            refusal(401, "no")
-            if away
-            else stream([event("a stone"), event(end="stop"), *last_events()])
-        )
-
-    task = (models.folder / "registry" / "letters").as_uri()
-    with endpoint_server(reply) as server:
-        hybrid = replicas.register_cascade(
-            task, models.folder / "cascade", first=models.nearest, url=server.url
-        )
-        with serve(hybrid, fields={"examples": QUESTIONS}) as url:
-            page = open_page(link(url, "which thing is hard and grey"))
-            page.get_by_text(f"by the second part; endpoint: {MODEL}").wait_for()
-            assert page.locator(".reply .content").inner_text() == "a stone"
-            assert faults(page) == []
-            away = True
-            page.get_by_label("Your message").fill("which thing is soft and red")
-            page.keyboard.press("Enter")
-            page.get_by_text("by the first part (fallback)").wait_for()
-            assert faults(page) == []
+    answer = stream([event("a stone"), event(end="stop"), *last_events()])
+    with cascade(models.nearest, answer, fields={"examples": QUESTIONS}) as served:
+        page = open_page(link(served.url, "which thing is hard and grey"))
+        page.get_by_text(f"by the second part; endpoint: {MODEL}").wait_for()
+        assert page.locator(".reply .content").inner_text() == "a stone"
+        assert faults(page) == []
+        served.is_away = True
+        page.get_by_label("Your message").fill("which thing is soft and red")
+        page.keyboard.press("Enter")
+        page.get_by_text("by the first part (fallback)").wait_for()
+        assert faults(page) == []
 
 
 def test_the_page_of_a_hybrid_classifier_shows_the_part_a_fallback_and_an_unknown_confidence(
-    open_page: OpenPage, serve: Serve, models: Models
+    open_page: OpenPage, cascade: Any, models: Models
 ) -> None:
-    away = False
-
-    def reply(_body: Any, _number: int) -> Reply:  # without log probabilities
-        return refusal(401, "no") if away else completion(label_answer("plants"))
-
-    task = (models.folder / "registry" / "letters").as_uri()
-    with endpoint_server(reply) as server:
-        hybrid = replicas.register_cascade(
-            task, models.folder / "classifiers", first=models.bag, url=server.url
-        )
-        with serve(hybrid, fields={"examples": EXAMPLES}, baseline=models.bag) as url:
-            page = open_page(link(url, DISAGREED))
-            page.get_by_text("The models disagree.").wait_for()
-            both = page.locator("#both section").first
-            assert both.locator("li").all_inner_texts() == ["plants\nconfidence not known"]
-            assert f"by the second part\nendpoint: {MODEL}" in both.inner_text()
-            assert faults(page) == []
-            away = True
-            page.get_by_role("button", name="Classify").click()
-            page.get_by_text("by the first part (fallback)").wait_for()
-            assert page.get_by_text("Both models answer: animals").is_visible()
-            assert faults(page) == []
+    answer = completion(label_answer("plants"))  # without log-probabilities
+    fields = {"examples": EXAMPLES}
+    with cascade(models.bag, answer, fields=fields, baseline=models.bag) as served:
+        page = open_page(link(served.url, DISAGREED))
+        page.get_by_text("The models disagree.").wait_for()
+        both = page.locator("#both section").first
+        assert both.locator("li").all_inner_texts() == ["plants\nconfidence not known"]
+        assert f"by the second part\nendpoint: {MODEL}" in both.inner_text()
+        assert faults(page) == []
+        served.is_away = True
+        page.get_by_role("button", name="Classify").click()
+        page.get_by_text("by the first part (fallback)").wait_for()
+        assert page.get_by_text("Both models answer: animals").is_visible()
+        assert faults(page) == []
 
 
 def test_an_answer_can_be_copied_and_a_request_stopped_and_a_stream_that_ends_early_is_an_error(
