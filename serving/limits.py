@@ -186,11 +186,11 @@ class Budget:
     def take(self, client: Client, amount: int) -> bool:
         """Add the amount to what the client holds and return True, or return False if it may not
         hold it."""
-        allowed = self.allows(client, amount)
-        if allowed:
+        is_allowed = self.allows(client, amount)
+        if is_allowed:
             self._left -= amount
             self.held[client] += amount
-        return allowed
+        return is_allowed
 
     def release(self, client: Client, amount: int) -> None:
         """Remove an amount that was taken before."""
@@ -227,9 +227,8 @@ class FairSlots:
             await turn
         except BaseException:
             self._queue.discard(entries)
-            if (
-                turn.done() and not turn.cancelled()
-            ):  # the slot was given before the call was cancelled
+            # the slot was given before the call was cancelled
+            if turn.done() and not turn.cancelled():
                 self.release(client)
             raise
 

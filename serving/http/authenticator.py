@@ -37,9 +37,8 @@ BASIC = 'Basic realm="Tailorbird console, password: API key", charset="UTF-8"'
 
 _log = logging.getLogger("ray.serve")
 
-_key: ContextVar[ApiKey | None] = ContextVar(
-    "key", default=None
-)  # the valid key of the current request
+# the valid key of the current request
+_key: ContextVar[ApiKey | None] = ContextVar("key", default=None)
 
 
 def has_scope(*scopes: KeyScope) -> bool:
@@ -106,9 +105,8 @@ class ApiKeyAuthenticator:
         matches = [stored for stored in self._keys if hmac.compare_digest(stored.sha256, sha256)]
         key = matches[0] if matches and scheme.lower() == "bearer" else None
         is_valid = key is not None and not self._is_expired(key)
-        caller.set(
-            key.name if key else None
-        )  # also for an expired key, whose owner the security log names
+        # also for an expired key, whose owner the security log names
+        caller.set(key.name if key else None)
         _key.set(key if is_valid else None)
         return key
 
