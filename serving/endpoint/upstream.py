@@ -5,7 +5,6 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator
-from concurrent.futures import Future
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -162,13 +161,7 @@ class Upstream:
             self._warned_at[problem] = now
             _log.warning("%s: %s", self._version.version, message)
 
-    def close(self) -> None:
-        """Close the connections. This call blocks; do not call it from the event loop."""
-        if closing := self.start_close():
-            closing.result()
-
-    def start_close(self) -> Future[None] | None:
-        """Start to close the connections, from any thread. Return None if no request was sent."""
-        if self._loop is None:
-            return None
-        return asyncio.run_coroutine_threadsafe(self._connection.aclose(), self._loop)
+    def start_close(self) -> None:
+        """Start to close the connections, from any thread."""
+        if self._loop is not None:  # a request was sent
+            asyncio.run_coroutine_threadsafe(self._connection.aclose(), self._loop)

@@ -223,9 +223,19 @@ async def read_body(request: Request, *, max_bytes: int) -> bytes:
     Raises RequestError 413 if the body has more than `max_bytes`, with or without a declared
     length, and 408 if it does not arrive within `BODY_S`.
     """
+    declared = request.headers.get("content-length", "")
+    is_too_large = declared.isdecimal() and int(declared) > max_bytes
+    chunks = list[bytes]()
+    total = 0
     try:
         async with asyncio.timeout(BODY_S):
-            return await _read_body(request, max_bytes=max_bytes)
+            async for chunk in request.stream():
+                total += len(chunk)
+                is_too_large = is_too_large or total > max_bytes
+                if not is_too_large:
+                    chunks.append(chunk)
+                elif total > DISCARD_BYTES:
+                    break
     except TimeoutError:
         message = (
             f"the body did not arrive within {BODY_S:.0f} s; send a smaller body or use a faster "
@@ -235,20 +245,6 @@ async def read_body(request: Request, *, max_bytes: int) -> bytes:
     except ClientDisconnect:
         message = "the client closed the connection before the body ended"
         raise RequestError(400, "disconnected", message) from None
-
-
-async def _read_body(request: Request, *, max_bytes: int) -> bytes:
-    declared = request.headers.get("content-length", "")
-    is_too_large = declared.isdecimal() and int(declared) > max_bytes
-    chunks = list[bytes]()
-    total = 0
-    async for chunk in request.stream():
-        total += len(chunk)
-        is_too_large = is_too_large or total > max_bytes
-        if not is_too_large:
-            chunks.append(chunk)
-        elif total > DISCARD_BYTES:
-            break
     if is_too_large:
         message = f"the body has more than {max_bytes} bytes; send fewer or shorter texts"
         raise RequestError(413, "body_too_large", message)
