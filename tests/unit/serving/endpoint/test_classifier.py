@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from starlette.testclient import TestClient
 
 from serving.endpoint.classifier import EndpointClassifier
 from serving.endpoint.upstream import Limits, Upstream
@@ -72,19 +71,6 @@ def test_texts_get_labels_in_order_with_the_probability_of_the_answer() -> None:
     assert predictions[0].reported_model == MODEL
     schema = server.bodies[0]["response_format"]["json_schema"]["schema"]
     assert schema["properties"]["label"]["enum"] == list(CLASSES)
-
-
-def test_the_service_answers_without_a_score_if_the_endpoint_has_no_log_probabilities(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    classifier = new_classifier(monkeypatch)
-    with endpoint_server(lambda *_: completion('{"label": "skin"}')) as server:
-        classifier._replica.versions.engines = {"champion": engine_of(server)}
-        with TestClient(
-            classifier.__serve_build_asgi_app__(), base_url="http://127.0.0.1"
-        ) as client:
-            response = client.post("/v1/classify", json={"input": "x", "scores": True})
-    assert response.json()["results"] == [{"label": "skin", "score": None, "reported_model": MODEL}]
 
 
 def test_a_client_that_leaves_cancels_its_requests(monkeypatch: pytest.MonkeyPatch) -> None:
