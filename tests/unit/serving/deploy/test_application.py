@@ -37,6 +37,8 @@ def test_arguments_are_the_fields_without_defaults_which_older_code_may_not_know
         "serving": {"max_replicas": 2, "max_texts": 8},
     }
     assert BuildArgs.model_validate(args).serving == config
+    with pytest.raises(ValueError, match="newer"):
+        BuildArgs.model_validate(args | {"newer": 1})
     chat = application_of(EXPERIMENT, task_uri=TASK, version=registered("full-1", prompting=CHAT))
     # the challenger is not an argument: a new share restarts no replica
     assert chat.args == {"task_uri": TASK, "task": "chat", "serving": {}}

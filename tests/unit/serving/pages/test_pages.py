@@ -370,6 +370,7 @@ def test_the_page_of_a_hybrid_shows_the_part_a_fallback_and_the_model_of_an_endp
         page = open_page(link(served.url, "which thing is hard and grey"))
         page.get_by_text(f"by the second part; endpoint: {MODEL}").wait_for()
         assert page.locator(".reply .content").inner_text() == "a stone"
+        assert "10 tokens in, 2 out" in page.locator(".reply").inner_text()  # by the endpoint
         assert faults(page) == []
         served.is_away = True
         page.get_by_label("Your message").fill("which thing is soft and red")

@@ -22,7 +22,6 @@ from serving.request_log.write_ahead_log import encode_row, read_batch
 from tests.unit.serving.request_log.test_log import (
     KEY,
     NOON,
-    counted_bytes,
     entry,
     request_log,
     run_log,
@@ -160,27 +159,6 @@ def test_a_key_that_fills_the_disk_loses_only_its_own_rows(
     lost = 999 - sum(row["caller"] == "flood" for row in rows)
     assert 800 < lost == num_dropped < 999
     assert f"flood: {lost}" in caplog.text
-    assert wal_files(tmp_path) == []
-
-
-def test_rows_stay_on_the_disk_in_files_while_storage_is_unavailable(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    label = "a\u2028b\x85c\n"  # characters that some readers treat as line ends
-    monkeypatch.setattr(writer, "FILE_BYTES", 4 * counted_bytes(entry(20, label=label)))
-
-    async def work(log: RequestLog) -> None:
-        with monkeypatch.context() as patch:
-            patch.setattr(writer, "write_bytes", fail)
-            for number in range(21):
-                log.answers.add([entry(number, label=label)])
-                if number % 6 == 5:
-                    await log.answers.flush()
-
-    assert run_log(tmp_path, work).answers.num_dropped == 0
-    rows = written(tmp_path)
-    assert sorted(int(row["request_id"][1:]) for row in rows) == list(range(21))
-    assert {row["label"] for row in rows} == {label}
     assert wal_files(tmp_path) == []
 
 

@@ -19,6 +19,9 @@ from tests.unit.serving.request_log.test_log import (
     written,
 )
 
+LINES = "a\u2028b\x85c\n"
+"""Characters that some readers treat as line ends."""
+
 
 def test_rows_that_unavailable_storage_did_not_accept_are_written_later_and_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -35,14 +38,15 @@ def test_rows_that_unavailable_storage_did_not_accept_are_written_later_and_once
     async def work(log: RequestLog) -> None:
         log.answers.add([entry(1), entry(2, at=NOON.replace(day=2))])
         await log.answers.flush()
-        log.answers.add([entry(3)])
+        log.answers.add([entry(3, label=LINES)])
         await log.answers.flush()
         await log.answers.flush()
         log.answers.add([entry(4)])
 
     monkeypatch.setattr(writer, "write_bytes", failing)
     assert run_log(tmp_path, work).answers.num_dropped == 0
-    assert sorted(row["request_id"] for row in written(tmp_path)) == ["r1", "r2", "r3", "r4"]
+    labels = {row["request_id"]: row["label"] for row in written(tmp_path)}
+    assert labels == {"r1": None, "r2": None, "r3": LINES, "r4": None}
     assert caplog.text.count(": unavailable") == 1
 
 
