@@ -113,9 +113,9 @@ REFUSED = RequestError(400, "endpoint_refused", "content")
 
 
 class EndpointPart(Part):
-    """A part whose texts have results of their own; None for the prediction."""
+    """A part whose texts, in order, have these errors; None for the prediction."""
 
-    def __init__(self, name: str, *, errors: Sequence[RequestError | None]) -> None:
+    def __init__(self, name: str, *, errors: list[RequestError | None]) -> None:
         super().__init__(name)
         self.errors = errors
 
@@ -124,9 +124,7 @@ class EndpointPart(Part):
     ) -> Sequence[Prediction | RequestError]:
         assert timeout_s == 0.05
         predictions = await self.submit(rows, client=client)
-        return [
-            error or prediction for error, prediction in zip(self.errors, predictions, strict=True)
-        ]
+        return [self.errors.pop(0) or prediction for prediction in predictions]
 
 
 @pytest.mark.parametrize("error", [BROKEN, REFUSED])
@@ -141,7 +139,7 @@ def test_only_the_texts_that_fail_are_answered_by_the_other_part(error: RequestE
 
 def test_a_text_that_both_parts_refuse_is_named() -> None:
     first = EndpointPart("first", errors=[None, REFUSED, None, None])
-    second = EndpointPart("second", errors=[REFUSED, None])
+    second = EndpointPart("second", errors=[None, REFUSED])
     with pytest.raises(RequestError) as caught:
         answered(first, second)
     assert (caught.value.status, caught.value.param) == (400, "input")
