@@ -59,7 +59,9 @@ def engine_of_classes() -> Any:
 @pytest.fixture(scope="module")
 def apps() -> dict[str, ASGIApp]:
     classifier = application(Classifier, CONFIG, engine_of_classes())
-    chat = application(Chat, CONFIG, FakeEngine("a b</s>"))
+    engine = FakeEngine("a b</s>")
+    engine.max_length = 1024
+    chat = application(Chat, CONFIG, engine)
     return {path: chat if "completions" in path else classifier for path in OPERATIONS}
 
 
