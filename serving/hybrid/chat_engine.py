@@ -129,11 +129,14 @@ class HybridChatEngine(ChatEngine):
 
     def num_tokens(self, prompt: EngineInput, *, max_new_tokens: int | None) -> int:
         assert isinstance(prompt, HybridInput)
+        prompts: dict[PartName, EngineInput | None] = {
+            "first": prompt.first,
+            "second": prompt.second,
+        }
         totals = []
-        for part, part_prompt in zip(
-            self._parts.values(), (prompt.first, prompt.second), strict=True
-        ):
+        for name, part_prompt in prompts.items():
             if part_prompt is not None:
+                part = self._parts[name]
                 limit = self._limit(part, max_new_tokens)
                 totals.append(part.num_tokens(part_prompt, max_new_tokens=limit))
         return max(totals)
@@ -154,18 +157,18 @@ class HybridChatEngine(ChatEngine):
         if second_prompt is not None and (
             first_answer is None or not self._states["second"].is_away
         ):
-            started = False
+            has_started = False
             try:
                 answers = self._part_answers("second", request, second_prompt, streaming=streaming)
                 async with aclosing(answers):
                     async for answer in answers:
-                        if not started:
+                        if not has_started:
                             self._states["second"].answered()
-                        started = True
+                        has_started = True
                         yield answer._replace(is_fallback=first_answer is None)
                 return
             except Exception as error:
-                if started or (
+                if has_started or (
                     is_client_error(error) and (first_answer is None or not is_too_long(error))
                 ):
                     raise
