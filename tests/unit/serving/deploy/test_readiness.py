@@ -120,13 +120,6 @@ def test_a_failure_that_serve_does_not_repair_ends_the_deploy_within_seconds(
     assert 30 + readiness.FAILED_HOLDS_S < clock.now < 40
 
 
-def test_the_failure_of_a_previous_deploy_does_not_fail_a_new_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    running = details("RUNNING", states=["RUNNING"])
-    Clock(monkeypatch, {0: FAILED, 2: details("DEPLOYING"), 5: running}).wait()
-
-
 def test_after_the_timeout_of_the_recipe_the_deploy_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch, {0: details("DEPLOYING", states=["STARTING"])})
     with pytest.raises(DeployError):
