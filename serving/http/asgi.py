@@ -18,7 +18,7 @@ from contextlib import (
     nullcontext,
 )
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from starlette import routing
@@ -122,7 +122,14 @@ def http_app(
 
     turns = FairSlots(1)
     endpoints = [
-        Endpoint(path, routes[path], max_body_bytes, authenticate, admit, turns)
+        Endpoint(
+            path=path,
+            route=routes[path],
+            max_body_bytes=max_body_bytes,
+            authenticate=authenticate,
+            admit=admit,
+            turns=turns,
+        )
         for path in sorted(routes, key=lambda path: "{" in path)
     ]
     return routing.Router(
@@ -162,8 +169,8 @@ class Endpoint:
     route: Route
     max_body_bytes: int
     authenticate: Callable[[Mapping[str, str], Route], None]
-    admit: Callable[[Request], AbstractContextManager[None]] = lambda _: nullcontext()
-    turns: FairSlots = field(default_factory=lambda: FairSlots(1))
+    admit: Callable[[Request], AbstractContextManager[None]]
+    turns: FairSlots
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)

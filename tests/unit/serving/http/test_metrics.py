@@ -26,6 +26,7 @@ from serving.http.metrics import (
     with_request_metrics,
 )
 from serving.http.refusals import Refusals
+from serving.limits import FairSlots
 from tests.unit.serving.http.application import exchange
 
 ROOT = Path(__file__).parents[4]
@@ -69,7 +70,12 @@ def _counted(
     async def app(scope: Scope, _receive: Receive, send: Send) -> None:
         if scope["path"] == "/prefix/v1/x":  # as Starlette does
             scope["endpoint"] = Endpoint(
-                "/v1/x", Route("POST", answer_nothing), 1, lambda _headers, _route: None
+                path="/v1/x",
+                route=Route("POST", answer_nothing),
+                max_body_bytes=1,
+                authenticate=lambda _headers, _route: None,
+                admit=lambda _: nullcontext(),
+                turns=FairSlots(1),
             )
         assert meter.in_progress == 1
         record_version(Version())  # type: ignore[arg-type]
