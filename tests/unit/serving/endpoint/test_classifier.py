@@ -132,21 +132,15 @@ def test_an_error_of_one_text_leaves_the_answers_of_the_others() -> None:
     assert "input[" not in caught.value.message
 
 
-def test_after_a_failure_of_the_endpoint_no_further_text_is_sent_and_the_answers_are_kept() -> None:
-    with endpoint_server(
-        lambda body, number: refusal(401, "no") if number == 1 else label(body)
-    ) as server:
-        results = each(engine_of(server, concurrency=1), ["bone", "skin", "bone", "skin"])
-    assert [shown(result) for result in results] == ["bone", 502, 502, 502]
-    assert len(server.bodies) == 2
-
-
-def test_the_answers_before_a_time_out_are_kept() -> None:
-    with endpoint_server(
-        lambda body, number: Reply(waits=True) if number == 1 else label(body)
-    ) as server:
-        results = each(engine_of(server, concurrency=1), ["bone", "skin", "bone"], timeout_s=2)
-    assert [shown(result) for result in results] == ["bone", 504, 504]
+@pytest.mark.parametrize(("reply", "status"), [(refusal(401, "no"), 502), (Reply(waits=True), 504)])
+def test_the_answers_before_a_failure_of_the_endpoint_are_kept_and_no_further_text_is_sent(
+    reply: Reply, status: int
+) -> None:
+    with endpoint_server(lambda body, number: reply if number == 1 else label(body)) as server:
+        engine = engine_of(server, concurrency=1)
+        results = each(engine, ["bone", "skin", "bone"], timeout_s=2)
+        assert len(server.bodies) == 2
+    assert [shown(result) for result in results] == ["bone", status, status]
 
 
 def test_an_endpoint_can_be_unloaded_by_the_thread_that_loads_versions() -> None:
