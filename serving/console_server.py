@@ -3,11 +3,7 @@
 import hmac
 import secrets
 import socket
-import tempfile
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
-from html import escape
-from pathlib import Path
+from contextlib import closing, suppress
 
 import uvicorn
 from starlette.types import Receive, Scope, Send
@@ -73,18 +69,3 @@ class ConsoleServer:
     def run(self) -> None:
         with closing(self._socket), suppress(KeyboardInterrupt):
             self._server.run(sockets=[self._socket])
-
-
-@contextmanager
-def private_link(url: str) -> Iterator[str]:
-    """Yield the URI of a file that leads a browser to `url`. Only this user can read the file.
-
-    The arguments of a browser's process, which all users of the machine can read, then contain no
-    secret.
-    """
-    with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
-        page = Path(folder) / "console.html"
-        page.write_text(
-            f'<meta http-equiv="refresh" content="0; url={escape(url)}">', encoding="utf-8"
-        )
-        yield page.as_uri()

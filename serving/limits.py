@@ -14,6 +14,8 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Network, ip_address
+from itertools import islice
+from operator import itemgetter
 from typing import Generic, TypeVar
 
 from serving.http.api_keys import ApiKey
@@ -45,6 +47,19 @@ class _Account(Generic[ItemT]):
     tag: float  # virtual time at which the client's next item may start
     served_at: int  # number of the client's last turn
     waiting: dict[Entry[ItemT], None] = field(default_factory=dict)  # an ordered set
+
+
+def _turns(
+    account: _Account[ItemT], max_client_cost: float
+) -> Iterator[tuple[float, Entry[ItemT]]]:
+    """Yield a client's items with their tags, up to a total cost."""
+    tag = account.tag
+    for entry in account.waiting:
+        end = tag + entry.cost
+        if tag > account.tag and end - account.tag > max_client_cost:
+            return
+        yield tag, entry
+        tag = end
 
 
 class FairQueue(Generic[ItemT]):
@@ -89,22 +104,17 @@ class FairQueue(Generic[ItemT]):
         The items of one client cost at most `max_client_cost` in total, unless its first item alone
         costs more.
         """
-        accounts = enumerate(self._accounts.values())
-        heap = [(account.tag, number, 0.0, iter(account.waiting)) for number, account in accounts]
-        heapq.heapify(heap)
+        accounts = self._accounts.values()
+        turns = heapq.merge(
+            *(_turns(account, max_client_cost) for account in accounts), key=itemgetter(0)
+        )
         entries: list[Entry[ItemT]] = []
         cost = 0.0
-        while heap and len(entries) < max_items:
-            tag, number, client_cost, waiting = heap[0]
-            entry = next(waiting, None)
-            if entry is None or (client_cost and client_cost + entry.cost > max_client_cost):
-                heapq.heappop(heap)
-                continue
+        for _, entry in islice(turns, max_items):
             cost += entry.cost
             if entries and cost > max_cost:
                 break
             entries.append(entry)
-            heapq.heapreplace(heap, (tag + entry.cost, number, client_cost + entry.cost, waiting))
         return entries
 
     def first(self, *, allowed: Callable[[str], bool]) -> Entry[ItemT] | None:
@@ -176,11 +186,11 @@ class Budget:
     def take(self, client: Client, amount: int) -> bool:
         """Add the amount to what the client holds and return True, or return False if it may not
         hold it."""
-        allowed = self.allows(client, amount)
-        if allowed:
+        is_allowed = self.allows(client, amount)
+        if is_allowed:
             self._left -= amount
             self.held[client] += amount
-        return allowed
+        return is_allowed
 
     def release(self, client: Client, amount: int) -> None:
         """Remove an amount that was taken before."""
@@ -217,9 +227,8 @@ class FairSlots:
             await turn
         except BaseException:
             self._queue.discard(entries)
-            if (
-                turn.done() and not turn.cancelled()
-            ):  # the slot was given before the call was cancelled
+            # the slot was given before the call was cancelled
+            if turn.done() and not turn.cancelled():
                 self.release(client)
             raise
 

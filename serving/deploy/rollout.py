@@ -133,8 +133,8 @@ def staged(
     if previous.code == version.code and config.champion.digest == version.digest:
         yield serve_client.application_url(previous)
         return
-    same_replicas = can_hold(previous, version=version)
-    if same_replicas:
+    is_in_replicas = can_hold(previous, version=version)
+    if is_in_replicas:
         config_with = config.with_other(version.version, version_ref(version))
         candidate = previous.with_user_config(config_with.to_user_config())
     else:
@@ -149,12 +149,12 @@ def staged(
             )
         yield url
     except BaseException:
-        if same_replicas and version.version not in config.others:
+        if is_in_replicas and version.version not in config.others:
             with suppress(DeployError):  # report the first error
                 _unstage(name, version=version)
         raise
     finally:
-        if not same_replicas:
+        if not is_in_replicas:
             with suppress(DeployError):  # a failed cleanup must not hide the result of the block
                 undeploy(candidate.name)
 
@@ -187,14 +187,14 @@ def switch_version(
     if previous is None:
         return None
     config = replica_config(previous)
-    others = versions_on_same_base(version, task_uri=task_uri, limit=config.max_versions)
-    refs = {other.version: version_ref(other) for other in others}
+    same_base = versions_on_same_base(version, task_uri=task_uri, limit=config.max_versions)
+    refs = {other.version: version_ref(other) for other in same_base}
     if config.serve_baseline and is_baseline_served(
         baseline, champion=version, shares_chat_base=previous.shares_chat_base
     ):
         refs[BASELINE] = version_ref(baseline)
     challenger = config.challenger
-    promoted = challenger is not None and challenger.digest in (
+    is_promoted = challenger is not None and challenger.digest in (
         version.digest,
         weights_digest(version),
     )
@@ -203,7 +203,7 @@ def switch_version(
             "champion": version_ref(version),
             **shown_of(verdict),
             "others": refs,
-            "challenger": None if promoted or previous.code != version.code else challenger,
+            "challenger": None if is_promoted or previous.code != version.code else challenger,
         }
     )
     application = previous.model_copy(update={"runtime_env": {"working_dir": version.code}})
@@ -258,9 +258,8 @@ def _put_until_served(
 
 def _put_application(application: ServeApplication) -> None:
     """Put the application together with the current configurations of the others."""
-    others = serve_client.declared_applications()
-    others.pop(application.name, None)
-    serve_client.put_applications([*others.values(), application])
+    declared = serve_client.declared_applications() | {application.name: application}
+    serve_client.put_applications(list(declared.values()))
 
 
 def require_unchanged(code: str) -> None:
@@ -285,10 +284,10 @@ def undeploy(name: str) -> None:
     before = serve_client.serve_applications()
     if name not in before:
         return
-    others = serve_client.declared_in(before)
-    previous = others.pop(name, None)
+    declared = serve_client.declared_in(before)
+    previous = declared.pop(name, None)
     with recorded_change(None, previous=previous):
-        serve_client.put_applications(list(others.values()))
+        serve_client.put_applications(list(declared.values()))
     deadline = time.monotonic() + REMOVAL_TIMEOUT_S
     while name in serve_client.serve_applications():
         if time.monotonic() > deadline:

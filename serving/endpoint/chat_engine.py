@@ -73,7 +73,7 @@ class EndpointChatEngine(ChatEngine):
             )
 
     def end(self) -> None:
-        self._upstream.close()
+        self._upstream.start_close()
 
     def chat_prompt(self, conversation: Conversation, *, max_new_tokens: int | None) -> EngineInput:  # noqa: ARG002
         messages = endpoint_messages(conversation, prompting=self.prompting, index=self._index)

@@ -4,7 +4,7 @@ classes."""
 import asyncio
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -56,30 +56,18 @@ class EndpointClassifier:
         self._uses = RefCounted(upstream.start_close)
 
     async def submit(self, rows: Sequence[str], *, client: str) -> list[Prediction]:
-        """Return the predictions of texts, in order. If one of them fails, the requests of the
-        others are cancelled.
+        """Return the predictions of texts, in order. After the first failure, no further text is
+        sent.
 
         Raises the errors of `Upstream.parts`, and RequestError 502 for an answer that names no
         class. An error of one of several texts has its index.
         """
-
-        async def predict(index: int) -> Prediction:
-            try:
-                async with self._slots.held(client, cost=max(1, num_bytes(rows[index]))):
-                    return await self._predict(rows[index])
-            except RequestError as error:
-                raise (
-                    error_of_text(error, index=index)
-                    if len(rows) > 1 and _is_of_text(error)
-                    else error
-                ) from None
-
-        with self._uses.use():
-            tasks = [asyncio.create_task(predict(index)) for index in range(len(rows))]
-            try:
-                return await asyncio.gather(*tasks)
-            finally:
-                await _cancelled(tasks)
+        predictions = list[Prediction]()
+        for result in await self._results(rows, client=client, timeout_s=math.inf, is_whole=True):
+            if isinstance(result, RequestError):
+                raise result
+            predictions.append(result)
+        return predictions
 
     async def submit_each(
         self, rows: Sequence[str], *, client: str, timeout_s: float
@@ -89,9 +77,17 @@ class EndpointClassifier:
         If a request fails for a reason other than its text, the texts that are not sent yet have
         this error.
         """
+        return await self._results(rows, client=client, timeout_s=timeout_s, is_whole=False)
+
+    async def _results(
+        self, rows: Sequence[str], *, client: str, timeout_s: float, is_whole: bool
+    ) -> list[Prediction | RequestError]:
+        """Return the result of each text. If `is_whole` is true, an error of one text is an error
+        of all."""
         failures: list[RequestError] = []
 
-        async def result(text: str) -> Prediction | RequestError:
+        async def result(index: int) -> Prediction | RequestError:
+            text = rows[index]
             async with self._slots.held(client, cost=max(1, num_bytes(text))):
                 if failures:
                     return failures[0]
@@ -102,18 +98,22 @@ class EndpointClassifier:
                     error = _timed_out(timeout_s)
                 except RequestError as failed:
                     error = failed
-                if not _is_of_text(error):
+                is_of_text = is_client_error(error) or isinstance(error, _NoClass)
+                if is_whole and is_of_text and len(rows) > 1:
+                    error = error_of_text(error, index=index)
+                if is_whole or not is_of_text:
                     failures.append(error)
                 return error
 
         with self._uses.use():
-            tasks = [asyncio.create_task(result(text)) for text in rows]
+            tasks = [asyncio.create_task(result(index)) for index in range(len(rows))]
+            num_rounds = math.ceil(len(rows) / self._num_at_once)
             try:
-                await asyncio.wait(
-                    tasks, timeout=timeout_s * math.ceil(len(rows) / self._num_at_once)
-                )
+                await asyncio.wait(tasks, timeout=timeout_s * num_rounds)
             finally:
-                await _cancelled(tasks)
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
         return [_timed_out(timeout_s) if task.cancelled() else task.result() for task in tasks]
 
     async def _predict(self, text: str) -> Prediction:
@@ -135,19 +135,7 @@ class EndpointClassifier:
         self._uses.unload()
 
 
-def _is_of_text(error: RequestError) -> bool:
-    """Return True for an error of one text, after which the endpoint may answer others."""
-    return is_client_error(error) or isinstance(error, _NoClass)
-
-
 def _timed_out(timeout_s: float) -> RequestError:
     return RequestError(
         504, "endpoint_timeout", f"the endpoint did not answer within {timeout_s:g} s; retry later"
     )
-
-
-async def _cancelled(tasks: Sequence[asyncio.Task[Any]]) -> None:
-    """Cancel the tasks that still run, and wait for their end."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

@@ -25,29 +25,21 @@ def endpoint_limits(config: ServingConfig) -> Limits:
 
 
 def load_chat(
-    version: "ModelVersion", *, config: ServingConfig, meter: Meter, may_lack_key: bool = False
+    version: "ModelVersion", *, config: ServingConfig, meter: Meter
 ) -> EndpointChatEngine:
-    """Return the engine of a chat version.
-
-    Raises EndpointKeyMissing if the replica has no API key for the endpoint; with `may_lack_key`,
-    see `Upstream`.
-    """
+    """Return the engine of a chat version. Raises EndpointKeyMissing if the replica has no API key
+    for the endpoint."""
     limits = endpoint_limits(config)
-    upstream = Upstream(version, limits=limits, meter=meter, may_lack_key=may_lack_key)
+    upstream = Upstream(version, limits=limits, meter=meter)
     return EndpointChatEngine(
         version, upstream=upstream, concurrency=limits.concurrency, index=_index(version)
     )
 
 
-def load_classifier(
-    version: "ModelVersion", *, limits: Limits, meter: Meter, may_lack_key: bool = False
-) -> ClassifierEngine:
-    """Return the engine of a classifier.
-
-    Raises EndpointKeyMissing if the replica has no API key for the endpoint; with `may_lack_key`,
-    see `Upstream`.
-    """
-    upstream = Upstream(version, limits=limits, meter=meter, may_lack_key=may_lack_key)
+def load_classifier(version: "ModelVersion", *, limits: Limits, meter: Meter) -> ClassifierEngine:
+    """Return the engine of a classifier. Raises EndpointKeyMissing if the replica has no API key
+    for the endpoint."""
+    upstream = Upstream(version, limits=limits, meter=meter)
     classifier = EndpointClassifier(
         version, index=_index(version), upstream=upstream, concurrency=limits.concurrency
     )

@@ -5,7 +5,6 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator
-from concurrent.futures import Future
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,13 +17,12 @@ from serving.http.metrics import (
     OTHER_MODEL,
     Meter,
 )
-from tailorbird.models.endpoint.client import Body, Connection, RetryPolicy, answer_parts, connect
+from tailorbird.models.endpoint.client import Body, RetryPolicy, answer_parts, connect
 from tailorbird.models.endpoint.completion import EndpointAnswer
 from tailorbird.models.endpoint.errors import (
     EndpointAnswerInvalid,
     EndpointConnectTimeout,
     EndpointError,
-    EndpointKeyMissing,
     EndpointTimeout,
 )
 from tailorbird.models.endpoint.prompts import BYTES_PER_TOKEN
@@ -65,9 +63,7 @@ class Upstream:
     """The endpoint of a version. Use it in one event loop.
 
     Requests go to the URL of the version only: clients do not choose it, and redirects are not
-    followed. Raises EndpointKeyMissing if the environment has no API key for it. With
-    `may_lack_key`, for a part of a hybrid, each request fails instead, so that the other part
-    answers.
+    followed. Raises EndpointKeyMissing if the environment has no API key for it.
     """
 
     def __init__(
@@ -77,7 +73,6 @@ class Upstream:
         limits: Limits,
         meter: Meter,
         retry: RetryPolicy = RETRY,
-        may_lack_key: bool = False,
     ) -> None:
         assert version.endpoint is not None  # a version of an endpoint kind
         self._version = version
@@ -85,30 +80,19 @@ class Upstream:
         self._meter = meter
         self._warned_at: dict[str, float] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._connection: Connection | EndpointKeyMissing
-        try:
-            self._connection = connect(
-                version.endpoint,
-                timeout_s=limits.timeout_s,
-                max_connections=limits.concurrency,
-                retry=retry,
-                observe=self._metered,
-            )
-        except EndpointKeyMissing as error:
-            if not may_lack_key:
-                raise
-            self._connection = error
-            _log.error(
-                "%s: %s; until then, the other part of the hybrid answers", version.version, error
-            )
+        self._connection = connect(
+            version.endpoint,
+            timeout_s=limits.timeout_s,
+            max_connections=limits.concurrency,
+            retry=retry,
+            observe=self._metered,
+        )
 
     async def parts(
         self, body: Body, *, streaming: bool, chosen: Collection[str] = ()
     ) -> AsyncGenerator[EndpointAnswer, None]:
         """Send a request and yield the parts of its answer; see `answer_parts`. Raises
         RequestError."""
-        if isinstance(self._connection, EndpointKeyMissing):
-            raise request_error(self._connection, body=body)
         self._loop = asyncio.get_running_loop()
         answer = answer_parts(self._connection, body, streaming=streaming, chosen=chosen)
         try:
@@ -177,13 +161,7 @@ class Upstream:
             self._warned_at[problem] = now
             _log.warning("%s: %s", self._version.version, message)
 
-    def close(self) -> None:
-        """Close the connections. This call blocks; do not call it from the event loop."""
-        if closing := self.start_close():
-            closing.result()
-
-    def start_close(self) -> Future[None] | None:
-        """Start to close the connections, from any thread. Return None if no request was sent."""
-        if self._loop is None or isinstance(self._connection, EndpointKeyMissing):
-            return None
-        return asyncio.run_coroutine_threadsafe(self._connection.aclose(), self._loop)
+    def start_close(self) -> None:
+        """Start to close the connections, from any thread."""
+        if self._loop is not None:  # a request was sent
+            asyncio.run_coroutine_threadsafe(self._connection.aclose(), self._loop)

@@ -6,7 +6,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from serving.engines.classify import Prediction, predict_shared, predict_texts
 from serving.engines.dynamic_batcher import DynamicBatcher, PassResult, Window
@@ -58,13 +58,6 @@ class ClassifierEngine:
     answered or fail together."""
 
 
-class LoadEndpoint(Protocol):
-    """A function that loads a version of an endpoint; see
-    `serving.endpoint.loading.load_classifier`."""
-
-    def __call__(self, version: "ModelVersion", /, *, may_lack_key: bool) -> ClassifierEngine: ...
-
-
 @dataclass
 class _SharedBase:
     """A shared base model, its queue, and the number of versions that use it."""
@@ -77,8 +70,7 @@ class _SharedBase:
 class ModelPool:
     """A loader of versions into engines. All models run in the single thread of `worker`.
 
-    `load_endpoint` loads a version of an endpoint, which needs neither the thread nor a queue. A
-    part of a hybrid may lack its API key, so that the other part answers.
+    `load_endpoint` loads a version of an endpoint, which needs neither the thread nor a queue.
     """
 
     def __init__(
@@ -87,7 +79,7 @@ class ModelPool:
         worker: Executor,
         batch_size: int,
         meter: Meter,
-        load_endpoint: "LoadEndpoint",
+        load_endpoint: "Callable[[ModelVersion], ClassifierEngine]",
         fallback_timeout_s: float = ANSWER_TIMEOUT_S,
     ) -> None:
         self._worker = worker
@@ -97,7 +89,7 @@ class ModelPool:
         self._fallback_timeout_s = fallback_timeout_s
         self._shared: dict[tuple[str, str], _SharedBase] = {}
 
-    def load(self, uri: str, digest: str, *, is_part: bool = False) -> ClassifierEngine:
+    def load(self, uri: str, digest: str) -> ClassifierEngine:
         """Load a version, run a warm-up pass, and return its engine.
 
         Files are checked, and base models and bags of words are loaded, in the caller's thread.
@@ -114,7 +106,7 @@ class ModelPool:
         version = read_version(uri)
         require_digest(version, digest=digest)
         if version.endpoint is not None:
-            return self._load_endpoint(version, may_lack_key=is_part)
+            return self._load_endpoint(version)
         if version.hybrid is not None:
             checked_copy(version.pinned)
             return self._load_hybrid(version, version.hybrid)
@@ -145,9 +137,9 @@ class ModelPool:
         from tailorbird.registry.versions import read_parts
 
         read_parts(hybrid)  # before the first part is loaded
-        first = self.load(hybrid.first.uri, hybrid.first.digest, is_part=True)
+        first = self.load(hybrid.first.uri, hybrid.first.digest)
         try:
-            second = self.load(hybrid.second.uri, hybrid.second.digest, is_part=True)
+            second = self.load(hybrid.second.uri, hybrid.second.digest)
         except Exception:
             first.unload()
             raise

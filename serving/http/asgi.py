@@ -18,7 +18,7 @@ from contextlib import (
     nullcontext,
 )
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from starlette import routing
@@ -34,9 +34,8 @@ from serving.http.security_headers import DATA_POLICY, security_headers
 from serving.limits import FairSlots, client_name
 
 ASGIApp = Callable[[Scope, Receive, Send], Coroutine[Any, Any, None]]
-Events = AsyncGenerator[
-    bytes, None
-]  # server-sent events, one per item; the generator is always closed
+# server-sent events, one per item; the generator is always closed
+Events = AsyncGenerator[bytes, None]
 
 DISCARD_BYTES = 64 << 20
 """Maximum number of bytes to read and discard from a body that is too large, so that the client
@@ -57,17 +56,15 @@ _log = logging.getLogger("ray.serve")
 X_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")  # valid ids of clients; others are replaced
 ID_BYTES = 16
 
-caller: ContextVar[str | None] = ContextVar(
-    "caller", default=None
-)  # name of the API key of the current request
+# name of the API key of the current request
+caller: ContextVar[str | None] = ContextVar("caller", default=None)
 x_request_id: ContextVar[str | None] = ContextVar("x_request_id", default=None)
 """Header X-Request-Id of the current request, or None if it is not valid. Serve sets it if the
 client does not."""
 ID = "{id}"  # placeholder for one path segment in a route
 REST = "{id:path}"  # placeholder for the rest of the path, at the end of a route
-path_id: ContextVar[str] = ContextVar(
-    "path_id", default=""
-)  # value of `{id}` in the path of the current request
+# value of `{id}` in the path of the current request
+path_id: ContextVar[str] = ContextVar("path_id", default="")
 
 
 class Page(NamedTuple):
@@ -88,12 +85,10 @@ class Route:
     """True if a disconnect of the client cancels the handler (for long responses). A function is
     called for each request."""
     open: bool = False  # True if the route needs no API key
-    browser: bool = (
-        False  # True if a browser may send the key as the password of HTTP Basic authentication
-    )
-    scopes: tuple[
-        KeyScope, ...
-    ] = ()  # scopes of which a key must have one; empty if any key will do
+    # True if a browser may send the key as the password of HTTP Basic authentication
+    browser: bool = False
+    # scopes of which a key must have one; empty if any key will do
+    scopes: tuple[KeyScope, ...] = ()
     content_type: str = JSON
 
 
@@ -117,9 +112,8 @@ def http_app(
         if scope["type"] == "websocket":
             await WebSocketClose(1003)(scope, receive, send)
             return
-        if (
-            scope["path"] == scope.get("root_path") and "/" in routes
-        ):  # relative links need the slash at the end
+        # relative links need the slash at the end
+        if scope["path"] == scope.get("root_path") and "/" in routes:
             await _redirect(f"{scope['path'].rpartition('/')[2]}/")(scope, receive, send)
             return
         known = ", ".join(sorted(path.replace(REST, ID) for path in routes))
@@ -128,7 +122,14 @@ def http_app(
 
     turns = FairSlots(1)
     endpoints = [
-        Endpoint(path, routes[path], max_body_bytes, authenticate, admit, turns)
+        Endpoint(
+            path=path,
+            route=routes[path],
+            max_body_bytes=max_body_bytes,
+            authenticate=authenticate,
+            admit=admit,
+            turns=turns,
+        )
         for path in sorted(routes, key=lambda path: "{" in path)
     ]
     return routing.Router(
@@ -168,8 +169,8 @@ class Endpoint:
     route: Route
     max_body_bytes: int
     authenticate: Callable[[Mapping[str, str], Route], None]
-    admit: Callable[[Request], AbstractContextManager[None]] = lambda _: nullcontext()
-    turns: FairSlots = field(default_factory=lambda: FairSlots(1))
+    admit: Callable[[Request], AbstractContextManager[None]]
+    turns: FairSlots
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
@@ -206,12 +207,10 @@ class Endpoint:
         meanwhile."""
         if len(body) <= SMALL_BODY_BYTES:
             return
-        if not await _while_connected(
-            large_body_turn(self.turns, client_name(), num_bytes=len(body)), receive
-        ):
-            raise RequestError(
-                400, "disconnected", "the client closed the connection before its body was parsed"
-            )
+        turn = large_body_turn(self.turns, client_name(), num_bytes=len(body))
+        if not await _while_connected(turn, receive):
+            message = "the client closed the connection before its body was parsed"
+            raise RequestError(400, "disconnected", message)
 
 
 async def large_body_turn(turns: FairSlots, client: str, *, num_bytes: int) -> None:
@@ -231,9 +230,19 @@ async def read_body(request: Request, *, max_bytes: int) -> bytes:
     Raises RequestError 413 if the body has more than `max_bytes`, with or without a declared
     length, and 408 if it does not arrive within `BODY_S`.
     """
+    declared = request.headers.get("content-length", "")
+    is_too_large = declared.isdecimal() and int(declared) > max_bytes
+    chunks = list[bytes]()
+    total = 0
     try:
         async with asyncio.timeout(BODY_S):
-            return await _read_body(request, max_bytes=max_bytes)
+            async for chunk in request.stream():
+                total += len(chunk)
+                is_too_large = is_too_large or total > max_bytes
+                if not is_too_large:
+                    chunks.append(chunk)
+                elif total > DISCARD_BYTES:
+                    break
     except TimeoutError:
         message = (
             f"the body did not arrive within {BODY_S:.0f} s; send a smaller body or use a faster "
@@ -243,21 +252,7 @@ async def read_body(request: Request, *, max_bytes: int) -> bytes:
     except ClientDisconnect:
         message = "the client closed the connection before the body ended"
         raise RequestError(400, "disconnected", message) from None
-
-
-async def _read_body(request: Request, *, max_bytes: int) -> bytes:
-    declared = request.headers.get("content-length", "")
-    too_large = declared.isdecimal() and int(declared) > max_bytes
-    chunks = list[bytes]()
-    total = 0
-    async for chunk in request.stream():
-        total += len(chunk)
-        too_large = too_large or total > max_bytes
-        if not too_large:
-            chunks.append(chunk)
-        elif total > DISCARD_BYTES:
-            break
-    if too_large:
+    if is_too_large:
         message = f"the body has more than {max_bytes} bytes; send fewer or shorter texts"
         raise RequestError(413, "body_too_large", message)
     return b"".join(chunks)

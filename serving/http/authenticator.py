@@ -16,15 +16,13 @@ from serving.http.api_keys import (
     KeyScope,
     KeysError,
     keys_in_force,
-    parse_keys,
     read_keys,
-    read_secret,
     sha256_of,
 )
 from serving.http.asgi import caller
 from serving.http.schemas import RequestError
 from serving.limits import RateLimiter
-from tailorbird.storage import StorageError, exists, file_entry
+from tailorbird.storage import exists, file_entry
 
 RecordChange = Callable[[Sequence[ApiKey] | None, Sequence[ApiKey], str], None]
 """Receives the keys that were recorded before (None at the start), the new keys, and the time of
@@ -39,9 +37,8 @@ BASIC = 'Basic realm="Tailorbird console, password: API key", charset="UTF-8"'
 
 _log = logging.getLogger("ray.serve")
 
-_key: ContextVar[ApiKey | None] = ContextVar(
-    "key", default=None
-)  # the valid key of the current request
+# the valid key of the current request
+_key: ContextVar[ApiKey | None] = ContextVar("key", default=None)
 
 
 def has_scope(*scopes: KeyScope) -> bool:
@@ -108,9 +105,8 @@ class ApiKeyAuthenticator:
         matches = [stored for stored in self._keys if hmac.compare_digest(stored.sha256, sha256)]
         key = matches[0] if matches and scheme.lower() == "bearer" else None
         is_valid = key is not None and not self._is_expired(key)
-        caller.set(
-            key.name if key else None
-        )  # also for an expired key, whose owner the security log names
+        # also for an expired key, whose owner the security log names
+        caller.set(key.name if key else None)
         _key.set(key if is_valid else None)
         return key
 
@@ -168,11 +164,10 @@ class ApiKeyAuthenticator:
         be read; see `keys_in_force`. An error is logged once.
         """
         try:
-            deleted = not self._source.startswith(ENVIRONMENT) and not exists(self._source)
-            if deleted:
-                file = KeyFile(())
+            if self._source.startswith(ENVIRONMENT) or exists(self._source):
+                file = read_keys(self._source)
             else:
-                file = parse_keys(read_secret(self._source), source=self._source)
+                file = KeyFile(())
         except Exception as error:  # unavailable storage must not lock clients out
             self._report([f"the last keys stay valid, because the keys cannot be read: {error}"])
             return
@@ -203,13 +198,10 @@ class ApiKeyAuthenticator:
         variable."""
         if self._source.startswith(ENVIRONMENT):
             return ""
-        try:
-            entry = file_entry(self._source)
-            if entry is not None:
-                return str(entry.changed_at)
-        except StorageError as error:
-            _log.warning("the time of a change of the API keys is not known: %s", error)
-        return f"{datetime.now(UTC):%Y-%m-%d %H:%M}"
+        entry = file_entry(self._source)
+        if entry is None:
+            return f"{datetime.now(UTC):%Y-%m-%d %H:%M}"
+        return str(entry.changed_at)
 
     def _report(self, errors: Sequence[str]) -> None:
         message = "; ".join(errors[:MAX_LOGGED])

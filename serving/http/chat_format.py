@@ -38,7 +38,13 @@ class AnswerHead(NamedTuple):
 def answer_head(object: str, *, request_id: str, model: str, version: str) -> AnswerHead:
     """Return the head of a response of this moment; `object` is `OBJECT` or, for a stream,
     `STREAM_OBJECT`."""
-    return AnswerHead(f"{CHAT_ID}{request_id}", object, int(time.time()), model, version)
+    return AnswerHead(
+        id=f"{CHAT_ID}{request_id}",
+        object=object,
+        created=int(time.time()),
+        model=model,
+        version=version,
+    )
 
 
 def whole_response(head: AnswerHead, answer: "PartialAnswer", *, usage: Usage) -> bytes:

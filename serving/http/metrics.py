@@ -275,17 +275,17 @@ def with_request_metrics(app: ASGIApp, *, meter: Meter, refusals: Refusals) -> A
         _request_state.set(state)
         caller.set(None)
         status = CLIENT_CLOSED_REQUEST
-        complete = False
-        streamed = False
+        is_complete = False
+        has_streamed = False
 
         async def observed_send(message: Message) -> None:
-            nonlocal status, complete, streamed
+            nonlocal status, is_complete, has_streamed
             if message["type"] == "http.response.start":
                 status = message["status"]
             else:
-                complete = not message.get("more_body", False)
-                if not complete and not streamed:
-                    streamed = True
+                is_complete = not message.get("more_body", False)
+                if not is_complete and not has_streamed:
+                    has_streamed = True
                     seconds = time.perf_counter() - started
                     meter.observe(
                         FIRST_TOKEN_SECONDS,
@@ -301,7 +301,7 @@ def with_request_metrics(app: ASGIApp, *, meter: Meter, refusals: Refusals) -> A
             await app(scope, receive, observed_send)
         finally:
             meter.in_progress -= 1
-            if complete:
+            if is_complete:
                 final_status = state.failed or status
             else:
                 final_status = CLIENT_CLOSED_REQUEST

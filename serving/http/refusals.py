@@ -11,7 +11,7 @@ STATUSES = (401, 403, 429)
 LOG_S = 60.0
 MAX_CLIENTS = 8
 """Maximum number of clients with counts of their own per reason, between two entries in the log."""
-OTHERS = "other clients"
+OTHER_CLIENTS = "other clients"
 
 _log = logging.getLogger("ray.serve")
 
@@ -39,7 +39,7 @@ class Refusals:
         if refusal not in self._counts:
             num_clients = sum((other.status, other.type) == reason for other in self._counts)
             if num_clients >= MAX_CLIENTS:
-                refusal = refusal._replace(client=OTHERS)
+                refusal = refusal._replace(client=OTHER_CLIENTS)
         self._counts[refusal] += 1
 
     def take(self) -> dict[Refusal, int]:

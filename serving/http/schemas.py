@@ -23,7 +23,6 @@ SCORES_AT_ONCE = 4096  # scores that are written without a pause, in about 4 ms
 # values and names in a body, unless it may have very many texts; 330,000 lists take a second
 MAX_VALUES = 20_000
 VALUES_PER_TEXT = 2 * MAX_ATTRIBUTES + 2  # of a text with its attributes
-MAX_FAULTS = 100  # faults of a body that are described; pydantic takes 3 microseconds for each
 Faults = Mapping[str, str | None]
 """Patterns of the paths of invalid values, and what is allowed; None for pydantic's message.
 
@@ -411,17 +410,7 @@ def _json(value: object) -> bytes:
 
 def _request_error(error: ValidationError, *, status: int, faults: Faults) -> RequestError:
     """Return an error that names the first invalid field and the allowed values, but not the value
-    that was sent.
-
-    A body of 1 MB can have half a million faults, and other clients would wait for seconds until
-    all are described.
-    """
-    if error.error_count() > MAX_FAULTS:
-        message = (
-            f"the body has {error.error_count():,} invalid or unknown fields; the page /docs "
-            "describes the fields"
-        )
-        return RequestError(status, "invalid_request", message)
+    that was sent."""
     fault = error.errors(include_url=False, include_input=False)[0]
     if fault["type"] == "json_invalid":
         message = f"the body is not JSON: {fault['ctx']['error']}"

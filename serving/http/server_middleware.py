@@ -79,30 +79,30 @@ class ServerMiddleware:
         except RequestError as error:
             await ErrorResponse(error)(scope, receive, send)
             return
-        started = False
-        replaced = False
+        is_started = False
+        is_replaced = False
 
         async def send_json(message: Message) -> None:
             """Send a message, or the JSON of an error in place of Serve's text."""
-            nonlocal started, replaced
+            nonlocal is_started, is_replaced
             if message["type"] != "http.response.start":
-                if not replaced:
+                if not is_replaced:
                     await send(message)
                 return
-            started = True
+            is_started = True
             serve_headers = [(bytes(name), bytes(value)) for name, value in message["headers"]]
             if MARK in serve_headers:
                 await send(message)
             elif message["status"] < 400:
                 await send({**message, "headers": [*serve_headers, *security_headers()]})
             else:
-                replaced = True
+                is_replaced = True
                 await _serve_error(message["status"], serve_headers)(scope, receive, send)
 
         try:
             await self._app({**scope, "headers": headers}, receive, send_json)
         except Exception:
-            if started:
+            if is_started:
                 raise
             _log.exception("Serve failed to answer a request")
             failure = RequestError(

@@ -50,7 +50,7 @@ class HybridChatEngine(ChatEngine):
         assert version.prompting is not None  # a chat version
         assert version.hybrid is not None  # a hybrid
         super().__init__(version=version, prompting=version.prompting)
-        self.first, self.second = parts
+        self._parts: dict[PartName, ChatEngine] = dict(zip(PARTS, parts, strict=True))
         self.max_length = self.default_max_tokens = None  # those of the part apply
         self.has_logprobs = any(part.has_logprobs for part in parts)
         self._routing: Routing = version.hybrid.routing
@@ -60,20 +60,20 @@ class HybridChatEngine(ChatEngine):
 
     @property
     def running(self) -> bool:
-        return self.first.running and self.second.running
+        return all(part.running for part in self._parts.values())
 
     @property
     def can_answer(self) -> bool:
-        return self.first.can_answer or self.second.can_answer
+        return any(part.can_answer for part in self._parts.values())
 
     def require_format(self, format: ResponseFormat) -> None:
         """Raise RequestError 400 if one part cannot have the format, because either can answer."""
-        self.first.require_format(format)
-        self.second.require_format(format)
+        for part in self._parts.values():
+            part.require_format(format)
 
     def end(self) -> None:
-        self.first.end()
-        self.second.end()
+        for part in self._parts.values():
+            part.end()
 
     def chat_prompt(self, conversation: Conversation, *, max_new_tokens: int | None) -> HybridInput:
         """Return the input of the parts that may answer; see `ChatEngine.chat_prompt`."""
@@ -100,7 +100,7 @@ class HybridChatEngine(ChatEngine):
     ) -> EngineInput | None:
         """Return the input of a part, or None if it fails or, as then added to `refusals`, the
         prompt and its answer exceed its length."""
-        part = self._part(name)
+        part = self._parts[name]
         limit = self._limit(part, max_new_tokens)
         try:
             prompt = part.chat_prompt(conversation, max_new_tokens=limit)
@@ -117,11 +117,6 @@ class HybridChatEngine(ChatEngine):
             return None
         return prompt
 
-    def _part(self, name: PartName) -> ChatEngine:
-        if name == "first":
-            return self.first
-        return self.second
-
     def _limit(self, part: ChatEngine, max_new_tokens: int | None) -> int | None:
         """Return the maximum tokens of a part's answer; `max_new_tokens` is None if the request
         sets none."""
@@ -134,9 +129,14 @@ class HybridChatEngine(ChatEngine):
 
     def num_tokens(self, prompt: EngineInput, *, max_new_tokens: int | None) -> int:
         assert isinstance(prompt, HybridInput)
+        prompts: dict[PartName, EngineInput | None] = {
+            "first": prompt.first,
+            "second": prompt.second,
+        }
         totals = []
-        for part, part_prompt in ((self.first, prompt.first), (self.second, prompt.second)):
+        for name, part_prompt in prompts.items():
             if part_prompt is not None:
+                part = self._parts[name]
                 limit = self._limit(part, max_new_tokens)
                 totals.append(part.num_tokens(part_prompt, max_new_tokens=limit))
         return max(totals)
@@ -157,18 +157,18 @@ class HybridChatEngine(ChatEngine):
         if second_prompt is not None and (
             first_answer is None or not self._states["second"].is_away
         ):
-            started = False
+            has_started = False
             try:
                 answers = self._part_answers("second", request, second_prompt, streaming=streaming)
                 async with aclosing(answers):
                     async for answer in answers:
-                        if not started:
+                        if not has_started:
                             self._states["second"].answered()
-                        started = True
+                        has_started = True
                         yield answer._replace(is_fallback=first_answer is None)
                 return
             except Exception as error:
-                if started or (
+                if has_started or (
                     is_client_error(error) and (first_answer is None or not is_too_long(error))
                 ):
                     raise
@@ -206,7 +206,7 @@ class HybridChatEngine(ChatEngine):
 
         Raises TimeoutError if the wait for a grammar, a slot and the first output takes too long.
         """
-        part = self._part(name)
+        part = self._parts[name]
         limit = self._limit(part, request.max_new_tokens)
         part_request = request._replace(engine=part, prompt=prompt, max_new_tokens=limit)
         async with AsyncExitStack() as stack:

@@ -84,43 +84,33 @@ class HybridQueue:
         answers = _Answers([text for text, _ in rows], client)
         with self._uses.use():
             if self._routing.by == "group":
-                await self._by_group(
-                    answers, routes_to_second(self._routing, groups=[value for _, value in rows])
-                )
+                groups = [value for _, value in rows]
+                routed = routes_to_second(self._routing, groups=groups)
+                await self._answer_available("first", answers, ~routed)
             else:
-                await self._cascade(answers)
+                await self._answer_available("first", answers, answers.missing)
+                routed = self._routed(answers)
+            await self._answer_available("second", answers, routed)
+            missing = answers.missing
+            await self._answer("second", answers, missing & ~routed)
+            await self._answer("first", answers, missing & routed)
+        answers.mark_fallback(missing | (routed & answers.answered_by("first")))
         return answers.complete()
 
-    async def _by_group(self, answers: "_Answers", routed: NDArray[np.bool_]) -> None:
-        available: list[tuple[PartName, NDArray[np.bool_]]] = [
-            ("first", ~routed),
-            ("second", routed),
-        ]
-        available = [(name, rows) for name, rows in available if not self._is_skipped(name)]
-        tasks = [asyncio.create_task(self._answer(name, answers, rows)) for name, rows in available]
-        try:
-            await asyncio.gather(*tasks)
-        finally:  # if one part raises an error of the request, the other one need not answer
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-        missing = answers.missing
-        await self._answer("second", answers, missing & ~routed)
-        await self._answer("first", answers, missing & routed)
-        answers.mark_fallback(missing)
-
-    async def _cascade(self, answers: "_Answers") -> None:
-        if not self._is_skipped("first"):
-            await self._answer("first", answers, answers.missing)
+    def _routed(self, answers: "_Answers") -> NDArray[np.bool_]:
+        """Return the mask of the texts of a cascade for which the first part is not confident."""
         missing = answers.missing
         routed = np.zeros_like(missing)
         confidences = [answer.score for answer in answers.results if answer is not None]
         if confidences:
             routed[~missing] = routes_to_second(self._routing, confidences=confidences)
-        await self._answer(
-            "second", answers, missing if self._is_skipped("second") else missing | routed
-        )
-        answers.mark_fallback(missing | (routed & answers.answered_by("first")))
+        return routed
+
+    async def _answer_available(
+        self, name: PartName, answers: "_Answers", rows: NDArray[np.bool_]
+    ) -> None:
+        if not self._is_skipped(name):
+            await self._answer(name, answers, rows)
 
     def _is_skipped(self, name: PartName) -> bool:
         """Return True if a part has timed out repeatedly, and the other one has not."""

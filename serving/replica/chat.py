@@ -284,15 +284,14 @@ class _Loader:
         self._meter = meter
         self._pool: VllmPool | None = None
 
-    def load(self, uri: str, digest: str, *, is_part: bool = False) -> ChatEngine:
-        """Load a version. Make one call at a time. An endpoint of a hybrid may lack its API key;
-        see `Upstream`."""
+    def load(self, uri: str, digest: str) -> ChatEngine:
+        """Load a version. Make one call at a time."""
         from tailorbird.models.loading import LoadedChat, load_version
 
         version = read_version(uri)
         require_digest(version, digest=digest)
         if version.endpoint is not None:
-            return load_chat(version, config=self._config, meter=self._meter, may_lack_key=is_part)
+            return load_chat(version, config=self._config, meter=self._meter)
         if version.hybrid is not None:
             return self._load_hybrid(version, version.hybrid)
         if self._config.engine == "vllm" and version.spec.uses_base:
@@ -319,9 +318,9 @@ class _Loader:
 
         checked_copy(version.pinned)
         read_parts(hybrid)  # before the first part is loaded
-        first = self.load(hybrid.first.uri, hybrid.first.digest, is_part=True)
+        first = self.load(hybrid.first.uri, hybrid.first.digest)
         try:
-            second = self.load(hybrid.second.uri, hybrid.second.digest, is_part=True)
+            second = self.load(hybrid.second.uri, hybrid.second.digest)
         except Exception:
             first.end()
             raise

@@ -1,7 +1,6 @@
 """The command that serves the console."""
 
 import sys
-from contextlib import ExitStack
 from typing import Annotated
 
 import typer
@@ -16,21 +15,16 @@ def console(
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 for any free port.")
     ] = DEFAULT_PORT,
-    in_browser: Annotated[
-        bool, typer.Option("--open", help="Open the console in the default browser.")
-    ] = False,
 ) -> None:
     """Show all tasks of a registry in a browser: champions, runs, the watch and jobs.
 
     The server reads the registry and writes nothing. It runs until Ctrl-C.
 
-    Example: tailorbird console s3://models --open
+    Example: tailorbird console s3://models
     """
-    import webbrowser
-
     with options.activity(f"listing the tasks of {uri}"):
         from cluster.connection import sigterm_raises
-        from serving.console_server import ConsoleServer, private_link
+        from serving.console_server import ConsoleServer
         from tailorbird.storage.listing import list_folder
         from tailorbird.storage.s3 import require_bucket
 
@@ -40,7 +34,5 @@ def console(
     lines = [f"console of {uri}: {server.url}", "only this address opens it; Ctrl-C stops it"]
     options.print_result({"registry": uri, "url": server.url}, lines)
     sys.stdout.flush()
-    with sigterm_raises(), ExitStack() as stack:
-        if in_browser:
-            webbrowser.open(stack.enter_context(private_link(server.url)))
+    with sigterm_raises():
         server.run()

@@ -174,15 +174,6 @@ def test_a_version_of_an_endpoint_is_promoted_and_answers_with_our_keys_errors_a
         messages: list[Any] = [{"role": "user", "content": "hello"}]
         whole = client.chat.completions.create(model="champion", messages=messages)
         assert whole.choices[0].message.content == "kind: hello"
-        assert whole.usage is not None
-        assert (whole.usage.prompt_tokens, whole.usage.completion_tokens) == (20, 4)
-        chunks = list(
-            client.chat.completions.create(model="champion", messages=messages, stream=True)
-        )
-        texts = [
-            chunk.choices[0].delta.content for chunk in chunks if chunk.choices[0].delta.content
-        ]
-        assert texts == ["kind:", "hello"]
         with pytest.raises(openai.InternalServerError) as failure:
             client.chat.completions.create(
                 model="champion", messages=[{"role": "user", "content": "busy"}]

@@ -14,10 +14,9 @@ from tailorbird.registry.hybrid_routing import Routing
 from tailorbird.registry.hybrids import hybrid_config
 from tailorbird.registry.versions import ModelVersion, Prompting
 from tests.endpoint_server import MODEL, Server, completion, endpoint_server, question
-from tests.unit.serving.endpoint.versions import KEY, VARIABLE
+from tests.unit.serving.endpoint.versions import KEY, VARIABLE, endpoint_of, register_config
 from tests.unit.serving.engines.test_model_pool import registered
 from tests.unit.serving.engines.test_sharing import TEXTS, base
-from tests.unit.serving.hybrid.test_endpoint_without_key import endpoint_of, register_config
 
 __all__ = ["base"]  # a fixture
 
@@ -36,7 +35,7 @@ def endpoint_at(server: Server, **fields: Any) -> Endpoint:
 def classifier_of(server: Server, first: ModelVersion, folder: Path, **fields: Any) -> ModelVersion:
     endpoint = endpoint_at(server, **fields)
     config = endpoint_of(first, label_prompting(first.classes), endpoint=endpoint)
-    return register_config(folder, "endpoint", config)  # type: ignore[no-any-return]
+    return register_config(folder, "endpoint", config)
 
 
 def test_a_classifier_sends_each_text_once_and_an_answer_without_a_class_is_empty(

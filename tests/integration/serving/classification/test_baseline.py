@@ -1,8 +1,6 @@
 """The pretrained model is served alongside the champion, over HTTP and on the HTML page."""
 
-import re
 from collections.abc import Iterator
-from urllib.parse import quote
 
 import pytest
 import requests
@@ -11,7 +9,6 @@ from serving.deploy import rollout
 from serving.deploy.application import AdditionalVersions
 from serving.engines.classify import Prediction
 from tailorbird.registry.champion import ChosenBy
-from tests.browser import OpenPage
 from tests.integration.serving.classification.service import (
     CONFIG,
     TEXTS,
@@ -52,18 +49,3 @@ def test_requests_select_the_champion_or_the_pretrained_model(
             prediction.label for prediction in wanted[name]
         ]
         assert service.ask(body | {"model": version.version})["version"] == version.version
-
-
-@pytest.mark.parametrize("width", [390, 1280])
-def test_the_page_shows_the_verdict_and_the_answers_of_both_models(
-    open_page: OpenPage, compare_url: str, width: int
-) -> None:
-    page = open_page(f"{compare_url}/#text={quote(TEXTS[0])}", width=width)
-    page.get_by_text("The models disagree.").wait_for()
-    assert page.locator("#reason").inner_text() == "FINE_TUNE: <b>+7 points</b>"
-    champion, pretrained = (
-        card.locator("li").first.inner_text() for card in page.locator("#both section").all()
-    )
-    assert re.fullmatch(r"a broken bone\s+\d+\.\d%", champion)
-    assert re.fullmatch(r"a disease of the eye\s+\d+\.\d%", pretrained)
-    assert page.locator("#error").text_content() == ""

@@ -71,41 +71,6 @@ def test_rays_prometheus_endpoint_has_requests_latencies_and_versions(service: S
 
 
 @pytest.mark.long
-def test_excess_requests_get_429_with_retry_after_and_are_counted(service: Service) -> None:
-    name = "serving-busy"
-    config = CONFIG.model_copy(
-        update={
-            "max_batch_size": 1,
-            "autoscaling": {"target_ongoing_requests": 1.0},
-            "max_queued_requests": 1,
-        }
-    )
-    try:
-        url = rollout.deploy(config, task_uri=f"s3://models/{name}", version=service.first)
-        with ThreadPoolExecutor(24) as clients:
-            body = {"input": TEXTS}
-            answers = list(
-                clients.map(
-                    lambda _: requests.post(f"{url}/v1/classify", json=body, timeout=60), range(48)
-                )
-            )
-        assert {answer.status_code for answer in answers} == {200, 429}
-        assert {
-            answer.headers.get("retry-after") for answer in answers if answer.status_code == 429
-        } == {"2"}
-        refused = rf'ray_serve_num_http_requests_total\{{[^}}]*application="{name}"[^}}]*status_code="429"'
-        with connect():
-            (node,) = ray.nodes()
-            wait_until(
-                lambda: (
-                    re.search(refused, requests.get(metrics_url(node), timeout=60).text) is not None
-                )
-            )
-    finally:
-        rollout.undeploy(name)
-
-
-@pytest.mark.long
 def test_one_client_neither_delays_another_nor_takes_all_of_the_queue(service: Service) -> None:
     source, num_texts = "s3://models/serving-fair/keys", 128
     keys = {name: new_key(name) for name in ("few", "many")}

@@ -150,11 +150,12 @@ def test_the_rendered_configuration_equals_the_deployed_one_and_a_repeated_put_c
     ServeDeploySchema.model_validate(manifest)
     (application,) = manifest["applications"]
     declared = serve_client.declared_applications()
-    assert application.items() <= declared["serving-test"].to_json().items()
+    deployed = declared.pop("serving-test").to_json()
+    assert application == {name: deployed[name] for name in application}
     before = readiness.running_replicas(serve_client.serve_applications()["serving-test"])
-    others = [other.to_json() for name, other in declared.items() if name != "serving-test"]
+    applications = [*(other.to_json() for other in declared.values()), application]
     answer = request_dashboard(
-        "PUT", serve_client.APPLICATIONS, body=manifest | {"applications": [*others, application]}
+        "PUT", serve_client.APPLICATIONS, body=manifest | {"applications": applications}
     )
     assert answer.status_code == 200, answer.text
     for _ in range(10):  # Serve applies its configuration every tenth of a second
@@ -164,11 +165,3 @@ def test_the_rendered_configuration_equals_the_deployed_one_and_a_repeated_put_c
             readiness.running_replicas(serve_client.serve_applications()["serving-test"]) == before
         )
     service.deploy(service.first)
-
-
-def test_the_error_of_a_deploy_without_its_code_names_the_code(service: Service) -> None:
-    absent = service.first.model_copy(update={"code": "s3://models/serving-absent/code/absent.zip"})
-    with pytest.raises(serve_client.DeployError):
-        rollout.deploy(CONFIG, task_uri="s3://models/serving-absent", version=absent)
-    rollout.undeploy("serving-absent")
-    assert service.ask({"input": TEXTS[0]})["version"] == service.first.version

@@ -1,6 +1,5 @@
 """Deploys to a Serve that other clients change at the same time."""
 
-import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
@@ -28,7 +27,6 @@ from tailorbird.registry.versions import ModelVersion
 from tailorbird.storage import StorageError
 from tests.unit.serving.deploy.registered import registered
 
-ROOT = Path(__file__).parents[4]
 EXPERIMENT = ServingConfig(challenger=ChallengerConfig(version="full-2", canary=0.1))
 
 
@@ -45,20 +43,21 @@ def test_keys_with_a_mistake_are_not_deployed_unless_only_the_nodes_can_read_the
 
 
 def test_code_that_differs_from_its_name_is_not_deployed(tmp_path: Path) -> None:
-    shipped = ship_code((tmp_path / "shipped").as_uri(), ROOT).uri
-    require_unchanged(shipped)
-    changed = tmp_path / "project"
-    for name in PACKAGES:
-        shutil.copytree(ROOT / name, changed / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (changed / "serving" / "app.py").write_text("print('changed')\n")
-    changed_zip = ship_code((tmp_path / "other").as_uri(), changed).uri
-    require_unchanged(changed_zip)
-    shutil.copy(changed_zip.removeprefix("file://"), shipped.removeprefix("file://"))
-    with pytest.raises(DeployError):
-        require_unchanged(shipped)
-    Path(shipped.removeprefix("file://")).write_bytes(b"no zip")
-    with pytest.raises(DeployError):
-        require_unchanged(shipped)
+    def archive(folder: str, content: str) -> Path:
+        root = tmp_path / folder
+        for name in PACKAGES:
+            (root / name).mkdir(parents=True)
+            (root / name / "__init__.py").write_text(content)
+        return Path(ship_code(f"{root.as_uri()}-shipped", root).uri.removeprefix("file://"))
+
+    shipped = archive("a", "1\n")
+    changed = archive("b", "2\n")
+    for code in (shipped, changed):
+        require_unchanged(code.as_uri())
+    for content in (changed.read_bytes(), b"no zip"):
+        shipped.write_bytes(content)
+        with pytest.raises(DeployError):
+            require_unchanged(shipped.as_uri())
 
 
 class FakeServe:
@@ -72,7 +71,6 @@ class FakeServe:
         """Actions of another client, one after each of the next PUT requests."""
         self.events: list[SecurityEvent] = []
         """The events of the security log."""
-        self.registries: set[str] = set()
         monkeypatch.setattr(security_log, "append", self.append)
         monkeypatch.setattr(serve_client, "request_dashboard", self.answer)
         monkeypatch.setattr(rollout, "has_dashboard", lambda: True)
@@ -84,8 +82,8 @@ class FakeServe:
         monkeypatch.setattr(rollout, "versions_on_same_base", lambda *_args, **_options: [])
 
     def append(self, event: SecurityEvent, *, registry: str) -> None:
+        assert registry == "s3://models"
         self.events.append(event)
-        self.registries.add(registry)
 
     def declare(self, application: ServeApplication) -> None:
         self.applications[application.name] = application
@@ -115,15 +113,26 @@ class FakeServe:
         return self.config(name).champion.digest
 
 
+def application(
+    config: ServingConfig, name: str, *, task: str = "t", challenger: str | None = None
+) -> ServeApplication:
+    """Return the application of a task whose champion has this name."""
+    additional = AdditionalVersions(challenger=registered(challenger) if challenger else None)
+    return application_of(
+        config,
+        task_uri=f"s3://models/{task}",
+        version=registered(name),
+        additional=additional,
+    )
+
+
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> FakeServe:
     """Return a fake Serve with the tasks `t` and `other`, whose champions are full-1."""
     serve = FakeServe(monkeypatch)
     for name in ("t", "other"):
-        application = application_of(
-            ServingConfig(), task_uri=f"s3://models/{name}", version=registered("full-1")
-        )
-        serve.declare(application.model_copy(update={"route_prefix": f"/{name}"}))
+        declared = application(ServingConfig(), "full-1", task=name)
+        serve.declare(declared.model_copy(update={"route_prefix": f"/{name}"}))
     return serve
 
 
@@ -159,8 +168,7 @@ def test_an_application_that_another_client_overwrote_is_put_again(serve: FakeSe
 def test_another_clients_change_of_the_same_task_is_kept_and_reported_and_the_failure_recorded(
     serve: FakeServe,
 ) -> None:
-    other = application_of(ServingConfig(), task_uri="s3://models/t", version=registered("full-3"))
-    serve.after_put = [lambda: serve.declare(other)]
+    serve.after_put = [lambda: serve.declare(application(ServingConfig(), "full-3"))]
     with pytest.raises(OverwrittenError):
         switch("t")
     assert serve.champion("t") == "d-full-3"
@@ -175,8 +183,7 @@ def test_the_previous_champion_stays_selectable_if_both_have_the_same_base_model
     versions = [registered("lora-1"), registered("lora-2")]
     same_base = create_autospec(versions_on_same_base, return_value=versions)
     monkeypatch.setattr(rollout, "versions_on_same_base", same_base)
-    config = ServingConfig(versions=3)
-    serve.declare(application_of(config, task_uri="s3://models/t", version=versions[0]))
+    serve.declare(application(ServingConfig(versions=3), "lora-1"))
     version = registered("lora-3")
     switch("t", version)
     same_base.assert_called_once_with(version, task_uri="s3://models/t", limit=3)
@@ -191,15 +198,7 @@ def test_the_previous_champion_stays_selectable_if_both_have_the_same_base_model
 def test_an_experiment_ends_if_the_code_changes_or_the_challenger_becomes_the_champion(
     serve: FakeServe, name: str, code: str, continues: bool
 ) -> None:
-    additional = AdditionalVersions(challenger=registered("full-2"))
-    serve.declare(
-        application_of(
-            EXPERIMENT,
-            task_uri="s3://models/t",
-            version=registered("full-1"),
-            additional=additional,
-        )
-    )
+    serve.declare(application(EXPERIMENT, "full-1", challenger="full-2"))
     switch("t", registered(name, code=f"s3://models/code/{code}.zip"))
     assert serve.champion("t") == f"d-{name}"
     assert (serve.config("t").challenger is not None) == continues
@@ -242,6 +241,8 @@ def test_a_version_is_staged_in_a_separate_application_if_its_code_or_its_need_o
     with stage("t", registered("full-2", code="s3://models/code/b.zip")) as url:
         assert url == "http://127.0.0.1:8000/t_candidate"
         assert serve.champion("t_candidate") == "d-full-2"
+        assert serve.applications["t_candidate"].code == "s3://models/code/b.zip"
+        assert serve.applications["t_candidate"].max_replicas == 1
     assert sorted(serve.applications) == ["other", "t"]
     args = {"serving": {"gpus_per_replica": 1}}
     serve.applications["t"] = serve.applications["t"].model_copy(update={"args": args})
@@ -263,12 +264,9 @@ def test_each_change_of_the_service_is_recorded_with_its_caller_and_both_configu
     deploy(ServingConfig(max_replicas=3))
     monkeypatch.setattr(rollout, "_require_challenger", lambda *_args, **_options: None)
     monkeypatch.setattr(rollout, "draw_secret", lambda _task_uri: "secret")
-    deploy(EXPERIMENT, additional=AdditionalVersions(challenger=registered("full-2")))
-    share = ChallengerConfig(version="full-2", canary=0.5)
-    deploy(
-        ServingConfig(challenger=share),
-        additional=AdditionalVersions(challenger=registered("full-2")),
-    )
+    for share in (0.1, 0.5):
+        config = ServingConfig(challenger=ChallengerConfig(version="full-2", canary=share))
+        deploy(config, additional=AdditionalVersions(challenger=registered("full-2")))
     switch("t")
     rollout.undeploy("t")
     assert [event.what for event in serve.events] == [
@@ -279,7 +277,6 @@ def test_each_change_of_the_service_is_recorded_with_its_caller_and_both_configu
         "t: changed champion, challenger; the champion is full-2",
         "t: removed from service",
     ]
-    assert serve.registries == {"s3://models"}
     assert {event.who for event in serve.events} == {security_log.caller()}
     assert {event.kind for event in serve.events} == {"configuration"}
     configurations = [(event.before, event.after) for event in serve.events]

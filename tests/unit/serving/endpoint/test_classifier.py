@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from starlette.testclient import TestClient
 
 from serving.endpoint.classifier import EndpointClassifier
 from serving.endpoint.upstream import Limits, Upstream
@@ -27,6 +26,7 @@ from tests.endpoint_server import (
     refusal,
 )
 from tests.unit.serving.endpoint.versions import KEY, VARIABLE, endpoint_version
+from tests.unit.serving.http.application import chunks, exchange
 from tests.unit.serving.replica.test_classifier import new_classifier
 
 CLASSES = ("bone", "skin")
@@ -73,50 +73,24 @@ def test_texts_get_labels_in_order_with_the_probability_of_the_answer() -> None:
     assert schema["properties"]["label"]["enum"] == list(CLASSES)
 
 
-def test_the_service_answers_without_a_score_if_the_endpoint_has_no_log_probabilities(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    classifier = new_classifier(monkeypatch)
-    with endpoint_server(lambda *_: completion('{"label": "skin"}')) as server:
-        classifier._replica.versions.engines = {"champion": engine_of(server)}
-        with TestClient(
-            classifier.__serve_build_asgi_app__(), base_url="http://127.0.0.1"
-        ) as client:
-            response = client.post("/v1/classify", json={"input": "x", "scores": True})
-    assert response.json()["results"] == [{"label": "skin", "score": None, "reported_model": MODEL}]
-
-
-def test_an_answer_that_names_no_class_is_an_error() -> None:
-    with (
-        endpoint_server(lambda *_: completion("neither")) as server,
-        pytest.raises(RequestError),
-    ):
-        predict(engine_of(server), ["x"])
-
-
 def test_a_client_that_leaves_cancels_its_requests(monkeypatch: pytest.MonkeyPatch) -> None:
-    received, classifier = threading.Event(), new_classifier(monkeypatch)
+    received = threading.Event()
+    classifier = new_classifier(monkeypatch)
 
     def answer(*_: object) -> Reply:
         received.set()
         return Reply(waits=True)
 
     async def scenario(app: Any) -> None:
-        body = b'{"input": "x"}'
-        messages: list[Any] = [{"type": "http.request", "body": body, "more_body": False}]
-
-        async def receive() -> Any:
-            if messages:
-                return messages.pop()
-            await asyncio.to_thread(received.wait, 10)
-            return {"type": "http.disconnect"}
-
-        async def send(message: Any) -> None:
-            raise AssertionError(f"nobody reads {message}")
-
-        scope = {"type": "http", "method": "POST", "path": "/v1/classify", "query_string": b""}
-        scope |= {"headers": [(b"host", b"127.0.0.1")], "client": ("127.0.0.1", 1)}
-        await asyncio.wait_for(app(scope, receive, send), 10)
+        is_gone = asyncio.Event()
+        body = chunks(b'{"input": "x"}')
+        headers = {b"host": b"127.0.0.1"}
+        request = asyncio.create_task(
+            exchange(app, "POST", "/v1/classify", body=body, headers=headers, disconnect=is_gone)
+        )
+        await asyncio.to_thread(received.wait, 10)
+        is_gone.set()
+        assert await asyncio.wait_for(request, 10) == []
 
     with endpoint_server(answer) as server:
         classifier._replica.versions.engines = {"champion": engine_of(server)}
@@ -158,21 +132,15 @@ def test_an_error_of_one_text_leaves_the_answers_of_the_others() -> None:
     assert "input[" not in caught.value.message
 
 
-def test_after_a_failure_of_the_endpoint_no_further_text_is_sent_and_the_answers_are_kept() -> None:
-    with endpoint_server(
-        lambda body, number: refusal(401, "no") if number == 1 else label(body)
-    ) as server:
-        results = each(engine_of(server, concurrency=1), ["bone", "skin", "bone", "skin"])
-    assert [shown(result) for result in results] == ["bone", 502, 502, 502]
-    assert len(server.bodies) == 2
-
-
-def test_the_answers_before_a_time_out_are_kept() -> None:
-    with endpoint_server(
-        lambda body, number: Reply(waits=True) if number == 1 else label(body)
-    ) as server:
-        results = each(engine_of(server, concurrency=1), ["bone", "skin", "bone"], timeout_s=2)
-    assert [shown(result) for result in results] == ["bone", 504, 504]
+@pytest.mark.parametrize(("reply", "status"), [(refusal(401, "no"), 502), (Reply(waits=True), 504)])
+def test_the_answers_before_a_failure_of_the_endpoint_are_kept_and_no_further_text_is_sent(
+    reply: Reply, status: int
+) -> None:
+    with endpoint_server(lambda body, number: reply if number == 1 else label(body)) as server:
+        engine = engine_of(server, concurrency=1)
+        results = each(engine, ["bone", "skin", "bone"], timeout_s=2)
+        assert len(server.bodies) == 2
+    assert [shown(result) for result in results] == ["bone", status, status]
 
 
 def test_an_endpoint_can_be_unloaded_by_the_thread_that_loads_versions() -> None:

@@ -35,30 +35,31 @@ KEYS = {
     "a2": ApiKey("app", "b" * 64),
     "o1": ApiKey("other", "c" * 64),
 }
+Changes = list[tuple[Sequence[ApiKey] | None, Sequence[ApiKey]]]
 
 
 def test_a_line_is_read_as_it_was_written() -> None:
     key, stored = new_key("app", options=OPTIONS.split()[::-1])
-    assert stored.options == KeyOptions(
-        scopes=("batch", "admin"),
-        expires=date(2027, 6, 30),
-        requests=600,
-        texts=10000,
-        tokens=1000000,
-    )
     line = stored.to_line()
     assert line == f"app {sha256_of(key)} {OPTIONS}"
     file = parse_keys(f"# API keys\n\n{line} # since monday\nb {'0' * 64}".encode(), source="keys")
     assert (file.keys[0], file.errors) == (stored, ())
     assert file.keys[1].options == KeyOptions(scopes=("answer", "feedback"))
-    assert len({new_key("app")[0] for _ in range(100)}) == 100
+    assert new_key("app")[0] != new_key("app")[0]
+    for name in ("", "two words", "a#b", "ä", "x" * 65):
+        with pytest.raises(KeysError):
+            new_key(name)
 
 
 @pytest.mark.parametrize(
     "option",
     [
-        *("600", "scope=answer", "scopes=", "scopes=answer,root", "expires=2027-02-30"),
-        *("expires=1782777600", "requests=0", "texts=1.5", "tokens=-1", "texts=1 texts=2"),
+        "600",
+        "scope=answer",
+        "scopes=answer,root",
+        "expires=1782777600",
+        "texts=0",
+        "texts=1 texts=2",
     ],
 )
 def test_an_unknown_option_is_an_error_of_its_line(option: str) -> None:
@@ -69,12 +70,6 @@ def test_an_unknown_option_is_an_error_of_its_line(option: str) -> None:
     assert error.startswith("s3://bucket/keys, line 2: ")
     with pytest.raises(KeysError):
         new_key("app", options=option.split())
-
-
-@pytest.mark.parametrize("name", ["", "two words", "a#b", "ä", "x" * 65])
-def test_a_key_with_a_name_that_could_not_be_read_is_not_made(name: str) -> None:
-    with pytest.raises(KeysError):
-        new_key(name)
 
 
 def test_an_error_gives_the_line_number_and_not_the_line(
@@ -97,19 +92,13 @@ def test_an_error_gives_the_line_number_and_not_the_line(
 @pytest.mark.parametrize(
     ("content", "in_force"),
     [
-        ("", ""),  # an empty file
         ("# none\n", ""),
         ("nonsense", "a1 a2 o1"),  # no line can be read
-        ("{o1}", "o1"),
         ("{o1}\nnonsense", "o1"),  # removed keys stay removed
-        ("{o1}\napp oops", "a1 a2 o1"),
+        ("{o1}\n'app' oops", "a1 a2 o1"),
         ("{o1}\napp oops\n{a1}", "a1 a2 o1"),
         ("{o1}\nnew oops", "o1"),  # nobody is let in
-        ("{a1}\nother oops texts=-1", "a1 o1"),
-        (f"{{o1}}\nthe app {'a' * 64}", "a1 a2 o1"),  # mistakes in the name
-        (f"{{o1}}\nà pp {'b' * 64}", "a2 o1"),
-        (f"{{o1}}\n'application {'a' * 64}'", "a1 o1"),
-        ("{o1}\n'app' oops", "a1 a2 o1"),
+        (f"{{o1}}\nà pp {'b' * 64}", "a2 o1"),  # a mistake in the name
         ("{o1}\nnew oops scopes=predict, app", "o1"),  # a word of an option is no name
         ("\ufeff{a1}\n{o1}", "a1 o1"),  # an editor has added a byte order mark
     ],
@@ -123,49 +112,36 @@ def test_a_line_that_cannot_be_read_neither_adds_nor_removes_a_key(
     assert sorted(key.sha256 for key in keys) == [KEYS[name].sha256 for name in in_force.split()]
 
 
-def test_a_file_in_another_encoding_leaves_all_keys_in_force() -> None:
-    file = parse_keys(KEYS["a1"].to_line().encode("utf-16"), source="keys")
-    assert keys_in_force(file, previous=[KEYS["a1"]]) == (KEYS["a1"],)
-
-
-def refusal(check: Callable[[dict[str, str]], None], headers: dict[str, str]) -> str | None:
+def is_refused(check: Callable[[dict[str, str]], None], headers: dict[str, str]) -> bool:
     try:
         check(headers)
     except RequestError as error:
-        return f"{error.status} {error.type}"
-    return None
+        return (error.status, error.type) == (403, "foreign_page")
+    return False
 
 
 LOCAL = "127.0.0.1:8000"
+CHAT = "https://chat.example"
 
 
 @pytest.mark.parametrize(
     ("host", "origin", "is_allowed"),
     [
         (LOCAL, "", True),
-        ("localhost:8000", "http://localhost:8000", True),
-        ("[::1]:8000", "", True),
-        (LOCAL, "https://evil.example", False),
+        ("[::1]:8000", "http://[::1]:8000", True),
         (LOCAL, "null", False),
         (LOCAL, "http://127.0.0.1:9000", False),
-        (LOCAL, "http://[", False),
         (LOCAL, "//[::1", False),
         ("evil.example:8000", "http://evil.example:8000", False),
         ("127.0.0.1:8000#.evil.example", "", False),
         ("localhost.evil.example", "", False),
-        ("[::1", "", False),
         ("", "", False),
     ],
 )
 def test_without_keys_only_local_same_origin_requests_are_accepted(
     host: str, origin: str, is_allowed: bool
 ) -> None:
-    headers = {"host": host, "origin": origin}
-    error = refusal(require_local_caller, headers)
-    assert error == (None if is_allowed else "403 foreign_page")
-
-
-CHAT = "https://chat.example"
+    assert is_refused(require_local_caller, {"host": host, "origin": origin}) != is_allowed
 
 
 @pytest.mark.parametrize(
@@ -176,9 +152,7 @@ CHAT = "https://chat.example"
         ({"origin": CHAT, "x-forwarded-host": "front.example, Chat.example:443"}, True),
         ({"origin": CHAT, "sec-fetch-site": "same-origin"}, True),  # the gateway has changed Host
         ({"sec-fetch-site": "none"}, True),
-        ({"origin": "https://evil.example"}, False),
         ({"origin": "https://api.example.evil.example"}, False),
-        ({"origin": "null"}, False),
         ({"origin": ""}, False),
         ({"origin": "http://["}, False),
         ({"origin": "https://api.example", "sec-fetch-site": "cross-site"}, False),
@@ -188,8 +162,7 @@ CHAT = "https://chat.example"
 def test_behind_a_gateway_pages_of_other_origins_are_refused(
     headers: dict[str, str], is_allowed: bool
 ) -> None:
-    error = refusal(require_same_origin, {"host": "api.example"} | headers)
-    assert error == (None if is_allowed else "403 foreign_page")
+    assert is_refused(require_same_origin, {"host": "api.example"} | headers) != is_allowed
 
 
 def stored(folder: Path, *keys: ApiKey | str) -> str:
@@ -208,10 +181,10 @@ def authenticated(
 
 def refused(
     authenticator: ApiKeyAuthenticator, key: str, *, scopes: Sequence[KeyScope] = ()
-) -> RequestError:
+) -> tuple[int, str]:
     with pytest.raises(RequestError) as caught:
         authenticated(authenticator, key, scopes=scopes)
-    return caught.value
+    return caught.value.status, caught.value.type
 
 
 def test_a_key_authenticates_and_its_hash_does_not(tmp_path: Path) -> None:
@@ -220,7 +193,7 @@ def test_a_key_authenticates_and_its_hash_does_not(tmp_path: Path) -> None:
     for valid in (f"Bearer {key}", f"bearer  {key} "):
         authenticator.authenticate({"authorization": valid}, scopes=())
         assert caller.get() == "app"
-    invalid = ("", "Bearer", "Bearer ", f"Basic {key}", key, f"Bearer {key}x", "Bearer ü")
+    invalid = ("", "Bearer ", f"Basic {key}", key, f"Bearer {key}x", "Bearer ü")
     for authorization in (*invalid, f"Bearer {line.sha256}"):
         with pytest.raises(RequestError) as caught:
             authenticator.authenticate({"authorization": authorization}, scopes=())
@@ -232,39 +205,17 @@ def test_a_key_authenticates_and_its_hash_does_not(tmp_path: Path) -> None:
         assert caller.get() is None
 
 
-def test_a_key_is_valid_until_the_end_of_its_last_day(tmp_path: Path) -> None:
-    key, line = new_key("app", options=["expires=2027-06-30", "scopes=answer,admin"])
+def test_a_key_needs_the_scope_and_is_valid_until_the_end_of_its_last_day(tmp_path: Path) -> None:
+    key, line = new_key("app", options=["expires=2027-06-30", "scopes=feedback,admin"])
     today = date(2027, 6, 30)
     authenticator = ApiKeyAuthenticator(stored(tmp_path, line), today=lambda: today)
-    assert authenticated(authenticator, key) == "app"
+    for scopes in ((), ("feedback",), ("batch", "admin")):
+        assert authenticated(authenticator, key, scopes=scopes) == "app"
     assert is_admin()
+    assert refused(authenticator, key, scopes=["answer", "batch"]) == (403, "missing_scope")
     today = date(2027, 7, 1)
-    error = refused(authenticator, key)
-    assert (error.status, error.type, error.code) == (401, "expired_api_key", "invalid_api_key")
+    assert refused(authenticator, key) == (401, "expired_api_key")
     assert not is_admin()
-
-
-@pytest.mark.parametrize(
-    ("scopes", "needed", "is_allowed"),
-    [
-        ("answer,feedback", ("answer",), True),
-        ("answer,feedback", ("batch",), False),
-        ("feedback", ("answer",), False),
-        ("admin", ("answer",), False),
-        ("admin", ("batch", "admin"), True),
-        ("feedback", (), True),
-    ],
-)
-def test_a_key_without_the_scope_is_refused(
-    tmp_path: Path, scopes: str, needed: tuple[KeyScope, ...], is_allowed: bool
-) -> None:
-    key, line = new_key("app", options=[f"scopes={scopes}"])
-    authenticator = ApiKeyAuthenticator(stored(tmp_path, line))
-    if is_allowed:
-        assert authenticated(authenticator, key, scopes=needed) == "app"
-        return
-    error = refused(authenticator, key, scopes=needed)
-    assert (error.status, error.type) == (403, "missing_scope")
 
 
 def test_a_key_over_its_limits_is_refused_and_others_are_not(tmp_path: Path) -> None:
@@ -272,17 +223,19 @@ def test_a_key_over_its_limits_is_refused_and_others_are_not(tmp_path: Path) -> 
     free, free_line = new_key("free")
     limiter = RateLimiter(now=lambda: 0.0)
     authenticator = ApiKeyAuthenticator(stored(tmp_path, slow_line, free_line), limiter=limiter)
-    assert refused(authenticator, slow, scopes=["batch"]).status == 403  # not charged
+    assert refused(authenticator, slow, scopes=["batch"])[0] == 403  # not charged
     authenticated(authenticator, slow)
     authenticator.charge(texts=10)
-    assert refused(authenticator, slow).status == 429
+    assert refused(authenticator, slow)[0] == 429
     for _ in range(3):
         assert authenticated(authenticator, free) == "free"
         authenticator.charge(texts=1000, tokens=1000)
 
 
-def test_a_reload_adds_and_removes_keys_and_reports_each_change(tmp_path: Path) -> None:
-    changes: list[tuple[Sequence[ApiKey] | None, Sequence[ApiKey]]] = []
+def test_a_reload_adds_and_removes_keys_and_reports_each_change(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    changes: Changes = []
     old, old_line = new_key("app")
     new, new_line = new_key("app")
     authenticator = ApiKeyAuthenticator(
@@ -290,28 +243,27 @@ def test_a_reload_adds_and_removes_keys_and_reports_each_change(tmp_path: Path) 
         record_change=lambda previous, keys, _: changes.append((previous, keys)),
     )
     authenticator.record()
-    assert refused(authenticator, new).status == 401
-    stored(tmp_path, old_line, new_line)
-    for _ in range(2):
-        authenticator.reload()
-        authenticator.record()
-    assert {authenticated(authenticator, key) for key in (old, new)} == {"app"}
-    stored(tmp_path, new_line)
-    authenticator.reload()
-    assert refused(authenticator, old).status == 401
-    authenticator.record()
-    assert changes == [
-        (None, (old_line,)),
-        ((old_line,), (old_line, new_line)),
-        ((old_line, new_line), (new_line,)),
-    ]
+    assert refused(authenticator, new)[0] == 401
+    states: list[tuple[ApiKey, ...]] = [(old_line, new_line), (new_line,), ()]
+    for lines in states:
+        stored(tmp_path, *lines)
+        for _ in range(2):
+            authenticator.reload()
+            authenticator.record()
+        for key, line in ((old, old_line), (new, new_line)):
+            if line in lines:
+                assert authenticated(authenticator, key) == "app"
+            else:
+                assert refused(authenticator, key)[0] == 401
+    assert changes == list(zip([None, (old_line,), *states], [(old_line,), *states], strict=False))
+    assert len(caplog.records) == authenticator.num_errors == 1  # the file has no key
 
 
 def test_keys_are_reloaded_while_a_change_cannot_be_recorded_which_happens_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     lines = [new_key(name)[1] for name in ("first", "second", "third")]
-    recorded: list[tuple[Sequence[ApiKey] | None, Sequence[ApiKey]]] = []
+    recorded: Changes = []
     is_writable = True
 
     def record(previous: Sequence[ApiKey] | None, keys: Sequence[ApiKey], _changed_at: str) -> None:
@@ -344,27 +296,7 @@ def test_keys_are_reloaded_while_a_change_cannot_be_recorded_which_happens_later
     assert recorded == [(None, (lines[0],)), ((lines[0],), (lines[2],))]
 
 
-@pytest.mark.parametrize("is_deleted", [True, False])
-def test_a_deleted_or_empty_file_removes_all_keys(
-    tmp_path: Path, is_deleted: bool, caplog: pytest.LogCaptureFixture
-) -> None:
-    leaked, line = new_key("app")
-    good, other = new_key("other")
-    authenticator = ApiKeyAuthenticator(stored(tmp_path, line))
-    stored(tmp_path)
-    if is_deleted:
-        (tmp_path / "keys").unlink()
-    for _ in range(2):
-        authenticator.reload()
-    assert refused(authenticator, leaked).status == 401
-    assert len(caplog.records) == authenticator.num_errors == 1
-    stored(tmp_path, "nonsense", other)
-    authenticator.reload()
-    assert authenticated(authenticator, good) == "other"
-    assert refused(authenticator, leaked).status == 401
-
-
-def test_a_mistake_in_a_line_is_counted_and_locks_nobody_out(
+def test_a_mistake_in_the_file_is_counted_and_locks_nobody_out_but_a_deleted_file_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     key, line = new_key("app")
@@ -383,9 +315,16 @@ def test_a_mistake_in_a_line_is_counted_and_locks_nobody_out(
     def unavailable(_: str) -> bool:
         raise StorageError("no answer")
 
-    monkeypatch.setattr(module, "exists", unavailable)
-    authenticator.reload()
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "exists", unavailable)
+        authenticator.reload()
     assert authenticated(authenticator, key) == "app"
+    (tmp_path / "keys").unlink()
+    authenticator.reload()
+    assert refused(authenticator, key)[0] == 401
+    stored(tmp_path, "nonsense", new_key("third")[1])
+    authenticator.reload()
+    assert refused(authenticator, key)[0] == 401
     for lines in (["other oops"], []):
         with pytest.raises(KeysError):
             ApiKeyAuthenticator(stored(tmp_path, *lines))
@@ -396,13 +335,18 @@ def changed_key(name: str, digit: str, *options: str) -> ApiKey:
 
 
 def test_a_change_of_keys_has_the_options_before_and_after_without_hashes() -> None:
+    same = changed_key("same", "2")
     previous = [
-        *(changed_key("old", "1"), changed_key("same", "2")),
-        *(changed_key("app", "3", "texts=5"), changed_key("rotated", "4")),
+        changed_key("old", "1"),
+        same,
+        changed_key("app", "3", "texts=5"),
+        changed_key("rotated", "4"),
     ]
     new = [
-        *(changed_key("new", "5", "scopes=batch"), changed_key("same", "2")),
-        *(changed_key("app", "3", "texts=9"), changed_key("rotated", "6")),
+        changed_key("new", "5", "scopes=batch"),
+        same,
+        changed_key("app", "3", "texts=9"),
+        changed_key("rotated", "6"),
     ]
     event, name = key_change(previous, new, task="icd10", changed_at="1")
     assert event.kind == "key"

@@ -13,7 +13,6 @@ from serving.http import metrics
 from serving.http.asgi import Endpoint, Route
 from serving.http.metrics import (
     FIRST_TOKEN_SECONDS,
-    IN_PROGRESS,
     LOG_DROPPED,
     REQUEST_SECONDS,
     REQUESTS,
@@ -21,11 +20,13 @@ from serving.http.metrics import (
     TEXTS,
     Meter,
     Metric,
+    Series,
     record_failure,
     record_version,
     with_request_metrics,
 )
 from serving.http.refusals import Refusals
+from serving.limits import FairSlots
 from tests.unit.serving.http.application import exchange
 
 ROOT = Path(__file__).parents[4]
@@ -69,7 +70,12 @@ def _counted(
     async def app(scope: Scope, _receive: Receive, send: Send) -> None:
         if scope["path"] == "/prefix/v1/x":  # as Starlette does
             scope["endpoint"] = Endpoint(
-                "/v1/x", Route("POST", answer_nothing), 1, lambda _headers, _route: None
+                path="/v1/x",
+                route=Route("POST", answer_nothing),
+                max_body_bytes=1,
+                authenticate=lambda _headers, _route: None,
+                admit=lambda _: nullcontext(),
+                turns=FairSlots(1),
             )
         assert meter.in_progress == 1
         record_version(Version())  # type: ignore[arg-type]
@@ -147,43 +153,36 @@ def test_a_counter_is_exported_as_a_sum_and_a_total_as_its_increase() -> None:
     ]
 
 
-def test_metrics_are_exported_repeatedly_and_a_previous_version_becomes_zero(
+def test_the_gauge_of_a_previous_version_becomes_zero_and_counts_start_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("serving.http.metrics.EXPORT_S", 0.0)
-    meter, recorder, versions = Meter(), Recorder(), ["full-1", "full-2"]
+    monkeypatch.setattr(metrics, "EXPORT_S", 0.0)
+    meter = Meter()
+    recorder = Recorder()
+    versions = ["full-1", "full-2"]
 
     async def export() -> None:
-        rounds = asyncio.Event()
+        is_done = asyncio.Event()
 
-        def gauges() -> dict[tuple[Metric, tuple[str, ...]], float]:
+        def gauges() -> dict[Series, float]:
             if not versions:
-                rounds.set()
+                is_done.set()
                 return {}
-            meter.count(TEXTS, "task", versions[0])
-            return {
-                (SERVING, ("task", versions.pop(0), "champion")): 1.0,
-                (IN_PROGRESS, ()): meter.in_progress,
-            }
+            version = versions.pop(0)
+            meter.count(TEXTS, "task", version)
+            return {(SERVING, ("task", version, "champion")): 1.0}
 
         exporting = asyncio.create_task(meter.keep_exporting(gauges, instrument=recorder))
-        await rounds.wait()
+        await is_done.wait()
         exporting.cancel()
 
     asyncio.run(export())
-    serving = [
-        (tags["version"], value) for name, value, tags in recorder.exported if name == SERVING.name
-    ]
-    assert serving[:3] in (
-        [("full-1", 1), ("full-1", 0), ("full-2", 1)],
-        [("full-1", 1), ("full-2", 1), ("full-1", 0)],
-    )
-    assert [
-        (value, tags["version"]) for name, value, tags in recorder.exported if name == TEXTS.name
-    ] == [
-        (1, "full-1"),
-        (1, "full-2"),
-    ]
+    values: dict[str, list[tuple[str, float]]] = {TEXTS.name: [], SERVING.name: []}
+    for name, value, tags in recorder.exported:
+        values[name].append((tags["version"], value))
+    assert values[TEXTS.name] == [("full-1", 1), ("full-2", 1)]
+    assert values[SERVING.name][0] == ("full-1", 1)
+    assert sorted(values[SERVING.name][1:3]) == [("full-1", 0), ("full-2", 1)]
 
 
 def test_queries_in_the_docs_name_existing_metrics_and_labels() -> None:

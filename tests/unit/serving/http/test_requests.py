@@ -9,7 +9,6 @@ from pydantic import BaseModel, ValidationError
 
 from serving.http.chat_schemas import ChatRequest, parse_chat
 from serving.http.schemas import (
-    MAX_FAULTS,
     MAX_VALUES,
     SCORES_AT_ONCE,
     ClassifyRequest,
@@ -25,8 +24,6 @@ from serving.request_log.attributes import MAX_ATTRIBUTES
 ID = "2c9a7f40d1e84b5b9f36a0c7e5128d34"
 USER = {"role": "user", "content": "Fear of flying"}
 PART = {"type": "text", "text": "a"}
-TURN = {"role": "user", "content": "Sure?", "name": "Ann"}
-MANY_ATTRIBUTES = {str(number): "" for number in range(MAX_ATTRIBUTES + 1)}
 LARGE_ATTRIBUTES = {str(number): "é" * 128 for number in range(8)}
 
 
@@ -43,16 +40,19 @@ def with_schema(schema: dict[str, Any]) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
 
 
-def test_the_input_is_one_text_or_a_list_in_its_order() -> None:
+def test_the_input_is_one_text_or_a_list_and_attributes_apply_to_all_or_to_each() -> None:
     request = classify({"input": "fever"})
     assert (request.texts, request.model, request.scores) == (["fever"], "champion", False)
-    assert classify({"input": ["b", "a", ""]}).texts == ["b", "a", ""]
+    largest = {"k" * 255 + str(number): "v" * 256 for number in range(3)}
+    for attributes in (None, {}, {"sex": "f"}, [{"sex": "f"}, {}, {}], largest):
+        request = classify({"input": ["b", "a", ""], "attributes": attributes})
+        assert (request.texts, request.attributes) == (["b", "a", ""], attributes)
 
 
 @pytest.mark.parametrize(
     "body",
     [
-        *(b"", b"{", b'{"input": "a"', b"\xff\xfe", b"\0", b'{"input": "\\ud800"}'),
+        *(b"", b'{"input": "a"', b"\xff\xfe", b'{"input": "\\ud800"}'),
         b'{"input": ' + 5000 * b"[" + 5000 * b"]" + b"}",
         b'{"input": ' + 100_000 * b"9" + b"}",
     ],
@@ -70,24 +70,15 @@ def test_a_body_that_is_not_json_is_a_400(body: bytes) -> None:
     [
         ({}, "input"),
         ([], "body"),
-        ({"input": 3}, "input"),
         ({"input": {"patient": "Jane Doe"}}, "input"),
         ({"input": ["a", 1]}, "input"),
         ({"input": []}, "input"),
-        ({"input": ["a"] * 5}, "input"),
-        ({"input": "a" * 101}, "input"),
         ({"input": ["a" * 100, "é" * 51]}, "input"),
-        ({"input": "a", "model": 1}, "model"),
         ({"input": "a", "scores": "yes"}, "scores"),
         ({"input": "a", "modle": "x"}, "modle"),
-        ({"input": "a", "attributes": "f"}, "attributes"),
-        ({"input": "a", "attributes": {"Jane": 1}}, "attributes"),
         ({"input": "a", "attributes": {"sex": ["Jane"]}}, "attributes"),
-        ({"input": "a", "attributes": [None]}, "attributes"),
-        ({"input": "a", "attributes": []}, "attributes"),
-        ({"input": "a", "attributes": MANY_ATTRIBUTES}, "attributes"),
+        ({"input": "a", "attributes": dict.fromkeys(map(str, range(33)), "")}, "attributes"),
         ({"input": "a", "attributes": [{"Jane" + "a" * 256: "f"}]}, "attributes"),
-        ({"input": "a", "attributes": {"sex": "a" * 257}}, "attributes"),
         ({"input": "a", "attributes": LARGE_ATTRIBUTES}, "attributes"),
         ({"input": ["a", "b"], "attributes": [{"sex": "f"}]}, "attributes"),
     ],
@@ -103,52 +94,28 @@ def test_an_invalid_field_of_a_text_is_a_422_that_names_it_without_its_value(
     assert "Jane" not in error["message"]
 
 
-def test_attributes_apply_to_all_texts_or_to_each() -> None:
-    largest = {"k" * 255 + str(number): "v" * 256 for number in range(3)}
-    for attributes in (None, {}, {"sex": "f"}, [{"sex": "f"}, {}], largest):
-        request = classify({"input": ["a", "b"], "attributes": attributes})
-        assert request.attributes == attributes
+def test_the_first_fault_of_a_list_ends_its_validation() -> None:
+    many = [1] * 1000
+    contents = [{"role": "user", "content": [1] * 16}] * 1000
+    models: list[tuple[type[BaseModel], dict[str, Any]]] = [
+        (ClassifyRequest, {"input": many}),
+        (ClassifyRequest, {"input": "a", "attributes": many}),
+        (ChatRequest, {"messages": contents}),
+    ]
+    for model, body in models:
+        with pytest.raises(ValidationError) as caught:
+            model.model_validate_json(json.dumps(body))
+        assert caught.value.error_count() <= 3  # one for each type of the union
 
 
-@pytest.mark.parametrize(
-    ("model", "body"),
-    [
-        (ClassifyRequest, {"input": [1] * 1000}),
-        (ClassifyRequest, {"input": "a", "attributes": [1] * 1000}),
-        (ChatRequest, {"messages": [1] * 1000}),
-        (ChatRequest, {"messages": [{"role": "user", "content": [1] * 16}] * 1000}),
-    ],
-)
-def test_the_first_fault_of_a_list_ends_its_validation(
-    model: type[BaseModel], body: dict[str, Any]
-) -> None:
-    with pytest.raises(ValidationError) as caught:
-        model.model_validate_json(json.dumps(body))
-    assert caught.value.error_count() <= 3  # one for each type of the union
-
-
-def test_many_faults_are_counted_and_not_described() -> None:
-    for count in (MAX_FAULTS, MAX_FAULTS + 1):
-        with pytest.raises(RequestError) as caught:
-            classify({"input": "a", **{f"field {number}": 1 for number in range(count)}})
-        assert caught.value.status == 422
-        assert (caught.value.param is None) == (count > MAX_FAULTS)
-
-
-@pytest.mark.parametrize("item", [1, "a", [], {}])
-def test_a_body_with_too_many_values_is_not_validated(
-    item: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ClassifyRequest, "model_validate_json", None)
-    with pytest.raises(RequestError) as caught:
-        classify({"input": [item] * MAX_VALUES}, max_texts=256)
-    assert (caught.value.status, caught.value.type) == (413, "body_too_large")
-
-
-def test_the_most_texts_with_the_most_attributes_are_accepted() -> None:
+def test_a_body_with_too_many_values_is_not_validated(monkeypatch: pytest.MonkeyPatch) -> None:
     attributes = [{str(name): "" for name in range(MAX_ATTRIBUTES)}] * 2000
     body = {"input": ["a"] * 2000, "attributes": attributes, "scores": True, "subject": "s"}
     assert len(classify(body, max_texts=2000).texts) == 2000
+    monkeypatch.setattr(ClassifyRequest, "model_validate_json", None)
+    with pytest.raises(RequestError) as caught:
+        classify({"input": [{}] * MAX_VALUES}, max_texts=256)
+    assert (caught.value.status, caught.value.type) == (413, "body_too_large")
 
 
 FIELDS = {"request_id": "r", "model": "m", "version": "v"}
@@ -156,63 +123,36 @@ FIELDS = {"request_id": "r", "model": "m", "version": "v"}
 
 def test_other_requests_run_while_a_valid_answer_with_many_scores_is_written() -> None:
     scores = dict.fromkeys(map(str, range(1000)), 0.5)
-    results = [
-        {"label": "é", "score": 0.5, "scores": scores, "answered_by": "second"} for _ in range(20)
-    ]
+    result = {"label": "é", "score": 0.5, "scores": scores, "answered_by": "second"}
     turns = 0
 
-    async def write() -> bytes:
-        async def count() -> None:
-            nonlocal turns
-            while True:
-                turns += 1
-                await asyncio.sleep(0)
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
 
+    async def write() -> bytes:
         running = asyncio.create_task(count())
         try:
-            return await write_answer(FIELDS, results=results)
+            return await write_answer(FIELDS, results=[result] * 20)
         finally:
             running.cancel()
 
     written = asyncio.run(write())
-    assert json.loads(written) == FIELDS | {"results": results}
+    assert json.loads(written) == FIELDS | {"results": [result] * 20}
     assert ClassifyResponse.model_validate_json(written).results[0].answered_by == "second"
     assert turns >= 20 * 1000 // (SCORES_AT_ONCE + 1000)
 
 
 @pytest.mark.parametrize(
-    ("fields", "is_valid"),
-    [
-        ({"label": "b", "row": 255}, True),
-        ({"request_id": f"chatcmpl-{ID}", "label": -7}, True),
-        ({"score": 0.5, "correct_answer": "b"}, True),
-        ({"label": 7.5}, False),
-        ({"label": True}, False),
-        ({"label": "b", "row": 1 << 31}, False),
-        ({"label": "b", "row": -1}, False),
-        ({"request_id": "my-own-id", "label": "b"}, False),
-        ({"request_id": f"{ID}a", "label": "b"}, False),
-        ({"score": 1.5}, False),
-        ({"correct_answer": ""}, False),
-        ({"label": "b", "more": 1}, False),
-    ],
-)
-def test_feedback_needs_a_request_id_and_values_in_their_range(
-    fields: dict[str, Any], is_valid: bool
-) -> None:
-    content = json.dumps({"request_id": ID} | fields).encode()
-    if is_valid:
-        assert parse_body(FeedbackRequest, content).bare_id == ID
-        return
-    with pytest.raises(RequestError) as caught:
-        parse_body(FeedbackRequest, content)
-    assert caught.value.status == 422
-
-
-@pytest.mark.parametrize(
     ("task", "fields", "is_valid"),
     [
-        ("classification", {"label": "b"}, True),
+        ("classification", {"label": "b", "row": 255}, True),
+        ("classification", {"request_id": f"chatcmpl-{ID}", "label": -7}, True),
+        ("classification", {"label": True}, False),
+        ("classification", {"label": "b", "row": 1 << 31}, False),
+        ("classification", {"request_id": f"{ID}a", "label": "b"}, False),
         ("classification", {}, False),
         ("classification", {"label": "b", "score": 1.0}, False),
         ("chat", {"label": "bad", "correct_answer": "4"}, True),
@@ -225,12 +165,16 @@ def test_feedback_needs_a_request_id_and_values_in_their_range(
 def test_feedback_has_a_label_or_for_chat_a_score_or_an_answer(
     task: Any, fields: Any, is_valid: bool
 ) -> None:
-    feedback = parse_body(FeedbackRequest, json.dumps({"request_id": ID} | fields).encode())
-    if is_valid:
+    def parse() -> FeedbackRequest:
+        feedback = parse_body(FeedbackRequest, json.dumps({"request_id": ID} | fields).encode())
         feedback.require_fields_of(task)
+        return feedback
+
+    if is_valid:
+        assert parse().bare_id == ID
         return
     with pytest.raises(RequestError) as caught:
-        feedback.require_fields_of(task)
+        parse()
     assert caught.value.status == 422
 
 
@@ -248,18 +192,9 @@ def test_the_fields_of_a_chat_request_have_openais_defaults_and_names() -> None:
     schema = {"type": "object", "properties": {"age": {"type": "integer"}}}
     response_format: Any = chat(response_format=with_schema(schema)).response_format
     assert response_format.json_schema.content == schema
-
-
-def test_a_message_from_openai_and_fields_without_effect_are_accepted() -> None:
-    answer: dict[str, Any] = {
-        "role": "assistant",
-        "content": "F40.243",
-        "refusal": None,
-        "annotations": [],
-    }
-    turns = [{"role": "system", "content": "Code."}, USER, answer | {"tool_calls": None}, TURN]
-    roles = [role for role, _ in chat(messages=turns).conversation]
-    assert roles == ["system", "user", "assistant", "user"]
+    answer: dict[str, Any] = {"role": "assistant", "content": "F40", "refusal": None}
+    turns = [answer | {"annotations": [], "tool_calls": None}, USER | {"name": "Ann"}]
+    assert [role for role, _ in chat(messages=turns).conversation] == ["assistant", "user"]
     chat(metadata={"a": "b"}, store=False, n=1, presence_penalty=0, frequency_penalty=0.0)
     chat(tools=[], tool_choice="none", logit_bias={}, modalities=["text"], reasoning_effort=None)
 
@@ -267,39 +202,20 @@ def test_a_message_from_openai_and_fields_without_effect_are_accepted() -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"messages": []}, "messages"),
         ({"messages": [USER] * 1025}, "messages"),
         ({"messages": [{"role": "user", "content": [PART] * 17}]}, "messages.0.content"),
         ({"messages": [{"role": "user", "content": [{"Jane": 1}]}]}, "messages.0.content"),
-        ({"messages": [{"role": "user"}]}, "messages.0.content"),
-        ({"messages": [{"role": "user", "content": None}]}, "messages.0.content"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
         ({"messages": [USER, {"role": "assistant", "content": "x"}]}, "messages"),
-        ({"messages": [TURN | {"tool_calls": [{}]}]}, "messages.0.tool_calls"),
-        ({"temperature": 3}, "temperature"),
-        ({"temperature": "warm"}, "temperature"),
+        ({"messages": [USER | {"tool_calls": [{}]}]}, "messages.0.tool_calls"),
         ({"temperature": float("nan")}, "temperature"),
-        ({"top_p": 0}, "top_p"),
-        ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": "8"}, "max_tokens"),
-        ({"attributes": [{"a": "b"}]}, "attributes"),
         ({"attributes": {"Jane": 3}}, "attributes"),
-        ({"attributes": LARGE_ATTRIBUTES}, "attributes"),
-        ({"stop": []}, "stop"),
-        ({"stop": ["a"] * 5}, "stop"),
         ({"stop": ["a", "b" * 257]}, "stop"),
-        ({"stop": ""}, "stop"),
-        ({"seed": "x"}, "seed"),
-        ({"stream": "yes"}, "stream"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"top_logprobs": 2}, "top_logprobs"),
-        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"logprobs": True, "stream": True}, "logprobs"),
         ({"n": 2}, "n"),
-        ({"presence_penalty": 0.5}, "presence_penalty"),
         ({"tools": [{"type": "function"}]}, "tools"),
-        ({"response_format": {"type": "grammar"}}, "response_format"),
-        ({"response_format": {"type": "json_schema"}}, "response_format"),
         ({"response_format": with_schema({"multipleOf": 2})}, "response_format"),
         ({"temprature": 1}, "temprature"),
     ],
@@ -315,17 +231,8 @@ def test_an_unsupported_field_of_a_chat_is_a_400_that_names_it_without_its_value
     assert "Jane" not in error.message
 
 
-@pytest.mark.parametrize(
-    ("fields", "subject"),
-    [
-        ({}, None),
-        ({"user": "u", "safety_identifier": "s"}, "s"),
-        ({"user": "u"}, "u"),
-        ({"user": 7}, None),
-        ({"safety_identifier": "s" * 257}, None),
-    ],
-)
-def test_a_subject_that_cannot_be_logged_is_ignored(
-    fields: dict[str, Any], subject: str | None
-) -> None:
-    assert chat(**fields).subject == subject
+def test_a_subject_that_cannot_be_logged_is_ignored() -> None:
+    assert chat(user="u", safety_identifier="s").subject == "s"
+    assert chat(user="u").subject == "u"
+    assert chat(user=7).subject is None
+    assert chat(safety_identifier="s" * 257).subject is None

@@ -35,6 +35,7 @@ from tests.unit.serving.replica.fake_engine import PROMPTING, FakeEngine
 KNOWN = "blue sky"
 SIMILAR = "blue skies"
 OTHER = "zzz"
+STORED = "Blue\u2014as ever!"
 
 
 class ModelEngine(FakeEngine):
@@ -44,7 +45,8 @@ class ModelEngine(FakeEngine):
         self, text: str, *, logprob: float = -0.1, hangs: bool = False, **options: Any
     ) -> None:
         super().__init__(text, **options)
-        self.logprob, self.hangs = logprob, hangs
+        self.logprob = logprob
+        self.hangs = hangs
         self.num_calls = 0
         self.ended = False
 
@@ -64,6 +66,12 @@ class ModelEngine(FakeEngine):
 
     def end(self) -> None:
         self.ended = True
+
+
+def outcome(engine: Any, text: str, **fields: Any) -> tuple[str, str | None, bool]:
+    """Return the last answer's text, the part that answered, and whether it was a fallback."""
+    answer = answers_of(engine, text, **fields)[-1]
+    return answer.text, answer.answered_by, answer.is_fallback
 
 
 def hybrid_of(
@@ -106,44 +114,30 @@ def test_nearest_answers_a_known_question_and_the_language_model_all_others(
 ) -> None:
     second = ModelEngine("one two three")
     engine = hybrid_of(engine_of(), second)
-    (known,) = answers_of(engine, KNOWN, streaming=streaming)
-    assert (known.text, known.answered_by, known.is_fallback) == (
-        "Blue\u2014as ever!",
-        "first",
-        False,
-    )
+    (known,) = answers_of(engine, KNOWN, streaming=streaming, logprobs=not streaming)
+    assert (known.text, known.answered_by, known.is_fallback) == (STORED, "first", False)
     assert known.confidence == pytest.approx(1)
+    assert known.logprobs is None
     assert second.num_generated == 0
-    answers = answers_of(engine, OTHER, streaming=streaming)
-    assert (answers[-1].text, answers[-1].answered_by, answers[-1].is_fallback) == (
-        "one two three",
-        "second",
-        False,
-    )
-    assert len(answers) > 1
+    assert outcome(engine, OTHER, streaming=streaming) == ("one two three", "second", False)
+    assert len(answers_of(engine, OTHER, streaming=streaming)) > 1
 
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_first_part_with_a_language_model_answers_completely_before_the_decision(
     streaming: bool,
 ) -> None:
-    sure, unsure = ModelEngine("one two", logprob=-0.01), ModelEngine("one two", logprob=-3.0)
-    second = ModelEngine("three four")
-    (answer,) = answers_of(hybrid_of(sure, second), "x", streaming=streaming)
+    sure = hybrid_of(ModelEngine("one two", logprob=-0.01), ModelEngine("three"))
+    (answer,) = answers_of(sure, "x", streaming=streaming)
     assert (answer.text, answer.answered_by, answer.logprobs) == ("one two", "first", None)
-    answers = answers_of(hybrid_of(unsure, second), "x", streaming=streaming)
-    assert (answers[-1].text, answers[-1].answered_by) == ("three four", "second")
-    # the confidence is the exponential of the mean log-probability
-    threshold = math.exp(-3.0) - 1e-9
-    assert (
-        answers_of(hybrid_of(unsure, second, threshold=threshold), "x")[-1].answered_by == "first"
-    )
-    # log-probabilities are returned on request only, and stored answers have none
-    (answer,) = answers_of(hybrid_of(sure, second), "x", streaming=streaming, logprobs=True)
+    (answer,) = answers_of(sure, "x", streaming=streaming, logprobs=True)
     assert answer.logprobs is not None
     assert {token.generated.logprob for token in answer.logprobs} == {-0.01}
-    (stored,) = answers_of(hybrid_of(engine_of(), second), KNOWN, logprobs=True)
-    assert stored.logprobs is None
+    # the confidence is the exponential of the mean log-probability
+    for threshold, name in ((math.exp(-3.0) - 1e-9, "first"), (math.exp(-3.0) + 1e-9, "second")):
+        unsure = ModelEngine("one two", logprob=-3.0)
+        engine = hybrid_of(unsure, ModelEngine("three"), threshold=threshold)
+        assert outcome(engine, "x", streaming=streaming)[1] == name
 
 
 FAULTS: dict[str, dict[str, Any]] = {"fails": {"fails_after": 0}, "hangs": {"hangs": True}}
@@ -153,27 +147,24 @@ FAULTS: dict[str, dict[str, Any]] = {"fails": {"fails_after": 0}, "hangs": {"han
 @pytest.mark.parametrize("streaming", [False, True])
 def test_if_a_part_is_away_the_other_one_answers_and_says_so(fault: str, streaming: bool) -> None:
     away = ModelEngine("one", **FAULTS[fault])
-    (answer,) = answers_of(hybrid_of(engine_of(), away), SIMILAR, streaming=streaming)
-    assert answer.text == "Blue\u2014as ever!"
-    assert (answer.answered_by, answer.is_fallback) == ("first", True)
-    answer = answers_of(hybrid_of(away, ModelEngine("two")), "x", streaming=streaming)[-1]
-    assert (answer.text, answer.answered_by, answer.is_fallback) == ("two", "second", True)
+    two = ModelEngine("two")
+    is_first = outcome(hybrid_of(engine_of(), away), SIMILAR, streaming=streaming)
+    assert is_first == (STORED, "first", True)
+    assert outcome(hybrid_of(away, two), "x", streaming=streaming) == ("two", "second", True)
     with pytest.raises(RequestError) as caught:
-        answers_of(hybrid_of(away, ModelEngine("two", **FAULTS[fault])), "x", streaming=streaming)
+        outcome(hybrid_of(away, ModelEngine("two", **FAULTS[fault])), "x", streaming=streaming)
     assert caught.value.status == 503
 
 
 def test_the_time_limit_of_a_part_includes_the_wait_for_a_slot() -> None:
-    second, slots = ModelEngine("one"), FairSlots(1)
+    slots = FairSlots(1)
+    second = ModelEngine("one")
     second.slots = slots
-    engine = hybrid_of(engine_of(), second)
+    generation = generation_of(hybrid_of(engine_of(), second), SIMILAR)
 
     async def read() -> list[PartialAnswer]:
-        async with asyncio.timeout(10), slots.held("other", cost=1):
-            return [
-                answer
-                async for answer in partial_answers(generation_of(engine, SIMILAR), streaming=False)
-            ]
+        async with slots.held("other", cost=1):
+            return [answer async for answer in partial_answers(generation, streaming=False)]
 
     (answer,) = asyncio.run(read())
     assert (answer.answered_by, answer.is_fallback, second.num_calls) == ("first", True, 0)
@@ -181,18 +172,19 @@ def test_the_time_limit_of_a_part_includes_the_wait_for_a_slot() -> None:
 
 def test_a_part_that_times_out_repeatedly_is_skipped_for_some_time() -> None:
     now = 0.0
-    first, second = ModelEngine("one", logprob=-3.0), ModelEngine("two", hangs=True)
+    first = ModelEngine("one", logprob=-3.0)
+    second = ModelEngine("two", hangs=True)
     engine = hybrid_of(first, second)
     engine._states = {name: PartState(name, version="v", clock=lambda: now) for name in PARTS}
 
-    def answered_by() -> tuple[str | None, bool, int]:
-        answer = answers_of(engine, "x")[-1]
-        return answer.answered_by, answer.is_fallback, second.num_calls
-
-    assert [answered_by()[2] for _ in range(MAX_TIMEOUTS + 2)] == [1, 2, 3, 3, 3]
+    num_calls = []
+    for _ in range(MAX_TIMEOUTS + 2):
+        assert outcome(engine, "x") == ("one", "first", True)
+        num_calls.append(second.num_calls)
+    assert num_calls == [1, 2, 3, 3, 3]
     now = COOL_DOWN_S + 1
     second.hangs = False
-    assert answered_by() == ("second", False, 4)
+    assert outcome(engine, "x") == ("two", "second", False)
     first.hangs = second.hangs = True
     for _ in range(MAX_TIMEOUTS + 1):  # at least one part is tried, even if both time out
         calls = first.num_calls + second.num_calls
@@ -202,13 +194,14 @@ def test_a_part_that_times_out_repeatedly_is_skipped_for_some_time() -> None:
 
 
 def test_a_part_that_cannot_prepare_a_prompt_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = ModelEngine("one"), ModelEngine("two")
+    first = ModelEngine("one")
+    second = ModelEngine("two")
+    engine = hybrid_of(first, second)
     monkeypatch.setattr(first, "chat_prompt", lambda *_, **__: 1 / 0)
-    answer = answers_of(hybrid_of(first, second), "x")[-1]
-    assert (answer.text, answer.answered_by, answer.is_fallback) == ("two", "second", True)
+    assert outcome(engine, "x") == ("two", "second", True)
     monkeypatch.setattr(second, "chat_prompt", lambda *_, **__: 1 / 0)
     with pytest.raises(RequestError):
-        answers_of(hybrid_of(first, second), "x")
+        answers_of(engine, "x")
 
 
 def test_an_error_after_the_first_token_ends_the_stream() -> None:
@@ -217,60 +210,51 @@ def test_an_error_after_the_first_token_ends_the_stream() -> None:
         answers_of(engine, OTHER, streaming=True)
 
 
-def test_a_response_and_the_last_event_of_a_stream_name_the_part() -> None:
+def test_a_response_and_the_last_event_of_a_stream_name_the_part_and_count_its_tokens() -> None:
     engine = hybrid_of(engine_of(), ModelEngine("one", fails_after=0))
     generation = generation_of(engine, SIMILAR)
     head = answer_head(STREAM_OBJECT, request_id="r", model="m", version="v")
 
-    async def read() -> list[bytes]:
+    async def read() -> list[Any]:
         events = stream_events(generation, head=head, with_usage=True, on_finish=lambda _: None)
-        return [event async for event in events]
+        return [event.removeprefix(b"data: ").strip() async for event in events]
 
-    *_, last, usage, done = asyncio.run(read())
-    choice = json.loads(last.removeprefix(b"data: "))["choices"][0]
-    assert choice["finish_reason"] == "stop"
+    *_, last, usage, _done = asyncio.run(read())
     (answer,) = answers_of(engine, SIMILAR)
     counted = usage_of(generation, answer)
     prompt = engine_of().chat_prompt((("user", SIMILAR),), max_new_tokens=None)
     assert counted == (len(prompt), answers_of(engine_of(), SIMILAR)[0].num_tokens)
-    assert json.loads(usage.removeprefix(b"data: "))["usage"]["prompt_tokens"] == len(prompt)
-    [whole] = json.loads(whole_response(head, answer, usage=counted))["choices"]
-    for named in (choice, whole):
-        assert (named["answered_by"], named["fallback"]) == ("first", True)
-    assert done == b"data: [DONE]\n\n"
+    assert json.loads(usage)["usage"]["prompt_tokens"] == len(prompt)
+    for response in (last, whole_response(head, answer, usage=counted)):
+        (choice,) = json.loads(response)["choices"]
+        assert (choice["answered_by"], choice["fallback"]) == ("first", True)
+        assert choice["finish_reason"] == "stop"
 
 
 def test_a_stored_answer_is_not_cut_at_the_models_limit_and_a_request_can_set_one() -> None:
     engine = hybrid_of(engine_of(), ModelEngine("one two three four five six"), limit=3)
     assert answers_of(engine, KNOWN)[-1].finish_reason == "stop"
-    assert (
-        generation_of(engine, OTHER).engine.num_tokens(
-            generation_of(engine, OTHER).prompt, max_new_tokens=None
-        )
-        > 3
-    )
+    assert answers_of(engine, OTHER)[-1].finish_reason == "length"
     assert answers_of(engine, KNOWN, max_tokens=1)[-1].finish_reason == "length"
 
 
 def test_a_prompt_that_is_too_long_for_one_part_is_answered_by_the_other_part() -> None:
-    small, large = ModelEngine("one"), ModelEngine("two", logprob=-3.0)
+    small = ModelEngine("one")
+    large = ModelEngine("two", logprob=-3.0)
     large.max_length = 1024
-    for engine, text, name in (
-        (hybrid_of(small, large), "two", "second"),
-        (hybrid_of(large, small), "two", "first"),
-        (hybrid_of(engine_of(), small), "Blue\u2014as ever!", "first"),
-    ):
-        answer = answers_of(engine, "blue skies " + "z" * 100)[-1]
-        assert (answer.text, answer.answered_by, answer.is_fallback) == (text, name, True)
+    text = "blue skies " + "z" * 100
+    assert outcome(hybrid_of(small, large), text) == ("two", "second", True)
+    assert outcome(hybrid_of(large, small), text) == ("two", "first", True)
+    assert outcome(hybrid_of(engine_of(), small), text) == (STORED, "first", True)
     assert small.num_calls == 0
     with pytest.raises(RequestError):
-        generation_of(hybrid_of(small, ModelEngine("two")), "z" * 100)
+        generation_of(hybrid_of(small, ModelEngine("two")), text)
 
 
 def test_a_hybrid_can_answer_while_one_part_runs_and_ends_both() -> None:
-    first, second = ModelEngine("one"), ModelEngine("two")
+    first = ModelEngine("one")
+    second = ModelEngine("two")
     engine = hybrid_of(first, second)
-    assert (engine.running, engine.can_answer) == (True, True)
     second.running = False
     assert (engine.running, engine.can_answer) == (False, True)
     first.running = False
@@ -284,13 +268,10 @@ def test_a_format_that_one_part_cannot_have_is_refused_whichever_part_would_answ
     upstream: Any = None  # no request is sent
     remote = EndpointChatEngine(version, upstream=upstream, concurrency=1)
     choice = {"type": "choice", "choice": ["yes", "no"]}
-    for parts in ((ModelEngine("one"), remote), (remote, ModelEngine("one"))):
+    one = ModelEngine("one")
+    for parts in ((one, remote), (remote, one), (engine_of(), one)):
         with pytest.raises(RequestError) as caught:
             generation_of(hybrid_of(*parts), OTHER, response_format=choice)
         assert (caught.value.status, caught.value.param) == (400, "response_format")
-    with pytest.raises(RequestError):
-        generation_of(hybrid_of(engine_of(), ModelEngine("two")), OTHER, response_format=choice)
-    accepted = generation_of(
-        hybrid_of(ModelEngine("one"), ModelEngine("two")), OTHER, response_format=choice
-    )
+    accepted = generation_of(hybrid_of(one, one), OTHER, response_format=choice)
     assert accepted.format.choice == ("yes", "no")

@@ -1,13 +1,17 @@
 """How much of a replica one client may hold."""
 
+from collections import Counter
 from contextlib import ExitStack
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from serving import limits
 from serving.http.schemas import RequestError
-from serving.limits import Admission, admit, client_name, network_of
+from serving.limits import Admission, Budget, Client, admit, client_name, network_of
 
+MAX_BYTES = 100_000
 LIMITS = {"requests": 12, "texts": 100, "tokens": 1000}
 
 
@@ -108,3 +112,18 @@ def test_a_request_releases_all_that_it_held_at_its_end() -> None:
 )
 def test_a_client_without_a_key_is_its_network(address: str, network: str) -> None:
     assert network_of(address) == network
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 5_000)), max_size=200))
+def test_the_total_is_bounded_and_a_row_is_refused_only_for_its_callers_bytes(
+    rows: list[tuple[int, int]],
+) -> None:
+    budget = Budget(MAX_BYTES)
+    held = Counter[Client]()
+    for number, num_bytes in rows:
+        caller = str(number)
+        free = MAX_BYTES - held.total() - num_bytes
+        fits = held[caller] + num_bytes <= free
+        assert budget.take(caller, num_bytes) == fits
+        held[caller] += num_bytes * fits
+        assert held.total() < MAX_BYTES

@@ -30,14 +30,6 @@ def test_a_client_waits_for_one_item_of_another_and_not_for_its_queue() -> None:
     assert served(queue, turns=2) == ["b0", "a3"]
 
 
-def test_clients_share_by_cost_and_not_by_number_of_items() -> None:
-    queue = Queue()
-    add(queue, "a", 4, cost=10)
-    add(queue, "b", 20, cost=2)
-    first = served(queue, turns=12)
-    assert (first.count("a0"), sum(item.startswith("a") for item in first)) == (1, 2)
-
-
 def test_idle_time_gives_no_credit() -> None:
     queue = Queue()
     add(queue, "b", 1)
@@ -114,16 +106,6 @@ def test_the_queue_is_shared_while_another_client_was_served_recently() -> None:
     assert queue.is_shared
     served(queue, turns=5)
     assert not queue.is_shared
-
-
-def test_the_first_item_of_the_allowed_clients_is_returned() -> None:
-    queue = Queue()
-    add(queue, "a", 1)
-    add(queue, "b", 1)
-    entry = queue.first(allowed=lambda client: client != "a")
-    assert entry is not None
-    assert entry.item == "b0"
-    assert queue.first(allowed=lambda _: False) is None
 
 
 @given(

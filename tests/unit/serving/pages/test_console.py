@@ -1,7 +1,6 @@
 """The console of a service behind a key, and the local server behind a secret address."""
 
 import asyncio
-import os
 import re
 import signal
 import socket
@@ -17,14 +16,12 @@ from urllib.request import urlopen
 
 import pytest
 from starlette.testclient import TestClient
-from typer.testing import CliRunner
 
 from serving.console_server import ConsoleServer, console_app
 from serving.http.api_keys import new_key
 from serving.http.schemas import RequestError
 from serving.pages.console import THREADS, console_routes
 from serving.replica.base import Replica
-from tailorbird.cli.app import app
 from tailorbird.config.serving import ServingConfig
 from tailorbird.storage.paths import TaskPaths
 from tests import console_registry as made
@@ -136,51 +133,19 @@ def test_the_local_console_shows_all_tasks_at_its_secret_address_only(paths: Tas
     assert (foreign.status_code, foreign.json()["error"]["type"]) == (403, "foreign_page")
 
 
-def test_the_arguments_of_the_browser_do_not_contain_the_secret(
-    paths: TaskPaths, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    opened, served, modes = list[str](), list[ConsoleServer](), list[int]()
-
-    def open_browser(uri: str) -> bool:
-        opened.append(uri)
-        modes.append(Path(uri.removeprefix("file://")).parent.stat().st_mode & 0o777)
-        return True
-
-    def run(server: ConsoleServer) -> None:
-        served.append(server)
-        page = Path(opened[0].removeprefix("file://")).read_text()
-        assert f"url={server.url}" in page
-        server._socket.close()
-
-    monkeypatch.setattr("webbrowser.open", open_browser)
-    monkeypatch.setattr(ConsoleServer, "run", run)
-    done = CliRunner().invoke(app, ["console", paths.registry, "--port", "0", "--open"])
-    assert (done.exit_code, modes) == (0, [0o700])
-    (server,) = served
-    assert server.url in done.output
-    assert server.url.split("/")[3] not in opened[0]
-    assert not Path(opened[0].removeprefix("file://")).exists()
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_removes_the_file_with_the_secret_address(
-    paths: TaskPaths, tmp_path: Path, number: signal.Signals
+def test_the_command_prints_the_address_and_ends_at_a_signal(
+    paths: TaskPaths, number: signal.Signals
 ) -> None:
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    command = [sys.executable, *f"-m tailorbird console {paths.registry} --port 0 --open".split()]
-    environment = os.environ | {"TMPDIR": str(folder), "BROWSER": "true"}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, *f"-m tailorbird console {paths.registry} --port 0".split()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         url = process.stdout.readline().split()[-1]
-        with urlopen(
-            url, timeout=300
-        ) as page:  # the port accepts connections before the server answers
+        # the port accepts connections before the server answers
+        with urlopen(url, timeout=300) as page:
             assert page.status == 200
-        assert len(list(folder.glob("*/console.html"))) == 1
         process.send_signal(number)
         assert process.wait(300) == 0
-    assert list(folder.iterdir()) == []
 
 
 def test_pages_leave_threads_to_other_work() -> None:

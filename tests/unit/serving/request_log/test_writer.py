@@ -8,14 +8,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from serving.request_log import writer
+from serving.request_log.log import RequestLog
 from tailorbird.storage import write_bytes
 from tests.unit.serving.request_log.test_log import (
     NOON,
     counted_bytes,
     entry,
     request_log,
+    run_log,
     written,
 )
+
+LINES = "a\u2028b\x85c\n"
+"""Characters that some readers treat as line ends."""
 
 
 def test_rows_that_unavailable_storage_did_not_accept_are_written_later_and_once(
@@ -30,58 +35,41 @@ def test_rows_that_unavailable_storage_did_not_accept_are_written_later_and_once
             raise OSError("unavailable")
         write_bytes(uri, data)
 
-    async def keep() -> None:
-        log = request_log(tmp_path)
+    async def work(log: RequestLog) -> None:
         log.answers.add([entry(1), entry(2, at=NOON.replace(day=2))])
         await log.answers.flush()
-        log.answers.add([entry(3)])
+        log.answers.add([entry(3, label=LINES)])
         await log.answers.flush()
         await log.answers.flush()
         log.answers.add([entry(4)])
-        await log.close()
-        assert log.answers.num_dropped == 0
 
     monkeypatch.setattr(writer, "write_bytes", failing)
-    asyncio.run(keep())
-    assert sorted(row["request_id"] for row in written(tmp_path)) == ["r1", "r2", "r3", "r4"]
-    assert caplog.text.count("cannot be written: unavailable") == 1
+    assert run_log(tmp_path, work).answers.num_dropped == 0
+    labels = {row["request_id"]: row["label"] for row in written(tmp_path)}
+    assert labels == {"r1": None, "r2": None, "r3": LINES, "r4": None}
+    assert caplog.text.count(": unavailable") == 1
 
 
-def test_bytes_are_free_again_when_rows_are_stored(
+def test_a_file_is_bounded_and_bytes_are_free_again_when_rows_are_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer, "MAX_BYTES", 14 * counted_bytes(entry(0)))
+    num_bytes = counted_bytes(entry(0))
+    monkeypatch.setattr(writer, "MAX_BYTES", 14 * num_bytes)
+    monkeypatch.setattr(writer, "FILE_BYTES", 4 * num_bytes)
 
-    async def keep() -> None:
-        log = request_log(tmp_path)
+    async def work(log: RequestLog) -> None:
         for start in range(0, 30, 6):
-            log.answers.add([entry(number) for number in range(start, start + 6)])
+            for number in range(start, start + 6):
+                log.answers.add([entry(number)])
             await log.answers.flush()
-        assert log.answers.num_dropped == 0
-        await log.close()
 
-    asyncio.run(keep())
-    assert len(written(tmp_path)) == 30
-
-
-def test_the_size_of_a_file_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "FILE_BYTES", 2 * counted_bytes(entry(0)))
-
-    async def keep() -> None:
-        log = request_log(tmp_path)
-        for number in range(5):
-            log.answers.add([entry(number)])
-        log.answers.add([entry(5, label="a" * 10_000)])
-        log.answers.add([entry(6)])
-        await log.close()
-
-    asyncio.run(keep())
+    assert run_log(tmp_path, work).answers.num_dropped == 0
     files = sorted(tmp_path.rglob("*.parquet"))
-    assert [pq.read_metadata(file).num_rows for file in files] == [2, 2, 2, 1]
+    assert [pq.read_metadata(file).num_rows for file in files] == [4, 2] * 5
 
 
 def test_unresponsive_storage_delays_closing_only_up_to_a_timeout(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     released = threading.Event()
     monkeypatch.setattr(writer, "CLOSE_S", 0.05)
@@ -90,8 +78,7 @@ def test_unresponsive_storage_delays_closing_only_up_to_a_timeout(
     async def end() -> None:
         log = request_log(tmp_path)
         log.answers.add([entry(1), entry(2)])
-        await log.close()
+        await asyncio.wait_for(log.close(), 20)
         released.set()
 
     asyncio.run(end())
-    assert f"rows of {tmp_path.as_uri()}/answers stay on this node's disk" in caplog.text

@@ -10,6 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from serving.engines.classify import Prediction
+from serving.http import openapi
 from serving.http.asgi import ASGIApp
 from serving.replica.chat import Chat
 from serving.replica.classifier import Classifier
@@ -17,28 +18,8 @@ from tailorbird.config.serving import ServingConfig
 from tests.unit.serving.http.application import application, request
 from tests.unit.serving.replica.fake_engine import FakeEngine
 
-CONFIG = ServingConfig(max_texts=4)
-FIELDS = {
-    "/v1/classify": ("input", "model", "scores", "attributes", "subject"),
-    "/v1/feedback": ("request_id", "label", "row"),
-    "/v1/batches": ("input", "output", "model", "column", "id"),
-    "/v1/chat/completions": (
-        "messages",
-        "model",
-        "max_tokens",
-        "n",
-        "stream",
-        "stop",
-        "temperature",
-        "stream_options",
-    ),
-}
-VALID: dict[str, dict[str, Any]] = {
-    "/v1/classify": {"input": "a"},
-    "/v1/feedback": {"request_id": "r", "label": "a"},
-    "/v1/batches": {"input": "s3://a/b", "output": "s3://a/c"},
-    "/v1/chat/completions": {"messages": [{"role": "user", "content": "a"}]},
-}
+CONFIG = ServingConfig(max_texts=4, max_new_tokens=64)
+OPERATIONS = {path: each for path, each in openapi.OPERATIONS.items() if each.request is not None}
 TEXTS = st.text(max_size=8) | st.sampled_from(
     ("champion", "user", "system", "assistant", "text", "s3://a/../b", "</s>")
 )
@@ -54,7 +35,7 @@ PARTS = st.lists(
 TURN = st.fixed_dictionaries(
     {"role": TEXTS, "content": TEXTS | PARTS | st.none()}, optional={"name": TEXTS}
 )
-CHANGES = st.dictionaries(st.integers(0, 8), VALUES | st.lists(TURN, max_size=3), max_size=3)
+CHANGES = st.dictionaries(st.integers(0, 40), VALUES | st.lists(TURN, max_size=3), max_size=3)
 
 
 def engine_of_classes() -> Any:
@@ -77,14 +58,14 @@ def engine_of_classes() -> Any:
 
 @pytest.fixture(scope="module")
 def apps() -> dict[str, ASGIApp]:
-    classifier, chat = (
-        application(Classifier, CONFIG, engine_of_classes()),
-        application(Chat, CONFIG, FakeEngine("a b</s>")),
-    )
-    return {path: chat if "completions" in path else classifier for path in FIELDS}
+    classifier = application(Classifier, CONFIG, engine_of_classes())
+    engine = FakeEngine("a b</s>")
+    engine.max_length = 1024
+    chat = application(Chat, CONFIG, engine)
+    return {path: chat if "completions" in path else classifier for path in OPERATIONS}
 
 
-def assert_answered(app: ASGIApp, path: str, body: bytes) -> int:
+def status_of(app: ASGIApp, path: str, body: bytes) -> int:
     status, _, text = request(app, "POST", path, body=body)
     assert status < 500, text
     assert text.startswith("data: ") or isinstance(json.loads(text), dict)
@@ -93,25 +74,24 @@ def assert_answered(app: ASGIApp, path: str, body: bytes) -> int:
 
 def test_a_valid_body_is_answered_by_the_engines(apps: dict[str, ASGIApp]) -> None:
     for path in ("/v1/classify", "/v1/chat/completions"):
-        assert assert_answered(apps[path], path, json.dumps(VALID[path]).encode()) == 200
+        body = json.dumps(OPERATIONS[path].example).encode()
+        assert status_of(apps[path], path, body) == 200
 
 
-@given(
-    path=st.sampled_from(sorted(FIELDS)),
-    body=st.binary(max_size=40) | VALUES.map(lambda v: json.dumps(v).encode()),
-)
-@example(path="/v1/classify", body=b'{"input": "\\ud83d"}')
-@example(
-    path="/v1/chat/completions", body=b'{"messages": [{"role": "user", "content": "\\udc00"}]}'
-)
-def test_any_body_is_answered_below_500(path: str, body: bytes, apps: dict[str, ASGIApp]) -> None:
-    assert_answered(apps[path], path, body)
-
-
-@given(path=st.sampled_from(sorted(FIELDS)), changes=CHANGES)
+@given(path=st.sampled_from(sorted(OPERATIONS)), changes=CHANGES)
 def test_any_value_of_a_field_is_answered_below_500(
     path: str, changes: dict[int, Any], apps: dict[str, ASGIApp]
 ) -> None:
-    names = FIELDS[path]
-    content = VALID[path] | {names[index % len(names)]: value for index, value in changes.items()}
-    assert_answered(apps[path], path, json.dumps(content).encode())
+    operation: Any = OPERATIONS[path]
+    names = list(operation.request.model_fields)
+    content = dict(operation.example)
+    for index, value in changes.items():
+        content[names[index % len(names)]] = value
+    status_of(apps[path], path, json.dumps(content).encode())
+
+
+@given(body=st.binary(max_size=40))
+@example(body=b'{"messages": [{"role": "user", "content": "\\udc00"}]}')
+def test_any_bytes_are_answered_below_500(body: bytes, apps: dict[str, ASGIApp]) -> None:
+    for path, app in apps.items():
+        status_of(app, path, body)

@@ -1,9 +1,7 @@
 """Turns of large bodies: small bodies do not wait, and clients with large ones take turns."""
 
 import asyncio
-from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import partial
 
 import pytest
 from starlette.requests import Request
@@ -11,7 +9,7 @@ from starlette.types import Message
 
 from serving.http import asgi
 from serving.http.asgi import SMALL_BODY_BYTES, ASGIApp, Route, http_app
-from serving.limits import Admission, FairSlots
+from serving.limits import Admission
 from tests.unit.serving.http.application import chunks, exchange
 
 LARGE = b"a" * (SMALL_BODY_BYTES + 1)
@@ -98,21 +96,3 @@ async def test_a_request_that_is_cancelled_or_disconnects_leaves_its_turn_to_the
         disconnect.set()
     await asyncio.gather(gone, waiting, return_exceptions=True)
     assert service.answered == ["many", "some"]
-
-
-async def test_a_pause_that_ends_late_is_followed_by_one_turn(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    pauses: list[Callable[[], None]] = []
-
-    turns, loop = FairSlots(1), asyncio.get_running_loop()
-    monkeypatch.setattr(loop, "call_later", lambda _delay, *call: pauses.append(partial(*call)))
-    waiting = [
-        asyncio.create_task(asgi.large_body_turn(turns, name, num_bytes=1000))
-        for name in ("one", "two", "three")
-    ]
-    for num_done in (1, 2, 3):
-        for _ in range(3):
-            await asyncio.sleep(0)
-        assert sum(task.done() for task in waiting) == num_done == len(pauses)
-        pauses[-1]()
