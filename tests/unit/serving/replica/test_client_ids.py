@@ -13,7 +13,7 @@ import pytest
 from serving.http.asgi import ASGIApp
 from serving.replica.config import Challenger
 from tailorbird.monitoring.label_audit import export_answers
-from tests.unit.monitoring.test_daily_report import Task
+from tests.unit.monitoring.log_task import Task
 from tests.unit.serving.http.application import chunks, exchange
 from tests.unit.serving.replica.loads import SECRET, config
 from tests.unit.serving.replica.test_classifier import new_classifier
