@@ -6,6 +6,7 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -17,6 +18,7 @@ from tailorbird.monitoring.label_audit import export_answers, import_labels
 from tailorbird.monitoring.quality import GroupAccuracy
 from tailorbird.monitoring.report import Report
 from tailorbird.monitoring.report_window import ServedVersions
+from tailorbird.monitoring.traffic import ARMS, HOUR_US, Outcomes
 from tailorbird.registry.draws import DrawSecret
 from tailorbird.registry.versions import ModelVersion
 from tailorbird.storage.paths import TaskPaths
@@ -161,3 +163,32 @@ class Task:
         """Return the stored reports by name."""
         folder = self.folder / "models/task/monitoring"
         return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def outcomes(
+    arms: Sequence[str],
+    right: Sequence[bool],
+    *,
+    keys: Sequence[int] | None = None,
+    units: Sequence[int] | None = None,
+    hours: Sequence[int] = (9,),
+    audits: Sequence[int] = (1,),
+    sexes: str | Sequence[str] = "f",
+    are_subjects: bool = True,
+) -> Outcomes:
+    """Return labelled answers; `hours`, `audits` and `sexes` have one value, or one per row."""
+    num = len(right)
+    numbers = range(num)
+    values = np.broadcast_to(list(sexes), num)
+    return Outcomes(
+        keys=np.array(numbers if keys is None else keys, np.uint64),
+        arms=np.array([ARMS.index(arm) for arm in arms], np.uint8),
+        at=np.broadcast_to(np.array(hours, np.int64) * HOUR_US, num),
+        scores=np.array(right, float),
+        audits=np.broadcast_to(np.array(audits, np.int32), num),
+        groups=tuple((value,) for value in values.tolist()),
+        units=np.array(numbers if units is None else units, np.uint64),
+        is_subject=np.full(num, are_subjects),
+        by_person=np.zeros(num, bool),
+        missing=np.zeros(num, bool),
+    )
