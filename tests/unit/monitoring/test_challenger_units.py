@@ -50,9 +50,7 @@ def logged(*parts: Rows, sexes: str = "f", are_subjects: bool = True) -> Outcome
     )
 
 
-def compare(
-    log: Outcomes, *, share: float = 1.0, group: str | None = None
-) -> UnitDifferences:
+def compare(log: Outcomes, *, share: float = 1.0, group: str | None = None) -> UnitDifferences:
     units = unit_outcomes(log, columns=("sex",), fixed=("sex = f", "sex = m"), share=share)
     return unit_differences(units, group=group)
 

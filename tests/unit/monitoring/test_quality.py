@@ -1,5 +1,4 @@
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -49,9 +48,7 @@ def checked(labelled: Outcomes, **reference: tuple[int, int]) -> Gate:
     for value, (n, right) in reference.items():
         references[f"sex = {value}"] = GroupAccuracy(n=n, right=right, effective=n)
     limits = SubgroupGateConfig()
-    return group_gate(
-        labelled, columns=("sex",), reference=references, limits=limits, alpha=ALPHA
-    )
+    return group_gate(labelled, columns=("sex",), reference=references, limits=limits, alpha=ALPHA)
 
 
 def test_accuracy_has_an_interval_and_the_share_of_labelled_answers() -> None:
