@@ -1,4 +1,4 @@
-from dataclasses import replace
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -8,166 +8,139 @@ from tailorbird.data.rows import NO_GROUP
 from tailorbird.evaluation.gates.base import Gate, State
 from tailorbird.monitoring.quality import (
     GroupAccuracy,
+    Quality,
     fixed_groups,
     group_gate,
     group_masks,
     quality,
 )
-from tailorbird.monitoring.traffic import ARMS, Outcomes, Traffic
+from tailorbird.monitoring.traffic import Outcomes, Traffic
+from tests.unit.monitoring.log_task import outcomes
 
-LIMITS, ALPHA = SubgroupGateConfig(), 0.05
-
-
-def outcomes(*rows: tuple[int, str, bool, str], audited: bool = True) -> Outcomes:
-    """Return outcomes from rows of (key, arm, right, sex) in order of time."""
-    return Outcomes(
-        np.array([row[0] for row in rows], np.uint64),
-        np.array([ARMS.index(row[1]) for row in rows], np.uint8),
-        np.arange(len(rows)),
-        np.array([row[2] for row in rows], float),
-        np.full(len(rows), audited, np.int32),
-        tuple((row[3],) for row in rows),
-        units=np.arange(len(rows), dtype=np.uint64),
-        is_subject=np.zeros(len(rows), bool),
-        by_person=np.zeros(len(rows), bool),
-        missing=np.zeros(len(rows), bool),
-    )
+ALPHA = 0.05
 
 
-def accuracy(n: int, right: int) -> GroupAccuracy:
-    return GroupAccuracy(n, right, effective=n)
+def labelled(
+    *groups: tuple[str, int, int],
+    audits: Sequence[int] = (1,),
+    keys: Sequence[int] | None = None,
+    units: Sequence[int] | None = None,
+) -> Outcomes:
+    """Return the champion's outcomes of groups of (sex, right, wrong)."""
+    right: list[bool] = []
+    sexes: list[str] = []
+    for sex, num_right, num_wrong in groups:
+        right += [True] * num_right + [False] * num_wrong
+        sexes += [sex] * (num_right + num_wrong)
+    arms = ["champion"] * len(right)
+    return outcomes(arms, right, keys=keys, units=units, audits=audits, sexes=sexes)
 
 
-def of_champion(
-    right: int, wrong: int, sex: str, *, first: int = 0
-) -> list[tuple[int, str, bool, str]]:
-    return [(first + number, "champion", number < right, sex) for number in range(right + wrong)]
+def measured(labelled: Outcomes, *, answers: int = 100, audited: bool = True) -> Quality:
+    counts = {("champion", "d"): answers}
+    traffic = Traffic(num_rows=answers, rows=counts, outcomes=labelled)
+    return quality(traffic, champion="d", alpha=ALPHA, audited=audited)
+
+
+def checked(labelled: Outcomes, **reference: tuple[int, int]) -> Gate:
+    """Return the gate of the groups by sex against references of (rows, right answers)."""
+    references = {}
+    for value, (n, right) in reference.items():
+        references[f"sex = {value}"] = GroupAccuracy(n=n, right=right, effective=n)
+    limits = SubgroupGateConfig()
+    return group_gate(labelled, columns=("sex",), reference=references, limits=limits, alpha=ALPHA)
 
 
 def test_accuracy_has_an_interval_and_the_share_of_labelled_answers() -> None:
-    labelled = outcomes(*of_champion(80, 20, "f"), audited=False)
-    traffic = Traffic(
-        1000,
-        {("champion", "d"): 1000},
-        unanswered={("champion", "d"): 500},
-        outcomes=labelled,
-    )
-    result = quality(traffic, champion="d", alpha=ALPHA, audited=False)
+    by_feedback = labelled(("f", 80, 20), audits=(0,))
+    result = measured(by_feedback, answers=1000, audited=False)
     assert (result.accuracy, result.coverage) == (0.8, 0.1)
-    assert result.interval == pytest.approx(
-        (0.711, 0.867), abs=1e-3
-    )  # Wilson interval for 80 of 100
-    audit = quality(traffic, champion="d", alpha=ALPHA, audited=True)
+    # Wilson interval for 80 of 100.
+    assert result.interval == pytest.approx((0.711, 0.867), abs=1e-3)
+    audit = measured(by_feedback)
     assert (audit.accuracy, audit.interval) == (None, (0.0, 1.0))
 
 
-def checked(labelled: Outcomes, **reference: GroupAccuracy) -> Gate:
-    """Return the gate of the groups by sex."""
-    references = {f"sex = {value}": accuracy for value, accuracy in reference.items()}
-    return group_gate(labelled, columns=("sex",), reference=references, limits=LIMITS, alpha=ALPHA)
-
-
 def test_a_duplicate_row_of_the_log_counts_once() -> None:
-    labelled = outcomes(*of_champion(8, 2, "f"), *of_champion(8, 0, "f"))
-    traffic = Traffic(20, {("champion", "d"): 20}, outcomes=labelled)
-    result = quality(traffic, champion="d", alpha=ALPHA, audited=True)
+    twice = labelled(("f", 8, 2), ("f", 8, 0), keys=[*range(10), *range(8)])
+    result = measured(twice)
     assert (result.labelled, result.right) == (10, 8)
-    (bound,) = checked(labelled, f=accuracy(100, 80)).bounds
+    (bound,) = checked(twice, f=(100, 80)).bounds
     assert (bound.n, bound.state) == (10, State.NOT_ASSESSABLE)
 
 
 def test_feedback_fails_no_group() -> None:
-    labelled = outcomes(*of_champion(0, 200, "f"), audited=False)
-    gate = checked(labelled, f=accuracy(1000, 800))
-    assert (gate.state, gate.bounds) == (State.NOT_ASSESSABLE, ())
-    both = outcomes(*of_champion(800, 200, "f"), *of_champion(0, 200, "f", first=5000))
-    both = replace(both, audits=(np.arange(1200) < 1000).astype(np.int32))
-    gate = checked(both, f=accuracy(1000, 800))
+    mixed = labelled(("f", 800, 200), ("f", 0, 200), audits=[1] * 1000 + [0] * 200)
+    gate = checked(mixed, f=(1000, 800))
     assert (gate.state, gate.bounds[0].n) == (State.NOT_ASSESSABLE, 1000)
+    assert checked(Outcomes(), f=(1000, 800)).state is State.NOT_ASSESSABLE
 
 
 def test_a_group_with_a_proven_loss_fails_and_another_passes() -> None:
-    labelled = outcomes(*of_champion(600, 400, "f"), *of_champion(1900, 100, "m", first=1000))
-    gate = checked(labelled, f=accuracy(1000, 800), m=accuracy(1000, 940))
+    now = labelled(("f", 600, 400), ("m", 1900, 100))
+    gate = checked(now, f=(1000, 800), m=(1000, 940))
     states = {bound.what: bound.state for bound in gate.bounds}
     assert states == {"change for sex = f": State.FAILS, "change for sex = m": State.PASSES}
     assert gate.bounds[0].estimate == pytest.approx(-0.2)
 
 
 def test_unchanged_groups_fail_no_more_often_than_alpha() -> None:
-    chance, failed = np.random.default_rng(5), 0
+    chance = np.random.default_rng(5)
+    failed = 0
     for _ in range(40):
-        rows = []
-        for index, sex in enumerate("ab"):
-            right = int(chance.binomial(150, 0.8))
-            rows += of_champion(right, 150 - right, sex, first=1000 * index)
-        reference = {sex: accuracy(200, int(chance.binomial(200, 0.8))) for sex in "ab"}
-        gate = checked(outcomes(*rows), **reference)
+        right = chance.binomial(150, 0.8, 2).tolist()
+        before = chance.binomial(200, 0.8, 2).tolist()
+        now = labelled(*((sex, num, 150 - num) for sex, num in zip("ab", right, strict=True)))
+        gate = checked(now, a=(200, before[0]), b=(200, before[1]))
         failed += gate.state is State.FAILS
     assert failed / 40 <= ALPHA + 0.08
 
 
 @pytest.mark.parametrize("per_unit", [1, 8])
 def test_equal_answers_to_one_unit_fail_no_group_more_often_than_alpha(per_unit: int) -> None:
-    chance, failed, runs = np.random.default_rng(6), 0, 200
-    for _ in range(runs):
-        right = np.repeat(chance.random(100) < 0.8, per_unit).tolist()
-        labelled = outcomes(*((key, "champion", answer, "f") for key, answer in enumerate(right)))
-        labelled = replace(
-            labelled, units=np.arange(len(right), dtype=np.uint64) // np.uint64(per_unit)
+    chance = np.random.default_rng(6)
+    num_runs = 200
+    failed = 0
+    for _ in range(num_runs):
+        num = per_unit * chance.binomial(100, 0.8)
+        units = [row // per_unit for row in range(100 * per_unit)]
+        gate = checked(
+            labelled(("f", num, 100 * per_unit - num), units=units),
+            f=(400, chance.binomial(400, 0.8)),
         )
-        before = int(chance.binomial(400, 0.8))
-        gate = checked(labelled, f=accuracy(400, before))
         assert gate.bounds[0].n == 100 * per_unit
         failed += gate.state is State.FAILS
-    assert failed / runs <= ALPHA
+    assert failed / num_runs <= ALPHA
 
 
 def test_the_interval_of_the_accuracy_is_that_of_the_effective_rows() -> None:
-    labelled = outcomes(*of_champion(80, 20, "f"))
-    traffic = Traffic(100, {("champion", "d"): 100}, outcomes=labelled)
-    single = quality(traffic, champion="d", alpha=ALPHA, audited=True)
-    alike = np.concatenate([np.repeat(np.arange(20), 4), np.repeat(np.arange(20, 25), 4)]).astype(
-        np.uint64
-    )
-    paired = quality(
-        replace(traffic, outcomes=replace(labelled, units=alike)),
-        champion="d",
-        alpha=ALPHA,
-        audited=True,
-    )
-    assert (paired.accuracy, paired.labelled) == (single.accuracy, 100)
-    assert paired.interval == pytest.approx(
-        (0.609, 0.911), abs=1e-3
-    )  # Wilson interval for 20 of 25
+    result = measured(labelled(("f", 80, 20), units=[row // 4 for row in range(100)]))
+    assert (result.accuracy, result.labelled) == (0.8, 100)
+    # Wilson interval for 20 of 25.
+    assert result.interval == pytest.approx((0.609, 0.911), abs=1e-3)
 
 
 def test_group_values_outside_the_reference_are_counted_but_not_printed() -> None:
-    labelled = outcomes(*of_champion(5, 5, "Jane Doe"), *of_champion(5, 5, "f", first=100))
-    gate = checked(labelled, f=accuracy(10, 5))
-    assert [bound.what for bound in gate.bounds] == ["change for sex = f"]
-    assert gate.note == "labelled rows that were not compared: 10 of sex = (others)"
-    assert checked(Outcomes()).state is State.NOT_ASSESSABLE
-    alone = checked(labelled, m=accuracy(10, 5))
-    assert (alone.bounds, "20 of sex = (others)" in alone.note) == ((), True)
-
-
-def test_rows_without_a_value_form_the_same_group_as_in_the_reference() -> None:
-    labelled = outcomes(*of_champion(5, 5, NO_GROUP))
-    gate = checked(labelled, **{"(none)": accuracy(10, 5)})
-    assert [(bound.what, bound.n) for bound in gate.bounds] == [("change for sex = (none)", 10)]
+    now = labelled(("Jane Doe", 5, 5), ("f", 5, 5), (NO_GROUP, 5, 5))
+    gate = checked(now, f=(10, 5), **{NO_GROUP: (10, 5)})
+    assert [(bound.what, bound.n) for bound in gate.bounds] == [
+        (f"change for sex = {NO_GROUP}", 10),
+        ("change for sex = f", 10),
+    ]
+    assert gate.note.endswith(" 10 of sex = (others)")
+    alone = checked(now, m=(10, 5))
+    assert (alone.bounds, "30 of sex = (others)" in alone.note) == ((), True)
 
 
 def test_groups_are_the_twenty_most_common_values_of_the_reference() -> None:
-    reference = {f"ward = {number:02}": accuracy(100 - number, 50) for number in range(30)} | {
-        "sex = f": accuracy(5, 5)
-    }
+    reference = {"sex = f": GroupAccuracy(n=5, right=5, effective=5)}
+    for number in range(30):
+        ward = GroupAccuracy(n=100 - number, right=50, effective=50)
+        reference[f"ward = {number:02}"] = ward
     fixed = fixed_groups(reference, columns=("sex", "ward"))
     assert fixed == ("sex = f", *(f"ward = {number:02}" for number in range(20)))
-    rows = [(number, "champion", True, f"{number % 40:02}") for number in range(400)]
-    masks = group_masks(
-        outcomes(*rows), columns=("ward",), fixed=fixed_groups(reference, columns=("ward",))
-    )
+    now = labelled(*((f"{number:02}", 10, 0) for number in range(40)))
+    masks = group_masks(now, columns=("ward",), fixed=fixed[1:])
     assert len(masks) == 21
-    assert int(masks["ward = (others)"].sum()) == 200
+    assert masks["ward = (others)"].sum() == 200
     assert sum(int(mask.sum()) for mask in masks.values()) == 400
