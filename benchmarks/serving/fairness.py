@@ -50,7 +50,7 @@ NUM_TEXTS, TEXT_BYTES, NUM_ATTACKS = (
     256,
     4000,
     3,
-)  # 256 texts of 4,096 bytes exceed `max_body_bytes`
+)  # 256 texts of 4,096 bytes exceed `MAX_BODY_BYTES`
 NUM_NUMBERS = 520_000  # in a body of 1 MB
 ATTACKS = ("attack", "invalid", "lists")
 SECONDS, NUM_ROUNDS = 20.0, 3

@@ -281,7 +281,7 @@ def _deploy(
     if engine != "torch":
         export_int8(version.uri, code=version.code, to=(folder / "exported").as_uri())
         version = versions.register(TASK_URI, folder / "exported")
-    config = ServingConfig(min_replicas=cores, max_replicas=cores)
+    config = ServingConfig(autoscaling={"min_replicas": cores, "max_replicas": cores})
     return plain, version, rollout.deploy(config, task_uri=TASK_URI, version=version)
 
 

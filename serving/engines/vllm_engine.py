@@ -110,7 +110,7 @@ class VllmPool:
         starts or the GPU has no room for another one.
         """
         require_installed()
-        files = version_files(version, merge_adapters=self._config.merge_adapters)
+        files = version_files(version)
         if files.shares_base:
             server = self._acquire(version, lora_rank=files.lora_rank)
         else:
@@ -142,7 +142,7 @@ class VllmPool:
         except RayError as error:
             raise RuntimeError(
                 f"vLLM cannot load the adapter of version {version.version}: {_cause(error)}; if "
-                "vLLM does not support it, set serving.merge_adapters"
+                "vLLM does not support it, train with method: full"
             ) from None
         return name
 
@@ -327,7 +327,7 @@ class VersionFiles:
         return 0
 
 
-def version_files(version: "ModelVersion", *, merge_adapters: bool) -> VersionFiles:
+def version_files(version: "ModelVersion") -> VersionFiles:
     """Download (once per node) and check a version and its base model, without loading weights.
 
     Raises the errors of `checked_copy` and `load_retrieval_index`.
@@ -346,8 +346,7 @@ def version_files(version: "ModelVersion", *, merge_adapters: bool) -> VersionFi
         version=version,
         index=load_retrieval_index(folder, retrieval=version.prompting.retrieval, device="cpu"),
     )
-    merges = version.spec.base == "adapter" and merge_adapters
-    return VersionFiles(loaded, folder, base, shares_base=version.shares_base and not merges)
+    return VersionFiles(loaded, folder, base, shares_base=version.shares_base)
 
 
 def server_options(files: VersionFiles, *, config: ServingConfig, folder: Path) -> ServerOptions:

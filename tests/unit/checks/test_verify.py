@@ -119,7 +119,7 @@ def raise_candidate(evidence: Stored) -> None:
         (changed("data.sha256", {"test": "0" * 64}), ("the verdict is refused: the test rows",)),
         (changed("expires_at", "2037-11-24T16:30:00+00:00"), ("expires_at is ",)),
         (changed("recipe.training.epochs", 77), ("recipe.training.epochs is 77",)),
-        (changed("recipe.serving.max_replicas", 7), ()),  # may change when a run resumes
+        (changed("recipe.serving.max_queued_requests", 7), ()),  # may change when a run resumes
     ],
 )
 def test_a_change_of_the_evidence_is_detected_even_if_every_hash_matches(
@@ -163,7 +163,9 @@ COST = {"value_of_correct": 1, "requests_per_month": 1000, "price_per_cpu_hour":
         ),
         pytest.param(
             Simulation(
-                evaluation={"cost": COST}, serving={"min_replicas": 1}, costs=on_cpu(SECONDS)
+                evaluation={"cost": COST},
+                serving={"autoscaling": {"min_replicas": 1}},
+                costs=on_cpu(SECONDS),
             ),
             {"verdict.costs.0.total": 1.0, "protocol.cost.min_replicas": 0},
             id="costs",

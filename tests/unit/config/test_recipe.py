@@ -251,8 +251,8 @@ def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
         ("evaluation.regulated", True, "gates.groups never passes because data.groups is empty"),
         (
             "serving",
-            {"min_replicas": 3, "max_replicas": 2},
-            "serving: max_replicas 2 must be at least min_replicas 3",
+            {"autoscaling": {"min_replicas": 3, "max_replicas": 2}},
+            "serving.autoscaling: min_replicas 3 and max_replicas 2 must be whole numbers",
         ),
     ],
 )

@@ -27,7 +27,11 @@ from tests.k8s.manifests import ROOT, matches, of_kind, pods_of, text_of
 from tests.unit.serving.endpoint.versions import endpoint_version
 
 FILE = ROOT / "recipes" / "icd10_chapters.yaml"
-DRAINABLE = ("serving.min_replicas=2", "serving.max_replicas=3", "serving.max_replicas_per_node=1")
+DRAINABLE = (
+    "serving.autoscaling.min_replicas=2",
+    "serving.autoscaling.max_replicas=3",
+    "serving.max_replicas_per_node=1",
+)
 """A service whose replicas always run on two nodes, as the budget of the overlay `prod`
 requires."""
 
@@ -223,7 +227,7 @@ def test_the_probe_requests_the_rendered_service(name: str) -> None:
 def test_a_service_that_scales_to_zero_has_neither_budget_nor_probe(
     to: str, part: str, omitted: str, note: str, num_monitors: int
 ) -> None:
-    done = render_manifest(recipe("serving.min_replicas=0"), to=to, base=text_of(part))
+    done = render_manifest(recipe("serving.autoscaling.min_replicas=0"), to=to, base=text_of(part))
     documents = list(yaml.safe_load_all(done.text))
     assert of_kind(documents, omitted) == []
     assert len(of_kind(documents, "PodMonitor", "PrometheusRule")) == num_monitors

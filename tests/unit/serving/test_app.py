@@ -10,7 +10,7 @@ from tailorbird.config.serving import ServingConfig
 
 @pytest.mark.parametrize("task", SERVED_TASKS)
 def test_each_task_is_one_deployment_with_its_configuration_as_json(task: str) -> None:
-    config = ServingConfig(max_texts=8, batch_prefixes=("s3://lake",))
+    config = ServingConfig(max_batch_size=8, batch_prefixes=("s3://lake",))
     args = BuildArgs.model_validate(
         {"task_uri": "s3://models/t", "task": task, "serving": config.model_dump()}
     )

@@ -75,7 +75,7 @@ def cold_start(seconds: float) -> float:
 def test_requests_that_wait_for_a_cold_start_start_no_second_replica(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    config = ServingConfig(min_replicas=0, max_replicas=4)
+    config = ServingConfig(autoscaling={"min_replicas": 0, "max_replicas": 4})
     assert max(replicas(monkeypatch, config, in_flight=cold_start, seconds=40)) == 1
     config = config.model_copy(
         update={"autoscaling": {"upscale_delay_s": 1.0}}
@@ -85,7 +85,9 @@ def test_requests_that_wait_for_a_cold_start_start_no_second_replica(
 
 @pytest.mark.parametrize("task", ["classification", "chat"])
 def test_the_options_of_serve_have_the_limits_of_the_recipe(task: str) -> None:
-    config = ServingConfig(min_replicas=0, max_replicas=3, max_replicas_per_node=2)
+    config = ServingConfig(
+        autoscaling={"min_replicas": 0, "max_replicas": 3}, max_replicas_per_node=2
+    )
     options = deployment_options(config, task=task)
     backpressure = options["backpressure_config"]
     assert (backpressure.status_code, backpressure.retry_after_s) == (429, 2)
@@ -100,7 +102,7 @@ def test_the_options_of_serve_have_the_limits_of_the_recipe(task: str) -> None:
 def test_replicas_follow_a_sustained_load_within_seconds_and_scale_to_zero(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    config = ServingConfig(min_replicas=0, max_replicas=4)
+    config = ServingConfig(autoscaling={"min_replicas": 0, "max_replicas": 4})
 
     def load(seconds: float) -> float:
         return 1.0 if seconds < 20 else 96.0 if seconds < 60 else 0.0

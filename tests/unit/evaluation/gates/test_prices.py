@@ -203,7 +203,7 @@ def test_models_that_were_measured_in_different_rounds_are_refused() -> None:
 
 def test_the_terms_have_the_replicas_of_the_recipe_and_the_prices_of_the_endpoint() -> None:
     serving = ServingConfig(
-        min_replicas=2, max_replicas=3, cpus_per_replica=4, gpus_per_replica=0.5
+        autoscaling={"min_replicas": 2, "max_replicas": 3}, cpus_per_replica=4, gpus_per_replica=0.5
     )
     endpoint = EndpointConfig(
         url="https://host/v1", model="m", price_input=0.001, price_output=0.004

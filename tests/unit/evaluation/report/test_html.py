@@ -66,7 +66,7 @@ ON_GPU = Simulation(
             "price_per_gpu_hour": 3.6,
         }
     },
-    serving={"min_replicas": 0, "gpus_per_replica": 1},
+    serving={"autoscaling": {"min_replicas": 0}, "gpus_per_replica": 1},
 )
 VOID = ("meta", "br")
 

@@ -16,7 +16,7 @@ from serving.batch_jobs.scoring import _error, request_limits
 from serving.batch_jobs.worker import PartScorer
 from serving.http.schemas import BatchJob
 from tailorbird import storage
-from tailorbird.config.serving import ServingConfig
+from tailorbird.config.serving import ANSWER_TIMEOUT_S, ServingConfig
 from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
 from tailorbird.models.endpoint.client import RetryPolicy
 from tailorbird.models.endpoint.prompts import label_answer, label_format, label_prompting
@@ -286,8 +286,8 @@ def test_a_cascade_sends_only_the_texts_on_which_its_first_part_is_not_confident
 
 
 def test_the_limits_of_a_service_are_those_of_its_configuration() -> None:
-    limits = request_limits(ServingConfig(endpoint_concurrency=3, answer_timeout_s=7))
-    assert (limits.max_concurrency, limits.timeout_s) == (3, 7)
+    limits = request_limits(ServingConfig(max_batch_size=3), task="chat")
+    assert (limits.max_concurrency, limits.timeout_s) == (3, ANSWER_TIMEOUT_S)
 
 
 def test_clients_see_the_kind_of_an_cause_but_not_the_url(

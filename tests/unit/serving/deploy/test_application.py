@@ -31,12 +31,12 @@ EXPERIMENT = ServingConfig(challenger=ChallengerConfig(version="full-2", canary=
 
 
 def test_arguments_are_the_fields_without_defaults_which_older_code_may_not_know() -> None:
-    config = ServingConfig(max_replicas=2, max_texts=8)
+    config = ServingConfig(autoscaling={"max_replicas": 2}, max_batch_size=8)
     args = application_of(config, task_uri=TASK, version=registered("full-1")).args
     assert args == {
         "task_uri": TASK,
         "task": "classification",
-        "serving": {"max_replicas": 2, "max_texts": 8},
+        "serving": {"autoscaling": {"max_replicas": 2}, "max_batch_size": 8},
     }
     assert BuildArgs.model_validate(args).serving == config
     chat = application_of(EXPERIMENT, task_uri=TASK, version=registered("full-1", prompting=CHAT))
@@ -62,7 +62,7 @@ def test_replicas_load_the_champion_and_the_additional_versions() -> None:
     assert config.challenger is not None
     assert (config.challenger.canary, config.challenger.shadow) == (0.1, 0.0)
     assert (config.verdict, config.costs) == (CHOSEN_BY.sentence, CHOSEN_BY.costs)
-    assert (config.serve_baseline, config.max_versions) == (True, 4)
+    assert config.max_versions == 4
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_a_version_by_other_code_cannot_be_a_challenger() -> None:
 
 def test_a_standalone_application_has_one_replica_its_own_code_and_the_same_arguments() -> None:
     previous = application_of(
-        ServingConfig(min_replicas=2, max_replicas=3, max_texts=8),
+        ServingConfig(autoscaling={"min_replicas": 2, "max_replicas": 3}, max_batch_size=8),
         task_uri=TASK,
         version=registered("full-1"),
     )
@@ -150,7 +150,7 @@ def test_a_standalone_application_has_one_replica_its_own_code_and_the_same_argu
     )
     assert (candidate.name, candidate.route_prefix) == ("t_candidate", "/t_candidate")
     assert (candidate.code, candidate.max_replicas) == ("s3://models/code/b.zip", 1)
-    assert candidate.args["serving"] == {"min_replicas": 1, "max_replicas": 1, "max_texts": 8}
+    assert candidate.args["serving"] == {"max_batch_size": 8}
     champion = VersionRef(uri="s3://models/t/versions/full-2", digest="d-full-2")
     assert replica_config(candidate).versions == {"champion": champion}
 

@@ -17,11 +17,8 @@ from serving.replica.config import config_id
 from tailorbird.config.serving import ServingConfig
 from tests.unit.serving.deploy.registered import registered
 
-TIMEOUT_S = 3600.0
 APPLICATION = application_of(
-    ServingConfig(deploy_timeout_s=TIMEOUT_S),
-    task_uri="s3://models/t",
-    version=registered("full-1"),
+    ServingConfig(), task_uri="s3://models/t", version=registered("full-1")
 )
 SLOW = "1 replicas that have taken more than 30s to be scheduled"
 

@@ -237,16 +237,16 @@ def test_versions_on_one_base_model_share_a_server_and_give_their_own_answers(
 
 @needs_vllm
 @pytest.mark.usefixtures("in_ray")
-def test_merged_adapters_and_other_weights_have_servers_of_their_own(
+def test_a_base_model_and_other_weights_have_servers_of_their_own(
     versions: dict[str, ModelVersion], loop: asyncio.Runner
 ) -> None:
-    pool = VllmPool(CONFIG.model_copy(update={"merge_adapters": True}))
-    merged = load(pool, versions["a"])
-    check_answers(merged, loop)
+    pool = VllmPool(CONFIG)
+    adapted = load(pool, versions["a"])
+    check_answers(adapted, loop)
     full = load(pool, versions["full"])
     assert pool.num_running == 2
     check_answers(full, loop)
-    for each in (merged, full):
+    for each in (adapted, full):
         each.end()
         assert not each.running
     assert pool.num_running == 0
@@ -404,7 +404,7 @@ def test_a_gpu_has_room_for_two_servers_unless_the_recipe_gives_one_more_memory(
 ) -> None:
     monkeypatch.setattr(vllm_engine, "SHUTDOWN_S", 0)
     config = CONFIG.model_copy(update={"gpus_per_replica": gpus, "engine_options": options})
-    files = version_files(versions["a"], merge_adapters=False)
+    files = version_files(versions["a"])
     server = server_options(files, config=config, folder=files.base)
     pool = VllmPool(config)
     running = SimpleNamespace(running=True)
@@ -423,7 +423,7 @@ def test_the_options_of_a_gpu_server_use_all_gpus_of_the_replica(
         gpus_per_replica=4,
         engine_options={"quantization": "fp8", "max_model_len": 4096},
     )
-    files = version_files(versions["a"], merge_adapters=False)
+    files = version_files(versions["a"])
     options = server_options(files, config=config, folder=files.base)
     kwargs = options.engine_kwargs()
     assert (kwargs["tensor_parallel_size"], kwargs["gpu_memory_utilization"]) == (
@@ -451,6 +451,7 @@ def test_the_options_of_a_gpu_server_use_all_gpus_of_the_replica(
 def test_an_adapter_of_a_rank_that_vllm_does_not_support_is_refused() -> None:
     options = vllm_server.ServerOptions("m", "folder", "bfloat16", 8, max_lora_rank=513)
     with pytest.raises(
-        ValueError, match=r"adapters of rank up to 512, not 513; set serving\.merge_adapters"
+        ValueError,
+        match=r"adapters of rank up to 512, not 513; train with a lower training\.lora_r",
     ):
         options.engine_kwargs()

@@ -24,10 +24,10 @@ from serving.http.chat_format import (
 from serving.pages.render import render_docs, with_api_docs
 from serving.replica.chat import Chat
 from serving.replica.classifier import Classifier
-from tailorbird.config.serving import ServingConfig
+from tailorbird.config.serving import MAX_TEXTS, ServingConfig
 from tests.unit.serving.http.application import application, request
 
-CONFIG = ServingConfig(max_texts=2)
+CONFIG = ServingConfig()
 SERVICES = [Classifier, Chat]
 
 
@@ -92,7 +92,7 @@ def test_the_document_rejects_the_requests_that_the_server_rejects() -> None:
         {},
         {"input": 1},
         {"input": []},
-        {"input": ["a"] * 3},
+        {"input": ["a"] * (MAX_TEXTS + 1)},
         {"input": "a", "inputs": "b"},
     ):
         assert not is_valid(document, "ClassifyRequest", invalid)

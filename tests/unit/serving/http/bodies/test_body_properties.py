@@ -17,7 +17,7 @@ from tailorbird.config.serving import ServingConfig
 from tests.unit.serving.http.application import application, request
 from tests.unit.serving.replica.fake_engine import FakeEngine
 
-CONFIG = ServingConfig(max_texts=4)
+CONFIG = ServingConfig()
 FIELDS = {
     "/v1/classify": ("input", "model", "scores", "attributes", "subject"),
     "/v1/feedback": ("request_id", "label", "row"),
