@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from tailorbird.config.evaluation import GatesConfig, HybridConfig
+from tailorbird.config.evaluation import GatesConfig
 from tailorbird.evaluation.gates.cost import SECONDS_PER_HOUR, ServingUsage
 from tailorbird.evaluation.gates.prices import CostTerms
 from tailorbird.evaluation.hybrid import FrozenHybrid, PartUsage, hybrid_usage, routed_to_second
@@ -133,7 +133,7 @@ def protocol(
         num_test_rows=num_rows,
         gates=gates,
         cost=prices,
-        hybrid=HybridConfig(by="cascade"),
+        hybrid="cascade",
     )
 
 

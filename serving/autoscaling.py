@@ -50,8 +50,9 @@ def deployment_options(config: ServingConfig, *, task: str) -> dict[str, Any]:
         "num_gpus": config.gpus_per_replica,
     }
     placement: dict[str, object] = {}
+    options = dict(config.autoscaling)
     if config.max_replicas_per_node is not None:
-        placement = {"max_replicas_per_node": config.max_replicas_per_node}
+        placement = {"max_replicas_per_node": int(options.pop("max_replicas_per_node"))}
     if config.engine in served.actor_engines:
         # The engine's actors run in the replica's placement group and use its GPUs. The replica
         # itself uses no GPU.
@@ -62,7 +63,7 @@ def deployment_options(config: ServingConfig, *, task: str) -> dict[str, Any]:
         resources["num_gpus"] = 0
     return {
         "name": served.deployment,
-        "autoscaling_config": AutoscalingConfig(**AUTOSCALING | config.autoscaling),
+        "autoscaling_config": AutoscalingConfig(**AUTOSCALING | options),
         "max_ongoing_requests": config.max_requests(task) + SPARE_REQUESTS,
         "max_queued_requests": config.max_queued_requests,
         "backpressure_config": BackpressureConfig(status_code=429, retry_after_s=RETRY_AFTER_S),

@@ -381,26 +381,17 @@ def model_folder(files: VersionFiles) -> Iterator[Path]:
     Face Hub.
 
     It is the folder of a shared base model. Changed weights are linked, so that no other process
-    loads them. An adapter that is not applied separately is merged into the weights, as in the
-    evaluation.
+    loads them.
     """
     if files.shares_base:
         yield files.base
         return
     with tempfile.TemporaryDirectory(prefix="tailorbird-vllm-") as temporary:
         model = Path(temporary)
-        if files.loaded.version.spec.base == "changed":
-            for file in files.base.iterdir():
-                if not file.name.endswith(WEIGHT_FILES):
-                    (model / file.name).symlink_to(file.resolve())
-            (model / "model.safetensors").symlink_to((files.folder / "model.safetensors").resolve())
-        else:
-            from tailorbird.models.loading import LoadedChat, load_version
-
-            loaded = load_version(files.loaded.version, device="cpu")
-            assert isinstance(loaded, LoadedChat)
-            loaded.lm.save_pretrained(model)
-            loaded.tokenizer.save_pretrained(model)
+        for file in files.base.iterdir():
+            if not file.name.endswith(WEIGHT_FILES):
+                (model / file.name).symlink_to(file.resolve())
+        (model / "model.safetensors").symlink_to((files.folder / "model.safetensors").resolve())
         yield model
 
 

@@ -46,7 +46,7 @@ from tailorbird.evaluation.verdict.inputs import (
     model_predictions,
     require_valid_scores,
 )
-from tailorbird.evaluation.verdict.protocol import build_protocol
+from tailorbird.evaluation.verdict.protocol import VALID_DAYS, build_protocol
 from tailorbird.evaluation.verdict.reach import reach_verdict
 from tailorbird.evaluation.verdict.runtime_equivalence import evaluate_equivalence
 from tailorbird.registry.test_set_ledger import recount_access
@@ -329,8 +329,6 @@ def _headroom_faults(evidence: Evidence, *, tables: Mapping[str, Predictions]) -
             f"{protocol.minimum_gain:g}"
         )
         yield f"no model was trained, although up to {most}"
-    if evidence.recipe.tuning.train_anyway:
-        yield "no model was trained, although tuning.train_anyway is true"
 
 
 def _hybrid_faults(evidence: Evidence, *, tables: Mapping[str, Predictions]) -> Iterator[str]:
@@ -402,7 +400,7 @@ def _test_access_faults(evidence: Evidence) -> Iterator[str]:
     yield from differences(
         stated.protocol, protocol, at="test_access.protocol", other="the protocol gives"
     )
-    expires = datetime.fromisoformat(entry.at) + timedelta(days=evidence.protocol.valid_days)
+    expires = datetime.fromisoformat(entry.at) + timedelta(days=VALID_DAYS)
     expires_at = expires.isoformat(timespec="seconds")
     yield from differences(
         evidence.expires_at, expires_at, at="expires_at", other="the test-set access gives"

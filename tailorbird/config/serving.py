@@ -27,6 +27,7 @@ BATCH_SIZE = 64  # default of `ServingConfig.max_batch_size`
 AutoscalingOption = Literal[
     "min_replicas",
     "max_replicas",
+    "max_replicas_per_node",
     "target_ongoing_requests",
     "upscale_delay_s",
     "downscale_delay_s",
@@ -58,14 +59,12 @@ class ChallengerConfig(ConfigSection):
 
 
 class ServingConfig(ConfigSection):
-    max_replicas_per_node: int | None = Field(default=None, ge=1, le=100)
-    """Maximum number of replicas on one node, so that a node can be drained or lost. By default, as
-    many as fit. Not for `engine: vllm`."""
     autoscaling: dict[AutoscalingOption, NonNegativeInt | NonNegativeFloat] = Field(
         default_factory=dict
     )
-    """Options of Ray Serve's `autoscaling_config`, for example `{min_replicas: 1, max_replicas: 4}`
-    (by default, one replica). With `min_replicas: 0`, the service stops when idle."""
+    """Options of Ray Serve's `autoscaling_config`, and `max_replicas_per_node`, for example
+    `{min_replicas: 1, max_replicas: 4}`. By default, one replica. With `min_replicas: 0`, the
+    service stops when idle."""
     cpus_per_replica: int = Field(default=1, ge=1)
     """Number of CPU cores, and of torch threads, per replica."""
     gpus_per_replica: float = Field(default=0, ge=0)
@@ -134,10 +133,13 @@ class ServingConfig(ConfigSection):
     def _bounds_of_replicas(cls, options: dict[str, float]) -> dict[str, float]:
         low = options.get("min_replicas", 1)
         high = options.get("max_replicas", 1)
-        if not isinstance(low, int) or not isinstance(high, int) or high < max(low, 1):
+        per_node = options.get("max_replicas_per_node", 1)
+        if not all(isinstance(number, int) for number in (low, high, per_node)):
+            raise ValueError("the numbers of replicas must be whole numbers")
+        if high < max(low, 1) or per_node < 1:
             raise ValueError(
-                f"min_replicas {low} and max_replicas {high} must be whole numbers, and "
-                "max_replicas at least min_replicas and 1"
+                f"max_replicas {high} must be at least min_replicas {low} and 1, and "
+                "max_replicas_per_node at least 1"
             )
         return options
 
@@ -156,8 +158,8 @@ class ServingConfig(ConfigSection):
             # Serve allows no limit for replicas with placement groups.
             if self.max_replicas_per_node is not None:
                 raise ValueError(
-                    "max_replicas_per_node does not apply to engine: vllm; use nodes that fit one "
-                    "replica"
+                    "autoscaling.max_replicas_per_node does not apply to engine: vllm; use nodes "
+                    "that fit one replica"
                 )
             if unknown := self.engine_options.keys() - set(VLLM_OPTIONS):
                 raise ValueError(
@@ -193,6 +195,11 @@ class ServingConfig(ConfigSection):
     @property
     def max_replicas(self) -> int:
         return int(self.autoscaling.get("max_replicas", 1))
+
+    @property
+    def max_replicas_per_node(self) -> int | None:
+        number = self.autoscaling.get("max_replicas_per_node")
+        return None if number is None else int(number)
 
     def batch_size(self, task: str) -> int:
         """Return the maximum number of texts in a forward pass or, for chat, of conversations at

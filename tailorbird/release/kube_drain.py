@@ -48,7 +48,7 @@ def _message(budget: Document, *, serving: ServingConfig, pods: int, least: int)
     wanted = max(serving.min_replicas, least + 1)
     # the largest number for which more than `least` pods have a replica
     per_pod = math.ceil(wanted / least) - 1
-    spread = f"serving.max_replicas_per_node={per_pod}"
+    spread = f"serving.autoscaling.max_replicas_per_node={per_pod}"
     if serving.engine == "vllm":
         spread = f"use worker pods with room for at most {per_pod} of them"
     return (

@@ -49,7 +49,7 @@ def my_task() -> Recipe:
         "name=my-task",
         "serving.autoscaling.min_replicas=2",
         "serving.autoscaling.max_replicas=3",
-        "serving.max_replicas_per_node=1",
+        "serving.autoscaling.max_replicas_per_node=1",
     )
     return load_recipe(ROOT / "recipes" / "icd10_chapters.yaml", overrides=overrides)
 

@@ -111,7 +111,7 @@ class Task:
                 "log_texts": True,
                 "subject_key": (folder / "key").as_uri(),
             },
-            "monitoring": {"min_labels": 200, "rollback": "automatic"},
+            "monitoring": {"rollback": "automatic"},
         }
         (folder / "key").write_bytes(b"k" * 32)
         self.path = folder / "watching.yaml"

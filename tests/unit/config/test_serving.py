@@ -57,7 +57,7 @@ def test_gpus_and_options_that_an_engine_supports_are_accepted(fields: dict[str,
             "engine_options applies to engine: vllm only",
         ),
         (
-            {"engine": "vllm", "max_replicas_per_node": 1},
+            {"engine": "vllm", "autoscaling": {"max_replicas_per_node": 1}},
             "max_replicas_per_node does not apply to engine: vllm",
         ),
         *(

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tailorbird.config.evaluation import HybridConfig
 from tailorbird.evaluation.gates.cost import RowTokens, ServingUsage, Tokens, tokens_by_round
 from tailorbird.evaluation.hybrid import (
     FrozenHybrid,
@@ -21,8 +20,8 @@ from tailorbird.evaluation.hybrid import (
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
 from tailorbird.registry.hybrid_routing import NO_GROUP, Routing
 
-CASCADE = HybridConfig(by="cascade")
-BY_SEX = HybridConfig(by="group", column="sex")
+CASCADE = "cascade"
+BY_SEX = "sex"
 SURE = np.linspace(0, 0.99, 100)
 ALL = np.ones(100, dtype=np.bool_)
 NONE = ~ALL

@@ -22,13 +22,16 @@ def _served(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (
             ("serving.autoscaling.min_replicas=1",),
-            "serving.autoscaling.min_replicas=2 and serving.max_replicas_per_node=1",
+            "serving.autoscaling.min_replicas=2 and serving.autoscaling.max_replicas_per_node=1",
         ),
         # Two replicas fit one pod of four cores, and Serve may put them there.
-        (DRAINABLE[:2], "serving.autoscaling.min_replicas=2 and serving.max_replicas_per_node=1"),
+        (
+            DRAINABLE[:2],
+            "serving.autoscaling.min_replicas=2 and serving.autoscaling.max_replicas_per_node=1",
+        ),
         (
             ("serving.autoscaling.min_replicas=4", "serving.autoscaling.max_replicas=4"),
-            "serving.max_replicas_per_node=3",
+            "serving.autoscaling.max_replicas_per_node=3",
         ),
     ],
 )
@@ -55,7 +58,7 @@ def test_a_service_whose_nodes_could_never_be_drained_is_refused(
             (
                 "serving.autoscaling.min_replicas=4",
                 "serving.autoscaling.max_replicas=8",
-                "serving.max_replicas_per_node=3",
+                "serving.autoscaling.max_replicas_per_node=3",
             ),
             (2, 3),
         ),

@@ -34,7 +34,7 @@ RECIPE = ROOT / "recipes" / "icd10_chapters.yaml"
 DRAINABLE = (
     "serving.autoscaling.min_replicas=2",
     "serving.autoscaling.max_replicas=3",
-    "serving.max_replicas_per_node=1",
+    "serving.autoscaling.max_replicas_per_node=1",
 )
 
 

@@ -11,7 +11,7 @@ from tailorbird.config.loader import load_recipe
 from tailorbird.release.manifests import ServedChampion, render_manifest
 from tests.k8s.manifests import ROOT, matches, of_kind, pods_of, text_of
 
-SPREAD = ("serving.autoscaling.min_replicas=2", "serving.max_replicas_per_node=1")
+SPREAD = ("serving.autoscaling.min_replicas=2", "serving.autoscaling.max_replicas_per_node=1")
 """Overrides with which the nodes of a service can be drained."""
 
 

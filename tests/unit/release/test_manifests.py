@@ -30,7 +30,7 @@ FILE = ROOT / "recipes" / "icd10_chapters.yaml"
 DRAINABLE = (
     "serving.autoscaling.min_replicas=2",
     "serving.autoscaling.max_replicas=3",
-    "serving.max_replicas_per_node=1",
+    "serving.autoscaling.max_replicas_per_node=1",
 )
 """A service whose replicas always run on two nodes, as the budget of the overlay `prod`
 requires."""
@@ -130,8 +130,8 @@ def test_the_rest_of_the_overlay_is_unchanged() -> None:
         ((), (1, 1, 1), (0, 0, 4)),  # two workers of one core each in a pod of four cores
         (("training.num_workers=8",), (2, 2, 2), (0, 0, 4)),
         (("training.num_workers=4", "training.cpus_per_worker=3"), (4, 4, 4), (0, 0, 4)),
-        (("training.num_workers={min: 7, max: 8}", "training.batch_size=56"), (2, 2, 2), (0, 0, 4)),
-        (("training.num_workers={min: 1, max: 5}", "training.batch_size=60"), (1, 1, 2), (0, 0, 4)),
+        (("training.num_workers=[7, 8]", "training.batch_size=56"), (2, 2, 2), (0, 0, 4)),
+        (("training.num_workers=[1, 5]", "training.batch_size=60"), (1, 1, 2), (0, 0, 4)),
         (("tuning.max_concurrent_trials=3", "training.cpus_per_worker=2"), (1, 1, 3), (0, 0, 4)),
         (
             ("tuning.max_concurrent_trials=8", "tuning.num_trials=4", "training.cpus_per_worker=2"),
@@ -140,7 +140,7 @@ def test_the_rest_of_the_overlay_is_unchanged() -> None:
         ),
         (("training.num_workers=4", "training.gpus_per_worker=1"), (0, 0, 1), (4, 4, 4)),
         (
-            ("training.num_workers={min: 1, max: 2}", "training.gpus_per_worker=1"),
+            ("training.num_workers=[1, 2]", "training.gpus_per_worker=1"),
             (0, 0, 1),
             (1, 1, 2),
         ),

@@ -86,7 +86,7 @@ def test_requests_that_wait_for_a_cold_start_start_no_second_replica(
 @pytest.mark.parametrize("task", ["classification", "chat"])
 def test_the_options_of_serve_have_the_limits_of_the_recipe(task: str) -> None:
     config = ServingConfig(
-        autoscaling={"min_replicas": 0, "max_replicas": 3}, max_replicas_per_node=2
+        autoscaling={"min_replicas": 0, "max_replicas": 3, "max_replicas_per_node": 2}
     )
     options = deployment_options(config, task=task)
     backpressure = options["backpressure_config"]

@@ -93,27 +93,28 @@ def test_the_best_number_of_retrieved_examples_on_validation_is_selected(
 
     def score(_: str, outputs: list[str], *, validation: Rows) -> float:
         assert len(outputs) == len(validation)
-        return {"1": 0.2, "3": 0.9}.get(outputs[0], 0.1)
+        return {"1": 0.2, "2": 0.9}.get(outputs[0], 0.1)
 
     monkeypatch.setattr(chat, "answer_rows", answer)
     monkeypatch.setattr(chat, "_score", score)
-    results = fit(base, retrieved_examples=(1, 3, 100, 200))
+    results = fit(base)
     baseline, prompting = results.baselines[-1]
     assert (baseline.validation, baseline.note) == (
         0.9,
-        "nearest training rows in the prompt: 3, best of 1, 3, 4",
+        "nearest training rows in the prompt: 2, best of 1, 2, 4",
     )
     assert prompting.retrieval is not None
-    assert prompting.retrieval.num_examples == 3
-    assert tried == [0, 0, 1, 3, 4]
+    assert prompting.retrieval.num_examples == 2
+    assert tried == [0, 0, 1, 2, 4]
 
 
 @pytest.mark.parametrize(("tokens", "limit"), [(100, 100), (10_000, 253)])
-def test_the_prompt_is_limited_by_the_recipe_and_by_the_context_of_the_model(
+def test_the_prompt_is_limited_also_by_the_context_of_the_model(
     base: str, tokens: int, limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(chat, "RETRIEVED_TOKENS", tokens)
     monkeypatch.setattr(chat, "answer_rows", lambda _, rows, **__: [Answer("", 0.0)] * len(rows))
-    _, prompting = fit(base, retrieved_tokens=tokens).baselines[-1]
+    _, prompting = fit(base).baselines[-1]
     assert prompting.retrieval is not None
     assert prompting.retrieval.max_prompt_tokens == limit
 

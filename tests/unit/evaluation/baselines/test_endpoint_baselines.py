@@ -52,7 +52,7 @@ PAIRS = (("blue sky", "sky"), ("blue skies", "sky"), ("green leaf", "leaf"), ("r
 VALIDATION = (("a blue sky", "sky"), ("leaf of green", "leaf"), ("azure", "sky"), ("roses", "rose"))
 TEST = (("the sky", "sky"), ("a leaf", "leaf"))
 CLASSES = ("leaf", "rose", "sky")
-CONFIG = EvaluationConfig(prompt_shots=2, prompt_draws=2, retrieved_examples=(1, 2))
+CONFIG = EvaluationConfig(prompt_shots=2, prompt_draws=2)
 
 
 def fit(
@@ -123,7 +123,7 @@ def test_a_classifier_chooses_labels_and_the_share_of_other_answers_is_stated(
         zero_shot.note == f"{MODEL}: no examples in the prompt; 50.0% of the answers are no label"
     )
     assert few_shot.note == f"{MODEL}: 2 examples in the prompt, best of 2 random sets"
-    assert retrieved.note == f"{MODEL}: nearest training rows in the prompt: 1, best of 1, 2"
+    assert retrieved.note == f"{MODEL}: nearest training rows in the prompt: 1, best of 1, 2, 4"
     assert retrieved.validation >= 0.75  # the nearest row of `roses` is `red rose`
     schema = server.bodies[0]["response_format"]["json_schema"]["schema"]
     assert schema["properties"]["label"]["enum"] == list(CLASSES)
@@ -237,7 +237,7 @@ def test_a_label_that_the_endpoint_cannot_name_is_refused_before_the_first_reque
 
 
 MANY = tuple((f"sky number {number}", "sky") for number in range(50))
-FEW_SETTINGS = CONFIG.model_copy(update={"prompt_draws": 1, "retrieved_examples": (1,)})
+FEW_SETTINGS = CONFIG.model_copy(update={"prompt_draws": 1})
 
 
 def only_at(*numbers: int, reply: Reply) -> Answer:

@@ -138,7 +138,7 @@ def test_the_replicas_of_an_endpoint_have_no_gpu() -> None:
         (
             {"endpoint": "other at https://host/v1", "token_prices": (1, 1)},
             CALLS,
-            "evaluation.endpoint has no price_input and price_output for m at https://host/v1",
+            "evaluation.endpoint has no prices for m at https://host/v1",
         ),
         (
             {"endpoint": ENDPOINT, "token_prices": (1, 1)},
@@ -148,7 +148,7 @@ def test_the_replicas_of_an_endpoint_have_no_gpu() -> None:
         (
             {},
             CALLS,
-            "evaluation.endpoint has no price_input and price_output for m at https://host/v1",
+            "evaluation.endpoint has no prices for m at https://host/v1",
         ),
     ],
 )
@@ -205,9 +205,7 @@ def test_the_terms_have_the_replicas_of_the_recipe_and_the_prices_of_the_endpoin
     serving = ServingConfig(
         autoscaling={"min_replicas": 2, "max_replicas": 3}, cpus_per_replica=4, gpus_per_replica=0.5
     )
-    endpoint = EndpointConfig(
-        url="https://host/v1", model="m", price_input=0.001, price_output=0.004
-    )
+    endpoint = EndpointConfig(url="https://host/v1", model="m", prices=(0.001, 0.004))
     evaluation = EvaluationConfig(
         cost=CostConfig(**VOLUME, price_per_cpu_hour=0.36), endpoint=endpoint
     )

@@ -37,8 +37,7 @@ from tests.progress import ProgressRecorder
 
 RETRY = RetryPolicy(max_attempts=2, first_delay_s=0.01, max_delay_s=0.02)
 PRICED = {
-    "price_input": 0.0,
-    "price_output": 500.0,
+    "prices": (0.0, 500.0),
 }  # an answer of 2 output tokens, the maximum, costs 1
 
 
@@ -194,7 +193,7 @@ def test_requests_of_an_endpoint_that_charges_more_than_the_largest_price_count_
 def test_the_largest_price_of_a_request_counts_a_token_for_each_byte_and_the_longest_answer() -> (
     None
 ):
-    endpoint = Endpoint(url="http://h/v1", model="m", price_input=1.0, price_output=1000.0)
+    endpoint = Endpoint(url="http://h/v1", model="m", prices=(1.0, 1000.0))
     [short], long = bodies(1), chat_body((("user", "ü\ud800" * 1000),), model="m", max_tokens=2)
     assert 2.0 < largest_price(short, endpoint=endpoint) < 2.5
     assert 7.0 < largest_price(long, endpoint=endpoint) < 7.5
@@ -216,7 +215,7 @@ def test_spend_cannot_be_limited_without_the_tokens_of_an_answer(tmp_path: Path)
 def test_the_prices_of_the_recipe_apply_to_its_endpoint_if_that_was_registered_without_prices(
     tmp_path: Path,
 ) -> None:
-    unpriced = {"price_input": None, "price_output": None}
+    unpriced = {"prices": None}
     with endpoint_server(echo) as server:
         recipe = Endpoint.model_validate({"url": server.url, "model": "m"} | PRICED)
         limits = RequestLimits(max_spend=2.5, max_concurrency=1, retry=RETRY, recipe=recipe)

@@ -149,9 +149,7 @@ def predictions_in(folder: Path) -> dict[Path, Predictions]:
 
 
 def baselines_in(folder: Path) -> ChatBaselines:
-    config = EvaluationConfig(
-        metric="token_f1", prompt_shots=1, prompt_draws=2, retrieved_examples=(1,)
-    )
+    config = EvaluationConfig(metric="token_f1", prompt_shots=1, prompt_draws=2)
     base = (folder / "untied" / "base").as_uri()
     validation = ROWS.take(range(2))
     return fit_prompt_baselines(

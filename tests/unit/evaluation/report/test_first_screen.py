@@ -28,7 +28,7 @@ PARTLY_PRICED = Simulation(
 """A run with an external endpoint that has no prices and does not report its tokens."""
 CASCADE = Simulation(
     num_rows=1000,
-    evaluation={"hybrid": {"by": "cascade"}},
+    evaluation={"hybrid": "cascade"},
     routing=Routing("cascade", threshold=0.7),
     costs=on_cpu(SECONDS),
 )
@@ -87,7 +87,7 @@ def test_a_cost_that_is_not_known_hides_none_of_the_known_costs() -> None:
         (
             "STAY",
             "because the recipe has no evaluation.hybrid. To test one in the next run, add "
-            "hybrid: {by: cascade}",
+            "hybrid: cascade",
         ),
         ("HYBRID", "The parts and the rule were fixed on validation"),
     ],

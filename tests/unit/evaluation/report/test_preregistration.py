@@ -14,8 +14,7 @@ from tests.unit.evaluation.simulated import Simulation, registration_of
 ENDPOINT: dict[str, Any] = {
     "url": "https://host/v1",
     "model": "m",
-    "price_input": 1,
-    "price_output": 1,
+    "prices": (1, 1),
 }
 
 
@@ -38,7 +37,7 @@ def test_other_limits_of_the_requests_to_an_endpoint_resume_the_run(
 
 
 @pytest.mark.parametrize(
-    "changed", [{"model": "n"}, {"url": "https://other/v1"}, {"price_input": 2}, {"revision": "2"}]
+    "changed", [{"model": "n"}, {"url": "https://other/v1"}, {"prices": (2, 1)}, {"revision": "2"}]
 )
 def test_another_endpoint_or_price_starts_a_new_run(changed: dict[str, Any]) -> None:
     assert evaluated_recipe(recipe(**changed)) != evaluated_recipe(recipe())

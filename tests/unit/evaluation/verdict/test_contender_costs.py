@@ -62,9 +62,7 @@ def test_a_missing_price_is_named_and_no_number_is_known() -> None:
     cost = costs_of(replace(PRICED, costs={**on_cpu(SECONDS), "bag_of_words": endpoint}))[
         "bag_of_words"
     ]
-    assert cost.missing == (
-        "evaluation.endpoint has no price_input and price_output for m at https://host/v1",
-    )
+    assert cost.missing == ("evaluation.endpoint has no prices for m at https://host/v1",)
     assert (cost.total, cost.interval, cost.tokens) == (None, None, None)
 
 
@@ -78,7 +76,7 @@ def test_a_hybrid_has_the_training_of_a_candidate_that_is_its_part_and_the_costs
 ):
     hybrid = replace(
         PRICED,
-        evaluation={"hybrid": {"by": "group", "column": "sex"}, "cost": COST},
+        evaluation={"hybrid": "sex", "cost": COST},
         routing=Routing("group", "sex", ("male", "unstated"), None),
     )
     cost = costs_of(hybrid)["hybrid"]

@@ -46,8 +46,7 @@ LIMITS = RequestLimits(
 )
 CONFIG = ServingConfig()
 PRICED: dict[str, Any] = {
-    "price_input": 0.0,
-    "price_output": 500.0,
+    "prices": (0.0, 500.0),
 }  # an answer of 2 output tokens costs 1
 
 

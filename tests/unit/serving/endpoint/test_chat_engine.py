@@ -279,7 +279,7 @@ def test_tokens_spend_and_another_model_are_counted_and_the_other_model_is_logge
 ) -> None:
     meter = Meter()
     with endpoint_server(lambda *_: completion("yes", model="m-new", tokens=(100, 10))) as server:
-        engine = engine_of(server, meter=meter, price_input=2.0, price_output=5.0)
+        engine = engine_of(server, meter=meter, prices=(2.0, 5.0))
         with client_of(engine, meter=meter) as client:
             answers = [chat(client).json() for _ in range(2)]
     assert counts(meter, ENDPOINT_TOKENS) == {("prompt", "no"): 200, ("completion", "no"): 20}
@@ -389,7 +389,7 @@ def test_a_client_that_leaves_cancels_the_request_whose_tokens_are_estimated() -
 
     meter = Meter()
     with endpoint_server(lambda *_: stream(pieces())) as server:
-        asyncio.run(leave(engine_of(server, meter=meter, price_input=1.0, price_output=1.0)))
+        asyncio.run(leave(engine_of(server, meter=meter, prices=(1.0, 1.0))))
         assert closed.wait(10)
     assert counts(meter, ENDPOINT_REQUESTS) == {("cancelled",): 1}
     num_prompt = -(-len(json.dumps(server.bodies[0])) // 4)

@@ -20,7 +20,7 @@ def _key(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_only_the_rows_below_the_threshold_cost_tokens_of_the_endpoint() -> None:
     meter = Meter()
     with endpoint_server(lambda *_: completion("a b", tokens=(21, 3))) as server:
-        second = endpoint_engine(server, meter=meter, price_input=1.0, price_output=10.0)
+        second = endpoint_engine(server, meter=meter, prices=(1.0, 10.0))
         engine = hybrid_of(nearest_engine(), second, timeout_s=5)
         known, other = answers_of(engine, KNOWN)[-1], answers_of(engine, SIMILAR)[-1]
         assert len(server.bodies) == 1
