@@ -7,7 +7,6 @@ from pydantic import Field, field_validator, model_validator
 from tailorbird.config.base import STORES, ConfigSection, with_scheme
 from tailorbird.config.formats.response_format import StructuredFormat
 
-
 MAX_ROWS_IN_MEMORY = 500_000
 """Maximum number of training rows in memory. More are tokenized once by Ray tasks and streamed from
 S3."""

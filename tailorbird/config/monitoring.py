@@ -6,7 +6,6 @@ from pydantic import Field, model_validator
 
 from tailorbird.config.base import ConfigSection
 
-
 WINDOW_DAYS = 7
 """Number of days of the request log in a monitoring window."""
 

@@ -12,7 +12,6 @@ from tailorbird.evaluation.statistics.effect import Effect, with_unseen
 from tailorbird.evaluation.statistics.paired import compare
 from tailorbird.evaluation.statistics.power import TARGET_POWER
 
-
 LIKELY_HARM = 0.2
 """One-sided level of a likely loss of a group."""
 
