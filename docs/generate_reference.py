@@ -108,9 +108,7 @@ def _fields_list(title: str, fields: Mapping[str, FieldInfo]) -> str:
 def _type(field: FieldInfo) -> str:
     choices = get_args(field.annotation)
     if _section(field):
-        return (
-            "`int` or section" if any(int in get_args(choice) for choice in choices) else "section"
-        )
+        return "section"
     if any(
         get_origin(choice) is Annotated and len(get_args(get_args(choice)[0])) > 1
         for choice in choices

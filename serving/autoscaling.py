@@ -11,6 +11,8 @@ from serving.served_tasks import RETRY_AFTER_S, SERVED_TASKS
 from tailorbird.config.serving import ServingConfig
 
 AUTOSCALING = {
+    "min_replicas": 1,
+    "max_replicas": 1,
     "target_ongoing_requests": 32.0,
     # Longer than the look-back period, so that requests that waited for a cold start do not count
     # as load.
@@ -48,8 +50,9 @@ def deployment_options(config: ServingConfig, *, task: str) -> dict[str, Any]:
         "num_gpus": config.gpus_per_replica,
     }
     placement: dict[str, object] = {}
+    options = dict(config.autoscaling)
     if config.max_replicas_per_node is not None:
-        placement = {"max_replicas_per_node": config.max_replicas_per_node}
+        placement = {"max_replicas_per_node": int(options.pop("max_replicas_per_node"))}
     if config.engine in served.actor_engines:
         # The engine's actors run in the replica's placement group and use its GPUs. The replica
         # itself uses no GPU.
@@ -60,11 +63,7 @@ def deployment_options(config: ServingConfig, *, task: str) -> dict[str, Any]:
         resources["num_gpus"] = 0
     return {
         "name": served.deployment,
-        "autoscaling_config": AutoscalingConfig(
-            min_replicas=config.min_replicas,
-            max_replicas=config.max_replicas,
-            **AUTOSCALING | config.autoscaling,
-        ),
+        "autoscaling_config": AutoscalingConfig(**AUTOSCALING | options),
         "max_ongoing_requests": config.max_requests(task) + SPARE_REQUESTS,
         "max_queued_requests": config.max_queued_requests,
         "backpressure_config": BackpressureConfig(status_code=429, retry_after_s=RETRY_AFTER_S),

@@ -126,9 +126,7 @@ class ChatRuntime:
         return place_weights(model, config, autocast=autocast)
 
     def attention(self, config: TrainingConfig) -> Attention:
-        return choose_attention(
-            config.attention, lm=self.lm, device=default_device(), dtype=compute_dtype(config)
-        )
+        return choose_attention(self.lm, device=default_device(), dtype=compute_dtype(config))
 
     def collate(
         self, config: TrainingConfig, window: TokenizedRows, rows: NDArray[np.int64]

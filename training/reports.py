@@ -17,7 +17,7 @@ class EpochReport:
     step_seconds: float  # time in training steps of this epoch
     total_seconds: float  # time in training steps of this and all earlier epochs
     padding_share: float  # share of padding in the computed tokens, in [0, 1]
-    attention: str = "dense"  # that was used: `flash` or `dense` (see `training.attention`)
+    attention: str = "dense"  # that was used: `flash` or `dense`
 
 
 @dataclass

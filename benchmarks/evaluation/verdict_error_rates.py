@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from benchmarks.harness import finish, print_table, standard_error
-from tailorbird.config.evaluation import GatesConfig, HybridConfig, SubgroupGateConfig
+from tailorbird.config.evaluation import GatesConfig, SubgroupGateConfig
 from tailorbird.evaluation.gates.cost import SECONDS_PER_HOUR, ServingUsage
 from tailorbird.evaluation.gates.prices import CostComparison, CostTerms, YearlyNet
 from tailorbird.evaluation.hybrid import FrozenHybrid, PartUsage, hybrid_usage, routed_to_second
@@ -189,7 +189,7 @@ def protocol(
         num_test_rows=num_rows,
         gates=gates,
         cost=prices,
-        hybrid=HybridConfig(by="cascade"),
+        hybrid="cascade",
     )
 
 

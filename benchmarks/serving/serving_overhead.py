@@ -116,7 +116,7 @@ def main(engine: str) -> None:
             if engine != "torch":
                 export_int8(version.uri, code=version.code, to=(folder / "exported").as_uri())
                 version = versions.register(TASK_URI, folder / "exported")
-            config = ServingConfig(min_replicas=cores, max_replicas=cores)
+            config = ServingConfig(autoscaling={"min_replicas": cores, "max_replicas": cores})
             url = rollout.deploy(config, task_uri=TASK_URI, version=version)
             command = [sys.executable, "-m", "benchmarks.serving.serving_overhead", "plain"]
             with server([*command, plain.uri], ready="/docs") as plain_url:

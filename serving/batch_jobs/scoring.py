@@ -23,7 +23,7 @@ from serving.batch_jobs.scorers import SCORERS
 from serving.batch_jobs.worker import PartScorer, columns_of
 from serving.http.schemas import BASELINE, CHAMPION
 from tailorbird import storage
-from tailorbird.config.serving import ServingConfig
+from tailorbird.config.serving import ANSWER_TIMEOUT_S, ServingConfig
 from tailorbird.data.parquet import open_parquet, parquet_files
 from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
 from tailorbird.registry.versions import calls_endpoint
@@ -189,12 +189,10 @@ def score_batch(
     return replace(scored, num_new=num_new, num_unanswered=num_unanswered)
 
 
-def request_limits(config: ServingConfig) -> RequestLimits:
+def request_limits(config: ServingConfig, *, task: str) -> RequestLimits:
     """Return the limits of a batch that a service starts. Its spend has the limit of the version,
     if it has one."""
-    return RequestLimits(
-        timeout_s=config.answer_timeout_s, max_concurrency=config.endpoint_concurrency
-    )
+    return RequestLimits(timeout_s=ANSWER_TIMEOUT_S, max_concurrency=config.batch_size(task))
 
 
 def _error(result: PartResult, *, batch: BatchSpec) -> Exception:
@@ -342,7 +340,8 @@ def _score_parts(
     if calls_endpoint(version):
         workers = 1
     else:
-        workers = max(1, min(len(parts), room, config.max_batch_workers or room))
+        # Replicas that the service starts later need room too.
+        workers = max(1, min(len(parts), room - config.max_replicas))
     # The batch starts with one worker, so it does not wait for cores that replicas use.
     pool = ray.data.ActorPoolStrategy(
         min_size=1, max_size=workers, initial_size=workers, max_tasks_in_flight_per_actor=2
@@ -350,7 +349,7 @@ def _score_parts(
     rows = [{"part": part.model_dump_json()} for part in parts]
     dataset = ray.data.from_items(rows, override_num_blocks=len(parts)).map(
         PartScorer,
-        fn_constructor_args=(batch, config, limits or request_limits(config)),
+        fn_constructor_args=(batch, config, limits or request_limits(config, task=version.task)),
         compute=pool,
         num_cpus=config.cpus_per_replica,
         num_gpus=gpus,

@@ -28,7 +28,7 @@ class VllmModel:
         """Load a version. Raises the errors of `version_files`, EngineNotInstalled, and the errors
         of vLLM."""
         require_installed()
-        files = version_files(version, merge_adapters=config.merge_adapters)
+        files = version_files(version)
         self.loaded = files.loaded
         with model_folder(files) as folder:
             options = server_options(files, config=config, folder=folder)

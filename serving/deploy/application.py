@@ -15,7 +15,7 @@ from tailorbird.registry.champion import ChosenBy
 from tailorbird.registry.versions import ModelVersion, PinnedVersion, spec_at
 
 IMPORT_PATH = "serving.app:build"
-USER_CONFIG_FIELDS = {"baseline", "challenger", "versions", "deploy_timeout_s"}
+USER_CONFIG_FIELDS = {"challenger", "versions"}
 """Fields of ServingConfig that are passed in `user_config`, so that a change does not restart the
 replicas."""
 
@@ -75,7 +75,7 @@ def _replica_config(
         for other in additional.others
         if other.digest != version.digest
     }
-    if config.baseline and is_baseline_served(
+    if is_baseline_served(
         additional.baseline, champion=version, shares_chat_base=config.shares_chat_base
     ):
         others[BASELINE] = version_ref(additional.baseline)
@@ -84,9 +84,7 @@ def _replica_config(
         **shown_of(verdict),
         challenger=_challenger(config, champion=version, challenger=additional.challenger),
         others=others,
-        serve_baseline=config.baseline,
         max_versions=max_versions(config, task=version.task),
-        deploy_timeout_s=config.deploy_timeout_s,
     )
 
 
@@ -182,15 +180,15 @@ def standalone_application(
     """Return a separate application for the version, with one replica and the arguments of
     `previous`."""
     name = f"{previous.name}_candidate"  # recipe names cannot contain an underscore
-    serving = previous.args.get("serving", {}) | {"min_replicas": 1, "max_replicas": 1}
+    serving = dict(previous.args.get("serving", {}))
+    serving.pop("autoscaling", None)
     update = {
         "name": name,
         "route_prefix": f"/{name}",
         "runtime_env": {"working_dir": version.code},
         "args": previous.args | {"serving": serving},
     }
-    timeout_s = replica_config(previous).deploy_timeout_s
-    config = ReplicaConfig(champion=version_ref(version), deploy_timeout_s=timeout_s)
+    config = ReplicaConfig(champion=version_ref(version))
     return with_replicas(previous.model_copy(update=update), config)
 
 

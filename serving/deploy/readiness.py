@@ -14,6 +14,7 @@ from serving.deploy.serve_client import DeployError, OverwrittenError, VersionRe
 from serving.deploy.serve_schema import ApplicationDetails, ServeApplication
 from serving.http.schemas import Readiness
 from serving.replica.config import config_id
+from tailorbird.config.serving import DEPLOY_TIMEOUT_S
 
 FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
 FAILED_HOLDS_S = 5
@@ -49,7 +50,7 @@ def wait_ready(application: ServeApplication, *, progress: ProgressReporter) -> 
     replicas, and include each running replica.
 
     Raises DeployError with Serve's message if Serve reports a failure, or after
-    `serving.deploy_timeout_s`; VersionRefusedError if a replica cannot load the version; and
+    `DEPLOY_TIMEOUT_S`; VersionRefusedError if a replica cannot load the version; and
     OverwrittenError as `declared_details` does.
     """
     name = application.name
@@ -58,7 +59,7 @@ def wait_ready(application: ServeApplication, *, progress: ProgressReporter) -> 
     config = replica_config(application)
     wanted = config_id(application.user_config)
     digest = config.champion.digest
-    deadline = time.monotonic() + config.deploy_timeout_s
+    deadline = time.monotonic() + DEPLOY_TIMEOUT_S
     failed_at: float | None = None
     reported = ""
     in_a_row = 0
@@ -95,9 +96,9 @@ def wait_ready(application: ServeApplication, *, progress: ProgressReporter) -> 
             reported = line
         time.sleep(serve_client.POLL_S)
     raise DeployError(
-        f"{name} did not answer with digest {digest} in {config.deploy_timeout_s:g} s: "
-        f"{serve_client.application_status(name)}; if it only needs more time, raise "
-        "serving.deploy_timeout_s"
+        f"{name} did not answer with digest {digest} in {DEPLOY_TIMEOUT_S:g} s: "
+        f"{serve_client.application_status(name)}; give the cluster room for its replicas, and run "
+        "the command again"
     )
 
 

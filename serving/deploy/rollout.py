@@ -189,9 +189,7 @@ def switch_version(
     config = replica_config(previous)
     same_base = versions_on_same_base(version, task_uri=task_uri, limit=config.max_versions)
     refs = {other.version: version_ref(other) for other in same_base}
-    if config.serve_baseline and is_baseline_served(
-        baseline, champion=version, shares_chat_base=previous.shares_chat_base
-    ):
+    if is_baseline_served(baseline, champion=version, shares_chat_base=previous.shares_chat_base):
         refs[BASELINE] = version_ref(baseline)
     challenger = config.challenger
     is_promoted = challenger is not None and challenger.digest in (

@@ -43,13 +43,13 @@ class ServeApplication(_Schema):
     @property
     def max_replicas(self) -> int:
         """Return the maximum number of replicas."""
-        return int(self.args.get("serving", {}).get("max_replicas", 1))
+        autoscaling = self.args.get("serving", {}).get("autoscaling", {})
+        return int(autoscaling.get("max_replicas", 1))
 
     @property
     def shares_chat_base(self) -> bool:
         """Return `ServingConfig.shares_chat_base` of the application."""
-        serving = self.args.get("serving", {})
-        return serving.get("engine") == "vllm" and not serving.get("merge_adapters", False)
+        return bool(self.args.get("serving", {}).get("engine") == "vllm")
 
     @property
     def user_config(self) -> Json:

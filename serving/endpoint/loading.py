@@ -9,19 +9,16 @@ from serving.endpoint.classifier import EndpointClassifier
 from serving.endpoint.upstream import Limits, Upstream
 from serving.engines.model_pool import ClassifierEngine
 from serving.http.metrics import Meter
-from tailorbird.config.serving import ServingConfig
+from tailorbird.config.serving import ANSWER_TIMEOUT_S, ServingConfig
 
 if TYPE_CHECKING:
     from tailorbird.models.retrieval.index import RetrievalIndex
     from tailorbird.registry.versions import ModelVersion
 
 
-def endpoint_limits(config: ServingConfig) -> Limits:
-    """Return the limits of a replica: its part of the requests to an endpoint at the same time, at
-    least one."""
-    return Limits(
-        max(1, config.endpoint_concurrency // config.max_replicas), config.answer_timeout_s
-    )
+def endpoint_limits(config: ServingConfig, *, task: str) -> Limits:
+    """Return the limits of a replica for its requests to an endpoint."""
+    return Limits(config.batch_size(task), ANSWER_TIMEOUT_S)
 
 
 def load_chat(
@@ -29,7 +26,7 @@ def load_chat(
 ) -> EndpointChatEngine:
     """Return the engine of a chat version. Raises EndpointKeyMissing if the replica has no API key
     for the endpoint."""
-    limits = endpoint_limits(config)
+    limits = endpoint_limits(config, task="chat")
     upstream = Upstream(version, limits=limits, meter=meter)
     return EndpointChatEngine(
         version, upstream=upstream, concurrency=limits.concurrency, index=_index(version)

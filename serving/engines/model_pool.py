@@ -80,13 +80,11 @@ class ModelPool:
         batch_size: int,
         meter: Meter,
         load_endpoint: "Callable[[ModelVersion], ClassifierEngine]",
-        fallback_timeout_s: float = ANSWER_TIMEOUT_S,
     ) -> None:
         self._worker = worker
         self._batch_size = batch_size
         self._meter = meter
         self._load_endpoint = load_endpoint
-        self._fallback_timeout_s = fallback_timeout_s
         self._shared: dict[tuple[str, str], _SharedBase] = {}
 
     def load(self, uri: str, digest: str) -> ClassifierEngine:
@@ -153,7 +151,7 @@ class ModelPool:
             *(part.submit_each or failing_together(part.submit) for part in parts),
             version=version.version,
             routing=hybrid.routing,
-            timeout_s=self._fallback_timeout_s,
+            timeout_s=ANSWER_TIMEOUT_S,
             unload_parts=unload_parts,
         )
         return ClassifierEngine(

@@ -110,7 +110,7 @@ class VllmPool:
         starts or the GPU has no room for another one.
         """
         require_installed()
-        files = version_files(version, merge_adapters=self._config.merge_adapters)
+        files = version_files(version)
         if files.shares_base:
             server = self._acquire(version, lora_rank=files.lora_rank)
         else:
@@ -142,7 +142,7 @@ class VllmPool:
         except RayError as error:
             raise RuntimeError(
                 f"vLLM cannot load the adapter of version {version.version}: {_cause(error)}; if "
-                "vLLM does not support it, set serving.merge_adapters"
+                "vLLM does not support it, train with method: full"
             ) from None
         return name
 
@@ -325,7 +325,7 @@ class VersionFiles:
         return 0
 
 
-def version_files(version: "ModelVersion", *, merge_adapters: bool) -> VersionFiles:
+def version_files(version: "ModelVersion") -> VersionFiles:
     """Download (once per node) and check a version and its base model, without loading weights.
 
     Raises the errors of `checked_copy` and `load_retrieval_index`.
@@ -344,9 +344,7 @@ def version_files(version: "ModelVersion", *, merge_adapters: bool) -> VersionFi
         version=version,
         index=load_retrieval_index(folder, retrieval=version.prompting.retrieval, device="cpu"),
     )
-    merges = version.spec.base == "adapter" and merge_adapters
-    shares_base = version.shares_base and not merges
-    return VersionFiles(loaded=loaded, folder=folder, base=base, shares_base=shares_base)
+    return VersionFiles(loaded=loaded, folder=folder, base=base, shares_base=version.shares_base)
 
 
 def server_options(files: VersionFiles, *, config: ServingConfig, folder: Path) -> ServerOptions:
@@ -381,26 +379,17 @@ def model_folder(files: VersionFiles) -> Iterator[Path]:
     Face Hub.
 
     It is the folder of a shared base model. Changed weights are linked, so that no other process
-    loads them. An adapter that is not applied separately is merged into the weights, as in the
-    evaluation.
+    loads them.
     """
     if files.shares_base:
         yield files.base
         return
     with tempfile.TemporaryDirectory(prefix="tailorbird-vllm-") as temporary:
         model = Path(temporary)
-        if files.loaded.version.spec.base == "changed":
-            for file in files.base.iterdir():
-                if not file.name.endswith(WEIGHT_FILES):
-                    (model / file.name).symlink_to(file.resolve())
-            (model / "model.safetensors").symlink_to((files.folder / "model.safetensors").resolve())
-        else:
-            from tailorbird.models.loading import LoadedChat, load_version
-
-            loaded = load_version(files.loaded.version, device="cpu")
-            assert isinstance(loaded, LoadedChat)
-            loaded.lm.save_pretrained(model)
-            loaded.tokenizer.save_pretrained(model)
+        for file in files.base.iterdir():
+            if not file.name.endswith(WEIGHT_FILES):
+                (model / file.name).symlink_to(file.resolve())
+        (model / "model.safetensors").symlink_to((files.folder / "model.safetensors").resolve())
         yield model
 
 

@@ -112,7 +112,7 @@ class ServerOptions:
             if rank is None:
                 raise ValueError(
                     f"vLLM serves adapters of rank up to {LORA_RANKS[-1]}, not "
-                    f"{self.max_lora_rank}; set serving.merge_adapters"
+                    f"{self.max_lora_rank}; train with a lower training.lora_r"
                 )
             kwargs |= {"enable_lora": True, "max_lora_rank": rank, "max_loras": self.max_loras}
         return kwargs | dict(self.options)

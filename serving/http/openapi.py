@@ -10,11 +10,11 @@ from pydantic.json_schema import models_json_schema
 
 from serving.http import chat_schemas, schemas
 from serving.http.asgi import HTML, ID, JSON, Route
-from tailorbird.config.serving import MAX_TEXT_BYTES, ServingConfig
+from tailorbird.config.serving import MAX_BODY_BYTES, MAX_TEXT_BYTES, MAX_TEXTS, ServingConfig
 
 REF = "#/components/schemas/{model}"
 PER_TEXT_FIELDS = ("input", "attributes")
-"""Fields of ClassifyRequest with one entry per text, whose length `serving.max_texts` limits."""
+"""Fields of ClassifyRequest with one entry per text, whose length `MAX_TEXTS` limits."""
 ERROR_DESCRIPTIONS = {
     400: "The body is not JSON, a field is not supported, or a header is not UTF-8. The message "
     "names the field or the header.",
@@ -25,7 +25,7 @@ ERROR_DESCRIPTIONS = {
     "`request_log` (feedback), `batch_prefixes` (batches) or `api_keys` (console).",
     408: "The body did not arrive within 20 s.",
     409: "The batch exists with other columns, or has already ended and cannot be cancelled.",
-    413: "The body has more than {max_body_bytes} bytes, or too many JSON values. The message "
+    413: f"The body has more than {MAX_BODY_BYTES} bytes, or too many JSON values. The message "
     "gives the limit.",
     422: "A field is missing, unknown or out of range, or a text is too large. The message names "
     "the field.",
@@ -103,7 +103,7 @@ def openapi(routes: Mapping[str, Route], *, config: ServingConfig) -> Schema:
     missing = sorted(set(routes) - set(OPERATIONS))
     assert not missing, f"OPERATIONS lacks {missing}"
     components: Schema = {
-        "schemas": _schemas(routes, config=config),
+        "schemas": _schemas(routes),
         "responses": {"Error": _error()},
     }
     if config.api_keys is not None:
@@ -129,10 +129,7 @@ def openapi(routes: Mapping[str, Route], *, config: ServingConfig) -> Schema:
             for path, route in routes.items()
         },
         "components": components,
-        "x-errors": {
-            str(status): text.format(max_body_bytes=config.max_body_bytes)
-            for status, text in ERROR_DESCRIPTIONS.items()
-        },
+        "x-errors": {str(status): text for status, text in ERROR_DESCRIPTIONS.items()},
     }
 
 
@@ -157,7 +154,7 @@ def _operation(path: str, route: Route, *, config: ServingConfig) -> Schema:
             }
         ]
     if operation.request is not None:
-        text = f"At most {config.max_body_bytes} bytes."
+        text = f"At most {MAX_BODY_BYTES} bytes."
         if operation.request is schemas.ClassifyRequest:
             text += f" A text has at most {MAX_TEXT_BYTES} bytes."
         content = {JSON: {"schema": _ref(operation.request), "example": operation.example}}
@@ -204,8 +201,8 @@ def _error() -> Schema:
     }
 
 
-def _schemas(routes: Mapping[str, Route], *, config: ServingConfig) -> Schema:
-    """Return the schemas of all requests and responses, with the recipe's limits."""
+def _schemas(routes: Mapping[str, Route]) -> Schema:
+    """Return the schemas of all requests and responses."""
     models: list[type[BaseModel]] = [schemas.ErrorBody]
     for path in routes:
         operation = OPERATIONS[path]
@@ -216,7 +213,7 @@ def _schemas(routes: Mapping[str, Route], *, config: ServingConfig) -> Schema:
         for name in PER_TEXT_FIELDS:
             for kind in components["ClassifyRequest"]["properties"][name]["anyOf"]:
                 if kind.get("type") == "array":
-                    kind |= {"minItems": 1, "maxItems": config.max_texts}
+                    kind |= {"minItems": 1, "maxItems": MAX_TEXTS}
     return components
 
 

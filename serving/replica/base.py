@@ -51,7 +51,7 @@ from serving.request_log.log import RequestLog
 from serving.request_log.schema import FeedbackEntry, LogEntry
 from serving.request_log.write_ahead_log import write_ahead_log_folder
 from serving.version_checks import require_shipped_code
-from tailorbird.config.serving import ServingConfig
+from tailorbird.config.serving import MAX_BODY_BYTES, ServingConfig
 from tailorbird.evaluation.verdict.formatting import model_name
 from tailorbird.registry.versions import ModelVersion
 from tailorbird.storage.paths import TaskPaths
@@ -228,7 +228,7 @@ class Replica(Generic[EngineT]):
         routes |= task_console(self._paths, has_keys=self._authenticator is not None)
         app = http_app(
             with_api_docs(routes, config=self._config),
-            max_body_bytes=self._config.max_body_bytes,
+            max_body_bytes=MAX_BODY_BYTES,
             authenticate=self._authenticate,
             admit=self._admit,
             lifespan=self._lifespan,

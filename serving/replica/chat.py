@@ -30,7 +30,7 @@ from serving.replica.generation import (
 from serving.replica.served_versions import ServedVersions
 from serving.replica.shadow import ShadowRunner
 from serving.version_checks import require_digest
-from tailorbird.config.serving import ServingConfig
+from tailorbird.config.serving import ANSWER_TIMEOUT_S, ServingConfig
 from tailorbird.data.conversations import context_json
 from tailorbird.data.rows import DataError
 from tailorbird.registry.draws import draw_secret
@@ -325,5 +325,6 @@ class _Loader:
             first.end()
             raise
         limit = self._config.max_new_tokens
-        timeout_s = self._config.answer_timeout_s
-        return HybridChatEngine(version, (first, second), max_new_tokens=limit, timeout_s=timeout_s)
+        return HybridChatEngine(
+            version, (first, second), max_new_tokens=limit, timeout_s=ANSWER_TIMEOUT_S
+        )

@@ -22,7 +22,7 @@ from serving.replica.config import CHALLENGER
 from serving.replica.served_versions import ServedVersions
 from serving.replica.shadow import QUIET_S, ShadowRunner
 from serving.request_log.schema import top_classes
-from tailorbird.config.serving import MAX_TEXT_BYTES
+from tailorbird.config.serving import MAX_TEXT_BYTES, MAX_TEXTS
 from tailorbird.registry.draws import draw_secret
 from tailorbird.registry.versions import ModelVersion, calls_endpoint
 
@@ -37,13 +37,13 @@ class Classifier:
         self._config = configure_process(config)
         worker = ThreadPoolExecutor(1, thread_name_prefix="model")
         meter = Meter()
-        load_endpoint = partial(load_classifier, limits=endpoint_limits(self._config), meter=meter)
+        limits = endpoint_limits(self._config, task="classification")
+        load_endpoint = partial(load_classifier, limits=limits, meter=meter)
         pool = ModelPool(
             worker=worker,
             batch_size=self._config.batch_size("classification"),
             meter=meter,
             load_endpoint=load_endpoint,
-            fallback_timeout_s=self._config.answer_timeout_s,
         )
         versions = ServedVersions(
             pool.load, read_secret=partial(draw_secret, task_uri), unload=pool.unload
@@ -67,9 +67,7 @@ class Classifier:
 
     async def _classify(self, body: bytes, request_id: str) -> tuple[int, bytes]:
         context = self._replica.begin("classify", request_id)
-        request = parse_request(
-            body, max_texts=self._config.max_texts, max_text_bytes=MAX_TEXT_BYTES
-        )
+        request = parse_request(body, max_texts=MAX_TEXTS, max_text_bytes=MAX_TEXT_BYTES)
         require_loggable_subject(request.subject, log=self._replica.log)
         engine, context = self._replica.assign(
             context, model=request.model, subject=request.subject

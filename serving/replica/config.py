@@ -8,7 +8,6 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict
 
 from serving.http.schemas import CHAMPION
-from tailorbird.config.serving import DEPLOY_TIMEOUT_S
 from tailorbird.registry.draws import CODES, draw_code
 
 CHALLENGER = "challenger"
@@ -58,12 +57,8 @@ class ReplicaConfig(_Config):
     challenger: Challenger | None = None
     others: dict[str, VersionRef] = {}
     """Other versions, by the name that selects them in requests."""
-    serve_baseline: bool = True
-    """`serving.baseline` of the recipe, for the next `switch_version`."""
     max_versions: int = 0
     """`serving.versions` of the recipe, for the next `switch_version`."""
-    deploy_timeout_s: float = DEPLOY_TIMEOUT_S
-    """`serving.deploy_timeout_s` of the recipe, for this deploy and the next `switch_version`."""
 
     @property
     def versions(self) -> dict[str, VersionRef]:

@@ -20,6 +20,7 @@ from tailorbird.checks.preflight_gates import check_documents, check_gates, chec
 from tailorbird.checks.preflight_memory import check_memory
 from tailorbird.checks.preflight_power import check_power
 from tailorbird.checks.result import CheckResult, fault, note, ok, passes
+from tailorbird.config.data import MAX_ROWS_IN_MEMORY
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.task_rules import TASKS
@@ -111,19 +112,15 @@ def _tables(recipe: Recipe, facts: PreflightFacts) -> Iterator[CheckResult]:
         )
         yield ok(f"data.{table.split}", text)
     train = sum(table.num_rows for table in facts.tables if table.split == "train")
-    if train > recipe.data.stream_above_rows and recipe.data.validation is None:
+    if train > MAX_ROWS_IN_MEMORY and recipe.data.validation is None:
         text = f"{train:,} training rows are streamed, which requires data.validation and data.test"
-        yield fault("data.validation", text, "set both, or raise data.stream_above_rows")
-    if train > recipe.data.stream_above_rows and recipe.training.with_retrieved:
+        yield fault("data.validation", text, "set both")
+    if train > MAX_ROWS_IN_MEMORY and recipe.training.with_retrieved:
         text = (
             f"{train:,} training rows are streamed, but training.with_retrieved requires them in "
             "memory"
         )
-        yield fault(
-            "training.with_retrieved",
-            text,
-            "raise data.stream_above_rows, or remove with_retrieved",
-        )
+        yield fault("training.with_retrieved", text, "remove it, or name fewer files in data.train")
 
 
 def check_requests(config: EvaluationConfig, facts: PreflightFacts) -> Iterator[CheckResult]:
@@ -296,7 +293,7 @@ def _too_few(cluster: Cluster, worker: Resources, *, wanted: str, have: int) -> 
         remedy = "lower training.cpus_per_worker or gpus_per_worker, or add larger nodes"
     else:
         text = f"there is no room for {wanted}: the cluster has room for {have}"
-        remedy = "lower training.num_workers, set it to {min, max}, or add nodes"
+        remedy = "lower training.num_workers, set it to [min, max], or add nodes"
     if cluster.node_types is None:
         text += ", and Ray reports no autoscaler"
         remedy += "; if Kubernetes adds nodes, start them first (minReplicas) and check again"

@@ -201,8 +201,7 @@ def check_prices(recipe: Recipe) -> Iterator[CheckResult]:
     missing = {
         "evaluation.cost.price_per_cpu_hour": cost.price_per_cpu_hour is None,
         "evaluation.cost.price_per_gpu_hour": on_gpu and cost.price_per_gpu_hour is None,
-        "evaluation.endpoint.price_input and price_output": endpoint is not None
-        and endpoint.price_input is None,
+        "evaluation.endpoint.prices": endpoint is not None and endpoint.prices is None,
     }
     names = [name for name, holds in missing.items() if holds]
     if names:

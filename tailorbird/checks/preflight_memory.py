@@ -9,6 +9,7 @@ from cluster.resources import worker_resources
 from tailorbird.checks.doctor import GIB
 from tailorbird.checks.preflight_facts import Cluster, PreflightFacts
 from tailorbird.checks.result import CheckResult, fault, note, ok
+from tailorbird.config.evaluation import RETRIEVED_EXAMPLES, RETRIEVED_TOKENS
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.task_rules import TASKS
 from tailorbird.config.training import TrainingConfig
@@ -101,12 +102,9 @@ def _longest_training_row(recipe: Recipe) -> int:
     """Return the maximum tokens of a training row, including retrieved examples of at most
     `data.max_length` each."""
     max_length = recipe.data.max_length
-    evaluation = recipe.evaluation
     if not recipe.training.with_retrieved:
         return max_length
-    return max_length + min(
-        evaluation.retrieved_tokens, max(evaluation.retrieved_examples) * max_length
-    )
+    return max_length + min(RETRIEVED_TOKENS, max(RETRIEVED_EXAMPLES) * max_length)
 
 
 def tried_configs(recipe: Recipe) -> list[TrainingConfig]:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 
@@ -46,7 +46,7 @@ from tailorbird.evaluation.verdict.inputs import (
     model_predictions,
     require_valid_scores,
 )
-from tailorbird.evaluation.verdict.protocol import build_protocol
+from tailorbird.evaluation.verdict.protocol import VALID_DAYS, build_protocol
 from tailorbird.evaluation.verdict.reach import reach_verdict
 from tailorbird.evaluation.verdict.runtime_equivalence import evaluate_equivalence
 from tailorbird.registry.test_set_ledger import recount_access
@@ -56,7 +56,8 @@ from tailorbird.storage.code_files import code_sha256, runtime_files
 from tailorbird.storage.paths import parse_run_uri
 
 NEEDED = (EVIDENCE_FILE, PROTOCOL_FILE, FAMILY_FILE, *evidence_files.PAGES)
-RECOMPUTED = "the recomputed value is"
+Part = tuple[str, object, object]
+"""The path of a part of the evidence, its stated value and the value that it must have."""
 
 
 def verify_evidence(uri: str) -> tuple[str, ...]:
@@ -71,10 +72,6 @@ def verify_evidence(uri: str) -> tuple[str, ...]:
     if not any(storage.exists(f"{uri}/{name}") for name in (MANIFEST, EVIDENCE_FILE)):
         missing = f"{uri} has neither {MANIFEST} nor {EVIDENCE_FILE}"
         raise ValueError(f"{missing}; give the URI of a finished run or a version")
-    try:
-        registration = Preregistration.model_validate(read_value(f"{uri}/{PROTOCOL_FILE}"))
-    except ValueError:
-        registration = None
     stored = read_value(f"{uri}/{EVIDENCE_FILE}")
     try:
         evidence = Evidence.model_validate(stored)
@@ -88,25 +85,14 @@ def verify_evidence(uri: str) -> tuple[str, ...]:
     faults = list(verify_files.file_faults(uri, needed=NEEDED, tables=names))
     tables, unreadable = verify_files.load_readable_tables(uri)
     faults += unreadable
-    checks: tuple[Callable[[], Iterator[str]], ...] = (
-        lambda: differences(stored, evidence, at="", other="the parsed value is"),
-        lambda: _subject_faults(uri, evidence=evidence),
-        lambda: _protocol_faults(evidence, registration=registration),
-        lambda: _family_faults(uri, evidence=evidence),
-        lambda: _validation_faults(evidence, tables=tables),
-        lambda: _headroom_faults(evidence, tables=tables),
-        lambda: _hybrid_faults(evidence, tables=tables),
-        lambda: _verdict_faults(evidence, tables=tables),
-        lambda: verify_files.trained_rows_faults(evidence),
-        lambda: _test_access_faults(evidence),
-        lambda: verify_files.evaluated_faults(evidence),
-        lambda: verify_files.model_faults(evidence.base_model, what="base model"),
-        lambda: verify_files.model_faults(evidence.retrieval_encoder, what="retrieval encoder"),
-        lambda: verify_files.code_faults(evidence.code),
-    )
-    for check in checks:
-        with damage_as_fault(EVIDENCE_FILE, faults):
-            faults += check()
+    with damage_as_fault(EVIDENCE_FILE, faults):
+        faults += _differences(_parts(stored, uri, evidence=evidence, tables=tables))
+    with damage_as_fault(EVIDENCE_FILE, faults):
+        faults += verify_files.trained_rows_faults(evidence)
+        faults += verify_files.evaluated_faults(evidence)
+        faults += verify_files.model_faults(evidence.base_model, what="base model")
+        faults += verify_files.model_faults(evidence.retrieval_encoder, what="retrieval encoder")
+        faults += verify_files.code_faults(evidence.code)
     if faults and evidence.code.sha256 != code_sha256(runtime_files(PROJECT_ROOT)):
         faults.insert(
             0, f"this is not the code of the run: verify again with the code at {evidence.code.uri}"
@@ -124,7 +110,7 @@ def damage_as_fault(file: str, faults: list[str]) -> Iterator[None]:
     except VerdictRefused as error:
         faults.append(f"the verdict is refused: {error}")
     except verify_files.UNREADABLE as error:
-        faults.append(f"{file} is damaged: {type(error).__name__}: {error}")
+        faults.append(f"{file} cannot be verified: {type(error).__name__}: {error}")
 
 
 def restore_pages(uri: str) -> tuple[str, ...]:
@@ -152,125 +138,162 @@ def restore_pages(uri: str) -> tuple[str, ...]:
     return tuple(changed)
 
 
-def _subject_faults(uri: str, *, evidence: Evidence) -> Iterator[str]:
-    """Check that the evidence is that of the run or the version at the URI.
+def _differences(parts: Iterator[Part]) -> Iterator[str]:
+    for path, stated, expected in parts:
+        yield from differences(stated, expected, at=path, other="it must be")
 
-    The files of the versions in the evidence are checked against their digests by
-    `verify_files.evaluated_faults`.
+
+def _parts(
+    stored: object, uri: str, *, evidence: Evidence, tables: Mapping[str, Predictions]
+) -> Iterator[Part]:
+    """Yield the parts of the evidence with their values from the registration, the frozen family,
+    the predictions and the test-set ledger.
+
+    Versions have their files checked by `verify_files.evaluated_faults`.
     """
-    versions = [version.uri for version in evidence.versions.values()]
-    if uri not in (evidence.run, *versions):
-        yield (
-            f"this is the evidence of {evidence.run} and its versions {', '.join(versions)}, not "
-            f"of {uri}"
-        )
+    subjects = [evidence.run, *(version.uri for version in evidence.versions.values())]
+    yield "the subject", uri in subjects, True
+    yield "", stored, evidence
+    yield from _registered_parts(uri, evidence=evidence)
+    yield from _test_access_parts(evidence)
+    yield from _family_parts(uri, evidence=evidence)
+    yield from _validation_parts(evidence, tables=tables)
+    yield from _verdict_parts(evidence, tables=tables)
 
 
-def _protocol_faults(evidence: Evidence, *, registration: Preregistration | None) -> Iterator[str]:
-    """Compare the evidence with the test protocol that was registered before training."""
-    if registration is None:
-        yield (
-            f"{PROTOCOL_FILE} is missing or damaged, so the test protocol registered before "
-            "training is unknown"
-        )
-        return
+def _registered_parts(uri: str, *, evidence: Evidence) -> Iterator[Part]:
+    """Yield the parts that were registered before training."""
+    registration = Preregistration.model_validate(read_value(f"{uri}/{PROTOCOL_FILE}"))
     recipe = registration.recipe
     sha256 = request_digest(registration)
-    if registration.request_sha256 != sha256:
-        stated = registration.request_sha256
-        yield f"{PROTOCOL_FILE} was changed: the digest of its request is {sha256}, not {stated}"
+    yield f"the digest of the request in {PROTOCOL_FILE}", registration.request_sha256, sha256
     name = run_name(sha256, champion=registration.champion)
-    if evidence.run.rpartition("/")[2] != name:
-        yield f"{evidence.run} is not the run of this protocol, which is {name}"
+    yield "the name of the run", evidence.run.rpartition("/")[2], name
     anchor = evidence.family.anchor
-    pairs = {
-        "base_model": (evidence.base_model, registration.base_model),
-        "anchor": (anchor and anchor.uri, registration.anchor),
-        "champion": (evidence.champion, registration.champion),
-        "code": (evidence.code.sha256, registration.code),
-        "data.sha256": (
-            {split: evidence.data.sha256.get(split) for split in registration.data},
-            registration.data,
-        ),
-        "protocol": (evidence.protocol, registration.protocol),
-        "recipe": (evaluated_recipe(evidence.recipe), evaluated_recipe(recipe)),
-        "requested_by": (evidence.requested_by, registration.requested_by),
-        "retrieval_encoder": (evidence.retrieval_encoder, registration.retrieval_encoder),
-        "trained_rows": (evidence.trained_rows, registration.trained_rows),
-    }
-    for part, (value, registered) in pairs.items():
-        yield from differences(value, registered, at=part, other=f"in {PROTOCOL_FILE} it is")
+    data = {split: evidence.data.sha256.get(split) for split in registration.data}
+    yield "base_model", evidence.base_model, registration.base_model
+    yield "anchor", anchor and anchor.uri, registration.anchor
+    yield "champion", evidence.champion, registration.champion
+    yield "code", evidence.code.sha256, registration.code
+    yield "data.sha256", data, registration.data
+    yield "protocol", evidence.protocol, registration.protocol
+    yield "recipe", evaluated_recipe(evidence.recipe), evaluated_recipe(recipe)
+    yield "requested_by", evidence.requested_by, registration.requested_by
+    yield "retrieval_encoder", evidence.retrieval_encoder, registration.retrieval_encoder
+    yield "trained_rows", evidence.trained_rows, registration.trained_rows
     incumbent = evidence.versions["incumbent"].uri
-    if evidence.champion not in (None, incumbent):
-        yield (
-            f"the incumbent is {incumbent}; it must be the champion of the run, {evidence.champion}"
-        )
+    yield "the incumbent", incumbent, evidence.champion or incumbent
     # Detect a protocol that was weakened afterwards in both files.
-    protocol = evidence.protocol
-    rebuilt = build_protocol(
+    suites = {}
+    for split, sha256 in registration.data.items():
+        if split.startswith(SUITE_PREFIX):
+            suites[split.removeprefix(SUITE_PREFIX)] = sha256
+    protocol = build_protocol(
         recipe.evaluation,
         serving=recipe.serving,
-        test_sha256=protocol.test_sha256,
-        num_test_rows=protocol.num_test_rows,
-        suites={
-            name.removeprefix(SUITE_PREFIX): sha256
-            for name, sha256 in registration.data.items()
-            if name.startswith(SUITE_PREFIX)
-        },
+        test_sha256=evidence.protocol.test_sha256,
+        num_test_rows=evidence.protocol.num_test_rows,
+        suites=suites,
     )
-    yield from differences(protocol, rebuilt, at="protocol", other="the recipe gives")
+    yield "protocol", evidence.protocol, protocol
 
 
-def _family_faults(uri: str, *, evidence: Evidence) -> Iterator[str]:
-    """Compare the models of the evidence with those that were frozen before the test rows were
-    read."""
+def _test_access_parts(evidence: Evidence) -> Iterator[Part]:
+    """Yield the test-set access, which gives the level, and the expiry of the verdict."""
+    stated = evidence.test_access
+    paths, _ = parse_run_uri(evidence.run)
+    entry = recount_access(paths.task_uri, access=stated)
+    if entry is None:
+        raise ValueError(
+            f"the test-set ledger {paths.test_set_ledger} does not contain this access"
+        )
+    expires = datetime.fromisoformat(entry.at) + timedelta(days=VALID_DAYS)
+    yield "test_access", stated, entry
+    yield "test_access.models", stated.models, [model.uri for model in evidence.family.models]
+    yield "test_access.protocol", stated.protocol, digest(evidence.protocol)
+    yield "expires_at", evidence.expires_at, expires.isoformat(timespec="seconds")
+
+
+def _family_parts(uri: str, *, evidence: Evidence) -> Iterator[Part]:
+    """Yield the models that were frozen before the test rows were read."""
     frozen = read_value(f"{uri}/{FAMILY_FILE}")
     if not isinstance(frozen, dict):
-        yield (
-            f"{FAMILY_FILE} is missing or damaged, so the models frozen before the test are unknown"
-        )
-        return
-    yield from differences(evidence.family, frozen, at="family", other=f"in {FAMILY_FILE} it is")
-    models = {model.role: model for model in evidence.family.models}
-    if missing := {*models, "incumbent"} - set(evidence.versions):
-        yield f"evidence.json has no version of the models: {', '.join(sorted(missing))}"
+        raise ValueError(f"{FAMILY_FILE} is missing or damaged")
+    family = evidence.family
+    yield "family", family, frozen
+    models = {model.role: model for model in family.models}
+    missing = {*models, "incumbent"} - set(evidence.versions)
+    yield "the models without a version", sorted(missing), []
     validation = {score.role: score.validation for score in evidence.scores if score.role in ROLES}
-    frozen_scores = {role: models[role].validation for role in evidence.family.compared_roles}
-    yield from differences(
-        validation, frozen_scores, at="scores on validation", other=f"in {FAMILY_FILE} it is"
-    )
+    frozen_scores = {role: models[role].validation for role in family.compared_roles}
+    yield "scores on validation", validation, frozen_scores
     selected = other_baselines(_baselines(evidence))
     expected = [(baseline.kind, baseline.validation) for baseline in selected.tested]
-    parts = evidence.family.hybrid.parts if evidence.family.hybrid else ()
-    further = [model for model in evidence.family.models if model.role not in ROLES]
+    parts = family.hybrid.parts if family.hybrid else ()
+    further = [model for model in family.models if model.role not in ROLES]
     stated = [(model.kind, model.validation) for model in further[: len(expected)]]
-    yield from differences(
-        stated, expected, at="the other models", other="by the scores on validation they are"
-    )
+    yield "the other models", stated, expected
     added = [model.role for model in further[len(expected) :] if model.role not in parts]
-    yield from differences(
-        added, [], at="the models after them", other="only parts of the hybrid are allowed, not"
-    )
-    replacing = evidence.family.replacing
-    yield from differences(
-        replacing, selected.replacing, at="family.replacing", other="by the scores it is"
-    )
+    yield "the models after them that are no parts of the hybrid", added, []
+    yield "family.replacing", family.replacing, selected.replacing
 
 
-def _validation_faults(evidence: Evidence, *, tables: Mapping[str, Predictions]) -> Iterator[str]:
-    """Compare the scores on validation of the frozen models with those of the stored
-    predictions."""
-    for model in evidence.family.models:
+def _validation_parts(evidence: Evidence, *, tables: Mapping[str, Predictions]) -> Iterator[Part]:
+    """Yield the scores on validation of the frozen models, the headroom and the hybrid."""
+    protocol = evidence.protocol
+    family = evidence.family
+    for model in family.models:
         table = tables.get(f"{model.role}_{VALIDATION}")
         if table is None:
             continue  # only the parts of a possible hybrid have a table
-        score = score_table(evidence.protocol.metric, table)
-        if abs(score - model.validation) > rounding_tolerance(evidence.protocol.metric, table):
-            stated = (
-                f"the score of the {model.role} on validation is {model.validation:.4f} in "
-                f"{FAMILY_FILE}"
-            )
-            yield f"{stated}, but its stored predictions score {score:.4f}"
+        score = score_table(protocol.metric, table)
+        if abs(score - model.validation) > rounding_tolerance(protocol.metric, table):
+            yield f"the score of the {model.role} on validation", model.validation, score
+
+    headroom = None
+    if "candidate" not in family.compared_roles:
+        incumbent = tables[f"incumbent_{VALIDATION}"]
+        headroom = headroom_of(incumbent, metric=protocol.metric, alpha=protocol.alpha)
+        yield "that no training was needed", True, headroom.most < protocol.minimum_gain
+    yield "family.headroom", family.headroom, headroom
+
+    predictions = {role: tables[f"{role}_{VALIDATION}"] for role in _validation_roles(evidence)}
+    align(*predictions.values())
+    for table in predictions.values():
+        require_valid_scores(table)
+    hybrid = None
+    if evidence.recipe.evaluation.hybrid is not None:
+        hybrid = fit_hybrid(evidence.recipe.evaluation.hybrid, predictions, metric=protocol.metric)
+    yield "family.hybrid", family.hybrid, hybrid
+
+
+def _verdict_parts(evidence: Evidence, *, tables: Mapping[str, Predictions]) -> Iterator[Part]:
+    """Yield the verdict and the report's figures from the predictions."""
+    verdict = reach_verdict(evidence.verdict_inputs(tables), protocol=evidence.protocol)
+    yield "verdict", evidence.verdict, verdict
+    models = {model.role: model for model in evidence.family.models}
+    compared = evidence.trained_rows.without(tables, roles=list(models))
+    suites = tuple(evidence.protocol.suites)
+    candidate = None
+    if "candidate" in models:
+        candidate = (evidence.versions["candidate"].kind, models["candidate"].validation)
+    scores = model_scores(
+        _baselines(evidence),
+        candidate=candidate,
+        num_validation=evidence.data.report.num_validation,
+        verdict=verdict,
+    )
+    for name, value in figures(compared, suites=suites, roles=list(models)).items():
+        yield name, getattr(evidence, name), value
+    yield "scores", evidence.scores, scores
+
+
+def _baselines(evidence: Evidence) -> tuple[Baseline, ...]:
+    """Return the baselines with the scores on validation that the evidence states."""
+    scores = (score for score in evidence.scores if score.role != "candidate")
+    return tuple(
+        Baseline(score.kind, None, score.validation, score.servable, note="") for score in scores
+    )
 
 
 def rounding_tolerance(metric: str, table: Predictions) -> float:
@@ -310,105 +333,6 @@ def _validation_roles(evidence: Evidence) -> tuple[str, ...]:
     return roles_on_validation(evidence.recipe.evaluation.hybrid, kinds, validation=validation)
 
 
-def _headroom_faults(evidence: Evidence, *, tables: Mapping[str, Predictions]) -> Iterator[str]:
-    """Check why no model was trained: the headroom of the stored predictions is below the minimum
-    gain."""
-    headroom = evidence.family.headroom
-    if "candidate" in evidence.family.compared_roles:
-        yield from differences(headroom, None, at="family.headroom", other="with a candidate it is")
-        return
-    table = tables.get(f"incumbent_{VALIDATION}")
-    if table is None:
-        return  # already reported as a missing file
-    protocol = evidence.protocol
-    recomputed = headroom_of(table, metric=protocol.metric, alpha=protocol.alpha)
-    yield from differences(headroom, recomputed, at="family.headroom", other=RECOMPUTED)
-    if recomputed.most >= protocol.minimum_gain:
-        most = (
-            f"{recomputed.most:.4g} can be gained, and the minimum gain is "
-            f"{protocol.minimum_gain:g}"
-        )
-        yield f"no model was trained, although up to {most}"
-    if evidence.recipe.tuning.train_anyway:
-        yield "no model was trained, although tuning.train_anyway is true"
-
-
-def _hybrid_faults(evidence: Evidence, *, tables: Mapping[str, Predictions]) -> Iterator[str]:
-    """Compare the hybrid with one fitted again on the predictions of the validation rows."""
-    config = evidence.recipe.evaluation.hybrid
-    roles = _validation_roles(evidence)
-    predictions = {
-        role: tables[name] for role in roles if (name := f"{role}_{VALIDATION}") in tables
-    }
-    if len(predictions) < len(roles):
-        return  # already reported as missing files
-    align(*predictions.values())
-    for table in predictions.values():
-        require_valid_scores(table)
-    if config is None:
-        hybrid = None
-    else:
-        hybrid = fit_hybrid(config, predictions, metric=evidence.protocol.metric)
-    yield from differences(
-        evidence.family.hybrid, hybrid, at="family.hybrid", other="the validation rows give"
-    )
-
-
-def _verdict_faults(evidence: Evidence, *, tables: Mapping[str, Predictions]) -> Iterator[str]:
-    """Recompute the verdict and the report's figures from the predictions."""
-    missing = [model.role for model in evidence.family.models if model.role not in tables]
-    if missing:
-        yield f"the verdict cannot be recomputed without predictions of: {', '.join(missing)}"
-        return
-    verdict = reach_verdict(evidence.verdict_inputs(tables), protocol=evidence.protocol)
-    yield from differences(evidence.verdict, verdict, at="verdict", other=RECOMPUTED)
-    roles = [model.role for model in evidence.family.models]
-    compared = evidence.trained_rows.without(tables, roles=roles)
-    recomputed = figures(compared, suites=tuple(evidence.protocol.suites), roles=roles)
-    candidates = [model for model in evidence.family.models if model.role == "candidate"]
-    recomputed["scores"] = model_scores(
-        _baselines(evidence),
-        candidate=(evidence.versions["candidate"].kind, candidates[0].validation)
-        if candidates
-        else None,
-        num_validation=evidence.data.report.num_validation,
-        verdict=verdict,
-    )
-    for name, value in recomputed.items():
-        yield from differences(getattr(evidence, name), value, at=name, other=RECOMPUTED)
-
-
-def _baselines(evidence: Evidence) -> tuple[Baseline, ...]:
-    """Return the baselines with the scores on validation that the evidence states."""
-    scores = (score for score in evidence.scores if score.role != "candidate")
-    return tuple(
-        Baseline(score.kind, None, score.validation, score.servable, note="") for score in scores
-    )
-
-
-def _test_access_faults(evidence: Evidence) -> Iterator[str]:
-    """Compare the test-set access, which gives the level, and the expiry of the verdict with the
-    test-set ledger."""
-    stated = evidence.test_access
-    paths, _ = parse_run_uri(evidence.run)
-    entry = recount_access(paths.task_uri, access=stated)
-    if entry is None:
-        yield f"the test-set ledger {paths.test_set_ledger} does not contain this access"
-        return
-    yield from differences(stated, entry, at="test_access", other="the test-set ledger gives")
-    models = [model.uri for model in evidence.family.models]
-    yield from differences(stated.models, models, at="test_access.models", other="the family has")
-    protocol = digest(evidence.protocol)
-    yield from differences(
-        stated.protocol, protocol, at="test_access.protocol", other="the protocol gives"
-    )
-    expires = datetime.fromisoformat(entry.at) + timedelta(days=evidence.protocol.valid_days)
-    expires_at = expires.isoformat(timespec="seconds")
-    yield from differences(
-        evidence.expires_at, expires_at, at="expires_at", other="the test-set access gives"
-    )
-
-
 def _engine_faults(uri: str) -> tuple[str, ...]:
     """Verify the evidence of a version that was exported for another engine."""
     faults = list(verify_files.file_faults(uri, needed=(ENGINE_EVIDENCE,), tables=ROLES))
@@ -424,7 +348,7 @@ def _engine_faults(uri: str) -> tuple[str, ...]:
             costs=record.serving,
         )
         equivalence = evaluate_equivalence(inputs, protocol=record.protocol)
-        faults += differences(record.equivalence, equivalence, at="equivalence", other=RECOMPUTED)
+        faults += _differences(iter([("equivalence", record.equivalence, equivalence)]))
         faults += verify_files.registered_faults(
             "the evaluated version", record.evaluated.uri, digest=record.evaluated.digest
         )
@@ -453,9 +377,7 @@ def _run_faults(record: EngineEvidence, *, tables: Mapping[str, Predictions]) ->
     except ValueError:
         yield f"the evidence of {run}, which evaluated these weights, is missing or damaged"
         return
-    yield from differences(
-        record.protocol, evidence.protocol, at="protocol", other=f"in {run} it is"
-    )
+    yield from _differences(iter([("protocol", record.protocol, evidence.protocol)]))
     roles = [
         role
         for role, version in evidence.versions.items()

@@ -93,7 +93,7 @@ def serve(
 ) -> options.Result:
     """Serve the champion on Ray Serve, or update a running service.
 
-    Example: tailorbird serve recipes/icd10_demo.yaml serving.max_replicas=2
+    Example: tailorbird serve recipes/icd10_demo.yaml serving.autoscaling.max_replicas=2
 
     Example: tailorbird serve recipes/icd10_demo.yaml 'serving.challenger={version: candidate,
     canary: 0.1}'

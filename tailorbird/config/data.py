@@ -7,11 +7,15 @@ from pydantic import Field, field_validator, model_validator
 from tailorbird.config.base import STORES, ConfigSection, with_scheme
 from tailorbird.config.formats.response_format import StructuredFormat
 
+MAX_ROWS_IN_MEMORY = 500_000
+"""Maximum number of training rows in memory. More are tokenized once by Ray tasks and streamed from
+S3."""
+
 
 class DataConfig(ConfigSection):
     train: str | tuple[str, ...]
-    """URI, or list of URIs, of the training rows: a Parquet file or a folder of Parquet files on
-    `s3://` or `file://`."""
+    """URI, or list of URIs, of the training rows: a Parquet file or a folder of Parquet files. More
+    than 500,000 rows are streamed, which requires `validation` and `test`."""
     validation: str | None = None
     """URI of the validation rows, on which configurations are compared. Requires `test`. By
     default, they are split off `train`."""
@@ -51,9 +55,6 @@ class DataConfig(ConfigSection):
     max_length: int = Field(default=64, ge=4)
     """Maximum number of tokens of a text or of a training conversation with its answer, up to the
     base model's context. Longer inputs are truncated."""
-    stream_above_rows: int = Field(default=500_000, ge=1)
-    """Maximum number of training rows in memory. More are tokenized once by Ray tasks and streamed
-    from S3; `validation` and `test` must then be set."""
     max_train_rows: int | None = Field(default=None, ge=1)
     """Number of training rows for fine-tuning, drawn at random, to try a recipe quickly. Baselines
     still learn from all rows. By default, all."""

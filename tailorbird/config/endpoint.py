@@ -4,7 +4,7 @@ import re
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, NonNegativeFloat, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from tailorbird.config.base import SECRET, ConfigSection
@@ -39,16 +39,14 @@ class EndpointConfig(ConfigSection):
     max_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
     """Maximum number of output tokens of an answer, hidden ones of a reasoning model included. By
     default, `data.max_new_tokens` or what the longest label needs."""
-    price_input: float | None = Field(default=None, ge=0)
-    """Price of 1,000 input tokens, in the currency of `evaluation.cost`. Without prices, the cost
-    of the endpoint cannot be assessed."""
-    price_output: float | None = Field(default=None, ge=0)
-    """Price of 1,000 output tokens, in the same currency."""
+    prices: tuple[NonNegativeFloat, NonNegativeFloat] | None = None
+    """Prices of 1,000 input and 1,000 output tokens, in the currency of `evaluation.cost`. Without
+    them, the cost of the endpoint cannot be assessed."""
     max_concurrency: int = Field(default=8, ge=1, le=1024)
     """Maximum number of requests at the same time."""
     max_spend: float | None = Field(default=None, gt=0)
     """Maximum price of all stored answers of this endpoint for the recipe's `name`; it requires
-    both prices. A request starts only if its largest possible price fits."""
+    `prices`. A request starts only if its largest possible price fits."""
     timeout_s: float = Field(default=60, gt=0, le=3600)
     """Number of seconds after which a request without a complete answer fails. Failed requests are
     sent again up to five times, with growing delays or those of `Retry-After`."""
@@ -90,12 +88,8 @@ class EndpointConfig(ConfigSection):
 
     @model_validator(mode="after")
     def _prices_fit(self) -> Self:
-        if (self.price_input is None) != (self.price_output is None):
-            raise ValueError("set both price_input and price_output, or neither; a price can be 0")
-        if self.max_spend is not None and self.price_input is None:
-            raise ValueError(
-                "max_spend requires prices; set price_input and price_output, or remove max_spend"
-            )
+        if self.max_spend is not None and self.prices is None:
+            raise ValueError("max_spend requires prices; set prices, or remove max_spend")
         return self
 
 

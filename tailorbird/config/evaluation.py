@@ -1,9 +1,9 @@
 """Section `evaluation` of a recipe."""
 
 import re
-from typing import Literal, Self
+from typing import Self
 
-from pydantic import ConfigDict, Field, PositiveInt, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from tailorbird.config.answers import AnswersConfig
 from tailorbird.config.base import ConfigSection
@@ -21,6 +21,16 @@ EXAMPLES = {
 """Smallest sections of `answers` by metric."""
 
 
+CASCADE = "cascade"
+"""Value of `hybrid` that is not a column."""
+RETRIEVED_EXAMPLES = (1, 2, 4, 8)
+"""Numbers of examples in the prompt that the baseline `retrieved` tries; the best on validation is
+used."""
+RETRIEVED_TOKENS = 2048
+"""Maximum number of tokens of a prompt with retrieved examples. For an endpoint, 4 bytes count as a
+token."""
+
+
 class CalibrationGateConfig(ConfigSection):
     max_ece: float = Field(default=0.05, gt=0, lt=1)
     """Maximum expected calibration error (ECE) of the candidate, after temperature scaling unless
@@ -30,9 +40,6 @@ class CalibrationGateConfig(ConfigSection):
 class SubgroupGateConfig(ConfigSection):
     max_loss: float = Field(default=0.03, gt=0, lt=1)
     """Maximum decrease of the metric in a group, as a share (0.03 is three points)."""
-    likely_harm: float = Field(default=0.2, ge=0, lt=0.5)
-    """One-sided level of a likely loss: a group passes if its interval at this level is above
-    -`max_loss`. With 0, it is `alpha` divided by the number of groups."""
 
 
 class CounterfactualGateConfig(ConfigSection):
@@ -113,23 +120,6 @@ class CostConfig(ConfigSection):
         return self
 
 
-class HybridConfig(ConfigSection):
-    by: Literal["group", "cascade"]
-    """Routing rule: in a `cascade`, a cheap contender answers where it is confident, another one
-    elsewhere; by `group` (classification only), the candidate answers some values of `column`."""
-    column: str | None = None
-    """Column of `data.groups` that routes. Required for `by: group`, not allowed for `by:
-    cascade`."""
-
-    @model_validator(mode="after")
-    def _column_for_groups(self) -> Self:
-        if (self.by == "group") != (self.column is not None):
-            raise ValueError(
-                "`by: group` requires `column`, a column of data.groups; `by: cascade` allows none"
-            )
-        return self
-
-
 class EvaluationConfig(ConfigSection):
     metric: MetricName = "accuracy"
     """Metric of the verdict: `accuracy` or `macro_f1` for classification; `exact_match`,
@@ -158,30 +148,22 @@ class EvaluationConfig(ConfigSection):
     cost: CostConfig | None = None
     """Prices for the cost gate, which requires that the gain pays for training and serving. By
     default, there is no cost gate."""
-    hybrid: HybridConfig | None = None
-    """Routing rule for serving two models together. It is fixed on validation, and the hybrid is
-    tested with the candidate. By default, no hybrid is considered."""
+    hybrid: str | None = Field(default=None, min_length=1)
+    """Routing rule of a hybrid of two models, fixed on validation. `cascade`: one answers where it
+    is confident; a column of `data.groups` (classification only): the candidate answers some
+    values."""
     prompt_shots: int = Field(default=4, ge=1)
     """(chat and endpoints) Number of training rows that the few-shot baseline puts into its
     prompt."""
     prompt_draws: int = Field(default=3, ge=1)
     """(chat and endpoints) Number of random sets of examples for the few-shot prompt; the best set
     on validation is used."""
-    retrieved_examples: tuple[PositiveInt, ...] = Field(default=(1, 2, 4, 8), min_length=1)
-    """(chat and endpoints) Numbers of training rows that the baseline `retrieved` tries as examples
-    in the prompt, nearest to the conversation; the best number on validation is used."""
     retrieval_encoder: ModelUri | None = None
     """(chat only) URI of a pretrained text encoder, as `base_model`. Training rows are then
     compared by embeddings and n-grams, weighted on validation; by default, by n-grams only."""
-    retrieved_tokens: int = Field(default=2048, ge=1)
-    """(chat and endpoints) Maximum number of tokens of a prompt with retrieved examples; examples
-    that do not fit are omitted. For an endpoint, 4 bytes count as a token."""
     endpoint: EndpointConfig | None = None
     """An OpenAI-compatible endpoint that is compared as well: with the prompt alone, with examples,
     and with retrieved examples. By default, none."""
-    valid_days: int = Field(default=365, ge=1)
-    """Number of days, counted from the evaluation on the test rows, after which a verdict expires
-    and can no longer promote a model."""
 
     @model_validator(mode="after")
     def _margin_is_at_most_the_gain(self) -> Self:
@@ -213,4 +195,4 @@ class EvaluationConfig(ConfigSection):
     def requests_per_row(self) -> int:
         """Number of requests to the endpoint for each validation row: one for each setting of its
         baselines."""
-        return 1 + self.prompt_draws + len(set(self.retrieved_examples))
+        return 1 + self.prompt_draws + len(RETRIEVED_EXAMPLES)

@@ -6,7 +6,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from tailorbird.config.base import STORES, ConfigSection, with_scheme
 from tailorbird.config.data import DataConfig
-from tailorbird.config.evaluation import EvaluationConfig
+from tailorbird.config.evaluation import CASCADE, EvaluationConfig
 from tailorbird.config.formats.response_format import ChoiceFormat
 from tailorbird.config.metrics import METRICS
 from tailorbird.config.model_uri import ModelUri
@@ -86,15 +86,13 @@ class Recipe(ConfigSection):
     @model_validator(mode="after")
     def _hybrid_column_is_a_group(self) -> Self:
         hybrid = self.evaluation.hybrid
-        if hybrid and hybrid.by == "group" and not TASKS[self.task].has_classes:
+        if hybrid in (None, CASCADE):
+            return self
+        columns = self.data.groups if TASKS[self.task].has_classes else ()
+        if hybrid not in columns:
             raise ValueError(
-                f"evaluation.hybrid.by 'group' is not available for {self.task} tasks; use `by: "
-                "cascade`"
-            )
-        if hybrid and hybrid.column is not None and hybrid.column not in self.data.groups:
-            raise ValueError(
-                f"evaluation.hybrid.column {hybrid.column!r} is not in data.groups "
-                f"{self.data.groups}"
+                f"evaluation.hybrid {hybrid!r} is neither `cascade` nor, for classification, a "
+                f"column of data.groups {columns}"
             )
         return self
 

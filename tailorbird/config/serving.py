@@ -2,20 +2,32 @@
 
 from typing import Any, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from tailorbird.config.base import SECRETS, STORES, ConfigSection, with_scheme
 from tailorbird.config.task_rules import TASKS
 from tailorbird.config.vllm_options import VLLM_OPTIONS
 
-DEPLOY_TIMEOUT_S = 1800.0
-ANSWER_TIMEOUT_S = 60.0
+DEPLOY_TIMEOUT_S = 1800.0  # nodes, images and large models need minutes
+ANSWER_TIMEOUT_S = 60.0  # of an endpoint, or a part of a hybrid; for a stream, between two parts
+MAX_TEXTS = 256  # of a request
+MAX_BODY_BYTES = 1 << 20  # of a request
 MAX_EXAMPLE_CHARS = 500
 MIN_AVERAGED_REQUESTS = 1024  # so that long requests fit a short queue
 MAX_TEXT_BYTES = 1 << 16  # of a text of a request: tokenizing 1 MiB would delay all clients
 BATCH_SIZE = 64  # default of `ServingConfig.max_batch_size`
 
 AutoscalingOption = Literal[
+    "min_replicas",
+    "max_replicas",
+    "max_replicas_per_node",
     "target_ongoing_requests",
     "upscale_delay_s",
     "downscale_delay_s",
@@ -47,22 +59,14 @@ class ChallengerConfig(ConfigSection):
 
 
 class ServingConfig(ConfigSection):
-    min_replicas: int = Field(default=1, ge=0)
-    """Minimum number of replicas. With 0, the service stops when idle, and the next request waits
-    for a replica to load."""
-    max_replicas: int = Field(default=1, ge=1)
-    """Maximum number of replicas."""
-    max_replicas_per_node: int | None = Field(default=None, ge=1, le=100)
-    """Maximum number of replicas on one node, so that a node can be drained or lost. By default, as
-    many as fit. Not for `engine: vllm`."""
-    autoscaling: dict[AutoscalingOption, NonNegativeFloat] = Field(default_factory=dict)
-    """Further options of Ray Serve's `autoscaling_config`, for example `{target_ongoing_requests:
-    8, downscale_delay_s: 300}`."""
+    autoscaling: dict[AutoscalingOption, NonNegativeInt | NonNegativeFloat] = Field(
+        default_factory=dict
+    )
+    """Options of Ray Serve's `autoscaling_config`, and `max_replicas_per_node`, for example
+    `{min_replicas: 1, max_replicas: 4}`. By default, one replica. With `min_replicas: 0`, the
+    service stops when idle."""
     cpus_per_replica: int = Field(default=1, ge=1)
     """Number of CPU cores, and of torch threads, per replica."""
-    deploy_timeout_s: float = Field(default=DEPLOY_TIMEOUT_S, gt=0)
-    """Number of seconds after which a deploy that is not complete fails, and the previous state is
-    restored. Nodes, images and large models need minutes."""
     gpus_per_replica: float = Field(default=0, ge=0)
     """Number of GPUs per replica: 0, a fraction that replicas share without reserving memory, or,
     for `vllm`, a whole number with tensor parallelism."""
@@ -72,28 +76,15 @@ class ServingConfig(ConfigSection):
     engine_options: dict[str, Any] = Field(default_factory=dict)
     """(chat with `engine: vllm` only) Further options of vLLM's engine, such as `max_model_len`,
     `quantization` or `kv_cache_dtype`. By default, it takes 42 % of a replica's GPU memory."""
-    merge_adapters: bool = False
-    """(chat with `engine: vllm` only) Merge LoRA adapters into the weights: faster, but each
-    version has its own engine. By default, versions share the engine of their base model."""
     max_batch_size: int | None = Field(default=None, ge=1)
-    """Maximum number of texts in a forward pass, or of conversations answered at the same time. By
-    default 64, and 256 texts on a GPU."""
-    max_texts: int = Field(default=256, ge=1)
-    """Maximum number of texts per request."""
-    max_body_bytes: int = Field(default=1 << 20, ge=1024)
-    """Maximum size of a request body in bytes. Larger requests are answered with 413."""
+    """Maximum number of texts in a forward pass, of conversations answered at the same time, or of
+    requests to an endpoint. By default 64, and 256 texts on a GPU."""
     max_queued_requests: int = Field(default=1024, ge=1)
     """Maximum number of waiting requests of a replica, shared fairly by clients. Their texts and
     tokens are limited too: 4 and 256 each on average."""
     max_new_tokens: int | None = Field(default=None, ge=1)
     """(chat only) Maximum number of generated tokens that a request can set. By default, the limit
     of the model's evaluation."""
-    endpoint_concurrency: int = Field(default=8, ge=1, le=1024)
-    """(versions of an endpoint) Maximum number of requests to the endpoint at the same time. Each
-    of `max_replicas` sends its part of them, at least one."""
-    answer_timeout_s: float = Field(default=ANSWER_TIMEOUT_S, gt=0, le=3600)
-    """(endpoints and hybrids) Number of seconds within which an endpoint or a part of a hybrid must
-    answer, for a stream with its first or a further part."""
     api_keys: str | None = None
     """Location of the hashes of the API keys, which `tailorbird key` creates: URI of a file, or
     `env://NAME`. Without it, Serve must listen on loopback or `guarded` be set."""
@@ -103,9 +94,6 @@ class ServingConfig(ConfigSection):
     examples: tuple[str, ...] = Field(default=(), max_length=12)
     """Texts or messages that the service's page and the model cards show. A run refuses an example
     that is a test text. By default, classifiers show class names."""
-    baseline: bool = True
-    """Also serve the best servable baseline, selected with `model: baseline`. A chat service only
-    serves one that needs no further language model."""
     versions: int = Field(default=4, ge=0)
     """(classification, or chat with `engine: vllm`) Number of further registered versions that are
     served by name: the newest that share the champion's base model in memory."""
@@ -122,9 +110,6 @@ class ServingConfig(ConfigSection):
     batch_prefixes: tuple[str, ...] = ()
     """`s3://` prefixes that `POST /v1/batches` can read and write. The cluster needs access to them
     and to `<registry>/<name>/batches/`. By default, batches are disabled."""
-    max_batch_workers: int | None = Field(default=None, ge=1)
-    """Maximum number of workers of a batch, each with `cpus_per_replica` cores. By default, as many
-    as the cluster has room for."""
     challenger: ChallengerConfig | None = None
     """Another version that is compared with the champion on live requests. Each replica holds both
     models in memory. `tailorbird serve` starts, changes and ends the comparison without downtime.
@@ -143,14 +128,20 @@ class ServingConfig(ConfigSection):
     def _prefixes_on_s3(cls, prefixes: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(with_scheme(uri, ("s3://",)).rstrip("/") for uri in prefixes)
 
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.max_replicas < self.min_replicas:
+    @field_validator("autoscaling")
+    @classmethod
+    def _bounds_of_replicas(cls, options: dict[str, float]) -> dict[str, float]:
+        low = options.get("min_replicas", 1)
+        high = options.get("max_replicas", 1)
+        per_node = options.get("max_replicas_per_node", 1)
+        if not all(isinstance(number, int) for number in (low, high, per_node)):
+            raise ValueError("the numbers of replicas must be whole numbers")
+        if high < max(low, 1) or per_node < 1:
             raise ValueError(
-                f"max_replicas {self.max_replicas} must be at least min_replicas "
-                f"{self.min_replicas}"
+                f"max_replicas {high} must be at least min_replicas {low} and 1, and "
+                "max_replicas_per_node at least 1"
             )
-        return self
+        return options
 
     @field_validator("gpus_per_replica")
     @classmethod
@@ -167,8 +158,8 @@ class ServingConfig(ConfigSection):
             # Serve allows no limit for replicas with placement groups.
             if self.max_replicas_per_node is not None:
                 raise ValueError(
-                    "max_replicas_per_node does not apply to engine: vllm; use nodes that fit one "
-                    "replica"
+                    "autoscaling.max_replicas_per_node does not apply to engine: vllm; use nodes "
+                    "that fit one replica"
                 )
             if unknown := self.engine_options.keys() - set(VLLM_OPTIONS):
                 raise ValueError(
@@ -186,17 +177,29 @@ class ServingConfig(ConfigSection):
                     f"GPU, above 0 and at most {largest:g} with gpus_per_replica {gpus:g}"
                 )
             return self
-        for name in ("engine_options", "merge_adapters"):
-            if getattr(self, name):
-                raise ValueError(
-                    f"{name} applies to engine: vllm only; set the engine, or remove {name}"
-                )
+        if self.engine_options:
+            raise ValueError(
+                "engine_options applies to engine: vllm only; set the engine, or remove them"
+            )
         if self.gpus_per_replica > 1:
             raise ValueError(
                 f"gpus_per_replica {self.gpus_per_replica:g} requires engine: vllm, because other "
-                "engines use one GPU; for more throughput, raise max_replicas"
+                "engines use one GPU; for more throughput, raise autoscaling.max_replicas"
             )
         return self
+
+    @property
+    def min_replicas(self) -> int:
+        return int(self.autoscaling.get("min_replicas", 1))
+
+    @property
+    def max_replicas(self) -> int:
+        return int(self.autoscaling.get("max_replicas", 1))
+
+    @property
+    def max_replicas_per_node(self) -> int | None:
+        number = self.autoscaling.get("max_replicas_per_node")
+        return None if number is None else int(number)
 
     def batch_size(self, task: str) -> int:
         """Return the maximum number of texts in a forward pass or, for chat, of conversations at
@@ -226,7 +229,7 @@ class ServingConfig(ConfigSection):
     @property
     def shares_chat_base(self) -> bool:
         """True if chat versions with the same base model share one engine."""
-        return self.engine == "vllm" and not self.merge_adapters
+        return self.engine == "vllm"
 
     @field_validator("api_keys", "subject_key", "request_log")
     @classmethod

@@ -1,8 +1,8 @@
 """Section `training` of a recipe."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from tailorbird.config.base import ConfigSection
 
@@ -25,34 +25,10 @@ DEEPSPEED_FIELDS = {
 them."""
 
 
-class WorkerRange(ConfigSection):
-    min: int = Field(ge=1)
-    """Minimum number of workers with which training starts or resumes."""
-    max: int = Field(ge=1)
-    """Maximum number of workers, used if the cluster has room for them."""
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.max < self.min:
-            raise ValueError(f"max {self.max} must be at least min {self.min}")
-        return self
-
-
-def _kind_of_workers(value: Any) -> str:
-    if isinstance(value, dict | WorkerRange):
-        return "range"
-    return "number"
-
-
 PROCESS_GROUP_TIMEOUT_S = 7200
 """Number of seconds for which workers wait for one that works alone, for example while it uploads
 the weights. Only a worker that hangs is noticed after this time, a lost one at once."""
 ClassWeights = Literal["equal", "square-root", "balanced"]
-
-NumWorkers = Annotated[
-    Annotated[int, Field(ge=1), Tag("number")] | Annotated[WorkerRange, Tag("range")],
-    Discriminator(_kind_of_workers),
-]
 
 
 class TrainingConfig(ConfigSection):
@@ -65,8 +41,8 @@ class TrainingConfig(ConfigSection):
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO stage: workers share the optimizer states from 1, the gradients from 2 and the
     parameters from 3. Higher stages use less memory and communicate more."""
-    num_workers: NumWorkers = 2
-    """Number of Ray Train workers, one process each. With `{min, max}`, training starts with as
+    num_workers: PositiveInt | tuple[PositiveInt, PositiveInt] = 2
+    """Number of Ray Train workers, one process each. With `[min, max]`, training starts with as
     many as fit, and resumes with another number when nodes join or leave."""
     cpus_per_worker: int = Field(default=1, ge=1)
     """Number of CPU cores, and of torch threads, per worker."""
@@ -115,9 +91,6 @@ class TrainingConfig(ConfigSection):
     attention_dropout: float | None = Field(default=None, ge=0, lt=1)
     """Dropout probability in the attention. By default, the base model's value. On CPUs, 0 enables
     torch's fused attention, which makes steps of 320 tokens three times as fast."""
-    attention: Literal["auto", "flash", "dense"] = "auto"
-    """(chat only) Attention of packed conversations: `flash` is variable-length flash attention on
-    GPUs, `dense` masks all pairs, and `auto` takes `flash` if it is supported."""
     lora_r: int = Field(default=16, ge=1)
     """Rank of the LoRA adapters, whose output is multiplied by 2. Raise it if LoRA underfits."""
     lora_dropout: float = Field(default=0.05, ge=0, lt=1)
@@ -131,6 +104,10 @@ class TrainingConfig(ConfigSection):
 
     @model_validator(mode="after")
     def _every_micro_batch_has_rows(self) -> Self:
+        if self.max_workers < self.min_workers:
+            raise ValueError(
+                f"num_workers [{self.min_workers}, {self.max_workers}] must be [min, max]"
+            )
         if self.batch_size < self.max_workers:
             raise ValueError(
                 f"batch_size {self.batch_size} must be at least num_workers {self.max_workers}"
@@ -141,13 +118,13 @@ class TrainingConfig(ConfigSection):
     def min_workers(self) -> int:
         if isinstance(self.num_workers, int):
             return self.num_workers
-        return self.num_workers.min
+        return self.num_workers[0]
 
     @property
     def max_workers(self) -> int:
         if isinstance(self.num_workers, int):
             return self.num_workers
-        return self.num_workers.max
+        return self.num_workers[1]
 
     def accumulation_steps(self, num_workers: int) -> int:
         """Return the number of micro-batches of each of `num_workers` workers in a step, more if
@@ -167,14 +144,6 @@ class TrainingConfig(ConfigSection):
             raise ValueError(
                 f"offload {self.offload!r} requires zero_stage {least} or higher, not "
                 f"{self.zero_stage}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _attention_fits_the_device(self) -> Self:
-        if self.attention == "flash" and self.gpus_per_worker == 0:
-            raise ValueError(
-                "attention 'flash' requires gpus_per_worker 1; use 'auto' to train on CPUs"
             )
         return self
 

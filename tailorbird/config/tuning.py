@@ -61,10 +61,6 @@ class TuningConfig(ConfigSection):
     """Also train the selected configuration on parts of the training rows, and predict the score
     with twice as many rows; it takes as long as another training."""
 
-    train_anyway: bool = False
-    """Train even if the validation rows show that less than `evaluation.minimum_gain` can be gained
-    over the incumbent."""
-
     def trials_at_once(self, *, room: int) -> int:
         """Return the number of trials that run at the same time if the cluster has room for `room`
         trials."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tailorbird.config.evaluation import HybridConfig
+from tailorbird.config.evaluation import CASCADE
 from tailorbird.config.metrics import row_metric
 from tailorbird.evaluation.gates.cost import (
     RowTokens,
@@ -75,7 +75,7 @@ def best_of_each_cost(
 
 
 def roles_on_validation(
-    config: HybridConfig | None, kinds: Mapping[str, str], *, validation: Mapping[str, float]
+    config: str | None, kinds: Mapping[str, str], *, validation: Mapping[str, float]
 ) -> tuple[str, ...]:
     """Return the roles of the models whose predictions of the validation rows are stored.
 
@@ -83,27 +83,26 @@ def roles_on_validation(
     cost. `kinds` and `validation` are those of the servable models by role.
     """
     roles = tuple(role for role in ("incumbent", "candidate") if role in kinds)
-    if config is None or config.by == "group":
+    if config != CASCADE:
         return roles
     return tuple(dict.fromkeys((*roles, *best_of_each_cost(kinds, validation=validation))))
 
 
 def fit_hybrid(
-    config: HybridConfig, tables: Mapping[str, Predictions], *, metric: str
+    config: str, tables: Mapping[str, Predictions], *, metric: str
 ) -> FrozenHybrid | None:
-    """Return the hybrid fitted on validation, or None if no hybrid is as good as the best single
-    model.
+    """Return the hybrid that `config` names, fitted on validation, or None if no hybrid is as good
+    as the best single model.
 
     `tables` are predictions of the validation rows by role. They need `incumbent`, for a hybrid by
     group `candidate`, and for a cascade the roles of `best_of_each_cost`. Without a candidate,
     there is no hybrid by group.
     """
-    if config.by == "group":
-        if "candidate" not in tables:
-            return None
-        assert config.column is not None  # validated by the recipe schema
-        return _fit_groups(config.column, tables, metric=metric)
-    return _fit_cascade(tables, metric=metric)
+    if config == CASCADE:
+        return _fit_cascade(tables, metric=metric)
+    if "candidate" not in tables:
+        return None
+    return _fit_groups(config, tables, metric=metric)
 
 
 def _fit_groups(

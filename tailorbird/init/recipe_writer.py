@@ -187,12 +187,6 @@ def _data(summary: DataSummary, check: SplitCheck, settings: RunSettings) -> Ite
         num_rows = getattr(settings, limit)
         if num_rows is not None:
             yield f"  {limit}: {num_rows}"
-    if summary.num_train > config.stream_above_rows and config.test is None:
-        yield (
-            "  # Streaming needs a test split, so the limit is raised and a run loads all "
-            "training rows into memory."
-        )
-        yield f"  stream_above_rows: {summary.num_train}"
     yield from _comments([_result_of(check)])
 
 

@@ -6,6 +6,7 @@ from datetime import date, timedelta
 from cluster.progress import ProgressReporter
 from cluster.remote import map_remote
 from tailorbird import storage
+from tailorbird.config.monitoring import WINDOW_DAYS
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.task_rules import TASKS
 from tailorbird.monitoring.drift_reference import read_reference
@@ -25,7 +26,7 @@ def make_reports(
     """Return the reports of the champion's days before `today`, from the first day with logged
     answers, in order.
 
-    The report of a day covers the `monitoring.window_days` days up to it. It is final after
+    The report of a day covers the `WINDOW_DAYS` days up to it. It is final after
     `monitoring.label_days`; until then it is remade if new answers or labels arrive. New labels
     alone do not change drift and the counterfactual gate, which need no labels. A call reads each
     day of the log at most once.
@@ -41,7 +42,6 @@ def make_reports(
     audits = audit_files(recipe.task_uri)
     secret = draw_secret(recipe.task_uri)
     days = LogDays(log.rstrip("/"), versions, audits=audits, secret=secret, map_parts=map_remote)
-    length = recipe.monitoring.window_days
     label_days = recipe.monitoring.label_days
     stored = {
         day: _read_report(paths, day)
@@ -51,7 +51,7 @@ def make_reports(
     for day, report in stored.items():
         is_final = day + timedelta(days=label_days + 1) < today
         if report is None or report.digest != served.champion.digest or not is_final:
-            days.since = min(days.since, day - timedelta(days=length - 1))
+            days.since = min(days.since, day - timedelta(days=WINDOW_DAYS - 1))
             window = ReportWindow(
                 recipe=recipe,
                 days=days,

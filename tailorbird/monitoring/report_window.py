@@ -15,6 +15,7 @@ import pyarrow as pa
 from cluster.remote import run_remote
 from cluster.resources import worker_resources
 from tailorbird.config.evaluation import CounterfactualGateConfig, SubgroupGateConfig
+from tailorbird.config.monitoring import WINDOW_DAYS
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.task_rules import TASKS
 from tailorbird.data.rows import Rows
@@ -70,7 +71,7 @@ class ReportWindow:
 
     @property
     def first(self) -> date:
-        return self.day - timedelta(days=self.recipe.monitoring.window_days - 1)
+        return self.day - timedelta(days=WINDOW_DAYS - 1)
 
     @property
     def last_label_day(self) -> date:
@@ -118,7 +119,7 @@ class ReportWindow:
         )
         report = Report(
             day=self.day.isoformat(),
-            days=self.recipe.monitoring.window_days,
+            days=WINDOW_DAYS,
             made_at=now(),
             answers_fingerprint=self.answers_fingerprint,
             labels_fingerprint=self.labels_fingerprint,
@@ -219,7 +220,7 @@ class ReportWindow:
     def _clean_reports(self) -> list[Report]:
         """Return the latest earlier reports without drift alarms; no two of them, and this one,
         share a day."""
-        length = timedelta(days=self.recipe.monitoring.window_days)
+        length = timedelta(days=WINDOW_DAYS)
         days = [self.day - number * length for number in range(1, MAX_CLEAN_WINDOWS + 1)]
         reports = [self.earlier[day] for day in days if day in self.earlier]
         return [report for report in reports if not report.drift_alarms]

@@ -24,7 +24,7 @@ from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.report.evidence import ROLES, CostRecord
 from tailorbird.evaluation.trained_rows import NO_ROWS, training_fingerprints
 from tailorbird.evaluation.verdict.inputs import VerdictInputs, model_predictions
-from tailorbird.evaluation.verdict.protocol import TestProtocol, build_protocol
+from tailorbird.evaluation.verdict.protocol import VALID_DAYS, TestProtocol, build_protocol
 from tailorbird.models.tensor_parallel.ranks import comparison_ranks
 from tailorbird.monitoring.label_audit import audited_rows
 from tailorbird.operate.audited_data import propose_training, usable_rows
@@ -45,6 +45,9 @@ from tailorbird.registry.test_set_ledger import record_test_access
 from tailorbird.registry.versions import ModelVersion, now, read_pinned, weights_digest
 from tailorbird.release.promotion import roll_back, rollback_target
 from tailorbird.storage.paths import TaskPaths
+
+MIN_LABELS = 50
+"""Minimum number of newly labelled rows for a re-evaluation."""
 
 
 class ReevaluationError(ValueError):
@@ -90,7 +93,7 @@ def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reeval
     these rows, but do not run it. With `monitoring.rollback: automatic`, also roll the champion
     back. Evidence is stored under `reevaluations/<time>/`, the outcome in `history/`.
 
-    Raises ReevaluationError if fewer than `monitoring.min_labels` rows are new; PromotionRefused if
+    Raises ReevaluationError if fewer than `MIN_LABELS` rows are new; PromotionRefused if
     there is no champion or no version to roll back to, and if the champion changed meanwhile.
     """
     champion, previous, _ = rollback_target(recipe.task_uri, other_weights=True)
@@ -123,7 +126,7 @@ def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reeval
     )
     verdict = decide_reevaluation(inputs, protocol=protocol, number=len(earlier) + 1)
     at = now()
-    expires = datetime.fromisoformat(at) + timedelta(days=protocol.valid_days)
+    expires = datetime.fromisoformat(at) + timedelta(days=VALID_DAYS)
     evidence = ReevaluationEvidence(
         protocol=protocol,
         data=AuditedData(
@@ -183,11 +186,11 @@ def _audited(
         learned=np.concatenate([NO_ROWS, *(hashes for hashes in learned if hashes is not None)]),
     )
     new = rows.take([row for row, row_id in enumerate(rows.row_ids) if row_id not in evaluated])
-    if len(new) < recipe.monitoring.min_labels:
+    if len(new) < MIN_LABELS:
         raise ReevaluationError(
             f"only {len(new)} audited rows since the champion's promotion are new to training and "
-            f"re-evaluations, but monitoring.min_labels is {recipe.monitoring.min_labels}; label "
-            "more rows (`tailorbird audit export`), or lower min_labels"
+            f"re-evaluations, and {MIN_LABELS} are needed; label more rows (`tailorbird audit "
+            "export`)"
         )
     return rows, new, dropped
 

@@ -196,10 +196,5 @@ def _protocol_of_gates(protocol: TestProtocol, *, number: int) -> TestProtocol:
     alpha over all re-evaluations. The loss of a group must be proven: a loss that is only likely,
     which blocks a candidate in a run, would withdraw too many champions that harm no group.
     """
-    groups = protocol.gates.groups
-    if groups is not None:
-        groups = groups.model_copy(update={"likely_harm": 0.0})
-    gates = protocol.gates.model_copy(update={"groups": groups})
-    return protocol.model_copy(
-        update={"alpha": protocol.alpha / (number * (number + 1)), "gates": gates}
-    )
+    alpha = protocol.alpha / (number * (number + 1))
+    return protocol.model_copy(update={"alpha": alpha, "likely_harm": 0.0})

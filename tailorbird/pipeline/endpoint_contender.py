@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from tailorbird import storage
+from tailorbird.config.evaluation import RETRIEVED_TOKENS
 from tailorbird.data.rows import Rows
 from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.evaluation.baselines.chat import store_versions
@@ -89,7 +90,7 @@ def endpoint_baselines(
         "prompting": prompting.model_dump(mode="json"),
         "shots": evaluation.prompt_shots,
         "draws": evaluation.prompt_draws,
-        "retrieved": [evaluation.retrieved_examples, evaluation.retrieved_tokens, retrieved],
+        "retrieved": retrieved,
         "metric": evaluation.metric,
         "seed": seed,
     }
@@ -180,7 +181,7 @@ def _index_of_training_rows(
     files = index_files(index)
     retrieval = Retrieval(
         num_examples=1,
-        max_prompt_tokens=inputs.recipe.evaluation.retrieved_tokens,
+        max_prompt_tokens=RETRIEVED_TOKENS,
         index_sha256=index_sha256(files),
     )
     return index, retrieval, files

@@ -19,15 +19,12 @@ def headroom_without_training(
     """Return what is left to gain over the incumbent if that is below the minimum gain, so that no
     training starts.
 
-    Return None if a training starts: more may be left to gain, `tuning.train_anyway` is set, or the
-    champion was trained or selected on validation rows, so that its score on them is too high.
+    Return None if a training starts: more may be left to gain, or the champion was trained or
+    selected on validation rows, so that its score on them is too high.
     """
     protocol = context.protocol
     incumbent = select_incumbent(baselines)
-    if (
-        context.recipe.tuning.train_anyway
-        or HIGHEST_SCORE - incumbent.validation >= protocol.minimum_gain
-    ):
+    if HIGHEST_SCORE - incumbent.validation >= protocol.minimum_gain:
         return None
     if context.champion is not None and _may_know(context.champion, context.splits.validation):
         return None
@@ -48,4 +45,4 @@ def no_training_line(context: RunContext, headroom: Headroom) -> str:
     """Return why no training starts, and what would start it."""
     protocol = context.protocol
     why = headroom_text(headroom, metric=protocol.metric, minimum_gain=protocol.minimum_gain)
-    return f"no training is started: {why}; to train anyway, set tuning.train_anyway=true"
+    return f"no training is started: {why}; it would start with a lower minimum gain"

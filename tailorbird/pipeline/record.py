@@ -16,6 +16,7 @@ from tailorbird.evaluation.report import evidence
 from tailorbird.evaluation.report.model_scores import figures, model_scores
 from tailorbird.evaluation.statistics.headroom import Headroom
 from tailorbird.evaluation.statistics.split_differences import SplitSample, split_differences
+from tailorbird.evaluation.verdict.protocol import VALID_DAYS
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.pipeline.artifacts import Contender
 from tailorbird.pipeline.endpoint_contender import request_limits
@@ -108,7 +109,7 @@ def build_evidence(
     versions: Mapping[str, evidence.CandidateRecord],
     verdict: Verdict,
 ) -> evidence.Evidence:
-    """Return the evidence of a run. The verdict expires `valid_days` after the test rows were
+    """Return the evidence of a run. The verdict expires `VALID_DAYS` after the test rows were
     accessed."""
     accessed_at = datetime.fromisoformat(evaluated.test_access.at)
     recipe = context.recipe
@@ -126,9 +127,7 @@ def build_evidence(
         run=context.run,
         created_at=now(),
         requested_by=registered.requested_by,
-        expires_at=(accessed_at + timedelta(days=protocol.valid_days)).isoformat(
-            timespec="seconds"
-        ),
+        expires_at=(accessed_at + timedelta(days=VALID_DAYS)).isoformat(timespec="seconds"),
         recipe=recipe,
         protocol=protocol,
         verdict=verdict,

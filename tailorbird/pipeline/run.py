@@ -41,7 +41,7 @@ from tuning.learning_curve import LearningCurve, curve_sizes, fit_curve
 from tuning.sweep import SweepResult, delete_other_weights, sweep
 from tuning.worker_groups import num_groups_that_fit
 
-NOT_OF_TRIALS = {"learning_curve", "max_concurrent_trials", "train_anyway"}
+NOT_OF_TRIALS = {"learning_curve", "max_concurrent_trials"}
 """Fields of the tuning config that do not affect a trial's result."""
 NOT_OF_RESULTS = {
     "batch_tokens",

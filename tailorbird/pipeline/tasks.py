@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
+from tailorbird.config.data import MAX_ROWS_IN_MEMORY
 from tailorbird.config.training import TrainingConfig
 from tailorbird.data.copies import documents
 from tailorbird.data.quality import take_training_rows
@@ -197,7 +198,6 @@ class ChatTask:
         named: dict[str, object] = {
             "shots": config.prompt_shots,
             "draws": config.prompt_draws,
-            "retrieved": [config.retrieved_examples, config.retrieved_tokens],
             "metric": config.metric,
         }
         encoder = self.inputs.pinned_encoder
@@ -326,12 +326,11 @@ Task = ClassificationTask | ChatTask
 
 def require_rows_in_memory(inputs: RunInputs) -> None:
     """Raise DataError if `training.with_retrieved` is set and the training rows are streamed."""
-    limit = inputs.recipe.data.stream_above_rows
     if inputs.recipe.training.with_retrieved and inputs.data.shards is not None:
         raise DataError(
             "training.with_retrieved requires the training rows in memory, but train has more "
-            f"than data.stream_above_rows {limit:,} rows and is streamed; raise stream_above_rows, "
-            "or remove with_retrieved"
+            f"than {MAX_ROWS_IN_MEMORY:,} rows and is streamed; remove with_retrieved, or name "
+            "fewer files in data.train"
         )
 
 

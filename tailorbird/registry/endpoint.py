@@ -19,8 +19,7 @@ class Endpoint(BaseModel):
     api_key: str | None = Field(default=None, pattern=f"^{KEY_REFERENCE.pattern}$")
     """Reference to the environment variable with the API key, `env://NAME`. The key itself is never
     stored."""
-    price_input: float | None = None  # price of 1,000 input tokens; None if unknown
-    price_output: float | None = None  # price of 1,000 output tokens; None if unknown
+    prices: tuple[float, float] | None = None  # of 1,000 input and 1,000 output tokens
     max_spend: float | None = None
     """`evaluation.endpoint.max_spend` when it was registered. It limits later runs whose recipe
     does not name it."""
@@ -36,13 +35,6 @@ class Endpoint(BaseModel):
         """Return the endpoint of a recipe, before its first answer. `max_tokens` is part of a
         version's `Prompting`."""
         return cls(**config.model_dump(exclude={"max_tokens", *(LIMITS - {"max_spend"})}))
-
-    @property
-    def prices(self) -> tuple[float, float] | None:
-        """Prices of 1,000 input and 1,000 output tokens; None if one is unknown."""
-        if self.price_input is None or self.price_output is None:
-            return None
-        return self.price_input, self.price_output
 
     def price(self, *, input_tokens: int | None, output_tokens: int | None) -> float | None:
         """Return the price of an answer, or None if a price or a number of tokens is unknown."""

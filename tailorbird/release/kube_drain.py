@@ -48,14 +48,14 @@ def _message(budget: Document, *, serving: ServingConfig, pods: int, least: int)
     wanted = max(serving.min_replicas, least + 1)
     # the largest number for which more than `least` pods have a replica
     per_pod = math.ceil(wanted / least) - 1
-    spread = f"serving.max_replicas_per_node={per_pod}"
+    spread = f"serving.autoscaling.max_replicas_per_node={per_pod}"
     if serving.engine == "vllm":
         spread = f"use worker pods with room for at most {per_pod} of them"
     return (
         f"the PodDisruptionBudget {_name(budget)} keeps {least} ready worker, but "
-        f"serving.min_replicas={serving.min_replicas} can run in {pods} pod, so no node could be "
-        f"drained; set serving.min_replicas={wanted} and {spread}, or remove the budget from the "
-        "overlay if a drain may interrupt the service"
+        f"serving.autoscaling.min_replicas={serving.min_replicas} can run in {pods} pod, so no "
+        f"node could be drained; set serving.autoscaling.min_replicas={wanted} and {spread}, or "
+        "remove the budget from the overlay if a drain may interrupt the service"
     )
 
 

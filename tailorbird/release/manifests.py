@@ -1,6 +1,5 @@
 """Render a recipe as KubeRay manifests or a Ray Serve configuration."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -37,10 +36,6 @@ SERVE_PORT = 8000
 SERVE_SERVICE = "SERVICE-serve-svc"
 ENDPOINT_KEYS = "endpoint-keys"
 """Kubernetes Secret with the API keys of endpoints, by the names of their environment variables."""
-CLIENT_DEADLINE_S = 1800
-"""Time of a client's Job for the start of its pod and the parity check, in seconds. Its three
-deploys (the candidate, the switch, and the previous state after a failure) take at most
-`serving.deploy_timeout_s` each."""
 PUSHGATEWAY = "//pushgateway:"  # in the command of a watch
 SERVICE, STORE, RUN, WATCH = (
     f"tailorbird.io/{name}" for name in ("service", "store", "run", "watch")
@@ -142,9 +137,6 @@ def _client_job(recipe: Recipe, documents: list[Document], *, verb: str) -> Rend
     service = kube_name(recipe.name, max_length=MAX_NAME_LENGTH)
     pod = job["spec"]["template"]["spec"]
     job["metadata"]["name"] = f"{verb}-{service}"
-    job["spec"]["activeDeadlineSeconds"] = CLIENT_DEADLINE_S + math.ceil(
-        3 * recipe.serving.deploy_timeout_s
-    )
     kube_documents.rename_documents(documents, owner=job)
     pod["containers"][0]["command"] = ["python", "-m", "tailorbird", verb, RECIPE_FILE]
     addresses = {

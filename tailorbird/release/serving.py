@@ -118,7 +118,7 @@ def _deployed(
     pinned = {version.pinned}
     if additional.challenger is not None:
         pinned.add(additional.challenger.pinned)
-    if config.baseline and is_baseline_served(
+    if is_baseline_served(
         additional.baseline, champion=version, shares_chat_base=config.shares_chat_base
     ):
         pinned.add(PinnedVersion(uri=additional.baseline.uri, digest=additional.baseline.digest))

@@ -59,7 +59,7 @@ RAY_CONTAINER = 0
 @cache
 def kustomize(folder: str) -> str:
     """Return a folder, relative to `k8s` or absolute, as printed by `kubectl kustomize`."""
-    command = [KUBECTL, "kustomize", folder]
+    command = [str(KUBECTL), "kustomize", folder]
     done = subprocess.run(command, cwd=K8S, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{folder}: {done.stderr}"
     return done.stdout

@@ -28,9 +28,9 @@ def my_task() -> Recipe:
     """Return a recipe whose service runs on two nodes, as the disruption budget requires."""
     overrides = (
         "name=my-task",
-        "serving.min_replicas=2",
-        "serving.max_replicas=3",
-        "serving.max_replicas_per_node=1",
+        "serving.autoscaling.min_replicas=2",
+        "serving.autoscaling.max_replicas=3",
+        "serving.autoscaling.max_replicas_per_node=1",
     )
     return load_recipe(ROOT / "recipes" / "icd10_chapters.yaml", overrides=overrides)
 

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from tailorbird import storage
-from tailorbird.config.data import DataConfig
+from tailorbird.config.data import MAX_ROWS_IN_MEMORY, DataConfig
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.fingerprints import (
     Hashes,
@@ -54,7 +54,7 @@ class LoadedDataset:
     """The checked rows of a recipe."""
 
     splits: Splits
-    """If training rows are sharded, `train` is a random sample of about `data.stream_above_rows`
+    """If training rows are sharded, `train` is a random sample of about `MAX_ROWS_IN_MEMORY`
     with every class."""
     report: DataReport
     hashes: dict[str, str]  # sha256 of each split; for train, over all rows
@@ -91,13 +91,13 @@ class _ShardsStage(BaseModel):
 
 def load_in_memory(recipe: Recipe) -> LoadedDataset | None:
     """Read and check the rows of a recipe; return None if train has more rows than
-    `data.stream_above_rows`.
+    `MAX_ROWS_IN_MEMORY`.
 
     Raises DataError like `quality.clean` and `load_suites`.
     """
     config = recipe.data
     task = recipe_task(recipe)
-    if sum(spec.num_rows for spec in shard_specs(config)) > config.stream_above_rows:
+    if sum(spec.num_rows for spec in shard_specs(config)) > MAX_ROWS_IN_MEMORY:
         return None
     splits, report = clean(read_splits(config, task=task))
     take_training_rows(
@@ -135,7 +135,7 @@ def load_sharded(
             task=task,
             base_model=base_model,
             uri=uri,
-            sample_share=config.stream_above_rows / sum(spec.num_rows for spec in specs),
+            sample_share=MAX_ROWS_IN_MEMORY / sum(spec.num_rows for spec in specs),
             evaluated=evaluated_rows(test, validation=validation),
             evaluation_keys=frozenset(keys),
         )
@@ -204,12 +204,8 @@ def _with_shards(evaluated: Splits, stage: _ShardsStage) -> LoadedDataset:
 
 
 def _require_shardable(config: DataConfig) -> None:
-    reason = (
-        f"train has more than data.stream_above_rows {config.stream_above_rows:,} rows and is "
-        "streamed; "
-    )
-    alternative = ", or raise stream_above_rows if all rows fit in the memory of each worker"
+    reason = f"train has more than {MAX_ROWS_IN_MEMORY:,} rows and is streamed; "
     if config.validation is None or config.test is None:
-        raise DataError(f"{reason}set data.validation and data.test{alternative}")
+        raise DataError(f"{reason}set data.validation and data.test")
     if config.max_train_rows is not None:
-        raise DataError(f"{reason}remove data.max_train_rows{alternative}")
+        raise DataError(f"{reason}remove data.max_train_rows, or name fewer files in data.train")

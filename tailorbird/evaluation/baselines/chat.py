@@ -8,7 +8,7 @@ import numpy as np
 
 from cluster.progress import current_progress
 from tailorbird import storage
-from tailorbird.config.evaluation import EvaluationConfig
+from tailorbird.config.evaluation import RETRIEVED_TOKENS, EvaluationConfig
 from tailorbird.data.rows import Rows, query_of
 from tailorbird.data.tokenize import load_tokenizer
 from tailorbird.evaluation.baselines.baseline import Baseline
@@ -83,7 +83,7 @@ def fit_prompt_baselines(
     model = load_pretrained_chat(base)
     tokenizer = load_tokenizer(base)
     context = context_length(model.lm)
-    limit = config.retrieved_tokens
+    limit = RETRIEVED_TOKENS
     if context is not None:
         limit = min(limit, context - prompting.max_new_tokens)
     retrieval = Retrieval(

@@ -4,7 +4,7 @@ retrieved examples."""
 from dataclasses import dataclass
 from itertools import chain
 
-from tailorbird.config.evaluation import EvaluationConfig
+from tailorbird.config.evaluation import RETRIEVED_EXAMPLES, EvaluationConfig
 from tailorbird.data.chat_template import examples_of
 from tailorbird.data.rows import Rows
 from tailorbird.data.splits import subsample
@@ -34,7 +34,7 @@ def tried_prompts(
     examples.
 
     `few_shot` has `config.prompt_draws` random sets of `config.prompt_shots` examples, and
-    `retrieved` the numbers of nearest training rows in `config.retrieved_examples`, of which
+    `retrieved` the numbers of nearest training rows in `RETRIEVED_EXAMPLES`, of which
     `num_indexed` are in the index.
     """
     random_sets = []
@@ -51,7 +51,7 @@ def tried_prompts(
             )
         )
 
-    numbers = sorted({min(number, num_indexed) for number in config.retrieved_examples})
+    numbers = sorted({min(number, num_indexed) for number in RETRIEVED_EXAMPLES})
     retrieved = []
     for number in numbers:
         nearest = retrieval.model_copy(update={"num_examples": number})

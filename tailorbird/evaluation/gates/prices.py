@@ -24,7 +24,6 @@ from tailorbird.evaluation.gates.cost import (
 )
 from tailorbird.evaluation.statistics.distributions import t_isf
 from tailorbird.evaluation.statistics.paired import Comparison
-from tailorbird.registry.endpoint import Endpoint
 
 MONTHS_PER_YEAR = 12
 HOURS_PER_MONTH = 730
@@ -59,7 +58,7 @@ class CostTerms(CostConfig):
         )
         if evaluation.endpoint is None:
             return terms
-        endpoint = Endpoint.from_config(evaluation.endpoint)
+        endpoint = evaluation.endpoint
         name = endpoint_name(endpoint.model, url=endpoint.url)
         return terms.model_copy(update={"endpoint": name, "token_prices": endpoint.prices})
 
@@ -141,9 +140,7 @@ def yearly_cost(
         if not tokens.reported:
             missing.append(f"{tokens.endpoint} does not report its tokens")
         if prices is None:
-            missing.append(
-                f"evaluation.endpoint has no price_input and price_output for {tokens.endpoint}"
-            )
+            missing.append(f"evaluation.endpoint has no prices for {tokens.endpoint}")
         elif tokens.reported:
             per_thousand = np.array((tokens.input, tokens.output)).T @ prices / 1000
             paid_tokens = per_thousand * terms.requests_per_year / 1000

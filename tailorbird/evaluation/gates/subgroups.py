@@ -12,6 +12,9 @@ from tailorbird.evaluation.statistics.effect import Effect, with_unseen
 from tailorbird.evaluation.statistics.paired import compare
 from tailorbird.evaluation.statistics.power import TARGET_POWER
 
+LIKELY_HARM = 0.2
+"""One-sided level of a likely loss of a group."""
+
 
 def groups_gate(
     candidate: Predictions,
@@ -20,6 +23,7 @@ def groups_gate(
     limits: SubgroupGateConfig,
     alpha: float,
     metric: str = "accuracy",
+    likely_harm: float = LIKELY_HARM,
 ) -> Gate:
     """Test the paired change of the metric in each value of each group column, including missing
     values.
@@ -41,13 +45,15 @@ def groups_gate(
             )
     if not changes:
         return gate("groups", (), note="the recipe names no column in data.groups")
-    confidence = 100 * (1 - _level(limits, alpha=alpha, num_groups=len(changes)))
+    level = max(likely_harm, alpha / len(changes))
+    confidence = 100 * (1 - level)
     note = (
         f"a group passes if the one-sided {confidence:.4g}% interval of its change is above "
         f"{-100 * limits.max_loss:g} points; it fails if it lost these points, that interval is "
         "below 0, and it differs from all rows by more than chance"
     )
-    return gate("groups", group_bounds(changes, limits=limits, alpha=alpha), note=note)
+    bounds = group_bounds(changes, limits=limits, alpha=alpha, level=level)
+    return gate("groups", bounds, note=note)
 
 
 def group_change(
@@ -62,12 +68,11 @@ def group_change(
 
 
 def group_bounds(
-    changes: Mapping[str, Estimate], *, limits: SubgroupGateConfig, alpha: float
+    changes: Mapping[str, Estimate], *, limits: SubgroupGateConfig, alpha: float, level: float
 ) -> list[Bound]:
     """Return a bound for each group, from the change of each, candidate minus incumbent.
 
-    The one-sided level of a likely loss is `likely_harm`, or alpha divided by the number of groups
-    if that is larger.
+    `level` is the one-sided level of a likely loss.
 
     - A group fails if it lost at least `max_loss`, its interval at this level is below 0, and its
       interval at alpha divided by the number of groups is below the change of all rows, or 0 if
@@ -80,7 +85,6 @@ def group_bounds(
     A random-effects interval does not decide, because it lets a small group pass that loses more
     than the others: see docs/verdict.md.
     """
-    level = _level(limits, alpha=alpha, num_groups=len(changes))
     z = float(norm_isf(level) + norm_isf(1 - TARGET_POWER))
     gains = [change.value for change in changes.values()]
     overall = max(float(np.average(gains, weights=[change.n for change in changes.values()])), 0.0)
@@ -108,7 +112,3 @@ def group_bounds(
             )
         )
     return bounds
-
-
-def _level(limits: SubgroupGateConfig, *, alpha: float, num_groups: int) -> float:
-    return max(limits.likely_harm, alpha / num_groups)

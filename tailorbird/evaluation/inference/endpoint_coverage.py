@@ -84,8 +84,8 @@ def require_answers(
             f"{stated} ({version.kind}) refused {counts.refused:,} of {counts.rows:,} requests "
             f"because of their texts ({', '.join(codes)}), and at most {MAX_SHARE:.0%} may be: the "
             f"validation rows at the positions {listed(refused)} of their file. If they are too "
-            "long, lower evaluation.endpoint.max_tokens, evaluation.prompt_shots or "
-            "evaluation.retrieved_tokens; if the provider accepts them now, set "
+            "long, lower evaluation.endpoint.max_tokens or evaluation.prompt_shots; if the "
+            "provider accepts them now, set "
             "evaluation.endpoint.revision to a new text; else remove these rows. Start the run "
             "again"
         )

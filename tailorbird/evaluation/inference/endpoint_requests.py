@@ -69,10 +69,8 @@ class RequestLimits:
             if endpoint.max_spend is not None:
                 return endpoint
             return endpoint.model_copy(update={"max_spend": self.max_spend})
-        prices = (recipe if endpoint.price_input is None else endpoint).model_dump(
-            include={"price_input", "price_output"}
-        )
-        return endpoint.model_copy(update={"max_spend": self.max_spend, **prices})
+        prices = endpoint.prices or recipe.prices
+        return endpoint.model_copy(update={"max_spend": self.max_spend, "prices": prices})
 
 
 @dataclass

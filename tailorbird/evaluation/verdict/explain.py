@@ -1,6 +1,6 @@
 """The verdict as a chain of at most eight sentences, each with its figure."""
 
-from tailorbird.config.evaluation import HybridConfig
+from tailorbird.config.evaluation import CASCADE
 from tailorbird.config.metrics import METRICS
 from tailorbird.evaluation.gates.base import Bound, Gate, State
 from tailorbird.evaluation.statistics.documents import few_documents
@@ -304,7 +304,7 @@ def what_would_change(verdict: Verdict) -> str:
         )
     power = verdict.power
     if verdict.candidate is None or power is None:
-        return "a training starts with tuning.train_anyway=true, or with a lower minimum gain"
+        return "a training starts with a lower minimum gain"
     expected = size(verdict.expected_gain)
     needed = f"{rows_text(power.rows_needed)} would do so in 80% of tests"
     if power.rows_needed is None:
@@ -397,12 +397,10 @@ def _bound_text(bound: Bound, *, is_money: bool) -> str:
     return f"the {bound.what} is {shown(bound.estimate)}{unit} ({facts})"
 
 
-def why_no_hybrid(config: HybridConfig, *, has_candidate: bool) -> str:
+def why_no_hybrid(config: str, *, has_candidate: bool) -> str:
     """Return why the validation rows gave no hybrid."""
-    if config.by == "group" and not has_candidate:
+    if config == CASCADE:
+        return "on validation, none scores as high as the best single model"
+    if not has_candidate:
         return "no model was trained that could answer some groups"
-    if config.by == "group":
-        return (
-            "on validation one model would answer every row, or the incumbent is already a hybrid"
-        )
-    return "on validation, none scores as high as the best single model"
+    return "on validation one model would answer every row, or the incumbent is already a hybrid"

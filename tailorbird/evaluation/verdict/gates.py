@@ -39,6 +39,7 @@ def evaluate_gates(
                 limits=limits.groups,
                 alpha=alpha,
                 metric=metric,
+                likely_harm=protocol.likely_harm,
             )
         )
 

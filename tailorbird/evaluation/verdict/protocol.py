@@ -7,11 +7,14 @@ from typing import ClassVar
 from pydantic import Field
 
 from tailorbird.config.answers import AnswersConfig
-from tailorbird.config.evaluation import EvaluationConfig, GatesConfig, HybridConfig
+from tailorbird.config.evaluation import EvaluationConfig, GatesConfig
 from tailorbird.config.serving import ServingConfig
 from tailorbird.evaluation.gates.prices import CostTerms
+from tailorbird.evaluation.gates.subgroups import LIKELY_HARM
 from tailorbird.evaluation.verdict.parts import VerdictPart
 
+VALID_DAYS = 365
+"""Days for which a verdict may promote a model, counted from the access to the test rows."""
 NO_GATES = GatesConfig(calibration=None, groups=None, counterfactual=None, robustness=None)
 
 
@@ -45,10 +48,10 @@ class TestProtocol(VerdictPart):
     """sha256 of the rows of each suite by name; empty without the gate `suites`."""
     cost: CostTerms | None = None
     """Prices, and the replicas of the recipe; None without a cost gate."""
-    hybrid: HybridConfig | None = None
+    hybrid: str | None = None
     """Routing of a hybrid; None if the recipe allows no hybrid."""
-    valid_days: int = 365
-    """Days for which the verdict may promote a model, counted from the access to the test rows."""
+    likely_harm: float = LIKELY_HARM
+    """One-sided level of a likely loss of a group; with 0, a loss must be proven."""
 
 
 def build_protocol(
@@ -79,7 +82,6 @@ def build_protocol(
         suites=dict(suites or {}),
         cost=CostTerms.from_recipe(config, serving=serving),
         hybrid=config.hybrid,
-        valid_days=config.valid_days,
     )
 
 

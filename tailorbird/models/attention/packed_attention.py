@@ -31,37 +31,17 @@ MAX_FLASH_HEAD = 256
 MIN_FLASH_CAPABILITY = (8, 0)
 
 
-def choose_attention(
-    requested: Literal["auto", "flash", "dense"], *, lm: Any, device: str, dtype: torch.dtype
-) -> Attention:
-    """Return the attention to train `lm` with, where `dtype` is the dtype of computation.
-
-    `auto` selects flash if the model and the device support it. Raises ModelError if flash is
-    requested otherwise.
-    """
-    obstacle = _flash_obstacle(lm, device=device, dtype=dtype)
-    if requested == "flash" and obstacle is not None:
-        raise ModelError(
-            f"training.attention 'flash' cannot be used: {obstacle}; remove it, so that the "
-            "attention is chosen automatically"
-        )
-    if requested == "dense" or obstacle is not None:
-        return "dense"
-    return "flash"
-
-
-def _flash_obstacle(lm: Any, *, device: str, dtype: torch.dtype) -> str | None:
-    """Return the reason why flash attention cannot be used, or None."""
-    if not device.startswith("cuda"):
-        return "it needs a GPU (training.gpus_per_worker)"
-    if torch.cuda.get_device_capability() < MIN_FLASH_CAPABILITY:
-        return "the GPU is older than NVIDIA Ampere"
-    if dtype not in FLASH_DTYPES:
-        return f"it computes in bfloat16 or float16, not in {dtype}"
-    share = getattr(lm.config.get_text_config(), "attention_dropout", 0.0)
-    if share:
-        return f"it has no dropout, but attention_dropout is {share}"
-    return flash_restriction(lm, max_head_size=MAX_FLASH_HEAD)
+def choose_attention(lm: Any, *, device: str, dtype: torch.dtype) -> Attention:
+    """Return flash attention if `lm`, the device and the dtype of computation support it, else
+    dense."""
+    is_supported = (
+        device.startswith("cuda")
+        and torch.cuda.get_device_capability() >= MIN_FLASH_CAPABILITY
+        and dtype in FLASH_DTYPES
+        and not getattr(lm.config.get_text_config(), "attention_dropout", 0.0)
+        and flash_restriction(lm, max_head_size=MAX_FLASH_HEAD) is None
+    )
+    return "flash" if is_supported else "dense"
 
 
 def set_attention(lm: Any, attention: Attention, *, dense: str) -> None:
@@ -148,8 +128,8 @@ def flash_attention(
     assert attention_mask is None
     if unsupported or dropout:
         raise ModelError(
-            f"flash attention has no {', '.join(unsupported) or 'dropout'}; set "
-            "training.attention: dense"
+            f"flash attention has no {', '.join(unsupported) or 'dropout'}; choose another base "
+            "model"
         )
     groups: dict[str, Any] = {}
     if query.shape[1] != key.shape[1]:

@@ -278,8 +278,8 @@ async def _attempt(
         except (TimeoutError, httpx2.TimeoutException):
             raise errors.EndpointTimeout(
                 f"{url} did not answer within {connection.timeout_s:g} s; raise "
-                "evaluation.endpoint.timeout_s (for a service, serving.answer_timeout_s) or "
-                "lower the number of requests at the same time, and start again"
+                "evaluation.endpoint.timeout_s, or lower the number of requests at the same time, "
+                "and start again"
             ) from None
         except httpx2.HTTPError as error:
             raise errors.EndpointUnreachable(

@@ -296,7 +296,7 @@ def test_a_champion_that_answers_new_requests_wrongly_is_found_and_rolled_back(
     training row."""
     log = "s3://lake/tiny-chat-log"
     serving = f"serving={{request_log: {log}, log_texts: true}}"
-    overrides = (serving, "monitoring={min_labels: 50, rollback: automatic}")
+    overrides = (serving, "monitoring.rollback=automatic")
     (tmp_path / "original.yaml").write_text(recipe_text(chat_run.recipe), encoding="utf-8")
     recipe = load_recipe(tmp_path / "original.yaml", overrides=overrides)
     (tmp_path / "recipe.yaml").write_text(recipe_text(recipe), encoding="utf-8")

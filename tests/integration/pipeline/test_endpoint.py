@@ -44,13 +44,11 @@ OVERRIDES = (
     "training.batch_size=16",
     "training.num_workers=1",
     "evaluation.prompt_draws=1",
-    "evaluation.retrieved_examples=[2]",
     "evaluation.gates.counterfactual=null",
     "evaluation.gates.robustness=null",
     "evaluation.endpoint.model=m",
     f"evaluation.endpoint.api_key=env://{VARIABLE}",
-    "evaluation.endpoint.price_input=0",
-    "evaluation.endpoint.price_output=1",  # an answer of 2 output tokens costs 0.002
+    "evaluation.endpoint.prices=[0, 1]",  # an answer of 2 output tokens costs 0.002
     "evaluation.cost={value_of_correct: 1, requests_per_month: 1000, price_per_cpu_hour: 0.05}",
 )
 

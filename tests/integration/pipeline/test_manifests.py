@@ -35,12 +35,9 @@ from tests.integration.storage.test_registry import version_folder
 from tests.k8s.manifests import ROOT, of_kind, text_of
 
 SERVING = ServingConfig(
-    min_replicas=5,
-    max_replicas=7,
+    autoscaling={"min_replicas": 5, "max_replicas": 7},
     cpus_per_replica=2,
     api_keys="env://KEYS",
-    max_texts=9,
-    baseline=False,
     versions=0,
 )
 TRAINING = TrainingConfig(num_workers=6, cpus_per_worker=2, batch_size=96)
@@ -109,7 +106,7 @@ def test_a_serving_manifest_has_the_replicas_of_the_recipe_and_the_champion_of_t
         for serving in (arguments.serving, recipe.serving)
     )
     assert rendered == requested
-    recipe_fields = {"baseline": recipe.serving.baseline, "versions": recipe.serving.versions}
+    recipe_fields = {"versions": recipe.serving.versions}
     assert arguments.serving.model_copy(update=recipe_fields) == recipe.serving
     (deployment,) = application["deployments"]
     config = ReplicaConfig.model_validate(deployment["user_config"])
@@ -159,7 +156,7 @@ def test_additional_versions_are_declared_as_in_a_deployment(
         config["applications"][0]["deployments"][0]["user_config"]
     )
     assert replicas.others == {"baseline": VersionRef(uri=untouched.uri, digest=untouched.digest)}
-    assert (replicas.verdict, replicas.serve_baseline) == ("better", True)
+    assert replicas.verdict == "better"
     assert replicas.champion.digest == chosen.digest
 
 

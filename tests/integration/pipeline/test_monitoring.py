@@ -110,9 +110,8 @@ class Task:
                 "request_log": "s3://lake/watching-log",
                 "log_texts": True,
                 "subject_key": (folder / "key").as_uri(),
-                "max_replicas": 1,
             },
-            "monitoring": {"min_labels": 200, "rollback": "automatic"},
+            "monitoring": {"rollback": "automatic"},
         }
         (folder / "key").write_bytes(b"k" * 32)
         self.path = folder / "watching.yaml"

@@ -45,10 +45,7 @@ def test_no_training_starts_unless_it_is_wanted(tmp_path: Path) -> None:
     recorder = ProgressRecorder()
     with connect():
         result = run_pipeline(recipe, progress=recorder)
-        with pytest.raises(
-            ValueError,
-            match=r"no training is started: .*; to train anyway, set tuning.train_anyway=true",
-        ):
+        with pytest.raises(ValueError, match="no training is started"):
             sweep_only(recipe, progress=ProgressRecorder())
         again = run_pipeline(recipe, progress=ProgressRecorder())
     assert not recorder.of_kind(EpochEvent)

@@ -85,7 +85,7 @@ def test_a_driver_killed_between_stages_resumes_and_repeats_no_stage(
             load_recipe(path, overrides=(*TINY, "license=mit")), progress=recorder
         )
         other_protocol = run_pipeline(
-            load_recipe(path, overrides=(*TINY, "evaluation.valid_days=3650")), progress=recorder
+            load_recipe(path, overrides=(*TINY, "evaluation.expected_gain=0.5")), progress=recorder
         )
     assert (
         recorder.of_kind(EpochEvent) == []

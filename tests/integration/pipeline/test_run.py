@@ -331,7 +331,7 @@ def test_a_winning_hybrid_is_registered_and_is_the_incumbent_of_the_next_run(
     small_run: SmallRun, small_data: str, tmp_path: Path
 ) -> None:
     recipe = small_recipe(
-        tmp_path, name="hybrid", data=small_data, overrides=("evaluation.hybrid={by: cascade}",)
+        tmp_path, name="hybrid", data=small_data, overrides=("evaluation.hybrid=cascade",)
     )
     with connection.connect():
         context = prepare(recipe, progress=SILENT)
@@ -353,7 +353,7 @@ def test_a_winning_hybrid_is_registered_and_is_the_incumbent_of_the_next_run(
         assert (version.kind, champion.uri) == ("hybrid", result.winner)
         answered = predict_rows(version.uri, rows=context.splits.test)
         assert answered.scores.mean() == pytest.approx(decided.model("hybrid").score, abs=0.01)
-        overrides = ("evaluation.hybrid={by: cascade}", "evaluation.minimum_gain=0.02")
+        overrides = ("evaluation.hybrid=cascade", "evaluation.minimum_gain=0.02")
         again = prepare(
             small_recipe(tmp_path, name="hybrid", data=small_data, overrides=overrides),
             progress=SILENT,

@@ -4,6 +4,7 @@ run completes."""
 import os
 import signal
 import uuid
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from cluster.local.stack import StackState
 from cluster.progress import SILENT, NoteEvent, StepEvent
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.loader import read_rows
+from tailorbird.data.sharding import loading
 from tailorbird.data.sharding.shards import Shards
 from tailorbird.data.tokenize import labels_of
 from tailorbird.pipeline.prepare import prepare
@@ -44,10 +46,16 @@ def data(stack: StackState) -> str:
     return prefix
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _few_rows_in_memory() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "MAX_ROWS_IN_MEMORY", IN_MEMORY)
+        yield
+
+
 @pytest.fixture(scope="module")
 def recipe(data: str, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     overrides = (
-        f"data.stream_above_rows={IN_MEMORY}",
         "data.max_train_rows=null",
         "tuning.num_trials=1",
         "tuning.space={}",

@@ -37,7 +37,6 @@ CONFIG = ServingConfig(
     engine="vllm" if importlib.util.find_spec("vllm") else "transformers",
     max_batch_size=4,
     max_queued_requests=8,
-    max_body_bytes=4096,
     max_new_tokens=200,
 )
 

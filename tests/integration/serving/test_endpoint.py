@@ -111,7 +111,7 @@ def test_a_batch_is_scored_by_one_worker_with_the_key_of_its_environment_and_res
         batch = scoring.new_batch(version, input=f"{bucket}/in", output=f"{bucket}/out")
 
         def score() -> scoring.ScoringResult:
-            config = ServingConfig(endpoint_concurrency=2)
+            config = ServingConfig(max_batch_size=2)
             return scoring.score_batch(
                 batch, config, version=version, on_progress=lambda _done, _total: None
             )

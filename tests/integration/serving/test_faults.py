@@ -27,7 +27,7 @@ from cluster.connection import connect
 from cluster.local import ports, stack
 from serving.deploy import rollout, serve_client
 from tailorbird import storage
-from tailorbird.config.serving import ServingConfig
+from tailorbird.config.serving import MAX_TEXTS, ServingConfig
 from tailorbird.registry.versions import ModelVersion
 from tests.integration.load import Responses, processes, under_load
 from tests.integration.serving.classification.service import TEXTS, Service
@@ -48,7 +48,8 @@ class Faulty:
     def __init__(self, state: stack.StackState, service: Service) -> None:
         self.state, self.service = state, service
         config = ServingConfig(
-            min_replicas=NUM_REPLICAS, max_replicas=NUM_REPLICAS, request_log=LOG
+            autoscaling={"min_replicas": NUM_REPLICAS, "max_replicas": NUM_REPLICAS},
+            request_log=LOG,
         )
         self.config = config
         self.url = rollout.deploy(config, task_uri=TASK_URI, version=service.first)
@@ -290,7 +291,7 @@ def test_excess_requests_are_rejected_and_memory_stays_bounded(faulty: Faulty) -
     faulty.wait_for_recovery()
     replicas = faulty.replicas()
     before = sum(replica.memory_info().rss for replica in replicas)
-    largest = {"input": ["Fracture of femur, " * 200] * faulty.config.max_texts}  # nearly a MiB
+    largest = {"input": ["Fracture of femur, " * 200] * MAX_TEXTS}  # nearly a MiB
     statuses: list[int] = []
 
     def ask(_: int) -> None:

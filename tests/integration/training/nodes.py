@@ -142,7 +142,7 @@ def elastic(cluster: Cluster, recorder: Watched) -> None:
 KINDS: dict[str, tuple[Callable[[Cluster, Watched], None], dict[str, Any]]] = {
     "removed": (removed, {"epochs": 2, "num_workers": 2}),
     "drained": (drained, {"epochs": 2, "num_workers": 2}),
-    "elastic": (elastic, {"epochs": 100, "num_workers": {"min": 1, "max": 2}}),
+    "elastic": (elastic, {"epochs": 100, "num_workers": [1, 2]}),
 }
 
 

@@ -123,7 +123,9 @@ def site(stack: stack.StackState, tmp_path_factory: pytest.TempPathFactory) -> I
             site = Site(machines, redis=address, password=password)
             (folder / "versions").mkdir()
             service = Service(TASK_URI, folder / "versions")
-            config = ServingConfig(min_replicas=2, max_replicas=2, request_log=LOG)
+            config = ServingConfig(
+                autoscaling={"min_replicas": 2, "max_replicas": 2}, request_log=LOG
+            )
             rollout.deploy(config, task_uri=TASK_URI, version=service.first)
             wait(site.is_whole, within_s=MENDED_S)
             yield site

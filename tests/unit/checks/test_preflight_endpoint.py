@@ -21,7 +21,6 @@ def test_the_requests_to_endpoints_are_stated() -> None:
     config = EvaluationConfig(
         endpoint=EndpointConfig(url="https://host/v1", model="m"),
         prompt_draws=2,
-        retrieved_examples=(4, 8),
     )
     tables = (*GOOD.tables, Table("validation", "s3://lake/v", num_rows=300))
     of_champion = (Endpoint(url="https://champion/v1", model="other"),)
@@ -30,9 +29,9 @@ def test_the_requests_to_endpoints_are_stated() -> None:
     assert champion.message.startswith("https://champion/v1 gets requests with the texts of rows")
     assert "at most 300 for 300 validation rows" in champion.message
     assert "'other'" in champion.remedy
-    assert "at most 1,500 for 300 validation rows" in endpoint.message
+    assert "at most 2,100 for 300 validation rows" in endpoint.message
     (endpoint,) = check_requests(config, GOOD)
-    assert "at most 5 for each validation row" in endpoint.message
+    assert "at most 7 for each validation row" in endpoint.message
     assert list(check_requests(EvaluationConfig(), GOOD)) == []
 
 

@@ -132,12 +132,10 @@ def test_each_missing_price_of_something_that_is_used_is_named() -> None:
     for name in (
         "price_per_cpu_hour",
         "price_per_gpu_hour",
-        "evaluation.endpoint.price_input and price_output",
+        "evaluation.endpoint.prices",
     ):
         assert name in line.message
     (line,) = check_prices(recipe_with({"price_per_cpu_hour": 0.1}, endpoint=endpoint))
-    assert line.message.startswith(
-        "evaluation.endpoint.price_input and price_output is not set, so"
-    )
+    assert line.message.startswith("evaluation.endpoint.prices is not set, so")
     (line,) = check_prices(recipe_with({"price_per_cpu_hour": 0.1}))
     assert line.state == "ok"

@@ -43,7 +43,7 @@ HYBRID = Simulation(
     num_rows=4000,
     candidate=0.86,
     by_group={"female": 0.55},
-    evaluation={"hybrid": {"by": "group", "column": "sex"}},
+    evaluation={"hybrid": "sex"},
     routing=Routing("group", "sex", ("male", "unstated"), None),
 )
 
@@ -111,7 +111,7 @@ def raise_candidate(evidence: Stored) -> None:
         (
             changed("protocol.alpha", 0.2),
             (
-                "protocol.alpha is 0.2 in evidence.json; in protocol.json it is 0.05",
+                "protocol.alpha is 0.2 in evidence.json; it must be 0.05",
                 "verdict.alpha",
             ),
         ),
@@ -119,7 +119,7 @@ def raise_candidate(evidence: Stored) -> None:
         (changed("data.sha256", {"test": "0" * 64}), ("the verdict is refused: the test rows",)),
         (changed("expires_at", "2037-11-24T16:30:00+00:00"), ("expires_at is ",)),
         (changed("recipe.training.epochs", 77), ("recipe.training.epochs is 77",)),
-        (changed("recipe.serving.max_replicas", 7), ()),  # may change when a run resumes
+        (changed("recipe.serving.max_queued_requests", 7), ()),  # may change when a run resumes
     ],
 )
 def test_a_change_of_the_evidence_is_detected_even_if_every_hash_matches(
@@ -158,7 +158,9 @@ COST = {"value_of_correct": 1, "requests_per_month": 1000, "price_per_cpu_hour":
         ),
         pytest.param(
             Simulation(
-                evaluation={"cost": COST}, serving={"min_replicas": 1}, costs=on_cpu(SECONDS)
+                evaluation={"cost": COST},
+                serving={"autoscaling": {"min_replicas": 1}},
+                costs=on_cpu(SECONDS),
             ),
             {"verdict.costs.0.total": 1.0, "protocol.cost.min_replicas": 0},
             id="costs",
@@ -203,7 +205,7 @@ def test_a_validation_score_that_the_stored_predictions_do_not_give_is_a_fault(
     replace_file(run, "family.json", evidence["family"])
     rewrite(run, **evidence)
     fault, *_ = verify_evidence(run.as_uri())
-    assert fault.startswith(f"the score of the {role} on validation is 0.9900 in family.json")
+    assert fault.startswith(f"the score of the {role} on validation is 0.99 ")
 
 
 @pytest.mark.parametrize("with_recipe", [False, True])
@@ -219,10 +221,10 @@ def test_a_protocol_weakened_in_all_files_is_detected(task_folder: Path, with_re
     replace_file(run, "protocol.json", registration)
     rewrite(run, **evidence)
     faults = verify_evidence(run.as_uri())
-    expected = "protocol.minimum_gain is 0.001 in evidence.json; the recipe gives 0.01"
+    expected = "protocol.minimum_gain is 0.001 in evidence.json; it must be 0.01"
     if with_recipe:
-        expected = "protocol.json was changed: the digest of its request is"
-        assert any("is not the run of this protocol" in fault for fault in faults)
+        expected = "the digest of the request in protocol.json"
+        assert any(fault.startswith("the name of the run is") for fault in faults)
     assert any(fault.startswith(expected) for fault in faults)
 
 
@@ -244,8 +246,7 @@ def test_evidence_of_another_version_is_a_fault(task_folder: Path) -> None:
         (other / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(evaluated / name, other / name)
     (fault,) = verify_evidence(other.as_uri())
-    assert fault.startswith("this is the evidence of")
-    assert fault.endswith(f"not of {other.as_uri()}")
+    assert fault.startswith("the subject is false")
     (other / "head.safetensors").write_bytes(b"other weights")
     assert verify_evidence(other.as_uri()) == (fault,)
 
@@ -254,9 +255,7 @@ def test_evidence_of_a_run_of_another_task_is_a_fault(task_folder: Path, tmp_pat
     copied = tmp_path / "task2" / "runs" / "deadbeef"
     shutil.copytree(run_of(task_folder), copied)
     (fault,) = verify_evidence(copied.as_uri())
-    assert fault.startswith(
-        f"this is the evidence of {run_of(task_folder).as_uri()} and its versions"
-    )
+    assert fault.startswith("the subject is false")
 
 
 def test_engine_evidence_of_another_export_is_a_fault(tmp_path: Path) -> None:
@@ -287,8 +286,8 @@ def test_a_second_test_access_recorded_as_the_first_is_detected(task_folder: Pat
     )
     write_ledger(task_folder, access.model_copy(update={"models": ("another model",)}), access)
     faults = verify_evidence(run.as_uri())
-    assert "test_access.number is 1 in evidence.json; the test-set ledger gives 2" in faults
-    assert "test_access.num_seen is 0 in evidence.json; the test-set ledger gives 600" in faults
+    assert "test_access.number is 1 in evidence.json; it must be 2" in faults
+    assert "test_access.num_seen is 0 in evidence.json; it must be 600" in faults
     write_ledger(task_folder)
     (fault,) = verify_evidence(run.as_uri())
     assert fault.endswith("does not contain this access")
@@ -410,20 +409,7 @@ def test_one_row_of_a_rare_class_that_is_rounded_differently_is_no_fault(
     assert rounding_tolerance("accuracy", table) < 0.02
 
 
-@pytest.mark.parametrize(
-    ("simulation", "part"),
-    [
-        (replace(NOTHING_TO_GAIN, incumbent=0.9), "no model was trained, although up to 0.1"),
-        (
-            replace(NOTHING_TO_GAIN, tuning={"train_anyway": True}),
-            "no model was trained, although tuning.train_anyway is true",
-        ),
-    ],
-)
-def test_a_run_that_should_have_trained_a_model_is_reported(
-    tmp_path: Path, simulation: Simulation, part: str
-) -> None:
-    assert any(
-        fault.startswith(part)
-        for fault in verify_evidence(concluded(tmp_path / "task", simulation))
-    )
+def test_a_run_that_should_have_trained_a_model_is_reported(tmp_path: Path) -> None:
+    simulation = replace(NOTHING_TO_GAIN, incumbent=0.9)
+    faults = verify_evidence(concluded(tmp_path / "task", simulation))
+    assert any(fault.startswith("that no training was needed is true") for fault in faults)

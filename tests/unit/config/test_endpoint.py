@@ -44,11 +44,10 @@ def test_another_url_is_refused(url: Any) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"price_input": 1}, "set both price_input and price_output"),
-        ({"price_output": 1}, "set both price_input and price_output"),
-        ({"price_input": -1, "price_output": 1}, "greater than or equal to 0"),
+        ({"prices": [1]}, "prices"),
+        ({"prices": [-1, 1]}, "greater than or equal to 0"),
         ({"max_spend": 1}, "max_spend requires prices"),
-        ({"price_input": 1, "price_output": 1, "max_spend": 0}, "greater than 0"),
+        ({"prices": [1, 1], "max_spend": 0}, "greater than 0"),
         ({"max_concurrency": 0}, "max_concurrency"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"timeout_s": 0}, "timeout_s"),

@@ -25,7 +25,6 @@ from tailorbird.config.serving import ServingConfig
         {
             "engine": "vllm",
             "engine_options": {"gpu_memory_utilization": 0.9, "max_loras": 4},
-            "merge_adapters": True,
         },
         {
             "engine": "vllm",
@@ -58,10 +57,9 @@ def test_gpus_and_options_that_an_engine_supports_are_accepted(fields: dict[str,
             "engine_options applies to engine: vllm only",
         ),
         (
-            {"engine": "vllm", "max_replicas_per_node": 1},
+            {"engine": "vllm", "autoscaling": {"max_replicas_per_node": 1}},
             "max_replicas_per_node does not apply to engine: vllm",
         ),
-        ({"merge_adapters": True}, "merge_adapters applies to engine: vllm only"),
         *(
             (
                 {"engine": "vllm", "engine_options": {name: 1}},
@@ -81,7 +79,6 @@ def test_gpus_and_options_that_an_engine_supports_are_accepted(fields: dict[str,
             },
             "at most 0.5 with gpus_per_replica 0.5",
         ),
-        ({"deploy_timeout_s": 0}, "greater than 0"),
         ({"examples": ["a text", " "]}, "1 to 500 characters"),
         ({"examples": ["x"] * 13}, "at most 12 items"),
     ],

@@ -103,7 +103,7 @@ class Simulation:
     """Section `evaluation` of the recipe."""
     tuning: dict[str, Any] = field(default_factory=dict)
     """Section `tuning` of the recipe."""
-    serving: dict[str, Any] = field(default_factory=lambda: {"min_replicas": 0})
+    serving: dict[str, Any] = field(default_factory=lambda: {"autoscaling": {"min_replicas": 0}})
     """Section `serving` of the recipe."""
     routing: Routing | None = None
     costs: ServingCosts | None = None

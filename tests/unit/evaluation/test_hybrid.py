@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tailorbird.config.evaluation import HybridConfig
 from tailorbird.evaluation.gates.cost import RowTokens, ServingUsage, Tokens, tokens_by_round
 from tailorbird.evaluation.hybrid import (
     FrozenHybrid,
@@ -23,8 +22,8 @@ from tailorbird.evaluation.predictions import ModelPredictions, Predictions
 from tailorbird.registry.hybrid_routing import NO_GROUP, Routing
 from tests import build
 
-CASCADE = HybridConfig(by="cascade")
-BY_SEX = HybridConfig(by="group", column="sex")
+CASCADE = "cascade"
+BY_SEX = "sex"
 BoolArray = NDArray[np.bool_]
 ROW = np.arange(100)
 SURE = np.linspace(0, 0.99, 100)
@@ -38,8 +37,8 @@ def answers(right: BoolArray, *, kind: str = "probe", **fields: Any) -> Predicti
     return build.predictions(outputs, ("yes",) * len(right), model=kind, **fields)
 
 
-def fitted(tables: Mapping[str, Predictions], config: HybridConfig = CASCADE) -> FrozenHybrid:
-    hybrid = fit_hybrid(config, tables, metric="accuracy")
+def fitted(tables: Mapping[str, Predictions], rule: str = CASCADE) -> FrozenHybrid:
+    hybrid = fit_hybrid(rule, tables, metric="accuracy")
     assert hybrid is not None
     return hybrid
 

@@ -34,7 +34,7 @@ from tests.unit.monitoring.log_task import (
 )
 
 FOREIGN = ("write a poem", "solve x squared plus one", "translate this song", "who won the cup")
-SHADOW = {"arm": "shadow", "digest": CHALLENGER.digest}
+SHADOW: dict[str, Any] = {"arm": "shadow", "digest": CHALLENGER.digest}
 
 
 @pytest.fixture

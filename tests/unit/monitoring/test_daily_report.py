@@ -176,7 +176,7 @@ def test_feedback_after_label_days_does_not_count(task: Task) -> None:
 
 def test_a_report_contains_no_text_no_subject_and_no_unknown_group_value(task: Task) -> None:
     attributes = json.dumps({"sex": "stated-by-jane-doe"})
-    private = {"attributes": attributes, "subject": "hash-of-jane-doe"}
+    private: dict[str, Any] = {"attributes": attributes, "subject": "hash-of-jane-doe"}
     task.write(*(answer(number, **private) for number in range(60)))
     task.write(*(feedback(number, label="a") for number in range(60)), kind="feedback")
     task.watch()

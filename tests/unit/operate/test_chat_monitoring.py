@@ -60,7 +60,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     content["serving"] = {"request_log": (tmp_path / "log").as_uri(), "log_texts": True}
     content |= {
         "evaluation": {"metric": "exact_match"},
-        "monitoring": {"min_labels": 50, "rollback": "automatic"},
+        "monitoring": {"rollback": "automatic"},
     }
     monkeypatch.setenv("TAILORBIRD_JOURNAL", str(tmp_path / "journal"))
     monkeypatch.setattr("serving.replica.chat.configure_process", ServingConfig.model_validate_json)

@@ -106,7 +106,7 @@ def audit(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
 @pytest.fixture
 def recipe(tmp_path: Path) -> Recipe:
     gates = dict.fromkeys(("calibration", "groups", "counterfactual", "robustness"))
-    return recipe_at(tmp_path, evaluation={"gates": gates}, monitoring={"min_labels": 100})
+    return recipe_at(tmp_path, evaluation={"gates": gates})
 
 
 def test_a_reevaluation_uses_all_audited_rows_and_records_only_the_new_ones_as_an_access(

@@ -43,7 +43,7 @@ def test_only_log_files_older_than_the_days_to_keep_are_deleted(
             (log / kind / f"day={day}").mkdir(parents=True)
             (log / kind / f"day={day}" / "0.parquet").touch()
         (log / kind / "notes.txt").touch()
-    monitoring = {"window_days": 1, "label_days": 1, "keep_days": 37}
+    monitoring = {"label_days": 1, "keep_days": 37}
     recipe = recipe_at(tmp_path, serving={"request_log": log.as_uri()}, monitoring=monitoring)
     assert delete_old_log(recipe, today=date(2026, 4, 6)) == 2  # 37 days before: 28 February
     assert [unquote(uri).partition("/log/")[2] for uri in deleted] == [

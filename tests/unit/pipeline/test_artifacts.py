@@ -97,8 +97,7 @@ def test_an_endpoint_is_registered_with_the_limit_of_the_run_that_registers_it(
     endpoint = Endpoint(
         url="https://host/v1",
         model="m",
-        price_input=1,
-        price_output=1,
+        prices=(1, 1),
         max_spend=5,
         reported_model="m",
     )

@@ -46,7 +46,7 @@ def answered(
 def champion_cascade(monkeypatch: pytest.MonkeyPatch, answer: EndpointAnswer) -> list[str]:
     """Let the incumbent be a cascade whose endpoint answers each row with `answer`; return the ids
     of these rows."""
-    endpoint = Endpoint(url="http://host", model="m", price_input=PRICES[0], price_output=PRICES[1])
+    endpoint = Endpoint(url="http://host", model="m", prices=PRICES)
     parts = (
         SimpleNamespace(uri="bag", endpoint=None),
         SimpleNamespace(uri="endpoint", endpoint=endpoint),

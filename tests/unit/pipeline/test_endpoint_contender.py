@@ -24,9 +24,7 @@ def context_at(
     server: Server, folder: Path, *, splits: Splits | None = None, **fields: Any
 ) -> RunContext:
     endpoint = {"url": server.url, "model": "m"} | fields
-    recipe = recipe_at(
-        folder, evaluation={"endpoint": endpoint, "prompt_draws": 1, "retrieved_examples": (1,)}
-    )
+    recipe = recipe_at(folder, evaluation={"endpoint": endpoint, "prompt_draws": 1})
     return context_of(recipe, splits or splits_of())
 
 

@@ -38,7 +38,6 @@ def test_all_models_answer_the_suites_once(tmp_path: Path, monkeypatch: pytest.M
     evaluation: dict[str, Any] = {
         "metric": "exact_match",
         "prompt_draws": 1,
-        "retrieved_examples": [1],
     }
     recipe = recipe_at(
         tmp_path / "registry",

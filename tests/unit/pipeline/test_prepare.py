@@ -215,7 +215,7 @@ def test_classes_with_few_rows_and_empty_texts_are_reported(recipe: Recipe, tmp_
 
 def test_the_run_uri_depends_on_the_evaluation_and_not_on_serving(recipe: Recipe) -> None:
     first = prepared(recipe)
-    serving = recipe.serving.model_copy(update={"max_replicas": 7})
+    serving = recipe.serving.model_copy(update={"autoscaling": {"max_replicas": 7}})
     gain = recipe.evaluation.model_copy(update={"minimum_gain": 0.5})
     assert prepared(recipe.model_copy(update={"serving": serving})).run == first.run
     assert prepared(recipe.model_copy(update={"evaluation": gain})).run != first.run

@@ -58,9 +58,7 @@ def trained(score: float, *, epochs: int) -> TrainingResult:
 
 
 def test_the_evidence_records_trials_seeds_and_the_best_training(tmp_path: Path) -> None:
-    recipe = recipe_at(
-        tmp_path, training={"seed": 5, "method": "full"}, evaluation={"valid_days": 2}
-    )
+    recipe = recipe_at(tmp_path, training={"seed": 5, "method": "full"})
     seeds = (trained(0.7, epochs=1), trained(0.9, epochs=3))
     rows = (
         trial("1", config={"method": "lora"}, scores=(0.6, 0.7)),
@@ -103,7 +101,7 @@ def test_the_evidence_records_trials_seeds_and_the_best_training(tmp_path: Path)
         3,
         selected.model_dump(mode="json"),
     )
-    assert evidence.expires_at == "2026-11-26T16:30:00+00:00"
+    assert evidence.expires_at == "2027-11-24T16:30:00+00:00"
     # Three rows of 1 s and one further seed of 7 s, on the workers of the recipe.
     on_cpu = TrainingConfig(num_workers=4, cpus_per_worker=3)
     assert models.usage(on_cpu) == TrainingUsage(cpu_s=10 * 12)

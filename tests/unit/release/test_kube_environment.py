@@ -28,7 +28,11 @@ from tests.k8s.manifests import K8S, ROOT, kustomize, of_kind, put
 from tests.k8s.test_schemas import KUBERNETES, WITHOUT_SCHEMA
 
 RECIPE = ROOT / "recipes" / "icd10_chapters.yaml"
-DRAINABLE = ("serving.min_replicas=2", "serving.max_replicas=3", "serving.max_replicas_per_node=1")
+DRAINABLE = (
+    "serving.autoscaling.min_replicas=2",
+    "serving.autoscaling.max_replicas=3",
+    "serving.autoscaling.max_replicas_per_node=1",
+)
 
 
 def recipe(*overrides: str) -> Recipe:

@@ -17,7 +17,6 @@ from tailorbird.release.manifests import (
     ENDPOINT_KEYS,
     RUN,
     SERVICE,
-    TARGETS,
     ServedChampion,
     endpoint_keys,
     render_manifest,
@@ -27,7 +26,11 @@ from tests.k8s.manifests import ROOT, matches, of_kind, pods_of, text_of
 from tests.unit.serving.endpoint.versions import endpoint_version
 
 FILE = ROOT / "recipes" / "icd10_chapters.yaml"
-DRAINABLE = ("serving.min_replicas=2", "serving.max_replicas=3", "serving.max_replicas_per_node=1")
+DRAINABLE = (
+    "serving.autoscaling.min_replicas=2",
+    "serving.autoscaling.max_replicas=3",
+    "serving.autoscaling.max_replicas_per_node=1",
+)
 """A service whose replicas always run on two nodes, as the budget of the overlay `prod`
 requires."""
 
@@ -123,8 +126,8 @@ def test_the_rest_of_the_overlay_is_unchanged() -> None:
         ((), (1, 1, 1), (0, 0, 4)),  # two workers of one core each in a pod of four cores
         (("training.num_workers=8",), (2, 2, 2), (0, 0, 4)),
         (("training.num_workers=4", "training.cpus_per_worker=3"), (4, 4, 4), (0, 0, 4)),
-        (("training.num_workers={min: 7, max: 8}", "training.batch_size=56"), (2, 2, 2), (0, 0, 4)),
-        (("training.num_workers={min: 1, max: 5}", "training.batch_size=60"), (1, 1, 2), (0, 0, 4)),
+        (("training.num_workers=[7, 8]", "training.batch_size=56"), (2, 2, 2), (0, 0, 4)),
+        (("training.num_workers=[1, 5]", "training.batch_size=60"), (1, 1, 2), (0, 0, 4)),
         (("tuning.max_concurrent_trials=3", "training.cpus_per_worker=2"), (1, 1, 3), (0, 0, 4)),
         (
             ("tuning.max_concurrent_trials=8", "tuning.num_trials=4", "training.cpus_per_worker=2"),
@@ -133,7 +136,7 @@ def test_the_rest_of_the_overlay_is_unchanged() -> None:
         ),
         (("training.num_workers=4", "training.gpus_per_worker=1"), (0, 0, 1), (4, 4, 4)),
         (
-            ("training.num_workers={min: 1, max: 2}", "training.gpus_per_worker=1"),
+            ("training.num_workers=[1, 2]", "training.gpus_per_worker=1"),
             (0, 0, 1),
             (1, 1, 2),
         ),
@@ -209,7 +212,7 @@ def test_the_probe_requests_the_rendered_service(name: str) -> None:
 def test_a_service_that_scales_to_zero_has_neither_budget_nor_probe(
     to: str, part: str, omitted: str, note: str, num_monitors: int
 ) -> None:
-    done = render_manifest(recipe("serving.min_replicas=0"), to=to, base=text_of(part))
+    done = render_manifest(recipe("serving.autoscaling.min_replicas=0"), to=to, base=text_of(part))
     documents = list(yaml.safe_load_all(done.text))
     assert of_kind(documents, omitted) == []
     assert len(of_kind(documents, "PodMonitor", "PrometheusRule")) == num_monitors
@@ -337,7 +340,7 @@ def test_without_a_base_the_template_in_k8s_is_filled_in() -> None:
 @pytest.mark.parametrize(
     ("to", "base", "message"),
     [
-        ("helm", None, TARGETS[0]),
+        ("helm", None, "rayjob"),
         ("serve", "a: b", "--base"),
         ("rayjob", "a: [", "YAML"),
         ("rayjob", "kind: RayJob\n---\nkind: RayJob", "2 documents"),

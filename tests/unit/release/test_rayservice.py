@@ -118,7 +118,7 @@ def kubernetes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kubernetes]:
 def application(
     version: str, *, max_replicas: int = 2, name: str = "icd10-chapters"
 ) -> ServeApplication:
-    serving = {"max_replicas": max_replicas} if max_replicas > 1 else {}
+    serving = {"autoscaling": {"max_replicas": max_replicas}} if max_replicas > 1 else {}
     config = {"name": "classifier", "user_config": {"champion": version}}
     return ServeApplication.model_validate(
         {"name": name, "route_prefix": "/", "args": {"serving": serving}, "deployments": [config]}

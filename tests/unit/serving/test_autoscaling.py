@@ -13,7 +13,9 @@ from tests.unit.serving.replica.loads import Loads
 
 @pytest.mark.parametrize("task", ["classification", "chat"])
 def test_the_options_of_serve_have_the_limits_of_the_recipe(task: str) -> None:
-    config = ServingConfig(min_replicas=0, max_replicas=3, max_replicas_per_node=2)
+    config = ServingConfig(
+        autoscaling={"min_replicas": 0, "max_replicas": 3, "max_replicas_per_node": 2}
+    )
     options = deployment_options(config, task=task)
     backpressure = options["backpressure_config"]
     assert (backpressure.status_code, backpressure.retry_after_s) == (429, 2)

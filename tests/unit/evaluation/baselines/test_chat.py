@@ -103,7 +103,7 @@ def test_the_best_number_of_retrieved_examples_that_fit_the_prompt_is_selected(
 
     def score(_: str, outputs: list[str], *, validation: Rows) -> float:
         assert len(outputs) == len(validation)
-        return {"1": 0.2, "3": 0.9}.get(outputs[0], 0.1)
+        return {"1": 0.2, "2": 0.9}.get(outputs[0], 0.1)
 
     monkeypatch.setattr(chat, "answer_rows", answer)
     monkeypatch.setattr(chat, "_score", score)

@@ -51,7 +51,7 @@ PAIRS = (("blue sky", "sky"), ("blue skies", "sky"), ("green leaf", "leaf"), ("r
 VALIDATION = (("a blue sky", "sky"), ("leaf of green", "leaf"), ("azure", "sky"), ("roses", "rose"))
 TEST = (("the sky", "sky"), ("a leaf", "leaf"))
 CLASSES = ("leaf", "rose", "sky")
-CONFIG = EvaluationConfig(prompt_shots=2, prompt_draws=2, retrieved_examples=(1, 2))
+CONFIG = EvaluationConfig(prompt_shots=2, prompt_draws=2)
 
 
 def fit(
@@ -185,7 +185,7 @@ def test_a_label_that_the_endpoint_cannot_name_is_refused_before_the_first_reque
 
 
 MANY = tuple((f"sky number {number}", "sky") for number in range(50))
-FEW_SETTINGS = CONFIG.model_copy(update={"prompt_draws": 1, "retrieved_examples": (1,)})
+FEW_SETTINGS = CONFIG.model_copy(update={"prompt_draws": 1})
 
 
 def only_at(*numbers: int, reply: Reply) -> Answer:

@@ -147,8 +147,12 @@ def test_costs_of_other_rounds_are_refused_and_those_that_were_not_measured_are_
 
 
 def test_the_terms_have_the_replicas_of_the_recipe_and_the_prices_of_the_endpoint() -> None:
-    serving = ServingConfig(min_replicas=2, max_replicas=3, cpus_per_replica=4, gpus_per_replica=1)
-    prices = {"price_input": 0.001, "price_output": 0.004}
+    serving = ServingConfig(
+        autoscaling={"min_replicas": 2, "max_replicas": 3},
+        cpus_per_replica=4,
+        gpus_per_replica=1,
+    )
+    prices = {"prices": (0.001, 0.004)}
     content = {
         "cost": {"value_of_correct": 0.5, "requests_per_month": 1000, "price_per_cpu_hour": 0.36},
         "endpoint": {"url": "https://host/v1", "model": "m", **prices},

@@ -219,7 +219,7 @@ def test_answers_above_their_largest_price_at_the_same_time_raise_later_reservat
 def test_the_largest_price_of_a_request_counts_a_token_for_each_byte_and_the_longest_answer() -> (
     None
 ):
-    endpoint = Endpoint(url="http://h/v1", model="m", price_input=1.0, price_output=1000.0)
+    endpoint = Endpoint(url="http://h/v1", model="m", prices=(1.0, 1000.0))
     [short] = bodies(1)
     long = chat_body((("user", "ü\ud800" * 1000),), model="m", max_tokens=2)
     assert 2.0 < largest_price(short, endpoint=endpoint) < 2.5

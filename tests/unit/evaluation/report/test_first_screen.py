@@ -28,7 +28,7 @@ PARTLY_PRICED = Simulation(
 
 CASCADE = Simulation(
     num_rows=1000,
-    evaluation={"hybrid": {"by": "cascade"}},
+    evaluation={"hybrid": "cascade"},
     routing=Routing("cascade", threshold=0.7),
     costs=on_cpu(SECONDS),
 )

@@ -43,7 +43,7 @@ SIMULATIONS = {
         num_rows=4000,
         candidate=0.86,
         by_group={"female": 0.55},
-        evaluation={"hybrid": {"by": "group", "column": "sex"}},
+        evaluation={"hybrid": "sex"},
         routing=Routing("group", "sex", ("male", "unstated"), None),
     ),
 }

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tailorbird.config.evaluation import HybridConfig
 from tailorbird.evaluation.gates.cost import TrainingUsage
 from tailorbird.evaluation.gates.prices import CostTerms
 from tailorbird.evaluation.hybrid import FrozenHybrid
@@ -110,7 +109,7 @@ PRICES = CostTerms(
 0.01."""
 PROTOCOL = protocol_for(N)
 PRICED = protocol_for(N, cost=PRICES)
-CASCADE = protocol_for(N, cost=PRICES, hybrid=HybridConfig(by="cascade"))
+CASCADE = protocol_for(N, cost=PRICES, hybrid="cascade")
 
 
 def right(count: int) -> BoolArray:

@@ -13,7 +13,6 @@ from tailorbird.data.packing import PackedRows, pack
 from tailorbird.models.attention import packed_attention
 from tailorbird.models.attention.packed_attention import Attention, choose_attention
 from tailorbird.models.causal_lm import ChatModel, as_tensors
-from tailorbird.models.errors import ModelError
 from tailorbird.models.lora import add_adapter
 from tests.small_chat import language_model, model_of
 from tests.unit.models.attention.reference_attention import reference_varlen_attn
@@ -89,13 +88,6 @@ def test_flash_attention_works_with_an_adapter_gradient_checkpointing_and_autoca
         torch.testing.assert_close(results[1][1][name], gradient, atol=2e-2, rtol=0.1)
 
 
-def test_models_on_cpus_use_the_dense_mask() -> None:
-    options = {"lm": language_model(), "device": "cpu", "dtype": torch.bfloat16}
-    assert choose_attention("auto", **options) == "dense"
-    with pytest.raises(ModelError):
-        choose_attention("flash", **options)
-
-
 @pytest.mark.usefixtures("varlen")
 @pytest.mark.parametrize(
     ("lm", "dtype", "expected"),
@@ -113,9 +105,10 @@ def test_models_on_gpus_use_flash_attention_if_they_support_it(
     lm: Any, dtype: torch.dtype, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    assert choose_attention("auto", lm=lm, device="cuda", dtype=dtype) == expected
+    assert choose_attention(lm, device="cuda", dtype=dtype) == expected
+    assert choose_attention(lm, device="cpu", dtype=dtype) == "dense"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
-    assert choose_attention("auto", lm=lm, device="cuda", dtype=dtype) == "dense"
+    assert choose_attention(lm, device="cuda", dtype=dtype) == "dense"
 
 
 def test_torch_has_the_arguments_of_the_kernel() -> None:

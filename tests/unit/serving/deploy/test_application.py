@@ -29,12 +29,12 @@ EXPERIMENT = ServingConfig(challenger=ChallengerConfig(version="full-2", canary=
 
 
 def test_arguments_are_the_fields_without_defaults_which_older_code_may_not_know() -> None:
-    config = ServingConfig(max_replicas=2, max_texts=8)
+    config = ServingConfig(autoscaling={"max_replicas": 2}, max_batch_size=8)
     args = application_of(config, task_uri=TASK, version=registered("full-1")).args
     assert args == {
         "task_uri": TASK,
         "task": "classification",
-        "serving": {"max_replicas": 2, "max_texts": 8},
+        "serving": {"autoscaling": {"max_replicas": 2}, "max_batch_size": 8},
     }
     assert BuildArgs.model_validate(args).serving == config
     with pytest.raises(ValueError, match="newer"):
@@ -62,27 +62,26 @@ def test_replicas_load_the_champion_and_the_additional_versions() -> None:
     assert config.challenger is not None
     assert (config.challenger.canary, config.challenger.shadow) == (0.1, 0.0)
     assert (config.verdict, config.costs) == (CHOSEN_BY.sentence, CHOSEN_BY.costs)
-    assert (config.serve_baseline, config.max_versions) == (True, 4)
+    assert config.max_versions == 4
 
 
 @pytest.mark.parametrize(
-    ("baseline", "prompting", "is_wanted", "served"),
+    ("baseline", "prompting", "served"),
     [
-        ("probe-1", None, True, True),
-        ("probe-1", None, False, False),
-        ("zero-shot-1", CHAT, True, False),
-        ("nearest-1", CHAT, True, True),
-        ("full-1", CHAT, True, True),  # the champion itself
-        ("endpoint-zero-shot-1", None, True, False),
+        ("probe-1", None, True),
+        ("zero-shot-1", CHAT, False),
+        ("nearest-1", CHAT, True),
+        ("full-1", CHAT, True),  # the champion itself
+        ("endpoint-zero-shot-1", None, False),
     ],
 )
 def test_a_chat_service_serves_a_baseline_only_without_a_further_language_model(
-    baseline: str, prompting: Prompting | None, is_wanted: bool, served: bool
+    baseline: str, prompting: Prompting | None, served: bool
 ) -> None:
     version = registered("full-1", prompting=prompting)
     additional = AdditionalVersions(registered(baseline).pinned)
     application = application_of(
-        ServingConfig(baseline=is_wanted), task_uri=TASK, version=version, additional=additional
+        ServingConfig(), task_uri=TASK, version=version, additional=additional
     )
     assert set(replica_config(application).others) == ({"baseline"} if served else set())
 

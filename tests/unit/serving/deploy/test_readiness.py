@@ -13,14 +13,11 @@ from serving.deploy.readiness import ReplicaStatus, wait_ready
 from serving.deploy.serve_client import DeployError
 from serving.deploy.serve_schema import ApplicationDetails
 from serving.replica.config import config_id
-from tailorbird.config.serving import ServingConfig
+from tailorbird.config.serving import DEPLOY_TIMEOUT_S, ServingConfig
 from tests.unit.serving.deploy.registered import registered
 
-TIMEOUT_S = 3600.0
 APPLICATION = application_of(
-    ServingConfig(deploy_timeout_s=TIMEOUT_S),
-    task_uri="s3://models/t",
-    version=registered("full-1"),
+    ServingConfig(), task_uri="s3://models/t", version=registered("full-1")
 )
 SLOW = "1 replicas that have taken more than 30s to be scheduled"
 
@@ -124,4 +121,4 @@ def test_after_the_timeout_of_the_recipe_the_deploy_fails(monkeypatch: pytest.Mo
     clock = Clock(monkeypatch, {0: details("DEPLOYING", states=["STARTING"])})
     with pytest.raises(DeployError):
         clock.wait()
-    assert clock.now >= TIMEOUT_S
+    assert clock.now >= DEPLOY_TIMEOUT_S

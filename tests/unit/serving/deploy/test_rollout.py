@@ -261,7 +261,7 @@ def test_each_change_of_the_service_is_recorded_with_its_caller_and_both_configu
     deploy = partial(rollout.deploy, task_uri="s3://models/t", version=registered("full-1"))
     deploy(ServingConfig())
     deploy(ServingConfig())  # changes nothing
-    deploy(ServingConfig(max_replicas=3))
+    deploy(ServingConfig(autoscaling={"max_replicas": 3}))
     monkeypatch.setattr(rollout, "_require_challenger", lambda *_args, **_options: None)
     monkeypatch.setattr(rollout, "draw_secret", lambda _task_uri: "secret")
     for share in (0.1, 0.5):
@@ -271,8 +271,8 @@ def test_each_change_of_the_service_is_recorded_with_its_caller_and_both_configu
     rollout.undeploy("t")
     assert [event.what for event in serve.events] == [
         "t: served, with the champion full-1",
-        "t: changed serving.max_replicas; the champion is full-1",
-        "t: changed challenger, serving.max_replicas; the champion is full-1",
+        "t: changed serving.autoscaling; the champion is full-1",
+        "t: changed challenger, serving.autoscaling; the champion is full-1",
         "t: changed challenger; the champion is full-1",
         "t: changed champion, challenger; the champion is full-2",
         "t: removed from service",
@@ -284,7 +284,7 @@ def test_each_change_of_the_service_is_recorded_with_its_caller_and_both_configu
     assert [after for _, after in configurations[:-1]] == [
         before for before, _ in configurations[1:]
     ]
-    assert cast(Any, configurations[1][1])["serving"]["max_replicas"] == 3
+    assert cast(Any, configurations[1][1])["serving"]["autoscaling"]["max_replicas"] == 3
 
 
 def test_nothing_is_deployed_if_the_security_log_cannot_be_written(

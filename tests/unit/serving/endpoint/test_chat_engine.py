@@ -318,7 +318,7 @@ def test_a_client_that_leaves_cancels_the_request_whose_tokens_are_estimated() -
 
     meter = Meter()
     with endpoint_server(lambda *_: stream(pieces())) as server:
-        asyncio.run(leave(engine_of(server, meter=meter, price_input=1.0, price_output=1.0)))
+        asyncio.run(leave(engine_of(server, meter=meter, prices=(1.0, 1.0))))
         assert closed.wait(10)
     assert counts(meter, ENDPOINT_REQUESTS) == {("cancelled",): 1}
     num_prompt = -(-len(json.dumps(server.bodies[0])) // 4)

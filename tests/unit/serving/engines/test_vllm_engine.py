@@ -338,7 +338,7 @@ def test_tokens_and_log_probabilities_are_read_from_events() -> None:
 
 
 def options_of(version: ModelVersion, **fields: Any) -> vllm_server.ServerOptions:
-    files = version_files(version, merge_adapters=False)
+    files = version_files(version)
     config = CONFIG.model_copy(update=fields)
     return server_options(files, config=config, folder=files.base)
 

@@ -25,7 +25,7 @@ from serving.replica.classifier import Classifier
 from tailorbird.config.serving import ServingConfig
 from tests.unit.serving.http.application import application, request
 
-CONFIG = ServingConfig(max_texts=2)
+CONFIG = ServingConfig()
 SERVICES = [Classifier, Chat]
 
 

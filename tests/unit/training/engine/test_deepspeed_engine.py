@@ -69,9 +69,7 @@ def test_any_batch_size_is_met_by_every_number_of_workers_without_larger_micro_b
 ) -> None:
     """Each number of workers between 8 and 16 once had to divide the batch size: 720,720 was the
     smallest."""
-    training = TrainingConfig.model_validate(
-        {"batch_size": batch_size, "num_workers": {"min": 8, "max": 16}}
-    )
+    training = TrainingConfig.model_validate({"batch_size": batch_size, "num_workers": (8, 16)})
     largest = deepspeed_config(training, num_workers=16, autocast=True)[
         "train_micro_batch_size_per_gpu"
     ]

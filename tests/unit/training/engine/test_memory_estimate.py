@@ -148,9 +148,7 @@ def test_smaller_micro_batches_and_checkpointing_need_less_memory() -> None:
     assert activations(batch_size=64, batch_tokens=100 * 64) == full_batch
     assert activations(batch_size=64, batch_tokens=63) == full_batch // 16  # a row is never split
     assert activations(batch_size=64, num_workers=2) == 2 * full_batch
-    elastic = config_of(
-        batch_size=64, num_workers={"min": 2, "max": 4}
-    )  # two workers accumulate micro-batches
+    elastic = config_of(batch_size=64, num_workers=(2, 4))  # two workers accumulate micro-batches
     assert activation_bytes(elastic, shape=MINILM, batch=Batch(64), num_workers=2) == full_batch
     assert activations(batch_size=64, gradient_checkpointing=True) < full_batch / 2
     assert (
