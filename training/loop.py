@@ -74,7 +74,9 @@ def train(
     """
     progress = progress or Progress()
     while progress.epoch < config.epochs:
-        report = _EpochRun(engine, config, runtime, callbacks, progress).run()
+        report = _EpochRun(
+            engine=engine, config=config, runtime=runtime, callbacks=callbacks, progress=progress
+        ).run()
         progress = Progress(epoch=progress.epoch + 1, last=report)
         if not callbacks.on_epoch(report, engine):
             break

@@ -37,7 +37,7 @@ from tailorbird.storage.node_cache import local_copy
 from training import checkpoint
 from training.dataset import sampled_rows
 from training.engine.deepspeed_private import destroy_engine
-from training.engine.memory_estimate import GPU_PROCESS_BYTES, Batch, worker_memory
+from training.engine.memory_estimate import GPU_PROCESS_BYTES, BatchShape, worker_memory
 from training.export import export_weights
 from training.loop import Callbacks, build_engine, train
 from training.reports import Progress
@@ -406,7 +406,7 @@ def _memory(folder: Path, reduced: bool, *, world_size: int) -> Iterator[Figure]
                 batch_size=world_size,
                 gradient_checkpointing=True,
             )
-            batch = Batch(2048, packed=True, autocast=True)
+            batch = BatchShape(2048, packed=True, autocast=True)
             memory = worker_memory(config, shape=shape, batch=batch, num_workers=world_size)
             estimate = memory.device_bytes - GPU_PROCESS_BYTES
             if estimate < room:

@@ -45,12 +45,12 @@ from tailorbird.registry.versions import Prompting
 from tests import build
 from tests.small_chat import tokenizer
 from tests.tracked_memory import TrackedMemory
-from training.batch import Batch as TrainingBatch
+from training.batch import BatchShape as TrainingBatch
 from training.chat_task import ChatRuntime, ChatTrainingTask
 from training.engine.deepspeed_private import destroy_engine
 from training.engine.memory_estimate import (
     ANSWERED_ROWS,
-    Batch,
+    BatchShape,
     activation_bytes,
     validation_bytes,
     worker_memory,
@@ -237,7 +237,7 @@ def _compared(case: Case, measured: dict[str, int], *, shape: ModelShape) -> dic
     """Return the measured memory, and the estimate with the lengths of the training and validation
     rows."""
     autocast = inference_dtype() == torch.bfloat16
-    batch = Batch(LENGTH, max_new_tokens=MAX_NEW_TOKENS, packed=True, autocast=autocast)
+    batch = BatchShape(LENGTH, max_new_tokens=MAX_NEW_TOKENS, packed=True, autocast=autocast)
     known: dict[str, Any] = {"shape": shape, "num_workers": case.ranks}
     memory = worker_memory(case.config, batch=batch, **known)
     activations = activation_bytes(case.config, batch=batch, **known)

@@ -137,7 +137,7 @@ def _make_private(folder: Path) -> None:
         if folder.stat().st_mode & 0o077 == 0:
             return
         if any(folder.iterdir()) and not any(
-            _is_own_file(folder / name) for name in (KEYS_FILE, LOCK_FILE)
+            _belongs_to_this_user(folder / name) for name in (KEYS_FILE, LOCK_FILE)
         ):
             raise StackError(
                 f"{folder} contains other files, and other users have access to it; the folder of "
@@ -146,7 +146,7 @@ def _make_private(folder: Path) -> None:
         folder.chmod(0o700)
 
 
-def _is_own_file(path: Path) -> bool:
+def _belongs_to_this_user(path: Path) -> bool:
     """Return True for a file of this user. Anyone can add files to a folder like /tmp."""
     return path.is_file() and not path.is_symlink() and path.stat().st_uid == os.geteuid()
 

@@ -26,7 +26,7 @@ class AdditionalVersions:
 
     baseline: ModelVersion | PinnedVersion | None = None  # selected by `model: baseline`
     challenger: ModelVersion | None = None  # receives the shares in `serving.challenger`
-    others: Sequence[ModelVersion] = ()  # selected by version
+    selectable: Sequence[ModelVersion] = ()  # selected by version
 
 
 def application_of(
@@ -70,20 +70,20 @@ def _replica_config(
     additional: AdditionalVersions,
     verdict: ChosenBy | None,
 ) -> ReplicaConfig:
-    others = {
+    selectable = {
         other.version: version_ref(other)
-        for other in additional.others
+        for other in additional.selectable
         if other.digest != version.digest
     }
     if is_baseline_served(
         additional.baseline, champion=version, shares_chat_base=config.shares_chat_base
     ):
-        others[BASELINE] = version_ref(additional.baseline)
+        selectable[BASELINE] = version_ref(additional.baseline)
     return ReplicaConfig(
         champion=version_ref(version),
         **shown_of(verdict),
         challenger=_challenger(config, champion=version, challenger=additional.challenger),
-        others=others,
+        selectable=selectable,
         max_versions=max_versions(config, task=version.task),
     )
 

@@ -44,7 +44,7 @@ def _configuration(application: ServeApplication | None) -> Json | None:
     if application is None:
         return None
     versions = replica_config(application).model_dump(
-        mode="json", include={"champion", "challenger", "others"}
+        mode="json", include={"champion", "challenger", "selectable"}
     )
     return {"code": application.code, "serving": application.args.get("serving", {}), **versions}
 

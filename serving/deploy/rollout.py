@@ -149,7 +149,7 @@ def staged(
             )
         yield url
     except BaseException:
-        if is_in_replicas and version.version not in config.others:
+        if is_in_replicas and version.version not in config.selectable:
             with suppress(DeployError):  # report the first error
                 _unstage(name, version=version)
         raise
@@ -200,7 +200,7 @@ def switch_version(
         update={
             "champion": version_ref(version),
             **shown_of(verdict),
-            "others": refs,
+            "selectable": refs,
             "challenger": None if is_promoted or previous.code != version.code else challenger,
         }
     )

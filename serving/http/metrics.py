@@ -54,22 +54,22 @@ REQUESTS = Metric(
 REQUEST_SECONDS = Metric(
     "tailorbird_request_seconds",
     "Time from a request's headers to the last byte of a response with status 200.",
-    _REQUEST_LABELS,
-    _SECONDS,
+    labels=_REQUEST_LABELS,
+    buckets=_SECONDS,
 )
 FIRST_TOKEN_SECONDS = Metric(
     "tailorbird_first_token_seconds",
     "Time from a request's headers to the first token of a stream.",
-    _REQUEST_LABELS,
-    _SECONDS,
+    labels=_REQUEST_LABELS,
+    buckets=_SECONDS,
 )
 IN_PROGRESS = Metric("tailorbird_requests_in_progress", "Requests without a complete response.")
 TEXTS = Metric("tailorbird_texts_total", "Texts classified.", ("model", "version"))
 BATCH_TEXTS = Metric(
     "tailorbird_batch_texts",
     "Texts per dynamic batch. The version is `shared` for versions over one base model.",
-    ("model", "version"),
-    (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0),
+    labels=("model", "version"),
+    buckets=(1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0),
 )
 TOKENS = Metric(
     "tailorbird_tokens_total", "Tokens of prompts and of completions.", ("model", "version", "kind")

@@ -84,7 +84,12 @@ class Chat:
         )
         admit(tokens=engine.num_tokens(generation.prompt, max_new_tokens=limit))
         self._replica.charge(tokens=len(generation.prompt))
-        received = _Received(request, context, len(body), await self._log_fields(request))
+        received = _Received(
+            request,
+            context=context,
+            num_bytes=len(body),
+            log_fields=await self._log_fields(request),
+        )
 
         def record(answer: PartialAnswer) -> None:
             self._count(generation, answer)

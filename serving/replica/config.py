@@ -55,7 +55,7 @@ class ReplicaConfig(_Config):
     costs: dict[str, str] = {}
     """Measured cost of serving a version, in words, by digest."""
     challenger: Challenger | None = None
-    others: dict[str, VersionRef] = {}
+    selectable: dict[str, VersionRef] = {}
     """Other versions, by the name that selects them in requests."""
     max_versions: int = 0
     """`serving.versions` of the recipe, for the next `switch_version`."""
@@ -67,16 +67,16 @@ class ReplicaConfig(_Config):
             challenger = {}
         else:
             challenger = {CHALLENGER: self.challenger}
-        return {CHAMPION: self.champion, **self.others, **challenger}
+        return {CHAMPION: self.champion, **self.selectable, **challenger}
 
     def with_other(self, name: str, version: VersionRef) -> Self:
         """Return a copy that also loads `version` as `name`."""
-        return self.model_copy(update={"others": self.others | {name: version}})
+        return self.model_copy(update={"selectable": self.selectable | {name: version}})
 
     def without_other(self, name: str) -> Self:
         """Return a copy without the version `name`."""
         return self.model_copy(
-            update={"others": {key: ref for key, ref in self.others.items() if key != name}}
+            update={"selectable": {key: ref for key, ref in self.selectable.items() if key != name}}
         )
 
     def to_user_config(self) -> dict[str, Any]:

@@ -108,10 +108,10 @@ def _hardware(machine: Machine) -> Iterator[CheckResult]:
     if machine.disk_bytes < LITTLE_DISK:
         state: State = "fault" if machine.disk_bytes < NO_DISK else "note"
         yield CheckResult(
-            "disk",
-            state,
-            text,
-            "free disk space, or set TAILORBIRD_HOME to a folder on a larger disk",
+            name="disk",
+            state=state,
+            message=text,
+            remedy="free disk space, or set TAILORBIRD_HOME to a folder on a larger disk",
         )
     else:
         yield ok("disk", text)

@@ -160,7 +160,9 @@ def inspect_cluster(request: ProbeRequest) -> Cluster:
             holders = resources.holders()
         reports, errors = probe_nodes(nodes, request)
     node_types = next((report.node_types for report in reports.values() if report.node_types), None)
-    return Cluster(nodes, node_types, holders, reports, errors)
+    return Cluster(
+        nodes, node_types=node_types, holders=holders, reports=reports, probe_errors=errors
+    )
 
 
 def inspect_tables(recipe: Recipe) -> tuple[Table, ...]:
@@ -212,7 +214,13 @@ def planned_test(recipe: Recipe, tables: Sequence[Table]) -> PlannedTest | None:
         for name, suite in (recipe.evaluation.gates.suites or {}).items()
         if suite.uri != EXTRACTION  # whose rows are those of the training data
     }
-    return PlannedTest(num_test, groups, config.split_by, len(documents) or None, suites)
+    return PlannedTest(
+        num_rows=num_test,
+        groups=groups,
+        split_by=config.split_by,
+        num_documents=len(documents) or None,
+        suites=suites,
+    )
 
 
 def trained_rows_findings(recipe: Recipe) -> Iterator[CheckResult]:

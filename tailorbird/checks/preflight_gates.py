@@ -290,5 +290,12 @@ def simulated_answers(
     outputs = tuple(np.where(right, "a", "b").tolist())
     row_ids = tuple(map(str, range(n)))
     return Predictions(
-        "simulated", row_ids, ("a",) * n, outputs, scores, scores, scores, clusters=clusters
+        model="simulated",
+        row_ids=row_ids,
+        labels=("a",) * n,
+        outputs=outputs,
+        scores=scores,
+        confidences=scores,
+        calibrated=scores,
+        clusters=clusters,
     )

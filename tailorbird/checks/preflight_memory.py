@@ -13,7 +13,7 @@ from tailorbird.config.evaluation import RETRIEVED_EXAMPLES, RETRIEVED_TOKENS
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.task_rules import TASKS
 from tailorbird.config.training import TrainingConfig
-from training.engine.memory_estimate import ADVICE, Batch, WorkerMemory, worker_memory
+from training.engine.memory_estimate import ADVICE, BatchShape, WorkerMemory, worker_memory
 
 RAY_KILLS_AT = 0.95  # share of a node's memory in use above which Ray kills workers
 SIZES = (
@@ -44,7 +44,7 @@ def check_memory(recipe: Recipe, facts: PreflightFacts, cluster: Cluster) -> Ite
     probed = [
         (node, cluster.reports[node.id]) for node in cluster.nodes if node.id in cluster.reports
     ]
-    batch = Batch(
+    batch = BatchShape(
         _longest_training_row(recipe),
         max_new_tokens=recipe.data.max_new_tokens,
         packed=TASKS[recipe.task].packs_rows,

@@ -61,5 +61,7 @@ def planned_power(config: EvaluationConfig, planned: PlannedTest) -> Power:
         luck = np.where(is_shared, shared, generator.random(num_rows))
         tables[role] = simulated_answers(luck < accuracy, clusters=clusters)
     entries = tuple(Entry(role, is_fine_tuned=role == CANDIDATE) for role in ACCURACY)
-    costs = CostTable(None, {}, simulated_protocol(config, planned), config.alpha)
+    costs = CostTable(
+        serving=None, training={}, protocol=simulated_protocol(config, planned), alpha=config.alpha
+    )
     return power_of(PowerInputs(tables, entries, costs))

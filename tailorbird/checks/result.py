@@ -30,11 +30,11 @@ def ok(name: str, message: str) -> CheckResult:
 
 
 def note(name: str, message: str, remedy: str = "") -> CheckResult:
-    return CheckResult(name, "note", message, remedy)
+    return CheckResult(name=name, state="note", message=message, remedy=remedy)
 
 
 def fault(name: str, message: str, remedy: str = "") -> CheckResult:
-    return CheckResult(name, "fault", message, remedy)
+    return CheckResult(name=name, state="fault", message=message, remedy=remedy)
 
 
 def passes(results: Sequence[CheckResult]) -> bool:

@@ -292,7 +292,10 @@ def _baselines(evidence: Evidence) -> tuple[Baseline, ...]:
     """Return the baselines with the scores on validation that the evidence states."""
     scores = (score for score in evidence.scores if score.role != "candidate")
     return tuple(
-        Baseline(score.kind, None, score.validation, score.servable, note="") for score in scores
+        Baseline(
+            kind=score.kind, uri=None, validation=score.validation, servable=score.servable, note=""
+        )
+        for score in scores
     )
 
 

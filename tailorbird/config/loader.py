@@ -82,9 +82,8 @@ def _read_yaml(text: str) -> Any:
         return yaml.safe_load(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    except (
-        Exception
-    ) as error:  # PyYAML's constructors raise ValueError, AttributeError, IndexError and others
+    # PyYAML's constructors raise ValueError, AttributeError, IndexError and others.
+    except Exception as error:
         raise ValueError(str(error)) from None
 
 

@@ -312,13 +312,13 @@ def _normalised(embeddings: Embeddings) -> Embeddings:
 
 
 def nearest_distances(
-    rows: Embeddings, others: Embeddings, *, keys: IntArray | None = None
+    rows: Embeddings, candidates: Embeddings, *, keys: IntArray | None = None
 ) -> FloatArray:
     """Return the cosine distance [N] of each row to the nearest other row; with `keys`, to one of
     another key."""
     distances = np.empty(len(rows))
     for start in range(0, len(rows), BLOCK_ROWS):
-        similarities = rows[start : start + BLOCK_ROWS] @ others.T
+        similarities = rows[start : start + BLOCK_ROWS] @ candidates.T
         if keys is not None:
             similarities[keys[start : start + BLOCK_ROWS, None] == keys[None]] = -np.inf
         distances[start : start + BLOCK_ROWS] = 1 - similarities.max(1)

@@ -72,7 +72,13 @@ def watch_champion(recipe: Recipe, *, today: date, progress: ProgressReporter) -
         tested = {}
     else:
         tested = _tested(recipe, champion)
-    served = ServedVersions(version, baseline, challenger, date.fromisoformat(since), tested)
+    served = ServedVersions(
+        version,
+        baseline=baseline,
+        challenger=challenger,
+        since=date.fromisoformat(since),
+        tested=tested,
+    )
     make_reports(recipe, served, today=today, progress=progress)
     reevaluations = list(read_reevaluations(recipe.task_uri, champion=champion).values())
     stored = read_reports(recipe.task_uri)
@@ -108,7 +114,11 @@ def watch_champion(recipe: Recipe, *, today: date, progress: ProgressReporter) -
     )
     storage.write_bytes(paths.watch, record.model_dump_json(indent=1).encode())
     return WatchResult(
-        reports, recommendation, paths.monitoring_page, metrics, delete_old_log(recipe, today=today)
+        reports=reports,
+        recommendation=recommendation,
+        page=paths.monitoring_page,
+        metrics=metrics,
+        deleted=delete_old_log(recipe, today=today),
     )
 
 

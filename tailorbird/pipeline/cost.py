@@ -126,7 +126,12 @@ class _EndpointAnswers:
             input_tokens[row] = answer.input_tokens
             output_tokens[row] = answer.output_tokens
         name = endpoint_name(self.endpoint.model, url=self.endpoint.url)
-        return RowTokens(name, tuple(input_tokens), tuple(output_tokens), self.endpoint.prices)
+        return RowTokens(
+            endpoint=name,
+            input=tuple(input_tokens),
+            output=tuple(output_tokens),
+            prices=self.endpoint.prices,
+        )
 
 
 def _answers_of_endpoints(

@@ -76,7 +76,13 @@ def endpoint_baselines(
         else:
             index, retrieval, files = _index_of_baseline(retrieved)
         results = fit_endpoint_baselines(
-            EndpointContender(endpoint, prompting, index, retrieval, config),
+            EndpointContender(
+                endpoint=endpoint,
+                prompting=prompting,
+                index=index,
+                retrieval=retrieval,
+                config=config,
+            ),
             train=splits.train,
             validation=splits.validation,
             config=evaluation,

@@ -129,7 +129,9 @@ def evaluate_run(context: RunContext, trained: TrainedModels) -> RunResult:
     cost = CostRecord(measured.serving, trained.usage(context.recipe.training), measured.device)
     limits = request_limits(context.inputs)
     answers = endpoint_answers(models, rows=test, tables=tables, predict=predict, limits=limits)
-    evaluated = EvaluatedModels(family, access, tables, cost, answers)
+    evaluated = EvaluatedModels(
+        family=family, test_access=access, predictions=tables, cost=cost, endpoint_answers=answers
+    )
     verdict = reach_verdict(verdict_inputs(context, evaluated), protocol=context.protocol)
     progress.stage("registry: storing the verdict, its evidence and the selected version")
     return publish(context, trained, evaluated, verdict)

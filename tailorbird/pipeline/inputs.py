@@ -213,11 +213,11 @@ def load_inputs(recipe: Recipe, *, progress: ProgressReporter = SILENT) -> RunIn
         )
     config = recipe.data
     return RunInputs(
-        recipe,
-        _with_trained_suites(data, recipe, base_model=staged.uri),
-        base_model,
-        code,
-        encoder,
+        recipe=recipe,
+        data=_with_trained_suites(data, recipe, base_model=staged.uri),
+        base_model=base_model,
+        code=code,
+        encoder=encoder,
         integer_labels=TASKS[recipe.task].has_classes
         and has_integers(config.train_uris, column=config.label),
         ranks=run_ranks(recipe, base_model=staged.uri),

@@ -130,7 +130,7 @@ def prepare(recipe: Recipe, *, progress: ProgressReporter) -> RunContext:
     registered = storage.write_once(f"{uri}/{PROTOCOL_FILE}", preregistration)
     for sentence in registered.trained_rows.sentences(protocol.num_test_rows):
         progress.note(sentence)
-    return RunContext(uri, inputs, task, registered)
+    return RunContext(run=uri, inputs=inputs, task=task, registered=registered)
 
 
 def _read_champion(recipe: Recipe, *, classes: tuple[str, ...]) -> Champion | None:

@@ -134,7 +134,10 @@ def build_evidence(
         test_access=evaluated.test_access,
         family=evaluated.family,
         data=evidence.DataRecord(
-            data.report, inputs.num_tuning_rows, inputs.hashes, _differences(context, predictions)
+            report=data.report,
+            trained_on=inputs.num_tuning_rows,
+            sha256=inputs.hashes,
+            differences=_differences(context, predictions),
         ),
         scores=model_scores(
             trained.baselines,

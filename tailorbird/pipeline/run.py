@@ -131,7 +131,14 @@ def fine_tune(context: RunContext, baselines: tuple[Baseline, ...]) -> FineTunin
     )
     mix = mix_candidate(context, calibrate_contender(context, best), baselines=baselines)
     candidate = calibrate_contender(context, mix.candidate)
-    return FineTuning(sweep_result, seeds, averaged, mix.record, curve, candidate)
+    return FineTuning(
+        sweep=sweep_result,
+        seeds=seeds,
+        averaged=averaged,
+        mix=mix.record,
+        curve=curve,
+        candidate=candidate,
+    )
 
 
 def require_usable(context: RunContext, *, progress: ProgressReporter) -> None:
@@ -385,4 +392,10 @@ def _score_champion(context: RunContext, champion: ModelVersion) -> Baseline:
 
     stage_inputs = inputs.stage_inputs(predict_rows, champion=champion.digest, metric=metric)
     score = inputs.cached("champion", output=float, inputs=stage_inputs, compute=compute)
-    return Baseline(CHAMPION, champion.uri, score, True, f"current champion: {champion.version}")
+    return Baseline(
+        kind=CHAMPION,
+        uri=champion.uri,
+        validation=score,
+        servable=True,
+        note=f"current champion: {champion.version}",
+    )

@@ -42,10 +42,15 @@ def find_evaluation(task_uri: str, *, version: str | None) -> Evaluation:
     evidence = evidence_for(task_uri, version=uri or None)
     winner = read_winner(evidence)
     if winner.exported_from is None:
-        return Evaluation(winner, evidence, winner, evidence)
+        return Evaluation(
+            version=winner, evidence=evidence, weights=winner, weights_evidence=evidence
+        )
     weights = winner.exported_from.uri
     return Evaluation(
-        winner, evidence, read_version(weights), evidence_for(task_uri, version=weights)
+        version=winner,
+        evidence=evidence,
+        weights=read_version(weights),
+        weights_evidence=evidence_for(task_uri, version=weights),
     )
 
 

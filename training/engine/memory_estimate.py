@@ -45,7 +45,7 @@ ADVICE = (
 
 
 @dataclass(frozen=True)
-class Batch:
+class BatchShape:
     """Properties of a batch that determine the memory of a forward pass."""
 
     max_length: int
@@ -86,7 +86,7 @@ def validated_rows(max_length: int, *, on_gpu: bool) -> int:
 
 
 def worker_memory(
-    config: TrainingConfig, *, shape: ModelShape, batch: Batch, num_workers: int
+    config: TrainingConfig, *, shape: ModelShape, batch: BatchShape, num_workers: int
 ) -> WorkerMemory:
     """Return the estimated peak memory of one of `num_workers` workers. A CPU worker uses only host
     memory.
@@ -110,7 +110,7 @@ def worker_memory(
 
 
 def _states(
-    config: TrainingConfig, *, shape: ModelShape, batch: Batch, num_workers: int
+    config: TrainingConfig, *, shape: ModelShape, batch: BatchShape, num_workers: int
 ) -> tuple[Parts, Parts]:
     """Return weights, gradients and optimizer states on the device, and what is offloaded of them
     to host memory.
@@ -163,7 +163,7 @@ def _states(
     return device, {f"offloaded {name}": int(PAGE_LOCKED * size) for name, size in host.items()}
 
 
-def _buffers(config: TrainingConfig, *, shape: ModelShape, batch: Batch) -> int:
+def _buffers(config: TrainingConfig, *, shape: ModelShape, batch: BatchShape) -> int:
     """Return the bytes of gradients that are reduced, and of copies of weights.
 
     On a GPU, the buffers for gradients have a fixed size, one for each dtype. Stage 3 gathers
@@ -189,7 +189,7 @@ def _buffers(config: TrainingConfig, *, shape: ModelShape, batch: Batch) -> int:
     return parameter * reduced + copied
 
 
-def _layer(config: TrainingConfig, *, shape: ModelShape, batch: Batch) -> int:
+def _layer(config: TrainingConfig, *, shape: ModelShape, batch: BatchShape) -> int:
     """Return the bytes of a layer for each token, without adapters and attention weights.
 
     The terms follow Korthikanti et al., Reducing Activation Recomputation in Large Transformer
@@ -203,7 +203,7 @@ def _layer(config: TrainingConfig, *, shape: ModelShape, batch: Batch) -> int:
 
 
 def activation_bytes(
-    config: TrainingConfig, *, shape: ModelShape, batch: Batch, num_workers: int
+    config: TrainingConfig, *, shape: ModelShape, batch: BatchShape, num_workers: int
 ) -> int:
     """Return the bytes that the forward pass of a micro-batch keeps, if all of its rows have
     `max_length` tokens.
@@ -239,7 +239,7 @@ def activation_bytes(
     return tokens * stored + LOGIT_BYTES * shape.vocabulary * logits
 
 
-def validation_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch) -> int:
+def validation_bytes(config: TrainingConfig, *, shape: ModelShape, batch: BatchShape) -> int:
     """Return the bytes of a classifier's largest forward pass; for chat, of the answers or of the
     model for them.
 
@@ -271,7 +271,7 @@ def _parameter_bytes(config: TrainingConfig) -> int:
     return FP32
 
 
-def _computed_bytes(config: TrainingConfig, batch: Batch) -> int:
+def _computed_bytes(config: TrainingConfig, batch: BatchShape) -> int:
     """Return the bytes of a value that a linear layer computes."""
     if batch.autocast:
         return BF16

@@ -79,7 +79,14 @@ def at_most(limit: float, *, what: str, estimate: float, interval: Interval, n: 
     """Return a bound that passes if the interval is at or below the limit, and fails if it is above
     the limit."""
     low, high = interval
-    bound = Bound(what, estimate, interval, limit, n, State.NOT_ASSESSABLE)
+    bound = Bound(
+        what=what,
+        estimate=estimate,
+        interval=interval,
+        limit=limit,
+        n=n,
+        state=State.NOT_ASSESSABLE,
+    )
     if high <= limit:
         return replace(bound, state=State.PASSES)
     if low > limit:
@@ -98,12 +105,12 @@ def no_loss(limit: float, *, what: str, loss: Estimate, num_losses: int = 1) -> 
     """
     level = min(loss.alpha / 2, loss.alpha / num_losses)
     bound = Bound(
-        what,
-        loss.value,
-        loss.interval,
-        limit,
-        loss.n,
-        State.NOT_ASSESSABLE,
+        what=what,
+        estimate=loss.value,
+        interval=loss.interval,
+        limit=limit,
+        n=loss.n,
+        state=State.NOT_ASSESSABLE,
         detects=_detected(limit, loss=loss, level=level),
     )
     if loss.interval[1] <= limit:
@@ -131,7 +138,7 @@ def gate(name: str, bounds: Sequence[Bound], *, note: str = "") -> Gate:
         state = State.PASSES
     else:
         state = State.NOT_ASSESSABLE
-    return Gate(name, state, tuple(bounds), note)
+    return Gate(name=name, state=state, bounds=tuple(bounds), note=note)
 
 
 def rows_needed(n: int, *, half: float, distance: float) -> int | None:

@@ -29,7 +29,7 @@ def counterfactual_gate(
             "no test row contains a sex, an age or a given name of the English word lists, so "
             "there is none to swap"
         )
-        return Gate("counterfactual", State.NOT_APPLICABLE, (), none)
+        return Gate(name="counterfactual", state=State.NOT_APPLICABLE, bounds=(), note=none)
     positions = _aligned(candidate, incumbent)
     flips = [_flips(tables, positions=positions) for tables in (candidate, incumbent)]
     rows, row_of = np.unique(positions, return_inverse=True)
@@ -40,7 +40,7 @@ def counterfactual_gate(
         limits.max_increase,
         what="difference in the share of predictions that change with a name, sex or age "
         "(candidate minus incumbent)",
-        loss=Estimate(effect.gain, effect.interval, len(rows), alpha),
+        loss=Estimate(value=effect.gain, interval=effect.interval, n=len(rows), alpha=alpha),
     )
     kinds = np.array([row_id.rpartition("|")[2] for row_id in candidate[1].row_ids])
     counts = []
@@ -74,7 +74,9 @@ def robustness_gate(
         limits.max_extra_drop,
         what="difference in the score lost to typing errors, case and white space (candidate "
         "minus incumbent)",
-        loss=Estimate(effect.gain, effect.interval, len(set(positions.tolist())), alpha),
+        loss=Estimate(
+            value=effect.gain, interval=effect.interval, n=len(set(positions.tolist())), alpha=alpha
+        ),
     )
     note = (
         f"the candidate loses {100 * drops[0].mean():.2f} points, the incumbent "

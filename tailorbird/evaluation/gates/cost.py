@@ -75,7 +75,7 @@ def tokens_by_round(
     if answered is not None:
         counts = np.where(answered, counts, 0.0)
     if np.isnan(counts).any():
-        return Tokens(rows.endpoint, (), (), rows.prices)
+        return Tokens(rows.endpoint, input=(), output=(), prices=rows.prices)
     by_round = [_by_round(1000 * count, num_rounds) for count in counts]
     return Tokens(rows.endpoint, input=by_round[0], output=by_round[1], prices=rows.prices)
 

@@ -232,7 +232,12 @@ def compare_costs(
         )
     saving, half = mean_interval(second_cost.serving - first_cost.serving, alpha=alpha)
     value = terms.value_of_correct * terms.requests_per_year
-    return CostComparison(ratio, YearlyNet(value, first_cost.training, saving, half))
+    return CostComparison(
+        ratio,
+        YearlyNet(
+            value_of_one=value, training=first_cost.training, saving=saving, half_saving=half
+        ),
+    )
 
 
 def _ratio(first_cost: FloatArray, second_cost: FloatArray, *, alpha: float) -> Ratio | None:
@@ -320,7 +325,9 @@ def cost_gate(main: Comparison, *, cost: CostComparison) -> Gate:
     net = cost.net
     n = main.counts.n
     if net is None:
-        return Gate("cost", State.NOT_ASSESSABLE, (), "; ".join(cost.missing))
+        return Gate(
+            name="cost", state=State.NOT_ASSESSABLE, bounds=(), note="; ".join(cost.missing)
+        )
     low, high = net.interval(main.gain, gain_interval=main.interval)
     state = State.NOT_ASSESSABLE
     if low > 0:
@@ -331,7 +338,15 @@ def cost_gate(main: Comparison, *, cost: CostComparison) -> Gate:
         needed = _rows_needed(main, net=net)
     else:
         needed = None
-    bound = Bound("yearly net", net.at(main.gain), (low, high), 0.0, n, state, needed)
+    bound = Bound(
+        what="yearly net",
+        estimate=net.at(main.gain),
+        interval=(low, high),
+        limit=0.0,
+        n=n,
+        state=state,
+        rows_needed=needed,
+    )
     parts = f"gain {net.value_of_one * main.gain:+,.2f}, training {-net.training:+,.2f}"
     note = (
         f"a year, in the recipe's currency: {parts}, serving {net.saving:+,.2f} (+- "

@@ -64,7 +64,7 @@ def group_change(
     compared = compare(candidate, other=incumbent, metric=metric, alpha=alpha)
     effect = Effect(compared.gain, compared.interval, compared.p_value, standard_error=0.0)
     effect = with_unseen(effect, num_units=compared.num_units, alpha=alpha)
-    return Estimate(effect.gain, effect.interval, len(candidate), alpha)
+    return Estimate(value=effect.gain, interval=effect.interval, n=len(candidate), alpha=alpha)
 
 
 def group_bounds(
@@ -102,13 +102,13 @@ def group_bounds(
             needed = rows_needed(change.n, half=z * change.standard_error, distance=limits.max_loss)
         bounds.append(
             Bound(
-                f"change for {name}",
-                change.value,
-                change.interval,
-                -limits.max_loss,
-                change.n,
-                state,
-                needed,
+                what=f"change for {name}",
+                estimate=change.value,
+                interval=change.interval,
+                limit=-limits.max_loss,
+                n=change.n,
+                state=state,
+                rows_needed=needed,
             )
         )
     return bounds

@@ -32,7 +32,7 @@ class AnsweredSuite(NamedTuple):
         loss = mean_change(self._reference(), self.candidate.scores, alpha=alpha, clusters=clusters)
         num_units = documents_of(clusters, num_rows=num_rows).num
         loss = with_unseen(loss, num_units=num_units, alpha=alpha)
-        return Estimate(loss.gain, loss.interval, num_rows, alpha)
+        return Estimate(value=loss.gain, interval=loss.interval, n=num_rows, alpha=alpha)
 
     def _reference(self) -> NDArray[np.float64]:
         """Return the incumbent's scores; 1 for each span of training rows if it holds these rows as
@@ -72,7 +72,7 @@ def suites_gate(
         for name in omitted
     ]
     if not suites:
-        return Gate("suites", State.NOT_APPLICABLE, (), "; ".join(notes))
+        return Gate(name="suites", state=State.NOT_APPLICABLE, bounds=(), note="; ".join(notes))
     bounds = [
         no_loss(
             suite.config.max_loss,

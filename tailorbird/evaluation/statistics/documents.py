@@ -110,14 +110,24 @@ def document_effect(
     gain = float(np.mean(differences))
     if documents.num < LEAST_DOCUMENTS:
         return Effect(
-            gain, (min(gain, -1.0), max(gain, 1.0)), 1.0, 1.0, max(documents.num - 1.0, 1.0)
+            gain=gain,
+            interval=(min(gain, -1.0), max(gain, 1.0)),
+            p_value=1.0,
+            standard_error=1.0,
+            degrees_of_freedom=max(documents.num - 1.0, 1.0),
         )
     freedom = documents.degrees_of_freedom
     is_different = differences != 0 if is_different is None else is_different
     num_differing = len(np.unique(documents.codes[is_different]))
     if not num_differing:
         unseen = unseen_rate(freedom + 1, alpha=alpha)
-        return Effect(gain, (-unseen, unseen), 1.0, 0.0, freedom)
+        return Effect(
+            gain=gain,
+            interval=(-unseen, unseen),
+            p_value=1.0,
+            standard_error=0.0,
+            degrees_of_freedom=freedom,
+        )
     error = float(np.sqrt(documents.mean_covariance(documents.sums(differences)[:, None])[0, 0]))
     least = abs(gain) / float(t_isf(max(2.0**-documents.num, LEAST_P), freedom))
     error = max(error, least)
@@ -125,5 +135,11 @@ def document_effect(
     # The interval and the p value come from the same t statistic, so that they always agree.
     interval = (max(gain - half, min(gain, -1.0)), min(gain + half, max(gain, 1.0)))
     p_value = 2 * float(t_sf(abs(gain) / error, freedom)) if gain else 1.0
-    effect = Effect(gain, interval, p_value, error, freedom)
+    effect = Effect(
+        gain=gain,
+        interval=interval,
+        p_value=p_value,
+        standard_error=error,
+        degrees_of_freedom=freedom,
+    )
     return with_least_p(effect, num_differing=num_differing, alpha=alpha)

@@ -44,7 +44,7 @@ def headroom_of(table: Predictions, *, metric: str, alpha: float) -> Headroom:
         most = max(
             most, -compare(table, other=_always_right(table), metric=metric, alpha=2 * alpha).lowest
         )
-    return Headroom(score, min(most, HIGHEST_SCORE), alpha, len(table))
+    return Headroom(score=score, most=min(most, HIGHEST_SCORE), level=alpha, num_rows=len(table))
 
 
 def highest_rate(events: float, *, n: int, alpha: float) -> float:

@@ -237,7 +237,12 @@ def mean_change(
         documents = documents_of(clusters, num_rows=len(first))
         return document_effect(first - second, documents=documents, alpha=alpha)
     if len(first) < 2:
-        return Effect(float(np.mean(first - second)), (-1.0, 1.0), 1.0, 1.0)
+        return Effect(
+            gain=float(np.mean(first - second)),
+            interval=(-1.0, 1.0),
+            p_value=1.0,
+            standard_error=1.0,
+        )
     return with_unseen(
         mean_effect(first, other_scores=second, alpha=alpha), num_units=len(first), alpha=alpha
     )

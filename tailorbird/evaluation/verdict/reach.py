@@ -124,7 +124,7 @@ def compare_models(
     else:
         replacing.add(HYBRID)
     training = dict.fromkeys(fine_tuned, inputs.training)
-    costs = CostTable(inputs.costs, training, protocol, alpha)
+    costs = CostTable(serving=inputs.costs, training=training, protocol=protocol, alpha=alpha)
     on_all = {}
     if on_all_rows is not inputs:
         on_all = _with_hybrid(on_all_rows, protocol=protocol)
@@ -173,7 +173,14 @@ def compare_models(
         return ANCHOR in tables and with_anchor(role, ANCHOR, 1).is_non_inferior
 
     relate, known = relations(tables, costs=costs, can_replace_for_cost=can_replace_for_cost)
-    return Compared(tables, tuple(entries), tuple(tested), costs, relate, known)
+    return Compared(
+        tables=tables,
+        entries=tuple(entries),
+        tested=tuple(tested),
+        costs=costs,
+        relate=relate,
+        known=known,
+    )
 
 
 def _with_hybrid(inputs: VerdictInputs, *, protocol: TestProtocol) -> dict[str, ModelPredictions]:

@@ -206,11 +206,11 @@ def _compared(
             tables[first], other=tables[second], metric=row_metric(metric), alpha=level
         )
     gain = Gain(
-        comparison.gain,
-        comparison.interval,
-        comparison.lowest,
-        level,
-        (priced.gain, priced.interval),
+        gain=comparison.gain,
+        interval=comparison.interval,
+        lowest=comparison.lowest,
+        level=level,
+        priced=(priced.gain, priced.interval),
     )
     relation = relation_of(
         (first, second), gain, cost=cost, protocol=costs.protocol, is_anchored=is_anchored

@@ -155,7 +155,9 @@ def test_additional_versions_are_declared_as_in_a_deployment(
     replicas = ReplicaConfig.model_validate(
         config["applications"][0]["deployments"][0]["user_config"]
     )
-    assert replicas.others == {"baseline": VersionRef(uri=untouched.uri, digest=untouched.digest)}
+    assert replicas.selectable == {
+        "baseline": VersionRef(uri=untouched.uri, digest=untouched.digest)
+    }
     assert replicas.verdict == "better"
     assert replicas.champion.digest == chosen.digest
 

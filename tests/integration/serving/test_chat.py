@@ -127,7 +127,7 @@ def test_retrieved_and_stored_answers_equal_those_of_the_evaluation(service: Ser
     rows = rows_of(QUESTIONS)
     versions = (service.retrieved, service.nearest, service.trained)
     additional = application.AdditionalVersions(
-        baseline=service.nearest, challenger=service.nearest, others=[service.trained]
+        baseline=service.nearest, challenger=service.nearest, selectable=[service.trained]
     )
     challenger = ChallengerConfig(version=service.nearest.version, canary=1.0)
     config = CONFIG.model_copy(update={"challenger": challenger})

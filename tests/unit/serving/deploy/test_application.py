@@ -83,7 +83,7 @@ def test_a_chat_service_serves_a_baseline_only_without_a_further_language_model(
     application = application_of(
         ServingConfig(), task_uri=TASK, version=version, additional=additional
     )
-    assert set(replica_config(application).others) == ({"baseline"} if served else set())
+    assert set(replica_config(application).selectable) == ({"baseline"} if served else set())
 
 
 @pytest.mark.parametrize(("baseline", "served"), [("retrieved-1", True), ("few-shot-1", False)])

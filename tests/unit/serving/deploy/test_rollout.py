@@ -187,7 +187,7 @@ def test_the_previous_champion_stays_selectable_if_both_have_the_same_base_model
     version = registered("lora-3")
     switch("t", version)
     same_base.assert_called_once_with(version, task_uri="s3://models/t", limit=3)
-    digests = {name: other.digest for name, other in serve.config("t").others.items()}
+    digests = {name: other.digest for name, other in serve.config("t").selectable.items()}
     assert digests == {"lora-1": "d-lora-1", "lora-2": "d-lora-2"}
 
 
@@ -210,14 +210,14 @@ def test_a_staged_version_is_loaded_alongside_the_champion_and_stays_for_the_swi
     version = registered("full-2")
     with pytest.raises(RuntimeError), stage("t", version):
         raise RuntimeError
-    assert serve.config("t").others == {}
+    assert serve.config("t").selectable == {}
     with stage("t", version) as url:
         assert url == "http://127.0.0.1:8000/t"
         assert serve.champion("t") == "d-full-1"
-        assert serve.config("t").others["full-2"].digest == "d-full-2"
+        assert serve.config("t").selectable["full-2"].digest == "d-full-2"
     with pytest.raises(RuntimeError), stage("t", version):
         raise RuntimeError
-    assert list(serve.config("t").others) == ["full-2"]  # it was served before the block
+    assert list(serve.config("t").selectable) == ["full-2"]  # it was served before the block
     with stage("unknown", version) as url:
         assert url is None
     monkeypatch.setattr(rollout, "has_dashboard", lambda: False)
@@ -232,7 +232,7 @@ def test_a_staged_version_that_cannot_be_loaded_is_refused(
     monkeypatch.setattr(rollout, "replica_status", lambda _url: status)
     with pytest.raises(VersionRefusedError), stage("t", registered("full-2")):
         raise AssertionError
-    assert serve.config("t").others == {}
+    assert serve.config("t").selectable == {}
 
 
 def test_a_version_is_staged_in_a_separate_application_if_its_code_or_its_need_of_a_gpu_differs(

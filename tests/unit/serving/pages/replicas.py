@@ -146,7 +146,12 @@ def user_config(champion: ModelVersion, *, verdict: str, **others: ModelVersion)
         name: {"uri": version.uri, "digest": version.digest} for name, version in others.items()
     }
     ref = {"uri": champion.uri, "digest": champion.digest}
-    return {"champion": ref, "others": refs, "verdict": verdict, "costs": {champion.digest: COST}}
+    return {
+        "champion": ref,
+        "selectable": refs,
+        "verdict": verdict,
+        "costs": {champion.digest: COST},
+    }
 
 
 @contextmanager

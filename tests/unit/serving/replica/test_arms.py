@@ -14,7 +14,7 @@ shares = st.floats(0, 1)
 CONFIG = ReplicaConfig(
     champion=VersionRef(uri="s3://a", digest="a"),
     challenger=Challenger(uri="s3://b", digest="b", shadow=0.5),
-    others={"lora-1": VersionRef(uri="s3://c", digest="c")},
+    selectable={"lora-1": VersionRef(uri="s3://c", digest="c")},
 )
 
 

@@ -62,7 +62,7 @@ async def test_readyz_reports_the_configuration_the_challenger_and_refused_and_a
     assert gc.get_freeze_count() > 100_000  # collections skip the objects of torch and Ray
     gc.unfreeze()
     others = {"lora-1": ref("bad")}
-    changed = await after(config("one", challenger=ref("new", canary=1.0), others=others))
+    changed = await after(config("one", challenger=ref("new", canary=1.0), selectable=others))
     assert (changed["challenger"], changed["absent"]) == ("d-new", {"lora-1": REASON})
     assert "refused" not in changed
     refused = await after(config("bad"))
@@ -74,7 +74,7 @@ def test_readyz_shows_reasons_to_a_key_with_the_scope_admin(tmp_path: Path) -> N
     made = {name: new_key(name, options=[f"scopes={name}"]) for name in ("admin", "answer")}
     (tmp_path / "keys").write_text("\n".join(stored.to_line() for _, stored in made.values()))
     replica = new_replica(api_keys=(tmp_path / "keys").as_uri())
-    asyncio.run(replica.reconfigure(config("one", others={"lora-1": ref("bad")})))
+    asyncio.run(replica.reconfigure(config("one", selectable={"lora-1": ref("bad")})))
     client = client_of(replica)
 
     def reason(key: str) -> str:

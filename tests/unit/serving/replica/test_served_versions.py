@@ -51,7 +51,7 @@ async def test_a_later_version_that_cannot_be_loaded_is_refused_until_the_next_c
 
 async def test_a_model_is_selected_by_name_by_version_by_both_or_by_role() -> None:
     versions = Loads().versions()
-    await versions.reconfigure(config("full-1", others={"baseline": ref("probe-1")}))
+    await versions.reconfigure(config("full-1", selectable={"baseline": ref("probe-1")}))
     for model in ("champion", "task", "full-1", "task@full-1"):
         assert versions.engine_of(model).version.version == "full-1"
     for model in ("baseline", "probe-1", "task@probe-1"):
@@ -66,7 +66,7 @@ async def test_a_served_version_is_not_reloaded_and_an_unused_one_is_unloaded() 
     versions = loads.versions()
     others = {"baseline": ref("probe")}
     for uri in ("one", "two", "probe"):
-        await change(versions, config(uri, others=others))
+        await change(versions, config(uri, selectable=others))
     assert (loads.loaded, loads.unloaded) == (["one", "probe", "two"], ["one", "two"])
     assert versions.champion is versions.engine_of("baseline")
 
@@ -102,7 +102,7 @@ async def test_other_versions_that_cannot_be_loaded_are_reported_and_the_champio
     if not is_first:
         await versions.reconfigure(config("one"))
     absent = {"baseline": ref("bad")}
-    await change(versions, config("one", challenger=ref("bad", canary=1.0), others=absent))
+    await change(versions, config("one", challenger=ref("bad", canary=1.0), selectable=absent))
     assert versions.assign_arm("champion", unit="u") == (versions.champion, "champion")
     reason = "the version is damaged"
     assert versions.absent == {"challenger": reason, "baseline": reason}
@@ -128,7 +128,7 @@ async def test_absent_and_stopped_versions_are_retried_until_they_load(
         return loads.load(uri, digest)
 
     versions: ServedVersions[Any] = ServedVersions(load, read_secret=bytes)
-    await versions.reconfigure(config("one", others={"baseline": ref("probe")}))
+    await versions.reconfigure(config("one", selectable={"baseline": ref("probe")}))
     retries = asyncio.create_task(versions.keep_retrying())
     await change(versions, config("bad"))  # is refused, so the previous versions stay
     while "baseline" not in versions.engines:

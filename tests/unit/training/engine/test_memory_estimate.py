@@ -11,7 +11,7 @@ from tailorbird.config.training import TrainingConfig
 from tailorbird.models.shape import ModelShape
 from training.engine.memory_estimate import (
     GIB,
-    Batch,
+    BatchShape,
     WorkerMemory,
     activation_bytes,
     worker_memory,
@@ -28,7 +28,7 @@ MINILM = ModelShape(
     vocabulary=30_522,
     attention_dropout=0.1,
 )
-LONG = Batch(4096, packed=True, autocast=True)
+LONG = BatchShape(4096, packed=True, autocast=True)
 
 
 def llama(
@@ -64,7 +64,9 @@ def config_of(**fields: Any) -> TrainingConfig:
 def states(**fields: Any) -> tuple[int, int, int]:
     """Return the bytes of weights, gradients and optimizer states of MiniLM on one of four CPU
     workers."""
-    host = worker_memory(config_of(**fields), shape=MINILM, batch=Batch(64), num_workers=4).host
+    host = worker_memory(
+        config_of(**fields), shape=MINILM, batch=BatchShape(64), num_workers=4
+    ).host
     return host["weights"], host["gradients"], host["optimizer states"]
 
 
@@ -133,7 +135,7 @@ def test_offloaded_states_are_in_host_memory() -> None:
 
 def test_offloaded_states_of_a_cpu_worker_are_counted_too() -> None:
     config = config_of(zero_stage=1, offload="optimizer")
-    memory = worker_memory(config, shape=MINILM, batch=Batch(64), num_workers=4)
+    memory = worker_memory(config, shape=MINILM, batch=BatchShape(64), num_workers=4)
     assert memory.host["offloaded optimizer states"] == int(1.5 * (16 * MINILM.num_parameters // 4))
     assert not memory.device
 
@@ -141,7 +143,9 @@ def test_offloaded_states_of_a_cpu_worker_are_counted_too() -> None:
 def test_smaller_micro_batches_and_checkpointing_need_less_memory() -> None:
     def activations(num_workers: int = 4, length: int = 64, **fields: Any) -> int:
         config = config_of(num_workers=num_workers, **fields)
-        return activation_bytes(config, shape=MINILM, batch=Batch(length), num_workers=num_workers)
+        return activation_bytes(
+            config, shape=MINILM, batch=BatchShape(length), num_workers=num_workers
+        )
 
     full_batch = activations(batch_size=64)
     assert activations(batch_size=64, batch_tokens=4 * 64 + 63) == full_batch // 4
@@ -149,7 +153,9 @@ def test_smaller_micro_batches_and_checkpointing_need_less_memory() -> None:
     assert activations(batch_size=64, batch_tokens=63) == full_batch // 16  # a row is never split
     assert activations(batch_size=64, num_workers=2) == 2 * full_batch
     elastic = config_of(batch_size=64, num_workers=(2, 4))  # two workers accumulate micro-batches
-    assert activation_bytes(elastic, shape=MINILM, batch=Batch(64), num_workers=2) == full_batch
+    assert (
+        activation_bytes(elastic, shape=MINILM, batch=BatchShape(64), num_workers=2) == full_batch
+    )
     assert activations(batch_size=64, gradient_checkpointing=True) < full_batch / 2
     assert (
         activations(batch_size=64, length=128) > 2 * full_batch

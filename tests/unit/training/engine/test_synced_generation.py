@@ -15,7 +15,7 @@ from tests.tracked_memory import TrackedMemory
 from tests.unit import byte_level
 from tests.unit.training.small import config_of
 from training.engine import memory_estimate
-from training.engine.memory_estimate import Batch, validation_bytes
+from training.engine.memory_estimate import BatchShape, validation_bytes
 from training.engine.synced_generation import synced_answers
 
 PROMPTS = [[5, 6, 7], [8], [9, 10]]
@@ -83,7 +83,7 @@ def test_a_validation_needs_at_most_its_estimate_and_at_least_a_third_of_it(auto
         torch.autocast("cpu", torch.bfloat16, enabled=autocast),
     ):
         synced_answers(lm, prompts, max_new_tokens=20, end_id=1)
-    batch = Batch(60, max_new_tokens=20, packed=True, autocast=autocast)
+    batch = BatchShape(60, max_new_tokens=20, packed=True, autocast=autocast)
     estimate = validation_bytes(config_of(zero_stage=3), shape=shape_of(lm), batch=batch)
     assert memory.peak <= estimate <= 3 * memory.peak
 

@@ -20,7 +20,7 @@ from training.classification_task import ClassifierRuntime
 from training.engine.deepspeed_private import destroy_engine
 from training.engine.memory_estimate import (
     VALIDATION_TOKENS,
-    Batch,
+    BatchShape,
     validation_bytes,
 )
 from training.loop import build_engine
@@ -88,6 +88,6 @@ def test_a_validation_needs_at_most_its_estimate_and_at_least_a_third_of_it(
         measured = memory.reset_peak() - held
     destroy_engine(engine)
     estimate = validation_bytes(
-        config, shape=shape_of(runtime.encoder), batch=Batch(LENGTH, autocast=autocast)
+        config, shape=shape_of(runtime.encoder), batch=BatchShape(LENGTH, autocast=autocast)
     )
     assert measured <= estimate <= 3 * measured
