@@ -25,39 +25,39 @@ from tailorbird.pipeline.cost import endpoint_answers
 from tailorbird.registry import security_log
 from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.versions import (
+    ModelVersion,
     PinnedVersion,
-    VersionConfig,
     register,
     write_artifact_config,
 )
+from tests.build import predictions, version, version_config
 from tests.endpoint_server import MODEL, Reply, completion, endpoint_server, question, refusal
 from tests.finished_runs import write_finished_run
 from tests.unit.operate.test_reevaluation_evidence import champion_since
 from tests.unit.pipeline.contexts import recipe_at, rows_of
 
-OLD, NEW = "s3://m/t/versions/probe-1", "s3://m/t/versions/full-1"
+OLD = "s3://m/t/versions/probe-1"
+NEW = "s3://m/t/versions/full-1"
+RIGHT = {OLD: 8, NEW: 9}
+"""Right answers of ten rows, by version."""
+WORSE = {OLD: 9, NEW: 8}
 
 
 def rows(size: int) -> Rows:
-    return rows_of([f"request {number} about a subject" for number in range(size)], ["a"] * size)
+    texts = [f"request {number} about a subject" for number in range(size)]
+    return rows_of(texts, ["a"] * size)
 
 
 def predict(uri: str, *, rows: Rows, limits: RequestLimits, on_gpu: bool = False) -> Predictions:
-    """Return predictions: the champion is right on nine of ten rows, the previous version on
-    eight."""
     assert not on_gpu  # replicas of the recipe have no GPU
     assert limits.max_spend is None  # the recipe has no endpoint
-    limit = 9 if uri == NEW else 8
-    right = np.array([int(row_id.partition("|")[0]) % 10 < limit for row_id in rows.row_ids])
-    unsure = np.full(len(rows), 0.5)
-    outputs = tuple(np.where(right, "a", "b").tolist())
-    return Predictions(
-        uri, rows.row_ids, rows.labels, outputs, right.astype(np.float64), unsure, unsure
-    )
+    numbers = [int(row_id.partition("|")[0]) for row_id in rows.row_ids]
+    outputs = ["a" if number % 10 < RIGHT[uri] else "b" for number in numbers]
+    return predictions(outputs, rows.labels, model=uri, row_ids=rows.row_ids)
 
 
-def other(uri: str) -> str:
-    return OLD if uri == NEW else NEW
+def version_at(uri: str) -> ModelVersion:
+    return version(uri.rpartition("/")[2], uri=uri)
 
 
 @pytest.fixture
@@ -65,29 +65,16 @@ def accesses(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """The recorded accesses; the champion, its predictions and its splits need neither Ray nor
     S3."""
     recorded: list[dict[str, Any]] = []
-    pinned = {uri: PinnedVersion(uri=uri, digest="d") for uri in (OLD, NEW)}
-    versions = {
-        uri: SimpleNamespace(
-            uri=uri, version=uri[-7:], digest="d", pinned=pinned[uri], exported_from=None
-        )
-        for uri in pinned
-    }
-    champion, splits = (
-        champion_since("2026-03-01T00:00:00+00:00"),
-        Splits(rows(5), rows(0), rows(0)),
-    )
+    champion = champion_since("2026-03-01T00:00:00+00:00")
+    splits = Splits(rows(5), rows(0), rows(0))
     replaced = {
-        "rollback_target": lambda *_, **__: (
-            champion,
-            SimpleNamespace(uri=OLD, pinned=pinned[OLD]),
-            "etag",
-        ),
-        "read_pinned": lambda pinned: versions[pinned.uri],
-        "champion_version": lambda _: versions[NEW],
+        "rollback_target": lambda *_, **__: (champion, version_at(OLD), "etag"),
+        "read_pinned": lambda pinned: version_at(pinned.uri),
+        "champion_version": lambda _: version_at(NEW),
         "load_inputs": lambda _: SimpleNamespace(splits=splits),
         "run_evaluation": lambda *_, **__: predict,
         "record_test_access": lambda _, **access: recorded.append(access),
-        # the versions are not stored, and are no endpoints
+        # The versions are not stored, and are no endpoints.
         "endpoint_answers": lambda *_, **__: {},
         "training_fingerprints": lambda _: None,
     }
@@ -114,11 +101,8 @@ def test_a_reevaluation_uses_all_audited_rows_and_records_only_the_new_ones_as_a
 ) -> None:
     audit(monkeypatch, 205)
     first = reevaluate_champion(recipe, progress=SILENT)
-    assert (first.verdict.n, len(accesses[0]["rows"]), accesses[0]["models"]) == (
-        200,
-        200,
-        [OLD, NEW],
-    )
+    assert (first.verdict.n, len(accesses[0]["rows"])) == (200, 200)
+    assert accesses[0]["models"] == [OLD, NEW]
     assert first.verdict.gain == pytest.approx(0.1)
     monkeypatch.setattr(reevaluate, "now", lambda: "2099-01-01T00:00:00+00:00")
     audit(monkeypatch, 305)
@@ -139,80 +123,49 @@ def test_the_evidence_states_the_answers_that_an_endpoint_refused(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def answer(body: dict[str, Any], _: int) -> Reply:
-        refused = question(body).startswith(("request 9 ", "request 19 "))
-        return (
-            refusal(400, "filtered", code="content_filter")
-            if refused
-            else completion(label_answer("a"))
-        )
+        if question(body).startswith(("request 9 ", "request 19 ")):
+            return refusal(400, "filtered", code="content_filter")
+        return completion(label_answer("a"))
 
     audit(monkeypatch, 205)
     with endpoint_server(answer) as server:
-        config = VersionConfig(
+        config = version_config(
             kind="endpoint_zero_shot",
             classes=("a", "b"),
-            base_model="s3://m/base",
-            max_length=64,
-            dtype="float32",
-            code="",
-            recipe_hash="",
-            created_at="",
             prompting=label_prompting(("a", "b")),
             endpoint=Endpoint(url=server.url, model="m", reported_model=MODEL),
         )
-        folder = tmp_path / "artifact"
-        write_artifact_config(folder.as_uri(), config)
-        version = register(recipe.task_uri, folder)
-        replaced = {
-            "champion_version": lambda _: version,
-            "run_evaluation": lambda *_, **__: predict_rows,
-            "endpoint_answers": endpoint_answers,
-            "read_pinned": lambda _: version,
-        }
-        for name, value in replaced.items():
-            monkeypatch.setattr(reevaluate, name, value)
+        write_artifact_config((tmp_path / "artifact").as_uri(), config)
+        registered = register(recipe.task_uri, tmp_path / "artifact")
+        monkeypatch.setattr(reevaluate, "champion_version", lambda _: registered)
+        monkeypatch.setattr(reevaluate, "read_pinned", lambda _: registered)
+        monkeypatch.setattr(reevaluate, "run_evaluation", lambda *_, **__: predict_rows)
+        monkeypatch.setattr(reevaluate, "endpoint_answers", endpoint_answers)
         result = reevaluate_champion(recipe, progress=SILENT)
         assert len(server.bodies) == 200
     counts = {"rows": 200, "refused": 2, "truncated": 0, "empty": 0}
-    assert storage.read_json(f"{result.uri}/evidence.json")["endpoint_answers"] == {
-        "incumbent": counts,
-        "candidate": counts,
-    }
-
-
-@pytest.mark.usefixtures("accesses")
-def test_a_reevaluation_that_failed_after_its_predictions_can_be_repeated(
-    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object, **__: object) -> str:
-        raise OSError("the storage is away")
-
-    audit(monkeypatch, 205)
-    monkeypatch.setattr(reevaluate, "propose_training", fail)
-    with monkeypatch.context() as worse:
-        worse.setattr(
-            reevaluate,
-            "run_evaluation",
-            lambda *_, **__: lambda uri, **options: predict(other(uri), **options),
-        )
-        with pytest.raises(OSError, match="the storage is away"):
-            reevaluate_champion(recipe, progress=SILENT)
-    assert reevaluate_champion(recipe, progress=SILENT).verdict.n == 200
+    stored = storage.read_json(f"{result.uri}/evidence.json")
+    assert stored["endpoint_answers"] == {"incumbent": counts, "candidate": counts}
 
 
 @pytest.mark.usefixtures("accesses")
 def test_a_withdrawn_verdict_proposes_a_recipe_and_is_not_decided_again_without_new_rows(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A re-evaluation that failed after its predictions can be repeated."""
+
+    def fail(*_: object, **__: object) -> str:
+        raise OSError("the storage is away")
+
     audit(monkeypatch, 205)
+    monkeypatch.setattr("tests.unit.operate.test_reevaluate.RIGHT", WORSE)
+    monkeypatch.setattr(reevaluate, "propose_training", fail)
+    with pytest.raises(OSError, match="the storage is away"):
+        reevaluate_champion(recipe, progress=SILENT)
     monkeypatch.setattr(reevaluate, "propose_training", lambda *_, **__: "s3://m/recipe.yaml")
-    monkeypatch.setattr(
-        reevaluate,
-        "run_evaluation",
-        lambda *_, **__: lambda uri, **options: predict(other(uri), **options),
-    )
     withdrawn = reevaluate_champion(recipe, progress=SILENT)
-    assert (withdrawn.verdict.holds, withdrawn.proposed) == (False, "s3://m/recipe.yaml")
+    assert (withdrawn.verdict.n, withdrawn.verdict.holds) == (200, False)
+    assert withdrawn.proposed == "s3://m/recipe.yaml"
     with pytest.raises(ReevaluationError, match="only 0"):
         reevaluate_champion(recipe, progress=SILENT)
 
@@ -226,27 +179,27 @@ def test_rows_that_one_of_both_versions_was_trained_on_are_not_compared(
     monkeypatch.setattr(reevaluate, "training_fingerprints", lambda version: learned[version.uri])
     result = reevaluate_champion(recipe, progress=SILENT)
     assert result.verdict.n == 185
-    assert (
-        storage.read_json(f"{result.uri}/evidence.json")["data"]["dropped"]["trained"] == 15
-    )  # 5 are in train
+    dropped = storage.read_json(f"{result.uri}/evidence.json")["data"]["dropped"]
+    assert dropped["trained"] == 15  # 5 are in train
 
 
 def test_an_exported_champion_has_the_cost_of_the_same_weights(recipe: Recipe) -> None:
-    record = {
+    records = {
         "incumbent": CandidateRecord("probe", OLD, "old"),
         "candidate": CandidateRecord("full", NEW, "new"),
     }
+    usage = {
+        "incumbent": ServingUsage((2.0,) * 5),
+        "candidate": ServingUsage((1.0,) * 5),
+    }
+    cost = CostRecord(usage, TrainingUsage())
     run = f"{recipe.task_uri}/runs/r"
-    cost = CostRecord(
-        {"incumbent": ServingUsage((2.0,) * 5), "candidate": ServingUsage((1.0,) * 5)},
-        TrainingUsage(),
-    )
-    write_finished_run(run, versions=record, cost=cost)
-    champion = champion_since("2026-03-01T00:00:00+00:00").model_copy(
-        update={"run": run, "digest": "export"}
-    )
-    previous, weights = SimpleNamespace(digest="old"), PinnedVersion(uri=NEW, digest="new")
+    write_finished_run(run, versions=records, cost=cost)
+    champion = champion_since("2026-03-01T00:00:00+00:00").model_copy(update={"run": run})
+    weights = PinnedVersion(uri=NEW, digest="new")
     for exported_from, stated in ((weights, cost), (None, CostRecord(None, TrainingUsage()))):
-        exported = SimpleNamespace(digest="export", exported_from=exported_from)
-        versions: Any = {"incumbent": previous, "candidate": exported}
+        versions = {
+            "incumbent": version(digest="old"),
+            "candidate": version(digest="export", exported_from=exported_from),
+        }
         assert protocol_for(champion, recipe=recipe, rows=rows(9), versions=versions)[1] == stated

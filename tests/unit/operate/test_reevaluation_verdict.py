@@ -1,5 +1,6 @@
 """Renewal and withdrawal of a champion's verdict on audited rows."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,13 @@ from tailorbird.evaluation.gates.base import State
 from tailorbird.evaluation.gates.cost import ServingCosts, ServingUsage
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.operate.reevaluation_verdict import ReevaluationVerdict, decide_reevaluation
-from tests.unit.evaluation.verdict.tables import inputs_of, models, predictions, protocol_for
+from tests.unit.evaluation.verdict.tables import (
+    BoolArray,
+    inputs_of,
+    models,
+    predictions,
+    protocol_for,
+)
 
 ONLY_GROUPS = GatesConfig(calibration=None, counterfactual=None, robustness=None)
 
@@ -40,15 +47,16 @@ def result(*table: int, **changes: Any) -> ReevaluationVerdict:
     return result_of(*models(*table), **changes)
 
 
-def with_groups(table: Predictions, values: tuple[str, ...]) -> Predictions:
-    return replace(table, groups={"site": values})
+def in_sites(old: BoolArray, new: BoolArray, sites: Sequence[str]) -> tuple[Predictions, ...]:
+    """Return the tables of both versions, right on these rows, with the site of each row."""
+    tables = (predictions("old", old), predictions("new", new))
+    return tuple(replace(table, groups={"site": tuple(sites)}) for table in tables)
 
 
 def test_a_champion_holds_if_it_is_better_and_not_if_it_is_worse() -> None:
     better = result(500, 300, 100, 100)
     assert better.holds is True
-    assert better.numbers().startswith("+20.00 points (95% confidence sequence +1")
-    assert better.numbers().endswith(", n = 1,000)")
+    assert better.numbers().startswith("+20.00 points (95% ")
     assert result(500, 100, 300, 100).holds is False
     assert result(50, 21, 18, 11).holds is None
     assert result_of(*models(500, 300, 100, 100), number=100) == better
@@ -78,18 +86,13 @@ def test_a_champion_that_is_cheaper_or_of_unknown_cost_is_kept_while_it_is_not_i
     assert result(*table, cost=cost).holds is holds
 
 
-def test_an_interval_of_accuracy_does_not_show_that_a_mean_over_classes_is_not_inferior() -> None:
-    assert result(90_000, 1_000, 1_000, 8_000, cost=0.5, metric="macro_f1").holds is None
-
-
 def test_the_levels_of_the_gates_of_all_reevaluations_sum_to_the_level_of_the_protocol() -> None:
     """At the first re-evaluation, the groups gate fails by a loss that is not proven at the level
     of the twelfth."""
     rows = np.arange(1_000)
-    harmed = tuple("a" if row < 100 else "b" for row in rows)
-    previous = predictions("old", (rows < 55) | (rows >= 400))
-    champion = predictions("new", ((rows >= 55) & (rows < 85)) | (rows >= 100))
-    tables = [with_groups(table, harmed) for table in (previous, champion)]
+    previous = (rows < 55) | (rows >= 400)
+    champion = ((rows >= 55) & (rows < 85)) | (rows >= 100)
+    tables = in_sites(previous, champion, "a" * 100 + "b" * 900)
     first, last = (result_of(*tables, number=number, gates=ONLY_GROUPS) for number in (1, 12))
     assert ([gate.state for gate in first.gates], first.holds) == ([State.FAILS], False)
     assert ([gate.state for gate in last.gates], last.holds) == ([State.NOT_ASSESSABLE], True)
@@ -97,78 +100,66 @@ def test_the_levels_of_the_gates_of_all_reevaluations_sum_to_the_level_of_the_pr
 
 def test_no_group_withdraws_a_champion_that_is_better_in_all_groups() -> None:
     """Of eight groups of 125 rows, one often appears three points worse although all gain five."""
-    generator, n = np.random.default_rng(3), 1_000
+    generator = np.random.default_rng(3)
+    n = 1_000
     for _ in range(60):
         alike = generator.random(n)
         before, now = (
             np.where(generator.random(n) < 0.8, alike, generator.random(n)) < level
             for level in (0.66, 0.71)
         )
-        sites = tuple(f"site {site}" for site in generator.integers(0, 8, n))
-        tables = [
-            with_groups(predictions(name, right), sites)
-            for name, right in (("old", before), ("new", now))
-        ]
+        sites = generator.integers(0, 8, n).astype(str).tolist()
+        tables = in_sites(before, now, sites)
         assert result_of(*tables, gates=ONLY_GROUPS).holds is not False
 
 
 def test_a_proven_loss_of_a_group_withdraws_the_champion() -> None:
     harmed = np.arange(1_000) < 300
-    sites = tuple("a" if row else "b" for row in harmed)
-    tables = [
-        with_groups(predictions(name, right), sites)
-        for name, right in (("old", harmed), ("new", ~harmed))
-    ]
+    tables = in_sites(harmed, ~harmed, "a" * 300 + "b" * 700)
     withdrawn = result_of(*tables, gates=ONLY_GROUPS, number=5)
     assert withdrawn.holds is False
-    assert withdrawn.reasons[0].startswith("the groups gate fails")
+    assert "groups" in withdrawn.reasons[0]
     assert withdrawn.gain > 0.3
 
 
 def test_a_regulated_champion_is_renewed_only_if_every_gate_passes() -> None:
-    tables = [
-        with_groups(table, ("a",) * 50 + ("b",) * 950) for table in models(500, 300, 100, 100)
-    ]
+    rows = np.arange(1_000)
+    previous = (rows < 500) | (rows // 100 == 8)
+    tables = in_sites(previous, rows < 800, "a" * 50 + "b" * 950)
     assert result_of(*tables, gates=ONLY_GROUPS).holds is True
     regulated = result_of(*tables, gates=ONLY_GROUPS, regulated=True)
     assert (regulated.holds, regulated.interval[0] > 0) == (None, True)
-    assert "the groups gate does not rule out a loss" in regulated.reasons[0]
+    assert "groups" in regulated.reasons[0]
 
 
 def test_the_rows_of_a_unit_count_as_one() -> None:
     """Fifty units, each with twenty copies of one row."""
-    tables = [
-        replace(
-            predictions(name, np.repeat(right, 20)),
-            clusters=tuple(str(row // 20) for row in range(1_000)),
-        )
-        for name, right in (("old", np.arange(50) < 30), ("new", np.arange(50) < 33))
-    ]
-    clustered = result_of(*tables)
+    units = np.arange(50).repeat(20)
+    tables = (predictions("old", units < 30), predictions("new", units < 33))
+    clusters = tuple(map(str, units))
+    clustered = result_of(*(replace(table, clusters=clusters) for table in tables))
     assert (clustered.n, clustered.num_units, clustered.holds) == (1_000, 50, None)
-    single = result(30, 3, 0, 17)
-    assert clustered.interval == single.interval
-    assert result_of(*(replace(table, clusters=None) for table in tables)).holds is True
+    assert clustered.interval == result(30, 3, 0, 17).interval
+    assert result_of(*tables).holds is True
 
 
 def test_a_metric_with_scores_between_0_and_1_is_compared_by_its_mean() -> None:
     generator = np.random.default_rng(1)
-    old = generator.uniform(0, 0.9, 2_000)
-    tables = [
-        replace(table, measures={"token_f1": scores})
-        for table, scores in zip(models(0, 0, 0, 2_000), (old, old + 0.05), strict=True)
-    ]
-    renewed = result_of(*tables, metric="token_f1")
+    scores = generator.uniform(0, 0.9, 2_000)
+    old, new = models(0, 0, 0, 2_000)
+    old = replace(old, measures={"token_f1": scores})
+    new = replace(new, measures={"token_f1": scores + 0.05})
+    renewed = result_of(old, new, metric="token_f1")
     assert (renewed.holds, renewed.compared) == (True, "token_f1")
     assert renewed.gain == pytest.approx(0.05)
 
 
 def test_under_macro_f1_a_champion_is_withdrawn_only_if_its_accuracy_is_proven_worse() -> None:
-    similar, worse = (
-        result(8_000, 400, 440, 1_160, metric="macro_f1"),
-        result(500, 100, 300, 100, metric="macro_f1"),
-    )
-    assert (similar.holds, worse.holds) == (None, False)
+    """An interval of accuracy does not show that a mean over classes is non-inferior either."""
+    similar = result(8_000, 400, 440, 1_160, metric="macro_f1")
+    assert similar.holds is None
     assert similar.interval[1] < 0.01
-    assert (worse.metric, worse.compared) == ("macro_f1", "accuracy")
-    assert "confidence sequence of accuracy" in worse.numbers()
+    worse = result(500, 100, 300, 100, metric="macro_f1")
+    assert (worse.holds, worse.metric, worse.compared) == (False, "macro_f1", "accuracy")
+    assert "of accuracy" in worse.numbers()
+    assert result(90_000, 1_000, 1_000, 8_000, cost=0.5, metric="macro_f1").holds is None
