@@ -85,6 +85,9 @@ def verify_evidence(uri: str) -> tuple[str, ...]:
     faults = list(verify_files.file_faults(uri, needed=NEEDED, tables=names))
     tables, unreadable = verify_files.load_readable_tables(uri)
     faults += unreadable
+    subjects = [evidence.run, *(version.uri for version in evidence.versions.values())]
+    if uri not in subjects:
+        faults.append(f"this is the evidence of {', '.join(subjects)}, not of {uri}")
     with damage_as_fault(EVIDENCE_FILE, faults):
         faults += _differences(_parts(stored, uri, evidence=evidence, tables=tables))
     with damage_as_fault(EVIDENCE_FILE, faults):
@@ -147,12 +150,7 @@ def _parts(
     stored: object, uri: str, *, evidence: Evidence, tables: Mapping[str, Predictions]
 ) -> Iterator[Part]:
     """Yield the parts of the evidence with their values from the registration, the frozen family,
-    the predictions and the test-set ledger.
-
-    Versions have their files checked by `verify_files.evaluated_faults`.
-    """
-    subjects = [evidence.run, *(version.uri for version in evidence.versions.values())]
-    yield "the subject", uri in subjects, True
+    the predictions and the test-set ledger."""
     yield "", stored, evidence
     yield from _registered_parts(uri, evidence=evidence)
     yield from _test_access_parts(evidence)
