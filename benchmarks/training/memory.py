@@ -45,7 +45,7 @@ from tailorbird.registry.versions import Prompting
 from tests import build
 from tests.small_chat import tokenizer
 from tests.tracked_memory import TrackedMemory
-from training.batch import BatchShape as TrainingBatch
+from training.batch import Batch
 from training.chat_task import ChatRuntime, ChatTrainingTask
 from training.engine.deepspeed_private import destroy_engine
 from training.engine.memory_estimate import (
@@ -139,7 +139,7 @@ class _MeasuredRuntime(ChatRuntime):
     memory: TrackedMemory = field(default_factory=TrackedMemory)
     figures: dict[str, int] = field(default_factory=dict)
 
-    def loss(self, engine: Any, config: TrainingConfig, batch: TrainingBatch) -> torch.Tensor:
+    def loss(self, engine: Any, config: TrainingConfig, batch: Batch) -> torch.Tensor:
         return torch.nan_to_num(super().loss(engine, config, batch))
 
     def score(self, engine: Any, config: TrainingConfig) -> float:

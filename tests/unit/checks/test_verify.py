@@ -84,7 +84,7 @@ def change(content: Stored, changes: dict[str, object]) -> None:
         node[name] = value
 
 
-def forged(folder: Path, changes: dict[str, object]) -> tuple[str, ...]:
+def forged(folder: Path, changes: Mapping[str, object]) -> tuple[str, ...]:
     """Change evidence.json and its hash, and return the faults."""
     evidence = stored_in(folder)
     change(evidence, changes)
@@ -449,7 +449,7 @@ def test_a_changed_weight_in_a_part_of_a_hybrid_is_detected(task_folder: Path) -
     whole.mkdir()
     (whole / "config.json").write_bytes(config)
     (whole / "manifest.json").write_bytes(manifest)
-    record = {
+    record: dict[str, Any] = {
         "kind": "hybrid",
         "uri": whole.as_uri(),
         "digest": hashlib.sha256(manifest).hexdigest(),
