@@ -218,10 +218,11 @@ def _stream(url: str, prompt: str, *, model: str, max_tokens: int) -> tuple[str,
     ) as answer:
         answer.raise_for_status()
         for line in answer.iter_lines(chunk_size=None):
-            is_complete = is_complete or line == b"data: [DONE]"
             if not line.startswith(b"data: {"):
                 continue
             for choice in json.loads(line[6:])["choices"]:
+                # `transformers serve` sends no `[DONE]`.
+                is_complete = is_complete or choice.get("finish_reason") is not None
                 if choice["delta"].get("content"):
                     first_s = first_s or time.perf_counter() - started
                     pieces.append(choice["delta"]["content"])

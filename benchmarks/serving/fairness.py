@@ -46,7 +46,7 @@ from tailorbird.models import pretrained
 
 TASK_URI = "s3://models/fairness"
 NUM_TEXTS = 256
-TEXT_BYTES = 4000  # 256 texts of 4,096 bytes exceed `max_body_bytes`
+TEXT_BYTES = 4000  # 256 texts of 4,096 bytes exceed `MAX_BODY_BYTES`
 NUM_NUMBERS = 520_000  # in a body of 1 MB
 NUM_ATTACKS = 3
 SECONDS = 20.0

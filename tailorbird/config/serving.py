@@ -4,8 +4,6 @@ from typing import Any, Literal, Self
 
 from pydantic import (
     Field,
-    NonNegativeFloat,
-    NonNegativeInt,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -59,7 +57,7 @@ class ChallengerConfig(ConfigSection):
 
 
 class ServingConfig(ConfigSection):
-    autoscaling: dict[AutoscalingOption, NonNegativeInt | NonNegativeFloat] = Field(
+    autoscaling: dict[AutoscalingOption, Annotated[int | float, Field(ge=0)]] = Field(
         default_factory=dict
     )
     """Options of Ray Serve's `autoscaling_config`, and `max_replicas_per_node`, for example

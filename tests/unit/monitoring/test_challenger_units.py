@@ -188,8 +188,8 @@ def test_an_equal_challenger_is_not_promoted_if_few_subjects_send_most_requests(
             name = arm if is_moved[subject] else "champion"
             is_right = right[int(is_moved[subject])][subject]
             rows.append(one(name, unit, is_right, hour=key % 24, audit=audit))
-        found = unit_outcomes(logged(*rows), columns=(), fixed=(), share=1.0)
-        promoted += is_promoted(found)
+        outcomes = unit_outcomes(logged(*rows), columns=(), fixed=(), share=1.0)
+        promoted += is_promoted(outcomes)
     assert promoted / num_runs <= 0.2
 
 

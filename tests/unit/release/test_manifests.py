@@ -435,10 +435,19 @@ def test_the_operator_does_not_cut_the_names_of_a_services_and_a_runs_dependents
 @pytest.mark.parametrize(
     ("overrides", "remedy"),
     [
-        (("serving.min_replicas=1",), "serving.min_replicas=2 and serving.max_replicas_per_node=1"),
+        (
+            ("serving.autoscaling.min_replicas=1",),
+            "serving.autoscaling.min_replicas=2 and serving.autoscaling.max_replicas_per_node=1",
+        ),
         # Two replicas fit one pod of four cores, and Serve may put them there.
-        (DRAINABLE[:2], "serving.min_replicas=2 and serving.max_replicas_per_node=1"),
-        (("serving.min_replicas=4", "serving.max_replicas=4"), "serving.max_replicas_per_node=3"),
+        (
+            DRAINABLE[:2],
+            "serving.autoscaling.min_replicas=2 and serving.autoscaling.max_replicas_per_node=1",
+        ),
+        (
+            ("serving.autoscaling.min_replicas=4", "serving.autoscaling.max_replicas=4"),
+            "serving.autoscaling.max_replicas_per_node=3",
+        ),
     ],
 )
 def test_a_service_whose_nodes_could_never_be_drained_is_refused(
@@ -453,14 +462,22 @@ def test_a_service_whose_nodes_could_never_be_drained_is_refused(
     [
         (DRAINABLE, (2, 4)),  # each pod has one replica; one more is for a candidate
         (
-            ("serving.min_replicas=2", "serving.max_replicas=3", "serving.cpus_per_replica=4"),
+            (
+                "serving.autoscaling.min_replicas=2",
+                "serving.autoscaling.max_replicas=3",
+                "serving.cpus_per_replica=4",
+            ),
             (2, 4),
         ),
         (
-            ("serving.min_replicas=4", "serving.max_replicas=8", "serving.max_replicas_per_node=3"),
+            (
+                "serving.autoscaling.min_replicas=4",
+                "serving.autoscaling.max_replicas=8",
+                "serving.autoscaling.max_replicas_per_node=3",
+            ),
             (2, 3),
         ),
-        (("serving.min_replicas=5", "serving.max_replicas=5"), (2, 2)),
+        (("serving.autoscaling.min_replicas=5", "serving.autoscaling.max_replicas=5"), (2, 2)),
     ],
 )
 def test_a_service_on_several_nodes_keeps_its_budget(
@@ -476,7 +493,9 @@ def test_a_service_on_several_nodes_keeps_its_budget(
 
 def test_in_staging_one_replica_may_be_interrupted_and_the_head_must_be_released_by_hand() -> None:
     done = render_manifest(
-        recipe("serving.min_replicas=1"), to="rayservice", base=text_of("staging/service")
+        recipe("serving.autoscaling.min_replicas=1"),
+        to="rayservice",
+        base=text_of("staging/service"),
     )
     (budget,) = of_kind(list(yaml.safe_load_all(done.text)), "PodDisruptionBudget")
     assert budget["metadata"]["name"] == "serving-head-icd10-chapters"

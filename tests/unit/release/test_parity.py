@@ -116,7 +116,9 @@ def hybrid_with_endpoint(
         answers = outputs
         if name == endpoint:
             answers = [unanswered, *outputs[1:]]
-        table = build.predictions(answers, outputs, confidences=np.linspace(0, 1, 40))
+        table = build.predictions(
+            answers, outputs, confidences=np.linspace(0, 1, 40), groups=groups
+        )
         save_predictions(f"{tmp_path.as_uri()}/predictions/{role}.parquet", table)
     pinned = from_endpoint.pinned
     hybrid = model.model_copy(

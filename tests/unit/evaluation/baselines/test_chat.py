@@ -107,16 +107,17 @@ def test_the_best_number_of_retrieved_examples_that_fit_the_prompt_is_selected(
 
     monkeypatch.setattr(chat, "answer_rows", answer)
     monkeypatch.setattr(chat, "_score", score)
-    # The limit is that of the recipe, or that of the context of the model.
+    # The limit is the constant, or that of the context of the model.
     for tokens, limit in ((100, 100), (10_000, 253)):
         tried.clear()
-        results = fit(base, retrieved_examples=(1, 3, 100, 200), retrieved_tokens=tokens)
+        monkeypatch.setattr(chat, "RETRIEVED_TOKENS", tokens)
+        results = fit(base)
         baseline, prompting = results.baselines[-1]
         assert baseline.validation == 0.9
-        assert str(baseline.note).endswith("3, best of 1, 3, 4")
-        assert tried == [0, 0, 1, 3, 4]
+        assert str(baseline.note).endswith("2, best of 1, 2, 4")
+        assert tried == [0, 0, 1, 2, 4]
         assert prompting.retrieval is not None
-        assert prompting.retrieval.num_examples == 3
+        assert prompting.retrieval.num_examples == 2
         assert prompting.retrieval.max_prompt_tokens == limit
 
 

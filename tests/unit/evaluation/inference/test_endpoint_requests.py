@@ -42,7 +42,7 @@ RETRY = RetryPolicy(max_attempts=2, first_delay_s=0.01, max_delay_s=0.02)
 ONE = RequestLimits(retry=RETRY, max_concurrency=1)
 MANY = replace(ONE, max_concurrency=32)
 FILTERED = refusal(400, "no", code="content_filter")
-FIELDS = {"url": "http://h/v1", "model": "m", "price_input": 0.0, "price_output": 500.0}
+FIELDS = {"url": "http://h/v1", "model": "m", "prices": (0.0, 500.0)}
 """An answer of 2 output tokens, the maximum, costs 1."""
 
 
@@ -240,7 +240,7 @@ def test_spend_cannot_be_limited_without_the_tokens_of_an_answer(tmp_path: Path)
 
 
 def test_the_prices_and_the_limit_of_the_recipe_apply_to_its_endpoint_only(tmp_path: Path) -> None:
-    unpriced = {"price_input": None, "price_output": None}
+    unpriced = {"prices": None}
     with asking(tmp_path) as ask:
         recipe = ask.endpoint()
         elsewhere = ask.endpoint(model="n")

@@ -55,7 +55,7 @@ ON_GPU = Simulation(
     device=ServingDevice("NVIDIA H100", emulated=("candidate",)),
     training=TrainingUsage(cpu_s=36_000, gpu_s=7200),
     evaluation={"cost": COST | {"price_per_gpu_hour": 3.6}},
-    serving={"min_replicas": 0, "gpus_per_replica": 1},
+    serving={"autoscaling": {"min_replicas": 0}, "gpus_per_replica": 1},
 )
 VOID = ("meta", "br")
 

@@ -80,8 +80,7 @@ def test_a_uri_without_evidence_is_refused(tmp_path: Path) -> None:
 ENDPOINT: dict[str, Any] = {
     "url": "https://host/v1",
     "model": "m",
-    "price_input": 1,
-    "price_output": 1,
+    "prices": (1, 1),
 }
 
 
@@ -97,7 +96,7 @@ def recipe(**endpoint: Any) -> Recipe:
         ({"timeout_s": 9}, True),
         ({"model": "n"}, False),
         ({"url": "https://other/v1"}, False),
-        ({"price_input": 2}, False),
+        ({"prices": (2, 1)}, False),
         ({"revision": "2"}, False),
     ],
 )

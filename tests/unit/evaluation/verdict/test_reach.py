@@ -372,7 +372,7 @@ def test_a_missing_price_is_named_and_no_number_is_known() -> None:
 def test_a_hybrid_has_the_training_of_a_candidate_that_is_its_part_and_the_costs_of_both_parts() -> (
     None
 ):
-    evaluation = {"hybrid": {"by": "group", "column": "sex"}, "cost": COST}
+    evaluation = {"hybrid": "sex", "cost": COST}
     routing = Routing("group", "sex", ("male", "unstated"))
     cost = simulated_costs(replace(SIMULATED, evaluation=evaluation, routing=routing))["hybrid"]
     assert cost.training == pytest.approx(3.6)

@@ -228,7 +228,7 @@ def test_tokens_spend_and_another_model_are_counted_and_the_other_model_is_logge
         completion("yes", model="m-new", tokens=(100, 10)),
         completion("12345", model="m-new", tokens=None),
     ]
-    prices = {"price_input": 2.0, "price_output": 5.0}
+    prices = {"prices": (2.0, 5.0)}
     responses, _ = ask(*replies, requests=[{}, {}], meter=meter, **prices)
     tokens = counts(meter, ENDPOINT_TOKENS)
     assert (tokens["prompt", "no"], tokens["completion", "no"]) == (100, 10)

@@ -185,10 +185,10 @@ def test_versions_on_one_base_model_share_a_server_and_give_their_own_answers(
 
 
 @pytest.mark.usefixtures("pool")
-def test_merged_adapters_and_other_weights_have_servers_of_their_own(
+def test_other_weights_have_servers_of_their_own(
     versions: dict[str, ModelVersion], loop: asyncio.Runner
 ) -> None:
-    pool = VllmPool(CONFIG.model_copy(update={"merge_adapters": True}))
+    pool = VllmPool(CONFIG)
     engines = [pool.load(versions[name]) for name in ("a", "full")]
     assert pool.num_running == 2
     for each in engines:
@@ -385,5 +385,5 @@ def test_an_adapter_of_a_rank_that_vllm_does_not_support_is_refused() -> None:
     options = vllm_server.ServerOptions(
         name="m", folder="folder", dtype="bfloat16", max_batch_size=8, max_lora_rank=513
     )
-    with pytest.raises(ValueError, match="merge_adapters"):
+    with pytest.raises(ValueError):
         options.engine_kwargs()
