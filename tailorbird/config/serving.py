@@ -1,6 +1,6 @@
 """Section `serving` of a recipe."""
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     Field,

@@ -75,7 +75,7 @@ def stored_in(folder: Path, name: str = "evidence.json") -> Stored:
     return content
 
 
-def change(content: Stored, changes: dict[str, object]) -> None:
+def change(content: Stored, changes: Mapping[str, object]) -> None:
     """Set the values at paths of stored JSON."""
     for path, value in changes.items():
         *parents, name = path.split(".")

@@ -385,5 +385,5 @@ def test_an_adapter_of_a_rank_that_vllm_does_not_support_is_refused() -> None:
     options = vllm_server.ServerOptions(
         name="m", folder="folder", dtype="bfloat16", max_batch_size=8, max_lora_rank=513
     )
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="lora_r"):
         options.engine_kwargs()
