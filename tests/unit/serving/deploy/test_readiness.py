@@ -87,11 +87,11 @@ def test_a_slow_start_is_reported_from_serves_status_and_is_no_failure(
         {
             0: details("DEPLOYING", states=["STARTING"]),
             600: details("DEPLOYING", states=["STARTING"], deployment_message=SLOW),
-            3000: details("RUNNING", states=["RUNNING"]),
+            1500: details("RUNNING", states=["RUNNING"]),
         },
     )
     clock.wait()
-    assert clock.now >= 3000
+    assert clock.now >= 1500
     starting = "t: DEPLOYING; classifier UPDATING, 0 of 1 replicas running"
     assert clock.notes == [starting, f"{starting}; {SLOW}"]
 

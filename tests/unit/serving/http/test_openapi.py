@@ -22,7 +22,7 @@ from serving.http.chat_format import (
 from serving.pages.render import render_docs
 from serving.replica.chat import Chat
 from serving.replica.classifier import Classifier
-from tailorbird.config.serving import ServingConfig
+from tailorbird.config.serving import MAX_TEXTS, ServingConfig
 from tests.unit.serving.http.application import application, request
 
 CONFIG = ServingConfig()
@@ -67,7 +67,11 @@ def test_the_document_has_the_limits_of_the_recipe_and_refuses_unknown_fields() 
     document = _document(Classifier)
     two = {"input": ["a"] * 2, "attributes": [{"sex": "f"}] * 2}
     assert is_valid(document, "ClassifyRequest", two)
-    requests: list[Any] = [{"input": []}, {"input": ["a"] * 3}, {"input": "a", "inputs": "b"}]
+    requests: list[Any] = [
+        {"input": []},
+        {"input": ["a"] * (MAX_TEXTS + 1)},
+        {"input": "a", "inputs": "b"},
+    ]
     for invalid in requests:
         assert not is_valid(document, "ClassifyRequest", invalid)
     document = _document(Chat)

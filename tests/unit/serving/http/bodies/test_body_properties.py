@@ -18,7 +18,7 @@ from tailorbird.config.serving import ServingConfig
 from tests.unit.serving.http.application import application, request
 from tests.unit.serving.replica.fake_engine import FakeEngine
 
-CONFIG = ServingConfig()
+CONFIG = ServingConfig(max_new_tokens=64)
 OPERATIONS = {path: each for path, each in openapi.OPERATIONS.items() if each.request is not None}
 TEXTS = st.text(max_size=8) | st.sampled_from(
     ("champion", "user", "system", "assistant", "text", "s3://a/../b", "</s>")
