@@ -52,23 +52,25 @@ def test_the_sample_in_memory_has_a_row_of_every_class(tmp_path: Path) -> None:
     assert len(sample) < 60
 
 
-def test_an_error_names_the_position_in_the_file(
+def test_row_groups_are_combined_but_not_split_and_an_error_names_the_position_in_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker, "BATCH_ROWS", 64)
-    texts: list[str | None] = [*texts_of(150), None]
-    first, second = (
-        write(tmp_path, texts_of(70), name="a"),
-        write(tmp_path, texts_of(151), name="b", text=texts),
-    )
+    monkeypatch.setattr(worker, "SHARD_ROWS", 150)
+    texts: list[str | None] = [*texts_of(230), None]
+    first = write(tmp_path, texts_of(70), name="a")
+    second = write(tmp_path, texts_of(231), name="b", text=texts)
     config = DataConfig(train=(first, second))
-    of_a, of_b = worker.shard_specs(config)
-    assert (of_b.first, of_b.first_in_file) == (70, 0)
-    write_shard(of_a, job_of(config, tmp_path), tokenizer())
-    with pytest.raises(DataError, match=r"b\.parquet.*first in row 150"):
-        write_shard(of_b, job_of(config, tmp_path), tokenizer())
-    assert not (tmp_path / "shards" / "000001.arrow").exists()
-    assert not (tmp_path / "shards" / "000001.json").exists()
+    *valid, faulty = worker.shard_specs(config)
+    assert [spec.row_groups for spec in (*valid, faulty)] == [(0,), (0, 1), (2,)]
+    assert [spec.num_rows for spec in (*valid, faulty)] == [70, 200, 31]
+    assert (valid[1].first, valid[1].first_in_file) == (70, 0)
+    assert (faulty.first, faulty.first_in_file) == (270, 200)
+    write_shard(valid[0], job_of(config, tmp_path), tokenizer())
+    with pytest.raises(DataError, match=r"b\.parquet.*first in row 230"):
+        write_shard(faulty, job_of(config, tmp_path), tokenizer())
+    assert not (tmp_path / "shards" / "000002.arrow").exists()
+    assert not (tmp_path / "shards" / "000002.json").exists()
 
 
 def test_a_shard_of_an_interrupted_run_is_not_written_again(
