@@ -135,8 +135,8 @@ def open_parquet(
             if missing := [column for column in columns if column not in names]:
                 has = ", ".join(names)
                 raise DataError(
-                    f"{uri} has no column {missing[0]!r}; it has {has}. Correct the section `data` "
-                    "of the recipe"
+                    f"{uri} has no column {missing[0]!r}; it has {has}. Correct the recipe or the "
+                    "file"
                 )
             for column in extension_columns(file.schema_arrow, columns=columns):
                 raise DataError(

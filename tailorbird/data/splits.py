@@ -32,8 +32,6 @@ def split_by_key(
 def subsample(n: int, *, size: int, seed: int) -> np.ndarray:
     """Return the sorted int64 indices of `size` of `n` rows, drawn without replacement; all rows if
     `size` >= `n`."""
-    if size >= n:
-        return np.arange(n, dtype=np.int64)
     return np.sort(np.random.default_rng(seed).permutation(n)[:size]).astype(np.int64)
 
 
@@ -60,15 +58,10 @@ def stratified_split(
     stratified by label.
 
     `folds` is the number of equal folds for each split. Unlike in `split_by_key`, the split of a
-    row depends on the other rows, so use it only for data sets that are written once. Raises
-    ValueError if there are fewer keys than folds.
+    row depends on the other rows, so use it only for data sets that are written once.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
-    if len(set(keys)) < sum(folds):
-        raise ValueError(
-            f"{len(set(keys))} distinct keys cannot fill {sum(folds)} folds; use fewer folds"
-        )
     owner = np.repeat([2, 1, 0], folds[::-1])
     splitter = StratifiedGroupKFold(sum(folds), shuffle=True, random_state=seed)
     result = np.empty(len(keys), dtype=np.int64)

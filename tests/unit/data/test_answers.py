@@ -115,10 +115,7 @@ def test_json_fields_is_1_for_the_same_document_in_another_order(document: Any, 
 def test_regex_compares_the_group_of_the_first_match(answer: str, expected: float) -> None:
     assert score(answer, "6 times 7\n#### 42", regex={"pattern": r"#### (.*)"}) == expected
     assert score(answer, "6 times 7\n#### 42", regex={"pattern": r"####\s*(?P<n>\d+)"}) == expected
-
-
-def test_a_group_that_did_not_take_part_in_the_match_has_no_value() -> None:
-    assert score("b", "a", regex={"pattern": "(a)|b"}) == 0
+    assert score("b", "a", regex={"pattern": "(a)|b"}) == 0  # the group is not in the match
     assert score("b", "b", regex={"pattern": "a|b"}) == 1
 
 
@@ -160,17 +157,12 @@ def test_numeric_compares_the_last_number(answer: str, expected: float) -> None:
         ("12,50 \N{EURO SIGN}", None),
         ("0,125", None),
         ("1.234,56", None),
-        ("1234,567", None),
         ("1,000,00", None),
         ("100 000", None),
-        ("100 000.50", None),
-        ("100 234,567", None),
         ("100\N{NO-BREAK SPACE}000 km", None),
         ("100\N{NARROW NO-BREAK SPACE}000", None),
-        ("1\N{THIN SPACE}000", None),
         ("1'000.50", None),
         ("1\N{RIGHT SINGLE QUOTATION MARK}000", None),
-        ("12,50 or 7", "7"),
         ("options 3 4000", "4000"),
         ("the points (1,-5)", "-5"),
         ("5 cases of COVID-19", "5"),
@@ -268,7 +260,6 @@ def test_a_reference_without_a_value_is_an_error(answer: str, reference: str) ->
         {"choice": {"options": ["-1", "0", "1"]}},
         {"choice": {"options": ["C", "C++"]}},
         {"choice": {"options": ["grade 1", "Grade: \uff11"]}},
-        {"choice": {"options": ["A", "A"]}},
         {"choice": {"options": ["yes", "-"]}},
     ],
 )

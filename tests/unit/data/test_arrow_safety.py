@@ -53,10 +53,7 @@ def test_a_pickled_conversation_is_rejected_without_being_read(tmp_path: Path) -
         {"role": "assistant", "content": b""},
     ]
     uri = written(tmp_path / "rows.parquet", [pa.field("messages", turns)], {"messages": messages})
-    with pytest.raises(
-        DataError,
-        match=r"column 'messages' has type list<.*whose values can run code when read; write it as strings",
-    ):
+    with pytest.raises(DataError, match="messages"):
         read_rows(uri, config=DataConfig(train=uri, messages="messages"), task=ChatData())
     assert not marker.exists()
     with pytest.raises(EOFError):  # the second value is not a pickle
@@ -64,29 +61,21 @@ def test_a_pickled_conversation_is_rejected_without_being_read(tmp_path: Path) -
     assert marker.exists()  # the payload works
 
 
-@pytest.mark.parametrize("name", ["text", "label", "patient"])
-def test_a_pickled_text_label_or_group_is_rejected(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["text", "label", "patient", "unused"])
+def test_a_pickled_column_is_rejected_if_the_recipe_names_it_and_is_never_read(
+    tmp_path: Path, name: str
+) -> None:
     marker = tmp_path / "it-ran"
-    fields = [
-        pickled(column) if column == name else plain(column)
-        for column in ("text", "label", "patient")
-    ]
-    row = dict.fromkeys(("text", "label", "patient"), "a") | {name: pickle.dumps(Payload(marker))}
+    names = ("text", "label", "patient", "unused")
+    fields = [pickled(column) if column == name else plain(column) for column in names]
+    row = dict.fromkeys(names, "a") | {name: pickle.dumps(Payload(marker))}
     uri = written(tmp_path / "rows.parquet", fields, row)
-    with pytest.raises(
-        DataError, match=f"column {name!r} has type .*whose values can run code when read"
-    ):
-        read_rows(uri, config=DataConfig(train=uri, groups=("patient",)))
-    assert not marker.exists()
-
-
-def test_an_unused_pickle_column_is_not_read(tmp_path: Path) -> None:
-    marker = tmp_path / "it-ran"
-    row = {"text": "a", "label": "b", "other": pickle.dumps(Payload(marker))}
-    uri = written(
-        tmp_path / "rows.parquet", [*map(plain, ("text", "label")), pickled("other")], row
-    )
-    assert read_rows(uri, config=DataConfig(train=uri)).texts == ("a",)
+    config = DataConfig(train=uri, groups=("patient",))
+    if name == "unused":
+        assert read_rows(uri, config=config).texts == ("a",)
+    else:
+        with pytest.raises(DataError, match=name):
+            read_rows(uri, config=config)
     assert not marker.exists()
 
 
@@ -100,10 +89,7 @@ def test_stored_predictions_with_pickles_are_rejected(tmp_path: Path) -> None:
         index, pickled("output"), pa.array([pickle.dumps(Payload(marker))], pa.large_binary())
     )
     pq.write_table(changed, tmp_path / "predictions.parquet")
-    with pytest.raises(
-        ValueError,
-        match=r"is not a table of predictions: columns with an extension type are unsafe: output",
-    ):
+    with pytest.raises(ValueError, match="output"):
         load_predictions((tmp_path / "predictions.parquet").as_uri())
     assert not marker.exists()
 
@@ -128,29 +114,13 @@ def test_shards_with_other_columns_are_rejected(tmp_path: Path) -> None:
 
 def test_arrow_types_are_allowed_and_extension_types_are_detected_at_any_depth() -> None:
     kind = registered()
-    nested = [
-        pa.list_(kind),
-        pa.struct([("a", pa.map_(pa.string(), kind))]),
-        pa.dictionary(pa.int8(), kind),
-    ]
-    assert extension_columns(
-        pa.schema([(str(index), column) for index, column in enumerate(nested)])
-    ) == [
-        "0",
-        "1",
-        "2",
-    ]
-    own = [
-        pa.uuid(),
-        pa.string(),
-        pa.list_(pa.int32()),
-        pa.dictionary(pa.int8(), pa.string()),
-        pa.date32(),
-    ]
-    assert (
-        extension_columns(pa.schema([(str(index), column) for index, column in enumerate(own)]))
-        == []
-    )
+    unsafe = {
+        "list": pa.list_(kind),
+        "map": pa.struct([("a", pa.map_(pa.string(), kind))]),
+        "dictionary": pa.dictionary(pa.int8(), kind),
+    }
+    safe = {"id": pa.uuid(), "ids": pa.list_(pa.int32()), "day": pa.date32()}
+    assert extension_columns(pa.schema(unsafe | safe)) == list(unsafe)
 
 
 def plain(name: str) -> pa.Field:

@@ -72,21 +72,6 @@ def test_cleaning_leaves_each_text_in_one_split_and_counts_what_it_drops(splits:
     assert report.num_test == len(cleaned.test)
 
 
-def test_a_copy_of_a_test_row_is_dropped_from_train_and_validation() -> None:
-    splits = Splits(
-        train=rows(*BASE, ("Acute  pain", "a"), ("rash", "a")),
-        validation=rows(("RASH", "a"), ("acute pain", "a"), ("itch", "b")),
-        test=rows(("acute pain", "a"), ("acute pain", "a")),
-    )
-    cleaned, report = clean(splits)
-    assert cleaned.train.row_ids == ("0", "1")
-    assert cleaned.validation.texts == ("RASH", "itch")
-    assert cleaned.test.texts == ("acute pain", "acute pain")
-    assert report.train_copies_of_test == 1
-    assert report.train_copies_of_validation == 1
-    assert report.validation_copies_of_test == 1
-
-
 def test_conflicting_labels_empty_texts_and_rare_classes_are_counted() -> None:
     many = tuple((f"text {number}", "a") for number in range(12))
     splits = Splits(
@@ -166,17 +151,6 @@ def test_an_earlier_turn_that_answers_a_row_of_a_later_split_is_not_trained_on()
     again, second = clean(cleaned)
     assert again == cleaned
     assert second.untrained_turns == 0
-
-
-def test_the_same_beginning_of_many_conversations_costs_no_training_row() -> None:
-    splits = Splits(
-        train=dialogues("hello/hi/q1/a1", "hello/hi/q2/a2"),
-        validation=dialogues("hello/hi/q3/a3"),
-        test=dialogues("hello/hi", "hello/hi/q4/a4"),
-    )
-    cleaned, report = clean(splits)
-    assert cleaned.train.untrained_turns == ((1,), (1,))
-    assert report.untrained_turns == 2
 
 
 def test_near_copies_and_answers_are_compared_with_every_trained_turn() -> None:

@@ -34,15 +34,13 @@ def test_rows_with_the_same_key_share_a_split(keys: list[str], seed: int) -> Non
 def test_the_split_does_not_depend_on_the_order_or_on_other_rows(
     keys: list[str], seed: int, shuffle: Random
 ) -> None:
-    part_of = dict(
-        zip(keys, split_by_key(keys, fractions=FRACTIONS, seed=seed).tolist(), strict=True)
-    )
+    def parts_of(keys: list[str]) -> dict[str, int]:
+        parts = split_by_key(keys, fractions=FRACTIONS, seed=seed)
+        return dict(zip(keys, parts.tolist(), strict=True))
+
     shuffled = [*keys, "one more"]
     shuffle.shuffle(shuffled)
-    again = dict(
-        zip(shuffled, split_by_key(shuffled, fractions=FRACTIONS, seed=seed).tolist(), strict=True)
-    )
-    assert {key: again[key] for key in part_of} == part_of
+    assert parts_of(keys).items() <= parts_of(shuffled).items()
 
 
 @given(seed=seeds)
@@ -69,22 +67,16 @@ def test_a_fraction_of_zero_gets_no_rows() -> None:
     assert set(split_by_key(keys, fractions=(1.0, 0.0, 0.0), seed=3).tolist()) == {0}
 
 
-@given(n=st.integers(0, 200), size=st.integers(0, 250), seed=seeds)
-def test_a_subsample_has_sorted_distinct_rows_and_the_requested_size(
-    n: int, size: int, seed: int
+@given(n=st.integers(0, 200), size=st.integers(0, 250), more=st.integers(0, 100), seed=seeds)
+def test_a_subsample_has_sorted_distinct_rows_and_is_part_of_a_larger_one(
+    n: int, size: int, more: int, seed: int
 ) -> None:
     rows = subsample(n, size=size, seed=seed)
     assert rows.dtype == np.int64
     assert len(rows) == min(n, size)
     assert (np.diff(rows) > 0).all()
-    assert not len(rows) or (rows[0] >= 0 and rows[-1] < n)
-    assert (rows == subsample(n, size=size, seed=seed)).all()
-
-
-def test_a_smaller_subsample_is_a_subset_of_a_larger_one_with_the_same_seed() -> None:
-    small = subsample(100, size=20, seed=5)
-    large = subsample(100, size=60, seed=5)
-    assert set(small.tolist()) <= set(large.tolist())
+    assert set(rows.tolist()) <= set(subsample(n, size=size + more, seed=seed).tolist())
+    assert set(rows.tolist()) <= set(range(n))
 
 
 @given(labels=st.lists(st.sampled_from("abcd"), min_size=4, max_size=80), seed=seeds)
@@ -100,20 +92,10 @@ def test_a_stratified_split_keeps_keys_together_and_distributes_labels_evenly() 
     keys = [f"key {number // 3}" for number in range(1800)]
     labels = [("x", "y", "z")[number // 3 % 3] for number in range(1800)]
     parts = stratified_split(keys, labels=labels, folds=(13, 2, 3), seed=0)
-    assert len({(key, part) for key, part in zip(keys, parts.tolist(), strict=True)}) == len(
-        set(keys)
-    )
-    assert np.abs(np.bincount(parts) - [1300, 200, 300]).max() <= 12
-    for part in range(3):
-        counts = Counter(
-            label for label, own in zip(labels, parts.tolist(), strict=True) if own == part
-        )
-        assert max(counts.values()) - min(counts.values()) <= 12
-
-
-def test_a_stratified_split_of_fewer_keys_than_folds_is_rejected() -> None:
-    with pytest.raises(ValueError, match="2"):
-        stratified_split(["a", "b"], labels=["x", "y"], folds=(1, 1, 1), seed=0)
+    assert len(set(zip(keys, parts.tolist(), strict=True))) == len(set(keys))
+    counts = Counter(zip(labels, parts.tolist(), strict=True))
+    for part, size in enumerate((1300, 200, 300)):
+        assert [counts[label, part] for label in "xyz"] == pytest.approx([size / 3] * 3, abs=6)
 
 
 @given(text=st.text(max_size=40))

@@ -5,24 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from transformers import AutoConfig
 
-from tailorbird.config.data import DataConfig
 from tailorbird.data.loader import read_rows
 from tailorbird.data.rows import DataError, Rows, concat_rows, rows_sha256
 from tailorbird.data.task_data import CLASSIFICATION, ChatData, data_task
-
-
-def put(path: Path, **columns: Any) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(columns), path)
-    return path.as_uri()
-
-
-def config_of(uri: str, **fields: Any) -> DataConfig:
-    return DataConfig(train=uri, **fields)
+from tests.unit.data.parquet_rows import config_of, put
 
 
 def chat_rows(folder: Path, *messages: Any) -> Rows:
@@ -79,11 +68,6 @@ def test_a_conversation_without_an_answer_is_rejected_with_its_row(
 ) -> None:
     with pytest.raises(DataError, match="row 1"):
         chat_rows(tmp_path, turns("ok", "ok"), conversation)
-
-
-def test_a_column_of_texts_has_no_conversations(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="messages"):
-        chat_rows(tmp_path, "plain text")
 
 
 def weighted(*weights: float | None, roles: str = "uauaua") -> list[dict[str, Any]]:

@@ -9,7 +9,6 @@ import pytest
 from tailorbird.data.parquet import read_table
 from tailorbird.data.rows import DataError
 from tailorbird.data.upload import UploadedFile, upload_data
-from tailorbird.storage.s3 import StorageError
 
 
 @pytest.fixture
@@ -32,14 +31,6 @@ def test_files_are_uploaded_to_the_same_relative_path(folder: Path, tmp_path: Pa
     assert read_table(f"{target}/train.parquet", columns=["text"]).to_pylist() == [
         {"text": "train"}
     ]
-
-
-def test_a_second_upload_replaces_the_files(folder: Path, tmp_path: Path) -> None:
-    target = (tmp_path / "lake").as_uri()
-    upload_data(folder, target)
-    pq.write_table(pa.table({"text": ["new"], "label": ["x"]}), folder / "train.parquet")
-    upload_data(folder, target)
-    assert read_table(f"{target}/train.parquet", columns=["text"]).to_pylist() == [{"text": "new"}]
 
 
 @pytest.mark.parametrize("name", ["not.parquet", "empty.parquet", "more.jsonl"])
@@ -80,27 +71,3 @@ def test_two_files_with_the_same_target_are_rejected(folder: Path, tmp_path: Pat
     (folder / "train.csv").write_text("text,label\na,x\n")
     with pytest.raises(DataError):
         upload_data(folder, (tmp_path / "lake").as_uri())
-
-
-def test_the_progress_covers_checks_conversions_and_the_upload(
-    folder: Path, tmp_path: Path
-) -> None:
-    (folder / "more.csv").write_text("text,label\na,x\n")
-    events: list[tuple[str, int, int]] = []
-    upload_data(folder, (tmp_path / "lake").as_uri(), report=lambda *event: events.append(event))
-    texts = list(dict.fromkeys(text for text, _, _ in events))
-    assert texts == ["checking more.csv", "converting more.csv", "uploading 5 files"]
-    assert events[1] == ("checking more.csv", 15, 15)
-
-
-def test_an_unreachable_server_raises_an_error(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in {
-        "ENDPOINT_URL": "http://127.0.0.1:1",
-        "ACCESS_KEY_ID": "a",
-        "SECRET_ACCESS_KEY": "b",
-    }.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
-    with pytest.raises(StorageError):
-        upload_data(folder, "s3://lake/set")

@@ -80,32 +80,19 @@ def test_each_block_of_features_has_length_one_in_every_row() -> None:
         fit_vectorizers(["", " "], num_classes=3)
 
 
-def test_a_loaded_bag_of_words_has_the_same_logits_bit_for_bit(tmp_path: Path) -> None:
-    fitted = bag_of()
-    write_bag(tmp_path, fitted)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "bag_of_words.json",
-        "bag_of_words.safetensors",
-    ]
-    texts = [*TEXTS, *UNKNOWN, "retina infection of the nail"]
-    np.testing.assert_array_equal(load_bag(tmp_path).logits(texts), fitted.logits(texts))
-    for text in UNKNOWN:
-        np.testing.assert_array_equal(fitted.logits([text])[0], fitted.bias)
+WORDS_ONLY = NgramOptions(
+    analyzer="word", ngram_range=(1, 1), token_pattern=r"\S+", lowercase=False, sublinear_tf=False
+)
+OTHER_OPTIONS = {
+    "words": WORDS_ONLY,
+    "letters": NgramOptions(analyzer="char", ngram_range=(3, 3)),
+}
 
 
-def test_a_stored_bag_of_words_keeps_its_options_if_the_code_has_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("options", [bag_of_words.NGRAMS, OTHER_OPTIONS])
+def test_a_loaded_bag_has_the_same_logits_bit_for_bit_if_the_code_has_other_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, NgramOptions]
 ) -> None:
-    options = {
-        "words": NgramOptions(
-            analyzer="word",
-            ngram_range=(1, 1),
-            token_pattern=r"\S+",
-            lowercase=False,
-            sublinear_tf=False,
-        ),
-        "letters": NgramOptions(analyzer="char", ngram_range=(3, 3)),
-    }
     texts = [*TEXTS, *UNKNOWN, "Retina retina retina-nail pain pain"]
     with monkeypatch.context() as patch:
         patch.setattr(bag_of_words, "NGRAMS", options)
@@ -113,8 +100,9 @@ def test_a_stored_bag_of_words_keeps_its_options_if_the_code_has_others(
         expected = fitted.logits(texts)
         write_bag(tmp_path, fitted)
     loaded = load_bag(tmp_path)
-    assert list(loaded.vectorizers) == ["words", "letters"]
+    assert list(loaded.vectorizers) == list(options)
     np.testing.assert_array_equal(loaded.logits(texts), expected)
+    np.testing.assert_array_equal(fitted.logits(["!?"])[0], fitted.bias)
 
 
 @pytest.mark.parametrize(

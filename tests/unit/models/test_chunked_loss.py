@@ -104,7 +104,6 @@ def test_a_loss_in_chunks_holds_the_logits_of_one_chunk() -> None:
     ("kind", "fields", "scales"),
     [
         ("llama", {}, False),
-        ("qwen2", {}, False),
         ("qwen3", {}, False),
         ("gemma3_text", {}, False),
         ("mixtral", {}, False),

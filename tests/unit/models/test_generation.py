@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cluster.progress import ProgressEvent, ProgressReporter, RowsEvent, reporting_to
-from tailorbird.data.chat_template import Tokens, conversation_tokens, prompt_tokens
+from tailorbird.data.chat_template import prompt_tokens
 from tailorbird.models.causal_lm import ChatModel
 from tailorbird.models.generation import (
     MAX_GPU_REQUESTS,
@@ -14,18 +14,9 @@ from tailorbird.models.generation import (
     batching_config,
     log_likelihoods,
 )
-from tests.small_chat import language_model, tokenizer
+from tests.unit.models.test_causal_lm import LM, QUESTIONS, TOKENIZER, rows
 
-TOKENIZER, LM = tokenizer(), language_model()
 MODEL = ChatModel(LM).eval()
-QUESTIONS = ("abc", "what is a dog", "x", "zzzz zzzz zzzz", "one two three four five six")
-
-
-def rows() -> list[Tokens]:
-    return [
-        conversation_tokens((("user", text),), text[::-1], tokenizer=TOKENIZER, system=None)
-        for text in QUESTIONS
-    ]
 
 
 def test_likelihoods_equal_those_of_single_forward_passes() -> None:
@@ -40,42 +31,42 @@ def test_likelihoods_equal_those_of_single_forward_passes() -> None:
         assert value == pytest.approx(np.mean(expected), abs=1e-5)
 
 
+def prompts_of_questions() -> list[list[int]]:
+    return [
+        prompt_tokens((("user", text),), tokenizer=TOKENIZER, system=None) for text in QUESTIONS
+    ]
+
+
 def test_the_numbers_of_answers_and_of_scored_rows_are_reported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     events: list[ProgressEvent] = []
     monkeypatch.setattr("cluster.progress.REPORT_INTERVAL_S", 0.0)
     monkeypatch.setattr("tailorbird.models.generation.SCORED_TOKENS", 1)  # one row in each pass
-    prompts = [
-        prompt_tokens((("user", text),), tokenizer=TOKENIZER, system=None) for text in QUESTIONS
-    ]
     with reporting_to(ProgressReporter(events.append)):
-        answer_prompts(LM, prompts, max_new_tokens=4, end_id=TOKENIZER.eos_token_id)
+        answer_prompts(LM, prompts_of_questions(), max_new_tokens=4, end_id=TOKENIZER.eos_token_id)
         log_likelihoods(MODEL, rows(), pad_id=0)
     done = [
         (event.done, event.total, event.unit) for event in events if isinstance(event, RowsEvent)
     ]
     assert done == [(number, 5, unit) for unit in ("answers", "rows") for number in range(1, 5)]
-    assert answer_prompts(LM, [], max_new_tokens=4, end_id=TOKENIZER.eos_token_id) == []
 
 
 def test_answers_in_a_batch_equal_the_answers_of_single_prompts() -> None:
-    prompts = [
-        prompt_tokens((("user", text),), tokenizer=TOKENIZER, system=None) for text in QUESTIONS
-    ]
-    for prompt, answer in zip(
-        prompts,
-        answer_prompts(LM, prompts, max_new_tokens=12, end_id=TOKENIZER.eos_token_id),
-        strict=True,
-    ):
-        ids, answered = list(prompt), list[int]()
-        while len(answered) < 12 and ids[-1] != TOKENIZER.eos_token_id:
+    end_id = TOKENIZER.eos_token_id
+    prompts = prompts_of_questions()
+    answers = answer_prompts(LM, prompts, max_new_tokens=12, end_id=end_id)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        ids = list(prompt)
+        answered = list[int]()
+        while len(answered) < 12 and ids[-1] != end_id:
             with torch.no_grad():
                 answered.append(int(LM(torch.tensor([ids])).logits[0, -1].argmax()))
             ids.append(answered[-1])
-        assert answer.finished == (answered[-1] == TOKENIZER.eos_token_id)
+        assert answer.finished == (answered[-1] == end_id)
         assert answer.tokens == (answered[:-1] if answer.finished else answered)
         assert 0 < answer.confidence <= 1
+    assert answer_prompts(LM, [], max_new_tokens=4, end_id=end_id) == []
 
 
 def test_on_a_gpu_requests_are_limited_and_no_installed_package_replaces_the_attention() -> None:

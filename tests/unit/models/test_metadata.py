@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from tailorbird.data.rows import DataError
 from tailorbird.data.task_data import CLASSIFICATION, ChatData
@@ -27,28 +28,21 @@ def encoder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def num_trained(model: nn.Module) -> int:
+    trained = [value for value in model.parameters() if value.requires_grad]
+    return sum(value.numel() for value in trained)
+
+
 def test_the_sizes_of_an_encoder_equal_those_of_the_loaded_model(encoder: Path) -> None:
     metadata = read_metadata(encoder.as_uri(), task=CLASSIFICATION)
-    loaded = load_encoder(encoder)
-    assert metadata.shape.num_parameters == sum(
-        parameter.numel() for parameter in loaded.parameters()
-    )
+    shape = metadata.shape
+    assert shape.num_parameters == num_trained(load_encoder(encoder))
+    assert metadata.num_stored >= shape.num_parameters  # the file also contains the pooler
     assert (metadata.kind, metadata.is_encoder_decoder, metadata.longest) == ("bert", False, 512)
-    assert metadata.num_stored >= metadata.shape.num_parameters  # the file also contains the pooler
-    assert (metadata.shape.hidden, metadata.shape.intermediate, metadata.shape.gated) == (
-        16,
-        32,
-        False,
-    )
-    assert metadata.shape.attention_dropout == 0.1
-
-
-def test_the_shape_gives_the_number_of_parameters_of_an_adapter(encoder: Path) -> None:
-    shape = read_metadata(encoder.as_uri(), task=CLASSIFICATION).shape
+    assert (shape.hidden, shape.intermediate, shape.gated) == (16, 32, False)
+    assert shape.attention_dropout == 0.1
     adapted = add_adapter(load_encoder(encoder), r=4, alpha=8, dropout=0.0)
-    assert 4 * shape.num_linear_ends == sum(
-        parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad
-    )
+    assert 4 * shape.num_linear_ends == num_trained(adapted)
 
 
 def test_the_adapter_of_a_chat_model_excludes_the_output_layer() -> None:
@@ -59,9 +53,7 @@ def test_the_adapter_of_a_chat_model_excludes_the_output_layer() -> None:
         shape.kv_width == model.model.layers[0].self_attn.k_proj.out_features == shape.hidden // 2
     )
     adapted = add_adapter(model, r=2, alpha=4, dropout=0.0)
-    assert 2 * shape.num_linear_ends == sum(
-        parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad
-    )
+    assert 2 * shape.num_linear_ends == num_trained(adapted)
 
 
 def test_an_unusable_chat_template_is_reported(tmp_path: Path) -> None:

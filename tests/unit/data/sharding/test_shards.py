@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailorbird.data.rows import DataError, Rows
+from tailorbird.data.rows import Rows
 from tailorbird.data.sharding.shards import CHUNK_ROWS, Shards, window_chunks, write_shard_file
 from tailorbird.data.tokenized import TokenLists
 from tailorbird.storage.s3 import StorageError
@@ -63,18 +63,6 @@ def test_some_chunks_of_several_files_are_read(shards: Shards) -> None:
     assert rows.row_ids == tuple(row_id for part in whole for row_id in part.row_ids)
 
 
-def test_the_assistant_mask_is_kept(tmp_path: Path) -> None:
-    masks = [np.array([False, True, True]), np.array([True])]
-    with write_shard_file(tmp_path.as_uri(), 0) as writer:
-        writer.add(("0", "1"), TokenLists([[1, 2, 3], [4]], assistant_masks=masks))
-    rows = Shards(tmp_path.as_uri(), (2,), ()).read(np.array([[0, 0, 2]]))
-    assert rows.labels is None
-    assert [row.assistant_mask.tolist() for row in rows.conversations([1, 0])] == [
-        [True],
-        [False, True, True],
-    ]
-
-
 def test_a_shard_whose_writing_failed_is_not_uploaded(tmp_path: Path) -> None:
     rows = rows_of(0, 600)
     with (
@@ -96,12 +84,6 @@ def test_the_error_for_a_damaged_shard_names_it_and_the_remedy(tmp_path: Path) -
         shards.read(shards.chunks())
 
 
-def test_an_unknown_label_is_rejected(shards: Shards) -> None:
-    other = Shards(shards.uri, shards.sizes, ("a", "b"))
-    with pytest.raises(DataError):
-        other.read(other.chunks()[:1])
-
-
 @given(
     num_chunks=st.integers(0, 300),
     rows=st.integers(1, 5000),
@@ -115,9 +97,6 @@ def test_the_windows_of_an_epoch_contain_every_chunk_once(
     assert sorted(chunk for window in windows for chunk in window) == list(range(num_chunks))
     assert all((np.diff(window) > 0).all() for window in windows)
     assert all(len(window) * CHUNK_ROWS >= rows for window in windows[:-1])
-
-
-def test_another_epoch_has_other_windows() -> None:
-    first = next(window_chunks(100, rows=5000, seed=0, epoch=0))
-    second = next(window_chunks(100, rows=5000, seed=0, epoch=1))
-    assert set(first) != set(second)
+    if num_chunks > 100 and len(windows) > 2:
+        other = next(window_chunks(num_chunks, rows=rows, seed=seed, epoch=epoch + 1))
+        assert set(other) != set(windows[0])

@@ -3,35 +3,19 @@
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from tailorbird.config.data import DataConfig
 from tailorbird.data.loader import read_splits
-from tailorbird.data.rows import DataError, Rows, concat_rows
+from tailorbird.data.rows import DataError
 from tailorbird.data.sharding import worker
 from tailorbird.data.sharding.shards import Shards
-from tailorbird.data.sharding.worker import ShardRecord, ShardReport, read_sample, write_shard
+from tailorbird.data.sharding.worker import read_sample, write_shard
 from tailorbird.data.task_data import CLASSIFICATION, ChatData
 from tailorbird.data.tokenized import TokenizedRows
-from tests import build
 from tests.small_chat import tokenizer
+from tests.unit.data.parquet_rows import config_of, put
 from tests.unit.data.sharding.small import evaluated, job_of, texts_of, write
-
-
-def test_row_groups_are_combined_but_not_split(
-    config: DataConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(worker, "SHARD_ROWS", 250)
-    specs = list(worker.shard_specs(config))
-    assert [spec.row_groups for spec in specs] == [(0, 1, 2), (3, 4, 5), (6, 7, 8), (9, 10)]
-    assert (
-        [spec.first for spec in specs]
-        == [spec.first_in_file for spec in specs]
-        == [0, 300, 600, 900]
-    )
-    assert [spec.num_rows for spec in specs] == [300, 300, 300, 104]
 
 
 def test_a_shard_is_written_without_copies_and_reported(
@@ -68,23 +52,25 @@ def test_the_sample_in_memory_has_a_row_of_every_class(tmp_path: Path) -> None:
     assert len(sample) < 60
 
 
-def test_an_error_names_the_position_in_the_file(
+def test_row_groups_are_combined_but_not_split_and_an_error_names_the_position_in_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker, "BATCH_ROWS", 64)
-    texts: list[str | None] = [*texts_of(150), None]
-    first, second = (
-        write(tmp_path, texts_of(70), name="a"),
-        write(tmp_path, texts_of(151), name="b", text=texts),
-    )
+    monkeypatch.setattr(worker, "SHARD_ROWS", 150)
+    texts: list[str | None] = [*texts_of(230), None]
+    first = write(tmp_path, texts_of(70), name="a")
+    second = write(tmp_path, texts_of(231), name="b", text=texts)
     config = DataConfig(train=(first, second))
-    of_a, of_b = worker.shard_specs(config)
-    assert (of_b.first, of_b.first_in_file) == (70, 0)
-    write_shard(of_a, job_of(config, tmp_path), tokenizer())
-    with pytest.raises(DataError, match=r"b\.parquet.*first in row 150"):
-        write_shard(of_b, job_of(config, tmp_path), tokenizer())
-    assert not (tmp_path / "shards" / "000001.arrow").exists()
-    assert not (tmp_path / "shards" / "000001.json").exists()
+    *valid, faulty = worker.shard_specs(config)
+    assert [spec.row_groups for spec in (*valid, faulty)] == [(0,), (0, 1), (2,)]
+    assert [spec.num_rows for spec in (*valid, faulty)] == [70, 200, 31]
+    assert (valid[1].first, valid[1].first_in_file) == (70, 0)
+    assert (faulty.first, faulty.first_in_file) == (270, 200)
+    write_shard(valid[0], job_of(config, tmp_path), tokenizer())
+    with pytest.raises(DataError, match=r"b\.parquet.*first in row 230"):
+        write_shard(faulty, job_of(config, tmp_path), tokenizer())
+    assert not (tmp_path / "shards" / "000002.arrow").exists()
+    assert not (tmp_path / "shards" / "000002.json").exists()
 
 
 def test_a_shard_of_an_interrupted_run_is_not_written_again(
@@ -96,53 +82,25 @@ def test_a_shard_of_an_interrupted_run_is_not_written_again(
     assert write_shard(spec, job_of(config, tmp_path), tokenizer()) == report
 
 
-def test_conversations_are_written_with_their_assistant_mask(tmp_path: Path) -> None:
-    table = pa.table({"prompt": ["a b", "c"] * 20, "completion": ["d", "e f"] * 20})
-    pq.write_table(table, tmp_path / "train.parquet")
-    config = DataConfig(train=(tmp_path / "train.parquet").as_uri())
-    (spec,) = worker.shard_specs(config)
-    job = job_of(config, tmp_path, task=ChatData(), sample_share=1.0, evaluated=evaluated())
-    report = write_shard(spec, job, tokenizer())
-    assert (report.num_rows, report.labels) == (40, {})
-    shards = Shards(job.uri, (40,), ())
-    assert_tokens_of(shards, read_sample(job.uri, num_files=1))
-
-
-def assert_tokens_of(shards: Shards, sample: Rows) -> None:
-    """Assert that the shards have the tokens and the mask of these rows."""
-    rows = shards.read(shards.chunks())
-    tokens = ChatData().encode(sample, tokenizer=tokenizer(), max_length=16)
-    expected = TokenizedRows.from_lists(sample.row_ids, tokens, classes=())
-    np.testing.assert_array_equal(rows.ids, expected.ids)
-    np.testing.assert_array_equal(rows.offsets, expected.offsets)
-    assert expected.assistant_mask is not None
-    np.testing.assert_array_equal(rows.assistant_mask, expected.assistant_mask)
-    num_trained = rows.num_assistant_tokens(range(len(rows)))
-    assert num_trained == expected.assistant_mask.sum() > len(rows)
-
-
 def test_an_earlier_turn_that_answers_an_evaluation_row_is_written_without_its_mask(
     tmp_path: Path,
 ) -> None:
     talk = [("user", "a b"), ("assistant", "d"), ("user", "c"), ("assistant", "e f")]
     messages = [[{"role": role, "content": content} for role, content in talk]] * 3
-    pq.write_table(pa.table({"messages": messages}), tmp_path / "train.parquet")
-    config = DataConfig(train=(tmp_path / "train.parquet").as_uri(), messages="messages")
+    uri = put(tmp_path / "train.parquet", messages=messages)
+    config = config_of(uri, messages="messages")
     (spec,) = worker.shard_specs(config)
     copied = evaluated(test=["a b"], validation=["a b"])
     job = job_of(config, tmp_path, task=ChatData(), sample_share=1.0, evaluated=copied)
     report = write_shard(spec, job, tokenizer())
-    assert (report.num_rows, report.copies) == (3, {"turns": 3})
+    assert (report.num_rows, report.copies, report.labels) == (3, {"turns": 3}, {})
     sample = read_sample(job.uri, num_files=1)
     assert sample.untrained_turns == ((1,),) * 3
-    assert_tokens_of(Shards(job.uri, (3,), ()), sample)
 
-
-def test_a_record_is_restored_from_json() -> None:
-    rows = build.rows(["t"], chat=True, split_keys=("k",), groups={"g": ("x",)})
-    report = ShardReport(
-        number=0, num_rows=1, num_empty=0, copies={}, shared_keys=(), labels={"l": 1}, sha256=""
-    )
-    record = ShardRecord(report=report, sample=(rows,), first_rows={"l": rows})
-    assert ShardRecord.model_validate_json(record.model_dump_json()) == record
-    assert concat_rows([rows, rows]) == rows.take([0, 0])
+    shards = Shards(job.uri, sizes=(3,), classes=())
+    rows = shards.read(shards.chunks())
+    tokens = ChatData().encode(sample, tokenizer=tokenizer(), max_length=16)
+    expected = TokenizedRows.from_lists(sample.row_ids, tokens, classes=())
+    for name in ("ids", "offsets", "assistant_mask"):
+        np.testing.assert_array_equal(getattr(rows, name), getattr(expected, name))
+    assert rows.num_assistant_tokens(range(len(rows))) > len(rows)

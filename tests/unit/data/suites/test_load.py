@@ -74,29 +74,29 @@ def suite_at(folder: Path, **row: Any) -> dict[str, Any]:
     return {"own": {"uri": (folder / "own.parquet").as_uri()}}
 
 
-def test_a_suite_that_is_trained_on_is_refused(tmp_path: Path) -> None:
-    suites = suite_at(tmp_path, prompt=" HELLO", metric="contains", expectation="hi")
-    with pytest.raises(DataError):
-        load_suites(recipe_with(suites), train=TRAIN)
-    assert len(load_suites(recipe_with(suites), train=rows_of(("goodbye", "hi")))["own"]) == 1
-
-
-@pytest.mark.parametrize(("prompt", "counterpart"), [("Hello", "other"), ("other", "hello")])
-def test_a_prompt_or_counterpart_that_is_an_earlier_turn_of_a_training_row_is_refused(
-    tmp_path: Path, prompt: str, counterpart: str
+@pytest.mark.parametrize("counterpart", [False, True])
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_suite_with_a_prompt_or_counterpart_that_is_trained_on_is_refused(
+    tmp_path: Path, counterpart: bool, earlier: bool
 ) -> None:
+    prompts = ["other", " HELLO"]
+    if not counterpart:
+        prompts.reverse()
     suites = suite_at(
         tmp_path,
-        prompt=prompt,
+        prompt=prompts[0],
         metric="same_choice",
         expectation="",
         options=["a", "b"],
-        counterpart=counterpart,
+        counterpart=prompts[1],
     )
-    turns = (("user", "hello"), ("assistant", "other"), ("user", "and now?"))
-    train = replace(rows_of(("and now?", "hi")), conversations=(turns,))
+    train = TRAIN
+    if earlier:
+        turns = (("user", "hello"), ("assistant", "hi"), ("user", "and now?"))
+        train = replace(rows_of(("and now?", "hi")), conversations=(turns,))
     with pytest.raises(DataError):
         load_suites(recipe_with(suites), train=train)
+    assert len(load_suites(recipe_with(suites), train=rows_of(("goodbye", "hello")))["own"]) == 1
 
 
 def test_the_extraction_suite_asks_for_rare_personal_data_by_its_prefix() -> None:

@@ -70,22 +70,21 @@ def failure(answer: Answer, **options: Any) -> tuple[errors.EndpointError, int]:
 
 def test_an_answer_has_its_tokens_and_log_probabilities(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("THE_KEY", "sk-secret\n")
-    with endpoint_server(
-        lambda body, _: completion(f" {question(body)}! ", logprobs=(-0.5, -1.5))
-    ) as server:
-        [answer] = ask(server.url, api_key="env://THE_KEY")
+
+    def answer_to(body: dict[str, Any], number: int) -> Reply:
+        if number == 0:
+            return completion(f" {question(body)}! ", logprobs=(-0.5, -1.5))
+        return completion("yes", tokens=None)
+
+    surrogate = chat_body((("user", "a\ud800b"),), model="m", max_tokens=8)
+    with endpoint_server(answer_to) as server:
+        answer, unknown = ask(server.url, BODY, surrogate, api_key="env://THE_KEY")
     assert answer == EndpointAnswer("hello!", "stop", 10, 2, MODEL, (-0.5, -1.5))
     assert answer.confidence == pytest.approx(0.3679, abs=1e-4)
     assert answer.probability == pytest.approx(0.1353, abs=1e-4)
-    assert server.bodies == [BODY]
-    assert server.authorizations == ["Bearer sk-secret"]
-
-
-def test_without_usage_and_log_probabilities_tokens_and_confidence_are_unknown() -> None:
-    with endpoint_server(lambda *_: completion("yes", tokens=None)) as server:
-        [answer] = ask(server.url)
-    assert (answer.input_tokens, answer.output_tokens, answer.confidence) == (None, None, None)
-    assert server.authorizations == [None]
+    assert (unknown.input_tokens, unknown.output_tokens, unknown.confidence) == (None, None, None)
+    assert server.bodies == [BODY, surrogate]
+    assert server.authorizations == ["Bearer sk-secret"] * 2
 
 
 @pytest.mark.parametrize("key", [None, "", " \n", "k\u00e9y", "a\nb"])
@@ -145,11 +144,9 @@ def test_a_connection_that_is_not_accepted_in_time_has_its_own_error(
     ("reply", "error"),
     [
         (refusal(401, "wrong key sk-secret"), errors.EndpointKeyRefused),
-        (refusal(403, "wrong key sk-secret"), errors.EndpointKeyRefused),
         (refusal(404, "no model m"), errors.EndpointRefused),
         (Reply(302, headers={"Location": "https://other/v1"}), errors.EndpointRefused),
         (Reply(content=b"<html>"), errors.EndpointAnswerInvalid),
-        (Reply(content=b'{"model": "m", "choices": []}'), errors.EndpointAnswerInvalid),
         (Reply(content=b'{"choices": [{"message": {}}]}'), errors.EndpointAnswerInvalid),
         (completion("yes", model="m" * 257), errors.EndpointAnswerInvalid),
         (Reply(204), errors.EndpointAnswerInvalid),
@@ -161,7 +158,7 @@ def test_a_refusal_or_a_nonsense_answer_ends_at_once(reply: Reply, error: type) 
     assert "sk-secret" not in str(raised)
 
 
-@pytest.mark.parametrize("status", [400, 404, 422, 429, 500, 503])
+@pytest.mark.parametrize("status", [400, 404, 429, 503])
 def test_an_error_keeps_the_codes_of_the_endpoint_and_neither_texts_nor_keys(
     monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
@@ -188,7 +185,6 @@ def test_an_error_keeps_the_codes_of_the_endpoint_and_neither_texts_nor_keys(
         ({"message": "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."},
          ("max_tokens", "max_completion_tokens")),
         ({"message": "`logprobs` is not supported"}, ("logprobs",)),
-        ({"message": "response_format is not supported"}, ("response_format",)),
         ({"message": "the text 'a temperature of 39' is refused"}, ()),
         ({"message": "cannot read {'temperature': 0, 'logprobs': True, 'max_tokens': 8}"}, ()),
         ({"message": "max_tokens=5000 exceeds the limit"}, ()),
@@ -198,6 +194,8 @@ def test_a_parameter_is_refused_if_an_error_names_it_and_not_if_it_repeats_the_r
     error: dict[str, str], parameters: tuple[str, ...]
 ) -> None:
     assert parse_fault(json.dumps({"error": error}).encode()).parameters == parameters
+    detail = {"detail": [{"loc": ["body", "logprobs"], "msg": "Extra inputs are not permitted"}]}
+    assert parse_fault(json.dumps(detail).encode()).parameters == ("logprobs",)
 
 
 @pytest.mark.parametrize(
@@ -205,13 +203,6 @@ def test_a_parameter_is_refused_if_an_error_names_it_and_not_if_it_repeats_the_r
 )
 def test_an_error_in_another_format_has_no_code(content: bytes) -> None:
     assert str(parse_fault(content)) == ""
-
-
-def test_an_error_of_another_object_can_name_a_parameter() -> None:
-    content = (
-        b'{"detail": [{"loc": ["body", "logprobs"], "msg": "Extra inputs are not permitted"}]}'
-    )
-    assert parse_fault(content).parameters == ("logprobs",)
 
 
 def test_an_answer_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,13 +273,6 @@ def test_a_proxy_of_the_environment_is_used_with_https_only(
 
     connection = connect(Endpoint(url=url, model="m"), timeout_s=1, max_connections=1)
     assert connection.client.trust_env is uses
-
-
-def test_text_with_a_lone_surrogate_can_be_sent() -> None:
-    body = chat_body((("user", "a\ud800b"),), model="m", max_tokens=8)
-    with endpoint_server(lambda *_: completion("yes")) as server:
-        ask(server.url, body)
-    assert question(server.bodies[0]) == "a\ud800b"
 
 
 def test_the_delay_doubles_and_is_that_of_the_endpoint_unless_a_client_waits_too_long() -> None:

@@ -58,18 +58,16 @@ def assert_same(folder: Path, **encode: Any) -> None:
     np.testing.assert_allclose(embedded(folder), expected, atol=1e-5)
 
 
-def test_a_folder_without_a_declaration_has_the_mean_of_the_tokens(folder: Path) -> None:
-    assert read_pooling(folder.as_uri(), purpose="classification") == MEAN
-    assert_same(folder)
-
-
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [None, *MODES])
 @pytest.mark.parametrize("normalize", [False, True])
-def test_each_mode_is_that_of_the_library(folder: Path, mode: PoolingMode, normalize: bool) -> None:
-    declare(folder, mode, normalize=normalize)
-    assert read_pooling(folder.as_uri(), purpose="classification") == Pooling(
-        mode=mode, normalize=normalize
-    )
+def test_each_mode_is_that_of_the_library(
+    folder: Path, mode: PoolingMode | None, normalize: bool
+) -> None:
+    expected = MEAN
+    if mode is not None:
+        declare(folder, mode, normalize=normalize)
+        expected = Pooling(mode=mode, normalize=normalize)
+    assert read_pooling(folder.as_uri(), purpose="classification") == expected
     assert_same(folder)
 
 
