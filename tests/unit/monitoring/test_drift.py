@@ -62,8 +62,10 @@ def alarms(make: Callable[[Chance], TrafficSample], *, runs: int = 15) -> dict[s
 def varied(chance: Chance, num: int, *, spread: float) -> TrafficSample:
     """Return a week in which the shares of the topics vary from day to day around those of the
     reference."""
-    shifts = np.clip(chance.normal(0, spread, 7), -0.9, 0.9)
-    parts = [texts(chance, num // 7, shift=float(shift)) for shift in shifts]
+    parts = []
+    for _ in range(7):
+        shift = float(np.clip(chance.normal(0, spread), -0.9, 0.9))
+        parts.append(texts(chance, num // 7, shift=shift))
     outputs = [output for part in parts for output in part.outputs]
     days = np.repeat(np.arange(7), num // 7)
     embeddings = np.concatenate([part.embeddings for part in parts])

@@ -113,8 +113,8 @@ def test_a_reevaluation_uses_all_audited_rows_and_records_only_the_new_ones_as_a
     stored = storage.read_json(f"{second.uri}/evidence.json")
     assert (stored["data"]["num_new"], stored["data"]["dropped"]["train"]) == (100, 5)
     assert stored["expires_at"] == "2100-01-01T00:00:00+00:00"
-    audit(monkeypatch, 404)
-    with pytest.raises(ReevaluationError, match="99"):
+    audit(monkeypatch, 354)
+    with pytest.raises(ReevaluationError, match="49"):
         reevaluate_champion(recipe, progress=SILENT)
 
 

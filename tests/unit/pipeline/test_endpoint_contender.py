@@ -49,7 +49,7 @@ def test_the_first_request_is_sent_before_the_baselines_and_not_again(tmp_path: 
         assert len(server.bodies) == 1
         config = context.task.version_config("zero_shot", dtype="float32")
         baselines = endpoint_baselines(context.inputs, (), config=config)
-        assert len(server.bodies) == len({json.dumps(body) for body in server.bodies}) == 12
+        assert len(server.bodies) == len({json.dumps(body) for body in server.bodies}) == 24
     assert [baseline.validation for baseline in baselines] == [1.0, 1.0, 1.0]
 
 
