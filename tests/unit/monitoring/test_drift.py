@@ -115,11 +115,11 @@ def test_foreign_texts_and_changed_class_shares_are_detected() -> None:
 
 
 @pytest.mark.parametrize(
-    "sizes",
-    [[10] * 100, [1000 // MIN_KEYS] * MIN_KEYS, [100] * 4 + [5] * 36],
+    ("sizes", "most"),
+    [([10] * 100, 2), ([1000 // MIN_KEYS] * MIN_KEYS, 2), ([100] * 4 + [5] * 36, 3)],
     ids=["usual", "few", "uneven"],
 )
-def test_other_documents_of_the_same_distribution_do_not_alarm(sizes: list[int]) -> None:
+def test_other_documents_of_the_same_distribution_do_not_alarm(sizes: list[int], most: int) -> None:
     num_known = 0
     num_unknown = 0
     for seed in range(20):
@@ -130,7 +130,7 @@ def test_other_documents_of_the_same_distribution_do_not_alarm(sizes: list[int])
         num_known += any(statistic.alarm for statistic in known)
         unknown = measured(window, replace(reference, keys=None)).values()
         num_unknown += any(statistic.alarm for statistic in unknown)
-    assert num_known <= 3
+    assert num_known <= most
     assert num_unknown >= 15
 
 
