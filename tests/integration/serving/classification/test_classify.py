@@ -53,7 +53,7 @@ def test_models_and_probes_report_the_served_version(service: Service) -> None:
         ("POST", "/v1/classify", b'{"input": "a", "model": "other"}', 404, "unknown_model"),
         ("POST", "/v1/classify", b"a" * 10_000_000, 413, "body_too_large"),
         # without a declared length
-        ("POST", "/v1/classify", [b'{"input": "', b"a" * 100_000], 413, "body_too_large"),
+        ("POST", "/v1/classify", [b'{"input": "', b"a" * 1_100_000], 413, "body_too_large"),
         ("GET", "/v1/nothing", None, 404, "unknown_route"),
     ],
     ids=range(6),
