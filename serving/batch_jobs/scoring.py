@@ -189,10 +189,10 @@ def score_batch(
     return replace(scored, num_new=num_new, num_unanswered=num_unanswered)
 
 
-def request_limits(config: ServingConfig, *, task: str) -> RequestLimits:
+def request_limits(config: ServingConfig) -> RequestLimits:
     """Return the limits of a batch that a service starts. Its spend has the limit of the version,
     if it has one."""
-    return RequestLimits(timeout_s=ANSWER_TIMEOUT_S, max_concurrency=config.batch_size(task))
+    return RequestLimits(timeout_s=ANSWER_TIMEOUT_S, max_concurrency=config.endpoint_concurrency)
 
 
 def _error(result: PartResult, *, batch: BatchSpec) -> Exception:
@@ -340,8 +340,9 @@ def _score_parts(
     if calls_endpoint(version):
         workers = 1
     else:
-        # Replicas that the service starts later need room too.
-        workers = max(1, min(len(parts), room - config.max_replicas))
+        # The autoscaler may start these replicas during the batch.
+        further_replicas = config.max_replicas - config.min_replicas
+        workers = max(1, min(len(parts), room - further_replicas))
     # The batch starts with one worker, so it does not wait for cores that replicas use.
     pool = ray.data.ActorPoolStrategy(
         min_size=1, max_size=workers, initial_size=workers, max_tasks_in_flight_per_actor=2
@@ -349,7 +350,7 @@ def _score_parts(
     rows = [{"part": part.model_dump_json()} for part in parts]
     dataset = ray.data.from_items(rows, override_num_blocks=len(parts)).map(
         PartScorer,
-        fn_constructor_args=(batch, config, limits or request_limits(config, task=version.task)),
+        fn_constructor_args=(batch, config, limits or request_limits(config)),
         compute=pool,
         num_cpus=config.cpus_per_replica,
         num_gpus=gpus,

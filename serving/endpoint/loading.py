@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from tailorbird.registry.versions import ModelVersion
 
 
-def endpoint_limits(config: ServingConfig, *, task: str) -> Limits:
-    """Return the limits of a replica for its requests to an endpoint."""
-    return Limits(config.batch_size(task), ANSWER_TIMEOUT_S)
+def endpoint_limits(config: ServingConfig) -> Limits:
+    """Return the limits of a replica: its part of the requests to an endpoint at the same time, at
+    least one."""
+    return Limits(max(1, config.endpoint_concurrency // config.max_replicas), ANSWER_TIMEOUT_S)
 
 
 def load_chat(
@@ -26,7 +27,7 @@ def load_chat(
 ) -> EndpointChatEngine:
     """Return the engine of a chat version. Raises EndpointKeyMissing if the replica has no API key
     for the endpoint."""
-    limits = endpoint_limits(config, task="chat")
+    limits = endpoint_limits(config)
     upstream = Upstream(version, limits=limits, meter=meter)
     return EndpointChatEngine(
         version, upstream=upstream, concurrency=limits.concurrency, index=_index(version)

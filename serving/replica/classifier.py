@@ -37,7 +37,7 @@ class Classifier:
         self._config = configure_process(config)
         worker = ThreadPoolExecutor(1, thread_name_prefix="model")
         meter = Meter()
-        limits = endpoint_limits(self._config, task="classification")
+        limits = endpoint_limits(self._config)
         load_endpoint = partial(load_classifier, limits=limits, meter=meter)
         pool = ModelPool(
             worker=worker,

@@ -2,12 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    Field,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from tailorbird.config.base import SECRETS, STORES, ConfigSection, with_scheme
 from tailorbird.config.task_rules import TASKS
@@ -21,6 +16,7 @@ MAX_EXAMPLE_CHARS = 500
 MIN_AVERAGED_REQUESTS = 1024  # so that long requests fit a short queue
 MAX_TEXT_BYTES = 1 << 16  # of a text of a request: tokenizing 1 MiB would delay all clients
 BATCH_SIZE = 64  # default of `ServingConfig.max_batch_size`
+ENDPOINT_CONCURRENCY = 8  # the same for requests to an endpoint
 
 AutoscalingOption = Literal[
     "min_replicas",
@@ -75,8 +71,8 @@ class ServingConfig(ConfigSection):
     """(chat with `engine: vllm` only) Further options of vLLM's engine, such as `max_model_len`,
     `quantization` or `kv_cache_dtype`. By default, it takes 42 % of a replica's GPU memory."""
     max_batch_size: int | None = Field(default=None, ge=1)
-    """Maximum number of texts in a forward pass, of conversations answered at the same time, or of
-    requests to an endpoint. By default 64, and 256 texts on a GPU."""
+    """Maximum number of texts in a forward pass, or of conversations answered at the same time. By
+    default 64, and 256 texts on a GPU. For endpoints: requests of all replicas, by default 8."""
     max_queued_requests: int = Field(default=1024, ge=1)
     """Maximum number of waiting requests of a replica, shared fairly by clients. Their texts and
     tokens are limited too: 4 and 256 each on average."""
@@ -198,6 +194,11 @@ class ServingConfig(ConfigSection):
     def max_replicas_per_node(self) -> int | None:
         number = self.autoscaling.get("max_replicas_per_node")
         return None if number is None else int(number)
+
+    @property
+    def endpoint_concurrency(self) -> int:
+        """Maximum number of requests to an endpoint at the same time, those of all replicas."""
+        return self.max_batch_size or ENDPOINT_CONCURRENCY
 
     def batch_size(self, task: str) -> int:
         """Return the maximum number of texts in a forward pass or, for chat, of conversations at

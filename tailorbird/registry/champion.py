@@ -114,9 +114,8 @@ class Champion(StoredModel, PreviousChampion):
     version: str
     reason: ChangeReason
     since: str  # ISO 8601
-    previous: tuple[
-        PreviousChampion, ...
-    ] = ()  # latest last, without versions that were rolled back
+    previous: tuple[PreviousChampion, ...] = ()
+    """Latest last, without versions that were rolled back."""
     rolled_back: tuple[str, ...] = ()  # digests of versions that were rolled back
 
     @property

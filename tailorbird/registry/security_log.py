@@ -69,8 +69,7 @@ class SecurityEvent(StoredModel):
     at: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
     who: Line = Field(default_factory=caller)
     """Who caused it: `user@host` for commands. It is not authenticated by the log."""
-    kind: Literal["refusal", "champion", "key", "configuration"]
-    """Replicas of previous versions wrote refusals; now they log them."""
+    kind: Literal["champion", "key", "configuration"]
     what: Line
     before: JsonValue = None
     """The value before the change; None if there was none, or if nothing changed."""

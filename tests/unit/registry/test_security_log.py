@@ -15,7 +15,7 @@ def test_a_user_without_a_name_is_recorded_by_uid(monkeypatch: pytest.MonkeyPatc
 
 
 def test_texts_of_clients_are_cut_and_contain_no_control_characters() -> None:
-    event = SecurityEvent(kind="refusal", who="a\x1b[2Jb\nc\u202e", what="x" * 3000)
+    event = SecurityEvent(kind="key", who="a\x1b[2Jb\nc\u202e", what="x" * 3000)
     assert event.who == "a [2Jb c "
     assert len(event.what) == MAX_TEXT
     assert "\x1b" not in event.line()
