@@ -23,7 +23,9 @@ def predict_hybrid(
         tables[name] = predict(name, rows.take(indices))
         return range(len(indices))  # positions in the table
 
-    groups = rows.groups.get(routing.column or "")
+    groups = None
+    if routing.column is not None:
+        groups = rows.groups[routing.column]
     answers = answer_rows(
         routing,
         len(rows),
