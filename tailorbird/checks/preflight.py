@@ -24,7 +24,9 @@ from tailorbird.config.data import MAX_ROWS_IN_MEMORY
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.task_rules import TASKS
+from tailorbird.data.tokenize import labels_of
 from tailorbird.evaluation.verdict.formatting import counted
+from tailorbird.pipeline.contenders import read_contenders, require_same_classes
 from tailorbird.pipeline.inputs import inspect_rows
 
 AS_JOB = (
@@ -55,6 +57,9 @@ def check_rows(recipe: Recipe) -> CheckResult:
     """Read and check the rows, as a run does."""
     try:
         data = inspect_rows(recipe)
+        if data is not None and TASKS[recipe.task].has_classes:
+            classes = labels_of(data.splits.train.labels)
+            require_same_classes(read_contenders(recipe), classes=classes)
     except ValueError as error:
         return fault("rows", str(error))
     if data is None:
@@ -137,9 +142,11 @@ def check_requests(config: EvaluationConfig, facts: PreflightFacts) -> Iterator[
             "rows, unless the answers are stored"
         )
 
-    for endpoint in facts.champion_endpoints:
+    called = [("champion", endpoint) for endpoint in facts.champion_endpoints]
+    called += [("contender", endpoint) for endpoint in facts.contender_endpoints]
+    for name, endpoint in called:
         remedy = f"to limit them, set evaluation.endpoint with the model {endpoint.model!r}"
-        yield note("champion", sentence(endpoint.url, 1), f"{remedy} and max_spend")
+        yield note(name, sentence(endpoint.url, 1), f"{remedy} and max_spend")
     if config.endpoint is not None:
         yield note(
             "endpoint",

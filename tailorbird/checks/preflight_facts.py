@@ -22,11 +22,12 @@ from tailorbird.data.loader import SPLIT_FRACTIONS, read_test
 from tailorbird.data.parquet import groups_of, open_parquet, parquet_files, read_table
 from tailorbird.data.suites.read import read_suite
 from tailorbird.data.task_data import DataTask, recipe_task
-from tailorbird.evaluation.trained_rows import rows_of_champion
+from tailorbird.evaluation.trained_rows import require_enough_rows, trained_rows
 from tailorbird.models.base_model import stage_base_model
 from tailorbird.models.endpoint.reachability import check_answering
 from tailorbird.models.metadata import ModelMetadata, read_metadata, require_encoder
 from tailorbird.models.tensor_parallel.ranks import ONE_RANK, Ranks, plan_ranks
+from tailorbird.pipeline.contenders import read_contenders
 from tailorbird.pipeline.inputs import run_ranks, task_pooling
 from tailorbird.registry.champion import champion_version, read_champion
 from tailorbird.registry.endpoint import Endpoint
@@ -76,6 +77,7 @@ class PreflightFacts:
     planned: PlannedTest | None = None  # the test rows; None if they cannot be read or are too many
     champion_endpoints: tuple[Endpoint, ...] = ()
     """Endpoints of the champion and its parts; none if it cannot be read."""
+    contender_endpoints: tuple[Endpoint, ...] = ()  # those of versions in `evaluation.contenders`
     findings: tuple[CheckResult, ...] = ()  # on endpoints, test rows and the encoder for retrieval
 
 
@@ -107,11 +109,18 @@ def collect_facts(recipe: Recipe, *, without_cluster: bool = False) -> Preflight
         cluster, unreachable = _or_fault(lambda: inspect_cluster(request))
     planned, _ = _or_fault(lambda: planned_test(recipe, tables))
     served = _or_fault(lambda: champion_endpoints(recipe.task_uri))[0] or ()
-    endpoints = list(served)
+    contenders, contender_fault = _or_fault(lambda: read_contenders(recipe))
+    compared: list[Endpoint] = []
+    for version in (contenders or {}).values():
+        compared += called_endpoints(version)
+    endpoints = [*served, *compared]
     if recipe.evaluation.endpoint is not None:
         endpoints.append(Endpoint.from_config(recipe.evaluation.endpoint))
     findings = [*endpoint_findings(endpoints)]
-    findings += trained_rows_findings(recipe) if planned is not None else ()
+    if contender_fault is not None:
+        findings.append(fault("contenders", contender_fault))
+    elif planned is not None:
+        findings += trained_rows_findings(recipe)
     findings += encoder_findings(recipe)
     return PreflightFacts(
         wanted=wanted,
@@ -124,6 +133,7 @@ def collect_facts(recipe: Recipe, *, without_cluster: bool = False) -> Preflight
         ranks=ranks or plan_ranks(recipe.serving, {}),
         planned=planned,
         champion_endpoints=served,
+        contender_endpoints=tuple(compared),
         findings=tuple(dict.fromkeys(findings)),
     )
 
@@ -224,15 +234,20 @@ def planned_test(recipe: Recipe, tables: Sequence[Table]) -> PlannedTest | None:
 
 
 def trained_rows_findings(recipe: Recipe) -> Iterator[CheckResult]:
-    """Yield what is known about test rows that the champion was trained on; a fault if too few
-    others remain."""
+    """Yield what is known about test rows that the champion or a contender was trained on; a fault
+    if too few others remain."""
 
     def sentences() -> tuple[str, ...]:
+        versions = read_contenders(recipe)
         stored = read_champion(recipe.task_uri)
-        if stored is None:
+        if stored is not None:
+            versions["incumbent"] = champion_version(stored[0])
+        if not versions:
             return ()
         test = read_test(recipe.data, task=recipe_task(recipe))
-        return rows_of_champion(stored[0], test=test, config=recipe.evaluation).sentences(len(test))
+        trained = trained_rows(test, versions)
+        require_enough_rows(trained, num_test=len(test), config=recipe.evaluation)
+        return trained.sentences(len(test))
 
     known, reason = _or_fault(sentences)
     yield from (note("test rows", sentence) for sentence in known or ())

@@ -327,9 +327,9 @@ def _validation_roles(evidence: Evidence) -> tuple[str, ...]:
     ]
     servable = {role: servable[role] for role in roles} | servable  # ties are broken in this order
     kinds = {role: score.kind for role, score in servable.items()}
-    kinds |= {
-        role: evidence.versions[role].kind for role in roles
-    }  # the kind of a champion is that of its version
+    for role, version in evidence.versions.items():
+        if role in kinds:  # the kind of a champion or a contender is that of its version
+            kinds[role] = version.kind
     validation = {role: score.validation for role, score in servable.items()}
     return roles_on_validation(evidence.recipe.evaluation.hybrid, kinds, validation=validation)
 

@@ -18,6 +18,7 @@ from tailorbird.evaluation.report.evidence import UNREGISTERED, Evidence
 from tailorbird.evaluation.report.evidence_files import MANIFEST
 from tailorbird.evaluation.trained_rows import trained_rows
 from tailorbird.models.base_model import BaseModelRecord
+from tailorbird.pipeline.contenders import ContenderError, read_contenders
 from tailorbird.registry.hybrid_routing import PARTS
 from tailorbird.registry.version_files import version_faults
 from tailorbird.registry.versions import Hybrid, PinnedVersion, RegistryError, read_version
@@ -92,21 +93,21 @@ def evaluated_faults(evidence: Evidence) -> Iterator[str]:
 
 
 def trained_rows_faults(evidence: Evidence) -> Iterator[str]:
-    """Compare the test rows that the champion was trained on with its version, if it and the test
-    rows still exist."""
+    """Compare the test rows that the champion and the contenders were trained on with their
+    versions, if they and the test rows still exist."""
     recipe = evidence.recipe
-    if evidence.champion is None:
-        return
     try:
-        champion = read_version(evidence.champion)
+        versions = read_contenders(recipe)
+        if evidence.champion is not None:
+            versions["incumbent"] = read_version(evidence.champion)
         task = recipe_task(recipe)
         test = read_test(recipe.data, task=task)
-    except (RegistryError, DataError):
+    except (RegistryError, ContenderError, DataError):
         return
     if rows_sha256(test) == evidence.data.sha256["test"]:
-        expected = trained_rows(test, {"incumbent": champion})
+        expected = trained_rows(test, versions)
         yield from differences(
-            evidence.trained_rows, expected, at="trained_rows", other="the champion's version gives"
+            evidence.trained_rows, expected, at="trained_rows", other="the compared versions give"
         )
 
 

@@ -1,12 +1,14 @@
 """Section `evaluation` of a recipe."""
 
 import re
+from collections.abc import Iterable
 from typing import Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from tailorbird.config.answers import AnswersConfig
 from tailorbird.config.base import ConfigSection
+from tailorbird.config.contender import ContenderConfig
 from tailorbird.config.endpoint import EndpointConfig
 from tailorbird.config.metrics import METRICS, MetricName
 from tailorbird.config.model_uri import ModelUri
@@ -85,13 +87,18 @@ class GatesConfig(ConfigSection):
             raise ValueError(
                 f"{len(suites)} suites are given; give 1 to 10 suites by name, or null for none"
             )
-        for name in suites or ():
-            if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,30}", name):
-                raise ValueError(
-                    f"{name!r} is not a name of a suite; use up to 31 lower-case letters, digits "
-                    "and hyphens"
-                )
+        require_names(suites or (), what="suite")
         return suites
+
+
+def require_names(names: Iterable[str], *, what: str) -> None:
+    """Raise ValueError if a name cannot be part of the name of a table of predictions."""
+    for name in names:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,30}", name):
+            raise ValueError(
+                f"{name!r} is not a name of a {what}; use up to 31 lower-case letters, digits and "
+                "hyphens"
+            )
 
 
 class CostConfig(ConfigSection):
@@ -164,6 +171,18 @@ class EvaluationConfig(ConfigSection):
     endpoint: EndpointConfig | None = None
     """An OpenAI-compatible endpoint that is compared as well: with the prompt alone, with examples,
     and with retrieved examples. By default, none."""
+
+    contenders: dict[str, ContenderConfig] = Field(default_factory=dict)
+    """Models that exist already and are compared as they are, by name, for example `previous:
+    {version: URI}`. They can block a fine-tuned model and replace the incumbent."""
+
+    @field_validator("contenders")
+    @classmethod
+    def _contenders_are_named(
+        cls, contenders: dict[str, ContenderConfig]
+    ) -> dict[str, ContenderConfig]:
+        require_names(contenders, what="contender")
+        return contenders
 
     @model_validator(mode="after")
     def _margin_is_at_most_the_gain(self) -> Self:

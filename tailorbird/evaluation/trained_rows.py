@@ -12,7 +12,6 @@ from tailorbird.data.rows import Rows
 from tailorbird.evaluation.statistics.power import minimum_detectable_effect
 from tailorbird.evaluation.verdict.inputs import TrainedRows
 from tailorbird.evaluation.verdict.protocol import expected_gain
-from tailorbird.registry.champion import Champion, champion_version
 from tailorbird.registry.versions import TRAINING_ROWS, ModelVersion, read_parts
 
 NO_ROWS: Hashes = np.array([], np.uint64)
@@ -39,7 +38,10 @@ def training_fingerprints(version: ModelVersion) -> Hashes | None:
 
 
 def trained_rows(test: Rows, versions: Mapping[str, ModelVersion]) -> TrainedRows:
-    """Return the test rows that the version in each role was trained or selected on."""
+    """Return the test rows that the version in each role was trained or selected on.
+
+    The role of a contender of the recipe is its name, also if it becomes the incumbent.
+    """
     hashes = fingerprints(user_texts(test))
     row_ids = np.array(test.row_ids, dtype=object)
     rows: dict[str, tuple[str, ...] | None] = {}
@@ -49,14 +51,6 @@ def trained_rows(test: Rows, versions: Mapping[str, ModelVersion]) -> TrainedRow
         if training_hashes is not None:
             rows[role] = tuple(row_ids[np.isin(hashes, training_hashes)].tolist())
     return TrainedRows(rows)
-
-
-def rows_of_champion(champion: Champion, *, test: Rows, config: EvaluationConfig) -> TrainedRows:
-    """Return the test rows that the champion was trained on; raise ValueError as
-    `require_enough_rows`."""
-    trained = trained_rows(test, {"incumbent": champion_version(champion)})
-    require_enough_rows(trained, num_test=len(test), config=config)
-    return trained
 
 
 def require_enough_rows(trained: TrainedRows, *, num_test: int, config: EvaluationConfig) -> None:
@@ -79,6 +73,6 @@ def require_enough_rows(trained: TrainedRows, *, num_test: int, config: Evaluati
         )
     raise ValueError(
         f"{'; '.join(trained.sentences(num_test))}; {remaining}. Add test rows that no compared "
-        "model was trained on, raise expected_gain, or give the recipe another name, which is a "
-        "task without a champion"
+        "model was trained on, raise expected_gain, remove the contender, or give the recipe "
+        "another name, which is a task without a champion"
     )

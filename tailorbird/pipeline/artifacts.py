@@ -14,12 +14,15 @@ from tailorbird.config.base import digest
 from tailorbird.data.fingerprints import save_fingerprints
 from tailorbird.data.sharding.loading import LoadedDataset
 from tailorbird.evaluation.inference.predict import DecisionFit
+from tailorbird.models.loading import checked_copy
 from tailorbird.registry import versions
 from tailorbird.registry.hybrid_routing import Routing
 from tailorbird.registry.hybrids import hybrid_config
+from tailorbird.registry.version_files import is_evidence
 from tailorbird.registry.versions import ModelVersion, VersionConfig
+from tailorbird.storage import MANIFEST
 from tailorbird.storage.node_cache import local_copy
-from tailorbird.storage.paths import is_version_uri
+from tailorbird.storage.paths import is_version_uri, parse_version_uri
 
 UNCALIBRATED = 1.0  # temperature of an artifact before calibration
 NUM_DIGITS = 12  # of the digest in the name of a copy
@@ -78,18 +81,25 @@ def register_contender(
 ) -> ModelVersion:
     """Register the artifact at `uri` as a version that is served by the code at the URI `code`.
 
-    If it is a version already, return it unchanged. The artifact may come from the stage cache of
-    an earlier run with another code snapshot or, for an endpoint, another limit, so its config gets
-    `code` and `max_spend`. It learned from the rows of `data`, whose fingerprints are stored.
+    If it is a version of the task already, return it unchanged; a version of another task is
+    copied. The artifact may come from the stage cache of an earlier run with another code snapshot
+    or, for an endpoint, another limit, so its config gets `code` and `max_spend`. It learned from
+    the rows of `data`, whose fingerprints are stored, unless it is a copy, which has its
+    fingerprints.
     """
-    if is_version_uri(uri):
-        return versions.read_version(uri)
-    folder = local_copy(uri)
-    config = versions.read_artifact_config(folder.as_uri())
+    is_copy = is_version_uri(uri)
+    if is_copy:
+        version = versions.read_version(uri)
+        if parse_version_uri(uri)[0].task_uri == task_uri:
+            return version
+        folder = checked_copy(version.pinned)
+    else:
+        folder = local_copy(uri)
+    config = versions.read_artifact_config(uri)
     endpoint = config.endpoint and config.endpoint.model_copy(update={"max_spend": max_spend})
     current = config.model_copy(update={"code": code, "endpoint": endpoint})
     with _copy_with_config(folder, current) as renewed:
-        if config.spec.learns_from_rows:
+        if config.spec.learns_from_rows and not is_copy:
             learned = data.learned_rows(in_memory=config.spec.is_baseline)
             save_fingerprints((renewed / versions.TRAINING_ROWS).as_uri(), learned)
         return versions.register(task_uri, renewed)
@@ -107,9 +117,13 @@ def register_hybrid(
 @contextmanager
 def _copy_with_config(folder: Path, config: VersionConfig) -> Iterator[Path]:
     """Yield a temporary folder with symbolic links to the artifact's files and with `config` as its
-    config."""
-    with tempfile.TemporaryDirectory() as copy:
+    config, without the manifest and the evidence of a version."""
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = Path(temporary)
         shutil.copytree(folder, copy, copy_function=os.symlink, dirs_exist_ok=True)
-        (Path(copy) / "config.json").unlink()
-        versions.write_config(Path(copy), config)
-        yield Path(copy)
+        for link in [path for path in copy.rglob("*") if path.is_symlink()]:
+            name = link.relative_to(copy).as_posix()
+            if name in (MANIFEST, versions.CONFIG) or is_evidence(name):
+                link.unlink()
+        versions.write_config(copy, config)
+        yield copy

@@ -256,12 +256,13 @@ def publish(
     versions = _register(context, family, winner=chosen)
     compared = {}
     for model in family.models:
+        config = read_artifact_config(model.uri)
         compared[model.role] = CandidateRecord(
-            model.kind,
+            config.kind,
             model.uri,
             UNREGISTERED,
             files=sha256_files(model.uri),
-            offsets=read_artifact_config(model.uri).nonzero_offsets,
+            offsets=config.nonzero_offsets,
         )
     for role, version in versions.items():
         compared[role] = CandidateRecord(

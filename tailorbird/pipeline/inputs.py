@@ -1,7 +1,7 @@
 """The inputs of a run: the recipe's rows, base model and code, checked and staged on S3."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from typing import ParamSpec, TypeVar
 
@@ -26,11 +26,19 @@ from tailorbird.models.metadata import read_tokenizer, require_encoder, require_
 from tailorbird.models.pooling.declared import read_pooling
 from tailorbird.models.pretrained import dtype_name
 from tailorbird.models.tensor_parallel.ranks import ONE_RANK, Ranks, comparison_ranks
+from tailorbird.pipeline.contenders import read_contenders
 from tailorbird.registry.champion import champion_version, read_champion
 from tailorbird.registry.hybrids import used_base_models
 from tailorbird.registry.kinds import Kind
 from tailorbird.registry.pooling import MEAN, Pooling
-from tailorbird.registry.versions import Dtype, PinnedEncoder, Prompting, VersionConfig, now
+from tailorbird.registry.versions import (
+    Dtype,
+    ModelVersion,
+    PinnedEncoder,
+    Prompting,
+    VersionConfig,
+    now,
+)
 from tailorbird.storage.code_files import code_sha256, source_files
 from tailorbird.storage.stage_cache import cached_stage
 
@@ -51,6 +59,7 @@ class RunInputs:
     integer_labels: bool = False  # the label column of a classification task holds integers
     ranks: Ranks = ONE_RANK  # that hold each model of the run together
     pooling: Pooling = MEAN  # that the base model of a classifier declares
+    contenders: Mapping[str, ModelVersion] = field(default_factory=dict)  # see `read_contenders`
 
     @property
     def splits(self) -> Splits:
@@ -192,6 +201,7 @@ def load_inputs(recipe: Recipe, *, progress: ProgressReporter = SILENT) -> RunIn
     # Check the rows first, so that an error in them is reported before the base model is
     # downloaded.
     data = load_in_memory(recipe)
+    contenders = read_contenders(recipe)
     progress.activity(
         f"reading the base model {recipe.base_model}, which is copied to the registry on first use"
     )
@@ -222,6 +232,7 @@ def load_inputs(recipe: Recipe, *, progress: ProgressReporter = SILENT) -> RunIn
         and has_integers(config.train_uris, column=config.label),
         ranks=run_ranks(recipe, base_model=staged.uri),
         pooling=pooling,
+        contenders=contenders,
     )
 
 
@@ -248,8 +259,8 @@ def task_pooling(recipe: Recipe, base_model: str) -> Pooling:
 
 
 def run_ranks(recipe: Recipe, *, base_model: str) -> Ranks:
-    """Return the ranks that hold each model of a run together: those of the staged base model, and
-    the champion."""
+    """Return the ranks that hold each model of a run together: those of the staged base model, the
+    champion and the contenders."""
     task = recipe_task(recipe)
     return comparison_ranks(
         recipe.serving, task=task, base_models=_compared_base_models(recipe, base_model)
@@ -261,6 +272,8 @@ def _compared_base_models(recipe: Recipe, base_model: str) -> Iterator[str]:
     champion = read_champion(recipe.task_uri)
     version = None if champion is None else champion_version(champion[0])
     if version is not None and version.task == recipe.task:
+        yield from used_base_models(version)
+    for version in read_contenders(recipe).values():
         yield from used_base_models(version)
 
 

@@ -19,14 +19,15 @@ def headroom_without_training(
     """Return what is left to gain over the incumbent if that is below the minimum gain, so that no
     training starts.
 
-    Return None if a training starts: more may be left to gain, or the champion was trained or
-    selected on validation rows, so that its score on them is too high.
+    Return None if a training starts: more may be left to gain, or the champion or contender that is
+    the incumbent was trained or selected on validation rows, so that its score on them is too high.
     """
     protocol = context.protocol
     incumbent = select_incumbent(baselines)
     if HIGHEST_SCORE - incumbent.validation >= protocol.minimum_gain:
         return None
-    if context.champion is not None and _may_know(context.champion, context.splits.validation):
+    version = context.champion or context.inputs.contenders.get(incumbent.kind)
+    if version is not None and _may_know(version, context.splits.validation):
         return None
     assert incumbent.uri is not None  # servable baselines have artifacts
     table = stored_predictions(context, incumbent.uri, rows_name=VALIDATION)
@@ -36,8 +37,8 @@ def headroom_without_training(
     return None
 
 
-def _may_know(champion: ModelVersion, rows: Rows) -> bool:
-    learned = trained_rows(rows, {"incumbent": champion})
+def _may_know(version: ModelVersion, rows: Rows) -> bool:
+    learned = trained_rows(rows, {"incumbent": version})
     return bool(learned.unknown or learned.excluded)
 
 

@@ -9,7 +9,7 @@ from cluster.progress import ProgressReporter
 from tailorbird import storage
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.fingerprints import fingerprints, user_texts
-from tailorbird.data.quality import listed, require_no_test_row
+from tailorbird.data.quality import require_no_test_row
 from tailorbird.data.rows import Splits
 from tailorbird.evaluation.report.console import data_lines, earlier_tests_line
 from tailorbird.evaluation.report.preregistration import (
@@ -18,9 +18,9 @@ from tailorbird.evaluation.report.preregistration import (
     run_uri,
     with_digest,
 )
-from tailorbird.evaluation.trained_rows import rows_of_champion
-from tailorbird.evaluation.verdict.inputs import TrainedRows
+from tailorbird.evaluation.trained_rows import require_enough_rows, trained_rows
 from tailorbird.evaluation.verdict.protocol import TestProtocol, build_protocol
+from tailorbird.pipeline.contenders import require_classes, require_same_classes, require_task
 from tailorbird.pipeline.inputs import RunInputs, load_inputs
 from tailorbird.pipeline.tasks import Task, task_of
 from tailorbird.registry.champion import Champion, champion_version, read_champion
@@ -74,7 +74,8 @@ class RunContext:
 def prepare(recipe: Recipe, *, progress: ProgressReporter) -> RunContext:
     """Read and check the data, stage the base model and the code, and register the test protocol.
 
-    Raises ValueError if the champion was trained on so many test rows that too few others remain.
+    Raises ValueError if the champion and the contenders were trained on so many test rows that too
+    few others remain.
     """
     progress.stage("data: reading and checking the rows")
     inputs = load_inputs(recipe, progress=progress)
@@ -86,6 +87,7 @@ def prepare(recipe: Recipe, *, progress: ProgressReporter) -> RunContext:
         )
     task = task_of(inputs)
     champion = _read_champion(recipe, classes=task.classes)
+    require_same_classes(inputs.contenders, classes=task.classes)
     if inputs.ranks.note is not None:
         progress.note(inputs.ranks.note)
     for line in data_lines(
@@ -96,14 +98,16 @@ def prepare(recipe: Recipe, *, progress: ProgressReporter) -> RunContext:
     # Report a lower alpha before the training, because a user may prefer to collect fresh rows.
     if use.num_seen:
         progress.note(earlier_tests_line(use, alpha=recipe.evaluation.alpha))
-    trained = TrainedRows()
+    versions = dict(inputs.contenders)
     champion_uri = None
     anchor_uri = None
     if champion is not None:
         champion_uri = champion.uri
         if champion.anchor is not None:
             anchor_uri = champion.anchor.uri
-        trained = rows_of_champion(champion, test=inputs.splits.test, config=recipe.evaluation)
+        versions = {"incumbent": champion_version(champion), **versions}
+    trained = trained_rows(inputs.splits.test, versions)
+    require_enough_rows(trained, num_test=len(inputs.splits.test), config=recipe.evaluation)
     protocol = build_protocol(
         recipe.evaluation,
         serving=recipe.serving,
@@ -143,22 +147,13 @@ def _read_champion(recipe: Recipe, *, classes: tuple[str, ...]) -> Champion | No
     if entry is None:
         return None
     champion = entry[0]
-    advice = "or give the recipe another name, which is a task without a champion"
     version = champion_version(champion)
-    if version.task != recipe.task:
+    try:
+        require_task(version, recipe=recipe)
+        require_classes(version, classes=classes)
+    except ValueError as error:
         raise ValueError(
-            f"the champion {champion.uri} is for the task {version.task}, but the recipe has the "
-            f"task {recipe.task}; use the champion's task, {advice}"
-        )
-    if version.classes != classes:
-        only = {
-            "only the champion has": set(version.classes) - set(classes),
-            "only the training rows have": set(classes) - set(version.classes),
-        }
-        details = "; ".join(f"{owner} {listed(names)}" for owner, names in only.items() if names)
-        raise ValueError(
-            f"the champion {champion.uri} and the training rows have different classes "
-            f"({details}), so their scores cannot be compared; use the champion's classes, "
-            f"{advice}"
-        )
+            f"the champion {error}, or give the recipe another name, which is a task without a "
+            "champion"
+        ) from None
     return champion

@@ -14,16 +14,18 @@ from tailorbird.evaluation.baselines.baseline import CHAMPION, Baseline
 from tailorbird.evaluation.inference.endpoint_coverage import MAX_SHARE
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.report.evidence import AverageRecord
+from tailorbird.evaluation.report.evidence_files import VALIDATION
 from tailorbird.evaluation.statistics.scoring import score_table
 from tailorbird.models.endpoint.reachability import check_answering
 from tailorbird.pipeline.artifacts import Contender, set_decision
-from tailorbird.pipeline.endpoint_contender import (
-    endpoint_baselines,
-    first_answer,
-    predict_contender,
-)
+from tailorbird.pipeline.endpoint_contender import endpoint_baselines, first_answer
 from tailorbird.pipeline.estimate import with_expected_time
-from tailorbird.pipeline.evaluate import RunResult, evaluate_run, find_finished_run
+from tailorbird.pipeline.evaluate import (
+    RunResult,
+    evaluate_run,
+    find_finished_run,
+    stored_predictions,
+)
 from tailorbird.pipeline.mix import mix_candidate
 from tailorbird.pipeline.nothing_to_gain import headroom_without_training, no_training_line
 from tailorbird.pipeline.prepare import RunContext, prepare
@@ -32,7 +34,7 @@ from tailorbird.pipeline.record import FineTuning, TrainedModels
 from tailorbird.pipeline.side_by_side import run_side_by_side
 from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.hybrids import called_endpoints
-from tailorbird.registry.versions import Dtype, ModelVersion
+from tailorbird.registry.versions import Dtype
 from training.export import average_weights
 from training.reports import TrainingResult
 from training.trainer import finetune
@@ -151,8 +153,8 @@ def require_usable(context: RunContext, *, progress: ProgressReporter) -> None:
 
 
 def require_endpoints(context: RunContext, *, progress: ProgressReporter) -> None:
-    """Raise EndpointError if the endpoint of the recipe or of the champion cannot be used from this
-    process.
+    """Raise EndpointError if an endpoint of the recipe, the champion or a contender cannot be used
+    from this process.
 
     Other requests to it follow the baselines of the base model, which can take long. So the first
     request for an answer is sent here. It costs money like the others, and its answer is stored
@@ -164,6 +166,8 @@ def require_endpoints(context: RunContext, *, progress: ProgressReporter) -> Non
         endpoints.append(Endpoint.from_config(config))
     if context.champion is not None:
         endpoints += called_endpoints(context.champion)
+    for version in context.inputs.contenders.values():
+        endpoints += called_endpoints(version)
     for endpoint in dict.fromkeys(endpoints):
         progress.activity(f"checking that {endpoint.url} answers")
         if warning := check_answering(endpoint):
@@ -188,8 +192,11 @@ def fit_baselines(context: RunContext) -> tuple[Baseline, ...]:
     progress.stage("baselines: models that need no fine-tuning")
     baselines = context.task.fit_baselines()
     if context.champion is not None:
-        progress.activity("champion on the validation rows")
-        baselines = (_score_champion(context, context.champion), *baselines)
+        note = f"current champion: {context.champion.version}"
+        champion = _score_model(context, CHAMPION, uri=context.champion.uri, note=note)
+        baselines = (champion, *baselines)
+    for name, version in context.inputs.contenders.items():
+        baselines += (_score_model(context, name, uri=version.uri, note=f"version {version.uri}"),)
     if context.recipe.evaluation.endpoint is not None:
         progress.stage(
             "endpoint: requests for the validation rows, unless their answers are stored"
@@ -380,22 +387,9 @@ def _train(
     return result
 
 
-def _score_champion(context: RunContext, champion: ModelVersion) -> Baseline:
-    """Return the champion as a baseline, scored on the validation rows; a cached stage."""
-    inputs = context.inputs
-    metric = context.recipe.evaluation.metric
-
-    def compute(_: str) -> float:
-        return score_table(
-            metric, predict_contender(inputs, champion.uri, rows=context.splits.validation)
-        )
-
-    stage_inputs = inputs.stage_inputs(predict_rows, champion=champion.digest, metric=metric)
-    score = inputs.cached("champion", output=float, inputs=stage_inputs, compute=compute)
-    return Baseline(
-        kind=CHAMPION,
-        uri=champion.uri,
-        validation=score,
-        servable=True,
-        note=f"current champion: {champion.version}",
-    )
+def _score_model(context: RunContext, name: str, *, uri: str, note: str) -> Baseline:
+    """Return a model that exists already as a baseline, scored on the validation rows."""
+    context.progress.activity(f"{name} on the validation rows")
+    table = stored_predictions(context, uri, rows_name=VALIDATION)
+    score = score_table(context.recipe.evaluation.metric, table)
+    return Baseline(kind=name, uri=uri, validation=score, servable=True, note=note)

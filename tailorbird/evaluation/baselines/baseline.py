@@ -6,16 +6,17 @@ Read next `classification.py` or `chat.py`, which fit the baselines of a task.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tailorbird.registry.kinds import spec_of
+from tailorbird.registry.kinds import KINDS, spec_of
 
 CHAMPION = "champion"  # kind of the current champion among the baselines
+MAJORITY = "majority"  # kind of the baseline that always answers with the most frequent class
 
 
 @dataclass(frozen=True)
 class Baseline:
     """A baseline and its validation score in the recipe's metric."""
 
-    kind: str
+    kind: str  # `Kind`, `CHAMPION`, `MAJORITY`, or the name of a contender of the recipe
     uri: str | None  # URI of its artifact; None if it has none
     validation: float
     servable: bool
@@ -55,15 +56,16 @@ def other_baselines(baselines: Sequence[Baseline]) -> OtherBaselines:
 
     Pretrained models, heads on a frozen encoder and bags of words are cheap, and all of them can
     block a fine-tuned model. The best `NUM_REPLACING` on validation can also replace the incumbent.
-    If an external endpoint is a baseline, its best kind can replace the incumbent in any case,
-    because a recipe names an endpoint to compare it.
+    What a recipe names to compare it can replace the incumbent in any case: contenders and the best
+    kind of an external endpoint.
     """
     incumbent = select_incumbent(baselines)
     ranked = sorted(baselines, key=lambda baseline: -baseline.validation)
     ranked = [baseline for baseline in ranked if baseline.servable and baseline is not incumbent]
     replacing = ranked[:NUM_REPLACING]
-    named = [baseline for baseline in ranked if spec_of(baseline.kind).calls_endpoint]
-    if named and not spec_of(incumbent.kind).calls_endpoint and named[0] not in replacing:
-        replacing.append(named[0])
+    endpoints = [baseline for baseline in ranked if spec_of(baseline.kind).calls_endpoint]
+    if endpoints and not spec_of(incumbent.kind).calls_endpoint and endpoints[0] not in replacing:
+        replacing.append(endpoints[0])
+    replacing += [one for one in ranked if one.kind not in KINDS and one not in replacing]
     tested = [one for one in ranked if one in replacing or spec_of(one.kind).is_always_tested]
     return OtherBaselines(tuple(tested), tuple(baseline.kind for baseline in replacing))

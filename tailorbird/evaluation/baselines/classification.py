@@ -15,7 +15,7 @@ from tailorbird.data.copies import documents
 from tailorbird.data.rows import Rows
 from tailorbird.data.splits import classes_first
 from tailorbird.data.tokenize import encode_texts, label_indices, labels_of, load_tokenizer
-from tailorbird.evaluation.baselines.baseline import EMBEDDING_S, Baseline
+from tailorbird.evaluation.baselines.baseline import EMBEDDING_S, MAJORITY, Baseline
 from tailorbird.evaluation.baselines.linear_head import (
     LOGISTIC,
     SVM,
@@ -110,8 +110,8 @@ def fit_baselines(
     most_frequent = majority(train.labels)
     always = [most_frequent] * len(validation)
     score = score_of(config.metric, labels=validation.labels, outputs=always)
-    not_servable = Baseline("majority", None, score, servable=False, note=f"always {most_frequent}")
-    progress.score("majority", score, not_servable.note)
+    not_servable = Baseline(MAJORITY, None, score, servable=False, note=f"always {most_frequent}")
+    progress.score(MAJORITY, score, not_servable.note)
     results = [FittedBaseline(not_servable)]
 
     def add(

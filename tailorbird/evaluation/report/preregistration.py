@@ -39,7 +39,7 @@ class Preregistration(StoredModel):
     """URI of the last champion that was proven better than its predecessor, unless it is the
     champion."""
     trained_rows: TrainedRows = TrainedRows()
-    """The test rows that the champion was trained on."""
+    """The test rows that the champion and the contenders were trained on."""
     requested_by: str
     requested_at: str
     """ISO 8601."""

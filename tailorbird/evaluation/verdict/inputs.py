@@ -10,6 +10,7 @@ from tailorbird.evaluation.gates.cost import ServingCosts, TrainingUsage
 from tailorbird.evaluation.hybrid import FrozenHybrid
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions, VerdictRefused, align
 from tailorbird.evaluation.statistics.headroom import Headroom
+from tailorbird.evaluation.verdict.formatting import named
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.registry.test_set_ledger import RowUse
 
@@ -58,14 +59,14 @@ class TrainedRows:
         """Return a sentence for each model that was trained on some of the test rows, or may have
         been."""
         sentences = [
-            f"the {role} was trained on {len(rows):,} of the {num_test:,} test rows "
+            f"{named(role)} was trained on {len(rows):,} of the {num_test:,} test rows "
             f"({len(rows) / num_test:.1%}), on which no model is compared"
             for role, rows in self.rows.items()
             if rows
         ]
         sentences += [
-            f"the training rows of the {role} are unknown: if test rows are among them, its score "
-            "is too high"
+            f"the training rows of {named(role)} are unknown: if test rows are among them, its "
+            "score is too high"
             for role in self.unknown
         ]
         return tuple(sentences)

@@ -299,14 +299,14 @@ def test_test_rows_that_the_champion_was_trained_on_are_a_note_or_a_fault(
     trained = TrainedRows({"incumbent": tuple("123456789")})
     monkeypatch.setattr(preflight_facts, "read_champion", lambda _: ("champion", "etag"))
     monkeypatch.setattr(preflight_facts, "read_test", lambda *_, **__: range(90))
-    monkeypatch.setattr(preflight_facts, "rows_of_champion", lambda *_, **__: trained)
+    monkeypatch.setattr(preflight_facts, "trained_rows", lambda *_: trained)
     lines = check_facts(
         recipe(), replace(GOOD, findings=tuple(preflight_facts.trained_rows_findings(recipe())))
     )
     assert passes(lines)
     [line] = [line for line in lines if line.name == "test rows"]
     assert line.message.startswith("the incumbent was trained on 9 of the 90 test rows")
-    monkeypatch.setattr(preflight_facts, "rows_of_champion", refuse)
+    monkeypatch.setattr(preflight_facts, "require_enough_rows", refuse)
     lines = check_facts(
         recipe(), replace(GOOD, findings=tuple(preflight_facts.trained_rows_findings(recipe())))
     )
