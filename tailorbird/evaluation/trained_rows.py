@@ -37,17 +37,18 @@ def training_fingerprints(version: ModelVersion) -> Hashes | None:
     return None
 
 
-def trained_rows(test: Rows, versions: Mapping[str, ModelVersion]) -> TrainedRows:
+def trained_rows(test: Rows, versions: Mapping[str, ModelVersion | None]) -> TrainedRows:
     """Return the test rows that the version in each role was trained or selected on.
 
-    The role of a contender of the recipe is its name, also if it becomes the incumbent.
+    They are unknown for None, a model that was tuned elsewhere. The role of a contender of the
+    recipe is its name, also if it becomes the incumbent.
     """
     hashes = fingerprints(user_texts(test))
     row_ids = np.array(test.row_ids, dtype=object)
     rows: dict[str, tuple[str, ...] | None] = {}
     for role, version in versions.items():
         rows[role] = None
-        training_hashes = training_fingerprints(version)
+        training_hashes = None if version is None else training_fingerprints(version)
         if training_hashes is not None:
             rows[role] = tuple(row_ids[np.isin(hashes, training_hashes)].tolist())
     return TrainedRows(rows)

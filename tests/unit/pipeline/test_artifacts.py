@@ -143,6 +143,24 @@ def test_a_version_is_not_registered_again(tmp_path: Path, contender: Contender)
     assert again == version
 
 
+def test_a_version_of_another_task_is_copied_without_its_evidence_and_with_its_training_rows(
+    tmp_path: Path, contender: Contender
+) -> None:
+    uri = (tmp_path / "elsewhere").as_uri()
+    other = register_contender(uri, contender.uri, code="s3://m/c.zip", max_spend=None, data=DATA)
+    for name in ("evidence.json", "predictions/incumbent.parquet"):
+        storage.write_bytes(f"{other.uri}/{name}", b"evidence")
+    rows = context_of(recipe_at(Path("/none")), splits_of(num_train=30)).inputs.data
+    task_uri = (tmp_path / "task").as_uri()
+    copy = register_contender(task_uri, other.uri, code="s3://m/d.zip", max_spend=None, data=rows)
+    assert copy.uri.startswith(f"{task_uri}/versions/probe-")
+    assert copy.code == "s3://m/d.zip"
+    names = {file.removeprefix(f"{copy.uri}/") for file in storage.list_files(copy.uri)}
+    assert names == {"config.json", "head.safetensors", "manifest.json", TRAINING_ROWS}
+    for name in ("head.safetensors", TRAINING_ROWS):
+        assert storage.read_bytes(f"{copy.uri}/{name}") == storage.read_bytes(f"{other.uri}/{name}")
+
+
 def test_another_temperature_or_offset_is_stored_in_a_copy(contender: Contender) -> None:
     assert set_decision(contender, DecisionFit(1.4, (), 0.5)) == contender
     before = storage.read_bytes(f"{contender.uri}/config.json")

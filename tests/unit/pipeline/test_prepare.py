@@ -9,6 +9,7 @@ import pytest
 
 from cluster.progress import SILENT, NoteEvent
 from tailorbird import storage
+from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.config.model_uri import ModelUri, parse_model_uri
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.serving import ServingConfig
@@ -20,6 +21,7 @@ from tailorbird.models.base_model import StagedModel
 from tailorbird.models.metadata import MetadataError
 from tailorbird.models.pretrained import dtype_name
 from tailorbird.pipeline import inputs
+from tailorbird.pipeline.contenders import ContenderError
 from tailorbird.pipeline.prepare import RunContext, prepare
 from tailorbird.registry.test_set_ledger import record_test_access
 from tailorbird.registry.versions import TRAINING_ROWS, register, write_config
@@ -163,6 +165,48 @@ def test_a_champion_that_was_trained_on_all_test_rows_is_refused_before_the_prot
     champion_of(recipe, tmp_path / "champion", classes=("x", "y", "z"), learned=test.texts)
     with pytest.raises(ValueError, match="22 of the 22 test rows"):
         prepared(recipe)
+    assert not storage.list_files(f"{recipe.task_uri}/runs", missing_ok=True)
+
+
+def naming(recipe: Recipe, name: str = "previous", **entry: str) -> Recipe:
+    """Return the recipe with one contender."""
+    contenders = {"contenders": {name: entry}}
+    evaluation = recipe.evaluation.model_dump() | contenders
+    return recipe.model_copy(update={"evaluation": EvaluationConfig.model_validate(evaluation)})
+
+
+def test_rows_that_a_contender_was_trained_on_are_registered_under_its_name(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    test = prepared(recipe).splits.test
+    other = recipe.model_copy(update={"name": "other"})
+    uri = champion_of(
+        other, tmp_path / "version", classes=("x", "y", "z"), learned=("a text", *test.texts[:2])
+    )
+    context = prepared(naming(recipe, version=uri))
+    assert context.inputs.contenders["previous"].uri == uri
+    assert context.registered.trained_rows == TrainedRows({"previous": test.row_ids[:2]})
+
+
+@pytest.mark.parametrize("case", ["classes", "task", "missing", "no version", "reserved name"])
+def test_a_contender_that_cannot_be_compared_stops_the_run_by_its_name(
+    recipe: Recipe, tmp_path: Path, case: str
+) -> None:
+    other = recipe.model_copy(update={"name": "other"})
+    name = "incumbent" if case == "reserved name" else "previous"
+    fields: dict[str, Any] = {"classes": ("x", "y", "z")}
+    if case == "classes":
+        fields["classes"] = ("x", "y")
+    elif case == "task":
+        prompting = {"system": None, "max_new_tokens": 4}
+        fields = {"kind": "zero_shot", "classes": (), "prompting": prompting}
+    uri = champion_of(other, tmp_path / "version", **fields)
+    if case == "missing":
+        uri = f"{other.task_uri}/versions/probe-000000000000"
+    elif case == "no version":
+        uri = other.task_uri
+    with pytest.raises(ContenderError, match=f"evaluation.contenders.{name}"):
+        prepared(naming(recipe, name, version=uri))
     assert not storage.list_files(f"{recipe.task_uri}/runs", missing_ok=True)
 
 

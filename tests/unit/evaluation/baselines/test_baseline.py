@@ -25,6 +25,15 @@ def test_cheap_baselines_and_the_best_three_others_predict_the_test_rows() -> No
     assert further.replacing == ("few_shot", "retrieved", "nearest")
 
 
+def test_a_contender_that_the_recipe_names_may_replace_the_incumbent_in_any_case() -> None:
+    scores = {"probe": 0.9, "few_shot": 0.8, "retrieved": 0.75, "nearest": 0.7, "grpo": 0.1}
+    weak = other_baselines([baseline(kind, score) for kind, score in scores.items()])
+    assert weak.replacing == ("few_shot", "retrieved", "nearest", "grpo")
+    assert [one.kind for one in weak.tested] == list(weak.replacing)
+    strong = other_baselines([baseline(kind, 1 - score) for kind, score in scores.items()])
+    assert "grpo" not in strong.replacing  # it is the incumbent
+
+
 def test_the_best_kind_of_an_endpoint_may_replace_the_incumbent_in_any_case() -> None:
     local = [
         baseline(kind, 0.9 - 0.1 * rank)
