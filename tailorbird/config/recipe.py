@@ -133,7 +133,7 @@ class Recipe(ConfigSection):
         return self
 
     @model_validator(mode="after")
-    def _free_cores_come_with_a_gpu(self) -> Self:
+    def _something_has_a_price(self) -> Self:
         cost = self.evaluation.cost
         counts = {
             "serving.gpus_per_replica": self.serving.gpus_per_replica,
