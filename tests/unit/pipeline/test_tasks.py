@@ -12,6 +12,7 @@ from tailorbird.data.rows import DataError, Rows, Splits
 from tailorbird.models.base_model import BaseModelRecord
 from tailorbird.models.errors import ModelError
 from tailorbird.models.pretrained import dtype_name, inference_dtype
+from tailorbird.pipeline.inputs import StagedBase
 from tailorbird.pipeline.prepare import RunContext
 from tailorbird.pipeline.tasks import ChatTask, ClassificationTask
 from tailorbird.registry.pooling import Pooling
@@ -215,7 +216,7 @@ def test_stage_inputs_depend_on_rows_base_model_and_code(tmp_path: Path) -> None
         inputs.stage_inputs(ClassificationTrainingTask, seed=1),
         inputs.stage_inputs(ChatTrainingTask, seed=0),
         other.stage_inputs(ClassificationTrainingTask, seed=0),
-        replace(inputs, base_model=replace(inputs.base_model, files={"a": "b"})).stage_inputs(
+        replace(inputs, base=StagedBase(replace(inputs.base_model, files={"a": "b"}))).stage_inputs(
             ClassificationTrainingTask, seed=0
         ),
     ]
