@@ -146,7 +146,7 @@ class ChatTask:
 
     inputs: RunInputs
     label_noun: ClassVar[str] = "different answers"
-    num_cost_rows: ClassVar[int] = 16  # an answer takes a hundred times as long as a label
+    num_cost_rows: ClassVar[int] = 8  # an answer takes a hundred times as long as a label
     num_cost_rows_gpu: ClassVar[int] = 64  # as a replica answers at the same time by default
     classes: ClassVar[tuple[str, ...]] = ()
 
