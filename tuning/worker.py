@@ -39,7 +39,7 @@ def train_trials(job: WorkerGroupJob) -> None:
     """Take trials from the broker and train them, until the broker has no more."""
     preemption.install_handlers()
     loaded = None
-    runtime = None
+    runtime: TaskRuntime | None = None
     while True:
         assignment = answer(lambda: job.broker.take.remote(job.group).future())
         if assignment is None:
@@ -49,6 +49,7 @@ def train_trials(job: WorkerGroupJob) -> None:
             runtime = None  # memory has room for one base model
             runtime = _load_runtime(job, base_model)
             loaded = base_model
+        assert runtime is not None
         send_event(job.events, TrialEvent(assignment.trial, assignment.config, "training"))
         status = _TrialRun(job, assignment, runtime).run()
         send_event(job.events, TrialEvent(assignment.trial, assignment.config, status))

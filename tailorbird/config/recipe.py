@@ -1,6 +1,6 @@
 """The recipe: one frozen section per package, validated once when it is loaded."""
 
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -9,7 +9,7 @@ from tailorbird.config.data import DataConfig
 from tailorbird.config.evaluation import CASCADE, EvaluationConfig
 from tailorbird.config.formats.response_format import ChoiceFormat
 from tailorbird.config.metrics import METRICS
-from tailorbird.config.model_uri import ModelUri
+from tailorbird.config.model_uri import ModelUri, parse_model_uri
 from tailorbird.config.monitoring import MonitoringConfig
 from tailorbird.config.serving import ServingConfig
 from tailorbird.config.task_rules import TASKS, TaskName
@@ -24,7 +24,7 @@ class Recipe(ConfigSection):
     task: TaskName = "classification"
     """Kind of task. `classification` predicts a label for a text, `chat` generates an answer to a
     conversation."""
-    base_model: ModelUri | Annotated[tuple[ModelUri, ...], Field(min_length=1)]
+    base_model: ModelUri | tuple[ModelUri, ...]
     """URI of the pretrained model: `pypi://package@version#sha256=...`, `hf://owner/name@revision`,
     `s3://...` or `file://...`; or a list of them, of which validation selects. Without a version,
     the newest is pinned."""
@@ -52,14 +52,15 @@ class Recipe(ConfigSection):
     def _registry_on_a_store(cls, uri: str) -> str:
         return with_scheme(uri, STORES).rstrip("/")
 
-    @field_validator("base_model")
+    @field_validator("base_model", mode="plain")
     @classmethod
-    def _different_base_models(
-        cls, given: ModelUri | tuple[ModelUri, ...]
-    ) -> ModelUri | tuple[ModelUri, ...]:
-        if isinstance(given, tuple) and len(set(given)) < len(given):
-            raise ValueError("a base model is listed twice; list each once")
-        return given
+    def _one_or_several_uris(cls, given: Any) -> ModelUri | tuple[ModelUri, ...]:
+        if not isinstance(given, list | tuple):
+            return _model_uri(given)
+        uris = tuple(map(_model_uri, given))
+        if not uris or len(set(uris)) < len(uris):
+            raise ValueError("the list is empty or names a model twice; list each model once")
+        return uris
 
     @model_validator(mode="before")
     @classmethod
@@ -196,3 +197,11 @@ class Recipe(ConfigSection):
     def task_uri(self) -> str:
         """URI of the task in the registry, `<registry>/<name>`."""
         return f"{self.registry}/{self.name}"
+
+
+def _model_uri(given: Any) -> ModelUri:
+    if isinstance(given, ModelUri):
+        return given
+    if not isinstance(given, str):
+        raise ValueError("it is no text; give the URI of a model, or a list of URIs")
+    return parse_model_uri(given)

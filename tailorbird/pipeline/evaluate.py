@@ -293,7 +293,7 @@ def publish(
 def _base_model(context: RunContext, config: VersionConfig) -> str | None:
     """Return the source of a model's base model, or its URI if it is not of this run; None without
     one."""
-    if not config.spec.uses_base or config.hybrid is not None:
+    if not config.spec.uses_base:
         return None
     sources = {base.record.uri: base.record.source for base in context.inputs.bases}
     return sources.get(config.base_model, config.base_model)

@@ -351,14 +351,14 @@ def evidence_of(
     versions = {}
     for role, kind in kinds.items():
         base_model = None
-        if spec_of(kind).uses_base and role != "hybrid":
+        if spec_of(kind).uses_base:
             base_model = registration.base_models[0].source
         versions[role] = CandidateRecord(
             kind,
             f"{task_uri}/stages/{kind}",
             digest=UNREGISTERED,
             files={},
-            base_models=(base_model,),
+            base_model=base_model,
         )
         if role in registered:
             uri = f"{task_uri}/versions/{kind}-1"

@@ -61,7 +61,9 @@ def test_a_training_uses_all_rows_or_a_random_sample(tmp_path: Path, chat: RunCo
 def test_a_trained_classifier_stores_the_pooling_that_it_was_trained_with(tmp_path: Path) -> None:
     own = Pooling(mode="cls", normalize=True, prompt="query: ")
     context = context_of(recipe_at(tmp_path), splits_of())
-    task = ClassificationTask(replace(context.inputs, pooling=own))
+    task = ClassificationTask(
+        replace(context.inputs, base=StagedBase(context.inputs.base_model, pooling=own))
+    )
     training_task = task.training_task()
     assert isinstance(training_task, ClassificationTrainingTask)
     assert training_task.pooling == own
