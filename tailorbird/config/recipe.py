@@ -2,7 +2,7 @@
 
 from typing import Any, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_serializer, field_validator, model_validator
 
 from tailorbird.config.base import STORES, ConfigSection, with_scheme
 from tailorbird.config.data import DataConfig
@@ -61,6 +61,12 @@ class Recipe(ConfigSection):
         if not uris or len(set(uris)) < len(uris):
             raise ValueError("the list is empty or names a model twice; list each model once")
         return uris
+
+    @field_serializer("base_model")
+    def _as_written(self, given: ModelUri | tuple[ModelUri, ...]) -> str | list[str]:
+        if isinstance(given, ModelUri):
+            return str(given)
+        return list(map(str, given))
 
     @model_validator(mode="before")
     @classmethod
