@@ -60,7 +60,7 @@ NOT_READ = "not known, because the rows were not read"
 
 
 @dataclass(frozen=True)
-class Headroom:
+class BestModel:
     """The best of the measured models, and what it leaves to the highest score."""
 
     kind: str
@@ -142,14 +142,14 @@ def rows_line(recipe: Recipe, splits: Splits) -> CheckResult:
     return ok("rows", text)
 
 
-def headroom(config: EvaluationConfig, cheap: CheapModels) -> Headroom:
+def best_model(config: EvaluationConfig, cheap: CheapModels) -> BestModel:
     """Return the best of the measured models, with what it leaves, one-sided at level 1 - alpha."""
     kind = max(cheap.scores, key=lambda name: cheap.scores[name])
     left = HIGHEST_SCORE - cheap.scores[kind]
     most = None
     if not METRICS[config.metric].is_over_classes:
         most = highest_rate(left * cheap.num_units, n=cheap.num_units, alpha=config.alpha)
-    return Headroom(kind, left, most)
+    return BestModel(kind, left, most)
 
 
 def _without_training(
@@ -157,7 +157,7 @@ def _without_training(
 ) -> Iterator[CheckResult]:
     ranked = sorted(cheap.scores.items(), key=lambda item: -item[1])
     scores = [f"{model_name(kind)} {score_text(config.metric, score)}" for kind, score in ranked]
-    best = headroom(config, cheap)
+    best = best_model(config, cheap)
     most = ""
     if best.most is not None:
         most = f", at most {size(best.most)} with {1 - config.alpha:.0%} confidence"
@@ -182,7 +182,7 @@ def agreement_line(cheap: CheapModels) -> CheckResult:
     decisions = np.stack(list(cheap.decisions.values()))
     is_right = decisions == cheap.truth
     is_same = (decisions == decisions[0]).all(axis=0)
-    text = f"all {len(decisions)} trained models give the same label to {is_same.mean():.0%} of these rows"
+    text = f"all {len(decisions)} models give the same label to {is_same.mean():.0%} of these rows"
     if is_same.any():
         text += f", which is right for {is_right[0, is_same].mean():.0%} of them"
     none_right = (~is_right.any(axis=0)).mean()
@@ -305,7 +305,7 @@ def first_steps(
     config: EvaluationConfig, cheap: CheapModels, *, power: Power | None, weak: Sequence[str]
 ) -> Iterator[str]:
     """Yield what to try, the first step first, each with the figures that are its reason."""
-    best = headroom(config, cheap)
+    best = best_model(config, cheap)
     name = model_name(best.kind)
     gain = expected_gain(config)
     if best.most is not None and best.most < config.minimum_gain:
@@ -321,9 +321,9 @@ def first_steps(
         )
     if power is not None and power.at_expected_gain < TARGET_POWER:
         yield (
-            f"add test rows, to about {rows_text(power.rows_needed)}: with the present ones, a "
-            f"gain of {size(gain)} leads to FINE_TUNE in only {power.at_expected_gain:.0%} of "
-            "tests"
+            f"add test rows: with the present ones, a model that is {size(gain)} better is chosen "
+            f"in {power.at_expected_gain:.0%} of tests, and with {rows_text(power.rows_needed)} "
+            f"in {TARGET_POWER:.0%}"
         )
     if config.regulated and weak:
         yield f"make it possible to settle {', '.join(weak)}: see the advice above"
