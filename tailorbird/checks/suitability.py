@@ -43,6 +43,7 @@ from tailorbird.evaluation.statistics.headroom import highest_rate
 from tailorbird.evaluation.statistics.power import TARGET_POWER, rows_text
 from tailorbird.evaluation.statistics.scoring import HIGHEST_SCORE
 from tailorbird.evaluation.verdict.formatting import (
+    at_most,
     listed,
     model_name,
     money,
@@ -55,7 +56,9 @@ from tailorbird.pipeline.estimate import planned_trainings
 
 QUESTION = "Is this task worth fine-tuning?"
 FIRST = "What to try first"
-PASSES_PER_STEP = 3  # passes of the encoder that a training step takes: forward, and twice back
+PASSES_PER_STEP = 3
+"""Time of a training step by that of the encoder: the backward pass takes twice as long as the
+forward pass."""
 NOT_READ = "not known, because the rows were not read"
 
 
@@ -156,19 +159,25 @@ def _without_training(
     config: EvaluationConfig, cheap: CheapModels, *, num_train: int
 ) -> Iterator[CheckResult]:
     ranked = sorted(cheap.scores.items(), key=lambda item: -item[1])
-    scores = [f"{model_name(kind)} {score_text(config.metric, score)}" for kind, score in ranked]
+    scores = [f"{_name(kind)} {score_text(config.metric, score)}" for kind, score in ranked]
     best = best_model(config, cheap)
     most = ""
     if best.most is not None:
-        most = f", at most {size(best.most)} with {1 - config.alpha:.0%} confidence"
+        most = f" ({at_most(best.most)} or less, with {1 - config.alpha:.0%} confidence)"
     text = (
-        f"{', '.join(scores)} ({config.metric} on {cheap.num_validation:,} validation rows, after "
-        f"learning from {cheap.num_train:,} of {num_train:,} training rows). The best leaves "
-        f"{size(best.left)} to a perfect model{most}"
+        f"{', '.join(scores)} ({config.metric} on {cheap.num_validation:,} validation rows; "
+        f"learned from {cheap.num_train:,} of {num_train:,} training rows). A perfect model is "
+        f"{size(best.left)} better than the best of them{most}"
     )
     yield ok("without fine-tuning", text)
     yield agreement_line(cheap)
     yield _curve_line(cheap, num_train=num_train)
+
+
+def _name(kind: str) -> str:
+    if kind == "majority":
+        return "always the most frequent class"
+    return model_name(kind)
 
 
 def agreement_line(cheap: CheapModels) -> CheckResult:
@@ -186,7 +195,11 @@ def agreement_line(cheap: CheapModels) -> CheckResult:
     if is_same.any():
         text += f", which is right for {is_right[0, is_same].mean():.0%} of them"
     none_right = (~is_right.any(axis=0)).mean()
-    return ok("agreement", f"{text}. For {none_right:.0%} of the rows, no model is right")
+    text += (
+        f". For {none_right:.0%} of the rows, no model is right: their labels may be wrong, or "
+        "their texts too short to tell"
+    )
+    return ok("agreement", text)
 
 
 def _curve_line(cheap: CheapModels, *, num_train: int) -> CheckResult:
@@ -205,10 +218,10 @@ def regulation_line(config: EvaluationConfig, gates: Sequence[CheckResult]) -> C
     the evidence of a run supports."""
     duties = load_duties()
     sources = Counter(duty["duty"].split(",")[0] for duty in duties["duties"])
-    counts = [f"{number} of {source}" for source, number in sources.items()]
+    counts = [f"{number} of the {source}" for source, number in sources.items()]
     documents = (
-        f"The evidence of a run supports {listed(counts)} (documentation duties, listed in its "
-        "report)"
+        "The report of a run lists the documentation duties that its evidence supports: "
+        f"{listed(counts)}"
     )
     weak = [gate.name.removeprefix("gate ") for gate in gates if gate.state == "note"]
     if not config.regulated:
@@ -263,10 +276,13 @@ def cost_line(
         if cost.total is None:
             return note(name, f"{text}. The cost of serving is not known: {cost.missing[0]}")
         amounts.append(f"{model} {money(cost.total)}")
-    text += f". Serving costs a year: {', '.join(amounts)} (measured here on {COST_ROWS} rows)"
+    text += (
+        f". Serving costs a year: {', '.join(amounts)} (measured here on {COST_ROWS} rows; a "
+        f"replica is paid busy or idle, and at least {terms.min_replicas} run)"
+    )
     if training is not None:
         hours = training.cpu_s / SECONDS_PER_HOUR
-        text += f". Training costs {money(terms.per_hour(cpus=hours, gpus=0))} once"
+        text += f". A training costs at least {money(terms.per_hour(cpus=hours, gpus=0))}"
     if terms.endpoint is not None:
         text += f". That of {terms.endpoint} is not known: no request was sent"
     return ok(name, text)
@@ -295,8 +311,9 @@ def _training_line(
     plan = planned_trainings(recipe, step, groups=groups_that_fit(recipe, facts.cluster))
     stages = [f"{stage.name} {estimate(stage.seconds)} ({stage.basis})" for stage in plan.stages]
     text = (
-        f"{'; '.join(stages)}; {training} in all if no training stops early. Estimated from the "
-        f"time of the encoder on this machine, with {PASSES_PER_STEP} passes for each training row"
+        f"{'; '.join(stages)}; {training} in all. This is the least time if no training stops "
+        f"early: {PASSES_PER_STEP} times that of the encoder on this machine for each row, without "
+        "optimizer, communication and validation"
     )
     return ok("training", text)
 
@@ -306,18 +323,18 @@ def first_steps(
 ) -> Iterator[str]:
     """Yield what to try, the first step first, each with the figures that are its reason."""
     best = best_model(config, cheap)
-    name = model_name(best.kind)
+    name = _name(best.kind)
     gain = expected_gain(config)
     if best.most is not None and best.most < config.minimum_gain:
         yield (
-            f"do not train: the {name} leaves at most {size(best.most)}, which is less than "
-            f"minimum_gain ({size(config.minimum_gain)})"
+            f"do not train: a perfect model is at most {at_most(best.most)} points better than "
+            f"the {name}, which is less than minimum_gain ({size(config.minimum_gain)})"
         )
         return
     if best.left < gain:
         yield (
-            f"lower evaluation.expected_gain: it is {size(gain)}, but the {name} leaves only "
-            f"{size(best.left)}"
+            f"lower evaluation.expected_gain: it is {size(gain)}, but a perfect model is only "
+            f"{size(best.left)} better than the {name}"
         )
     if power is not None and power.at_expected_gain < TARGET_POWER:
         yield (
@@ -338,6 +355,6 @@ def first_steps(
     if cheap.curve_of == NEAREST:
         yield "score the pretrained model with `tailorbird baseline`, which trains nothing"
     yield (
-        f"run the recipe: the {name}, the best of the measured models, leaves "
-        f"{size(best.left)}, and the run compares it with fine-tuned models on the test rows"
+        f"run the recipe: {size(best.left)} are left above the {name}, and only a run shows how "
+        "much of that a fine-tuned model gains"
     )
