@@ -282,7 +282,7 @@ def cost_line(
     )
     if training is not None:
         hours = training.cpu_s / SECONDS_PER_HOUR
-        text += f". A training costs at least {money(terms.per_hour(cpus=hours, gpus=0))}"
+        text += f". The trainings cost at least {money(terms.per_hour(cpus=hours, gpus=0))}"
     if terms.endpoint is not None:
         text += f". That of {terms.endpoint} is not known: no request was sent"
     return ok(name, text)
@@ -311,8 +311,8 @@ def _training_line(
     plan = planned_trainings(recipe, step, groups=groups_that_fit(recipe, facts.cluster))
     stages = [f"{stage.name} {estimate(stage.seconds)} ({stage.basis})" for stage in plan.stages]
     text = (
-        f"{'; '.join(stages)}; {training} in all. This is the least time if no training stops "
-        f"early: {PASSES_PER_STEP} times that of the encoder on this machine for each row, without "
+        f"at least {'; '.join(stages)}; {training} in all, if no training stops early: "
+        f"{PASSES_PER_STEP} times the time of the encoder on this machine for each row, without "
         "optimizer, communication and validation"
     )
     return ok("training", text)
