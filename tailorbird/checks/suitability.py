@@ -165,18 +165,22 @@ def _without_training(
     if best.most is not None:
         most = f" ({at_most(best.most)} or less, with {1 - config.alpha:.0%} confidence)"
     text = (
-        f"{', '.join(scores)} ({config.metric} on {cheap.num_validation:,} validation rows; "
+        f"{listed(scores)} ({config.metric} on {cheap.num_validation:,} validation rows; "
         f"learned from {cheap.num_train:,} of {num_train:,} training rows). A perfect model is "
-        f"{size(best.left)} better than the best of them{most}"
+        f"{_left(best)} better than the {_name(best.kind)}{most}"
     )
     yield ok("without fine-tuning", text)
     yield agreement_line(cheap)
     yield _curve_line(cheap, num_train=num_train)
 
 
+def _left(best: BestModel) -> str:
+    return f"{100 * best.left:.1f} points"
+
+
 def _name(kind: str) -> str:
     if kind == "majority":
-        return "always the most frequent class"
+        return "most frequent class as the only answer"
     return model_name(kind)
 
 
@@ -262,11 +266,15 @@ def cost_line(
         f"at {terms.requests_per_month:,.0f} requests a month, one point more is worth {value} a "
         "year in the recipe's currency"
     )
-    if cheap is None or not cheap.usage:
-        return note(name, f"{text}. The cost of serving is not known: it was not measured")
-    if terms.gpus_per_replica:
-        reason = "replicas use GPUs, and preflight measures on this machine's CPU"
-        return note(name, f"{text}. The cost of serving is not known: {reason}")
+    unknown = None
+    if cheap is None:
+        unknown = "the rows were not read"
+    elif not cheap.usage:
+        unknown = "preflight runs no language model"
+    elif terms.gpus_per_replica:
+        unknown = "replicas use GPUs, and preflight measures on this machine's CPU"
+    if cheap is None or unknown is not None:
+        return note(name, f"{text}. The cost of serving is not known: {unknown}")
     amounts = []
     names = {BAG: model_name(BAG), ENCODER: "encoder, pretrained or fine-tuned"}
     for kind, model in names.items():
@@ -334,7 +342,7 @@ def first_steps(
     if best.left < gain:
         yield (
             f"lower evaluation.expected_gain: it is {size(gain)}, but a perfect model is only "
-            f"{size(best.left)} better than the {name}"
+            f"{_left(best)} better than the {name}"
         )
     if power is not None and power.at_expected_gain < TARGET_POWER:
         yield (
@@ -355,6 +363,6 @@ def first_steps(
     if cheap.curve_of == NEAREST:
         yield "score the pretrained model with `tailorbird baseline`, which trains nothing"
     yield (
-        f"run the recipe: {size(best.left)} are left above the {name}, and only a run shows how "
+        f"run the recipe: {_left(best)} are left above the {name}, and only a run shows how "
         "much of that a fine-tuned model gains"
     )
