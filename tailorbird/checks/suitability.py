@@ -94,6 +94,9 @@ def check_suitability(
             yield fault("without fine-tuning", str(error))
             return
         yield from _without_training(config, cheap, num_train=len(splits.train))
+        if facts.champion is not None:
+            text = f"the score of {facts.champion}, which serves now, is not known before a run"
+            yield note("champion", text)
     power = None
     gates: tuple[CheckResult, ...] = ()
     if facts.planned is not None:
