@@ -320,9 +320,11 @@ def _training_line(
         seconds_left=seconds,
     )
     plan = planned_trainings(recipe, step, groups=groups_that_fit(recipe, facts.cluster))
-    stages = [f"{stage.name} {estimate(stage.seconds)} ({stage.basis})" for stage in plan.stages]
+    stages = []
+    for stage in plan.stages:
+        stages.append(f"{estimate(stage.seconds)} for the {stage.name} ({stage.basis})")
     text = (
-        f"at least {'; '.join(stages)}; {training} in all, if no training stops early: "
+        f"at least {listed(stages)}, {training} in all, if no training stops early: "
         f"{PASSES_PER_STEP} times the time of the encoder on this machine for each row, without "
         "optimizer, communication and validation"
     )
