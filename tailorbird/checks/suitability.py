@@ -320,9 +320,9 @@ def _training_line(
         seconds_left=seconds,
     )
     plan = planned_trainings(recipe, step, groups=groups_that_fit(recipe, facts.cluster))
-    stages = []
-    for stage in plan.stages:
-        stages.append(f"{estimate(stage.seconds)} for the {stage.name} ({stage.basis})")
+    stages = [
+        f"{estimate(stage.seconds)} for the {stage.name} ({stage.basis})" for stage in plan.stages
+    ]
     text = (
         f"at least {listed(stages)}, {training} in all, if no training stops early: "
         f"{PASSES_PER_STEP} times the time of the encoder on this machine for each row, without "

@@ -145,7 +145,7 @@ def _head(
             "their S3 URIs below:"
         )
         yield f"#   tailorbird data put FOLDER s3://lake/{name}"
-    yield "# Lines such as `#field: value` are alternatives: remove the `#`, and the same field above."
+    yield "# `#field: value` is an alternative: remove the `#`, and the same field above."
     yield "# Check the recipe before you train, then run it (RECIPE is the path of this file):"
     yield "#   tailorbird preflight RECIPE"
     yield "#   tailorbird run RECIPE"
