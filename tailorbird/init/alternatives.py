@@ -12,6 +12,7 @@ from tailorbird.init.task_defaults import DEFAULTS
 FEW_CLASS_ROWS = 50  # median rows of a class below which the base model matters more than training
 FEW_CONVERSATIONS = 1_000
 REPEATED_SHARE = 0.1  # share of answers that occur more than once, above which retrieval may help
+LONG_TEXTS = 1.5  # factor of the tokens that the base model reads, above which they may be too few
 LONGEST_CONTEXT = 8192  # tokens that the models below read
 SMALL_ENCODER = "hf://BAAI/bge-small-en-v1.5"
 LONG_ENCODER = "hf://Alibaba-NLP/gte-modernbert-base"
@@ -30,11 +31,11 @@ def base_models(summary: DataSummary) -> Iterator[str]:
     few = _few_class_rows(summary)
     if few is not None:
         yield (
-            f"base_model: {SMALL_ENCODER}  # {few}, and on few rows the base model often matters "
-            "more than its training; a list compares several"
+            f"base_model: {SMALL_ENCODER}  # {few}, and with few the base model often matters more "
+            "than its training; a list compares several"
         )
     p99 = summary.lengths.p99
-    if summary.roles.label is not None and p99 > defaults.longest:
+    if summary.roles.label is not None and p99 > LONG_TEXTS * defaults.longest:
         yield (
             f"base_model: {LONG_ENCODER}  # with max_length: {_rounded(p99)}, because 1% of the "
             f"rows have over {p99:,} tokens and only {defaults.longest} are read; or split texts "
@@ -64,11 +65,11 @@ def evaluation_fields(summary: DataSummary) -> Iterator[str]:
     """Yield models to compare that section `evaluation` names, each with its reason."""
     few = _few_class_rows(summary)
     if summary.roles.label is None and summary.num_tuning < FEW_CONVERSATIONS:
-        few = f"{summary.num_tuning:,} training rows"
+        few = f"there are {summary.num_tuning:,} training rows"
     if few is not None:
         yield (
-            f"endpoint: {{url: https://host/v1, model: MODEL}}  # {few}: a large model with a "
-            "prompt needs few; it gets the texts of the rows"
+            f"endpoint: {{url: https://host/v1, model: MODEL}}  # {few}, and a large model with "
+            "a prompt needs few; it gets the texts of the rows"
         )
     if summary.roles.label is not None:
         return
@@ -92,7 +93,7 @@ def _few_class_rows(summary: DataSummary) -> str | None:
     rows = median(label.column.counts.values())
     if rows >= FEW_CLASS_ROWS:
         return None
-    return f"{rows:g} rows in the median class"
+    return f"the median class has {rows:.0f} rows"
 
 
 def _rounded(tokens: int) -> int:

@@ -196,7 +196,7 @@ def test_the_data_invites_alternatives_that_load(tmp_path: Path) -> None:
     base_models = [str(recipe.base_model) for recipe in recipes.values()]
     assert len(set(base_models)) == 4
     assert "100% of the texts are not English" in next(iter(recipes))
-    assert any("30 rows in the median class" in line for line in recipes)
+    assert any("the median class has 30 rows" in line for line in recipes)
     assert any(recipe.evaluation.endpoint is not None for recipe in recipes.values())
     assert "label_descriptions" in path.read_text()
 
