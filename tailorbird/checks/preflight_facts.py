@@ -83,6 +83,7 @@ class PreflightFacts:
     base_models: tuple[BaseModelFacts, ...]
     ranks: Ranks = ONE_RANK  # that hold each model of the evaluation together
     planned: PlannedTest | None = None  # the test rows; None if they cannot be read or are too many
+    champion: str | None = None  # URI of the version that serves now
     champion_endpoints: tuple[Endpoint, ...] = ()
     """Endpoints of the champion and its parts; none if it cannot be read."""
     findings: tuple[CheckResult, ...] = ()  # on endpoints, test rows and the encoder for retrieval
@@ -121,6 +122,7 @@ def collect_facts(recipe: Recipe, *, without_cluster: bool = False) -> Preflight
         )
         cluster, unreachable = _or_fault(lambda: inspect_cluster(request))
     planned, _ = _or_fault(lambda: planned_test(recipe, tables))
+    stored, _ = _or_fault(lambda: read_champion(recipe.task_uri))
     served = _or_fault(lambda: champion_endpoints(recipe.task_uri))[0] or ()
     endpoints = list(served)
     if recipe.evaluation.endpoint is not None:
@@ -137,6 +139,7 @@ def collect_facts(recipe: Recipe, *, without_cluster: bool = False) -> Preflight
         base_models=base_models,
         ranks=ranks or plan_ranks(recipe.serving, {}),
         planned=planned,
+        champion=None if stored is None else stored[0].uri,
         champion_endpoints=served,
         findings=tuple(dict.fromkeys(findings)),
     )
