@@ -73,7 +73,8 @@ def page(base_model: str, **sections: Any) -> dict[str, CheckResult]:
     recipe = build.recipe(**sections)
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"max_length": 16})})
     splits = Splits(*(separable_rows(size, seed=size) for size in (200, 300, 40)))
-    facts = replace(GOOD, model=replace(MODEL, uri=base_model))
+    model = replace(GOOD.base_models[0], metadata=replace(MODEL, uri=base_model))
+    facts = replace(GOOD, base_models=(model,))
     lines = check_suitability(recipe, facts, splits, progress=SILENT)
     return {line.name: line for line in lines}
 
