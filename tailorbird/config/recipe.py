@@ -101,6 +101,12 @@ class Recipe(ConfigSection):
         return value
 
     @model_validator(mode="after")
+    def _prompt_of_a_text(self) -> Self:
+        if TASKS[self.task].has_classes:
+            self.data.require_placeholders()
+        return self
+
+    @model_validator(mode="after")
     def _hybrid_column_is_a_group(self) -> Self:
         hybrid = self.evaluation.hybrid
         if hybrid in (None, CASCADE):

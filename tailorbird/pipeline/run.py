@@ -180,8 +180,13 @@ def require_endpoints(context: RunContext, *, progress: ProgressReporter) -> Non
         counts = first_answer(
             context.inputs, config=context.task.version_config("zero_shot", dtype="float32")
         )
+        missing = "label" if context.task.classes else "text"
+        if counts and counts.invalid:
+            progress.note(
+                f"the first answer of the endpoint has no {missing} and counts as wrong; check the "
+                "prompt in section data of the recipe"
+            )
         if counts and counts.empty:
-            missing = "label" if context.task.classes else "text"
             progress.note(
                 "the first answer of the endpoint ends at its maximum number of tokens without a "
                 f"{missing}; a run stops if more than "

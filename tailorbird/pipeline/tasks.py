@@ -90,6 +90,7 @@ class ClassificationTask:
                 self.inputs.base_model.uri,
                 train=splits.train,
                 validation=splits.validation,
+                descriptions=recipe.data.label_descriptions,
                 max_length=recipe.data.max_length,
                 config=config,
                 seed=seed,
@@ -99,6 +100,7 @@ class ClassificationTask:
             )
 
         named = {
+            "label_descriptions": recipe.data.label_descriptions,
             "max_length": recipe.data.max_length,
             "metric": config.metric,
         }

@@ -3,7 +3,7 @@ both."""
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -85,6 +85,7 @@ def fit_baselines(
     *,
     train: Rows,
     validation: Rows,
+    descriptions: Mapping[str, str],
     max_length: int,
     config: EvaluationConfig,
     seed: int,
@@ -94,8 +95,9 @@ def fit_baselines(
     `config.metric`.
 
     Bags of words learn from all training rows, heads on embeddings from as many as are embedded
-    within `embedding_s`. Each text is embedded once. Raises ValueError if train has a single class
-    or no text with a word or a character, or if validation is empty.
+    within `embedding_s`. Each text is embedded once. `descriptions` has those of some labels.
+    Raises ValueError if train has a single class or no text with a word or a character, or if
+    validation is empty.
     """
     classes = labels_of(train.labels)
     if len(classes) < 2:
@@ -158,12 +160,19 @@ def fit_baselines(
     held_out_features = embed(validation.texts)
     rows, features = embed_in_time(train, embed=embed, seconds=embedding_s, seed=seed)
     directions = centroids(features, labels[rows], shots=CENTROID_SHOTS, seed=seed)
-    vectors: dict[Kind, FloatArray] = {"zero_shot": embed(classes), "centroid": directions}
-    notes = {"zero_shot": "label names", "centroid": f"{CENTROID_SHOTS} examples per class"}
-    for kind, directions_of_kind in vectors.items():
-        head = cosine_head(directions_of_kind, features)
-        logits = head.logits(held_out_features)
-        add(kind, held_out.fit_offsets(logits), notes[kind], logits=logits, head=head)
+    label_vectors = {
+        note: embed(texts) for note, texts in label_texts(classes, descriptions).items()
+    }
+    tried: dict[Kind, Mapping[str, FloatArray]] = {
+        "zero_shot": label_vectors,
+        "centroid": {f"{CENTROID_SHOTS} examples per class": directions},
+    }
+    for kind, vectors in tried.items():
+        heads = {note: cosine_head(vector, features) for note, vector in vectors.items()}
+        logits = {note: head.logits(held_out_features) for note, head in heads.items()}
+        fits = {note: held_out.fit_offsets(values) for note, values in logits.items()}
+        best = max(fits, key=lambda note: fits[note].score)
+        add(kind, fits[best], best, logits=logits[best], head=heads[best])
 
     progress.activity("fitting linear heads on embeddings")
     embedded_only = ""
@@ -303,6 +312,19 @@ def majority(train_labels: Sequence[str]) -> str:
     """Return the most frequent training label. In a tie, the first label in the alphabet wins."""
     counts = Counter(train_labels)
     return min(counts, key=lambda name: (-counts[name], name))
+
+
+def label_texts(classes: Sequence[str], descriptions: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return the texts of the classes that `zero_shot` tries, by the note of the baseline.
+
+    A class without a description has its name in all of them.
+    """
+    texts = {"label names": list(classes)}
+    if descriptions:
+        described = {label: f"{label}: {text}" for label, text in descriptions.items()}
+        texts["label descriptions"] = [descriptions.get(label, label) for label in classes]
+        texts["label names and descriptions"] = [described.get(label, label) for label in classes]
+    return texts
 
 
 def cosine_head(directions: FloatArray, features: FloatArray) -> Head:

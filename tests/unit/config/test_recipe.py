@@ -442,3 +442,36 @@ def test_base_models_are_one_uri_or_a_list_of_different_uris() -> None:
     for wrong in ([], [given[0], given[0]], [1], {"a": 1}):
         with pytest.raises(ValidationError, match="base_model"):
             build.recipe(base_model=wrong)
+
+
+def prompted(task: str, **data: Any) -> dict[str, Any]:
+    content = chat() if task == "chat" else minimal()
+    return content | {"data": content["data"] | data}
+
+
+@pytest.mark.parametrize(
+    ("task", "field", "value"),
+    [
+        ("classification", "template", "Which label?"),
+        ("classification", "template", "{text} {label_list}"),
+        ("classification", "template", "{ text }"),
+        ("classification", "system", "Classify {text}"),
+        ("classification", "label_descriptions", {"a": None}),
+        ("chat", "template", "Q: {text}"),
+        ("chat", "label_descriptions", {"a": "first"}),
+    ],
+)
+def test_a_prompt_that_cannot_be_sent_is_rejected_by_its_field(
+    task: str, field: str, value: Any
+) -> None:
+    with pytest.raises(ValidationError, match=field):
+        Recipe.model_validate(prompted(task, **{field: value}))
+
+
+def test_words_in_braces_are_literal_in_chat_and_json_is_literal_in_every_prompt() -> None:
+    assert Recipe.model_validate(prompted("chat", system="{name}")).data.system == "{name}"
+    system = 'Answer {"label": "..."} with one of {labels}.'
+    content = prompted("classification", system=system, label_descriptions={3: "third"})
+    data = Recipe.model_validate(content).data
+    assert data.system == system
+    assert data.label_descriptions == {"3": "third"}  # YAML reads the label 3 as an integer

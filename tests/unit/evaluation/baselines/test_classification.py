@@ -131,7 +131,7 @@ def test_a_stored_bag_of_words_is_float32_and_other_baselines_have_the_dtype_and
 
 def test_training_rows_of_one_class_are_refused() -> None:
     train = build.rows("xy", "aa")
-    options: Any = {"max_length": 8, "config": EvaluationConfig(), "seed": 0}
+    options: Any = {"max_length": 8, "config": EvaluationConfig(), "seed": 0, "descriptions": {}}
     with pytest.raises(ValueError, match="two classes"):
         fit_baselines("s3://m/base", train=train, validation=train, **options)
 
