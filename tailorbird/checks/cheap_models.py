@@ -83,6 +83,7 @@ def _classifiers(recipe: Recipe, train: Rows, *, validation: Rows, base_model: s
         base_model,
         train=train,
         validation=rows,
+        descriptions=recipe.data.label_descriptions,
         max_length=max_length,
         config=config,
         seed=seed,

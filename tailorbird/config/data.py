@@ -1,7 +1,7 @@
 """Section `data` of a recipe."""
 
 import re
-from typing import Annotated, Self
+from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -47,9 +47,7 @@ class DataConfig(ConfigSection):
     """(classification only) User message to an endpoint, with `{text}`, also in examples.
     `{labels}` here or in `system` becomes the list of labels; without it, a request for one of
     them is added to `system`."""
-    label_descriptions: dict[Annotated[str, Field(coerce_numbers_to_str=True)], str] = Field(
-        default_factory=dict
-    )
+    label_descriptions: dict[str, str] = Field(default_factory=dict)
     """(classification only) Descriptions by label. They are in the list of labels for an endpoint
     and in the report, and `zero_shot` embeds them if this is better on validation."""
     max_new_tokens: int = Field(default=128, ge=1, le=4096)
@@ -77,6 +75,13 @@ class DataConfig(ConfigSection):
     max_test_rows: int | None = Field(default=None, ge=1)
     """Number of test rows to use, drawn at random and the same in every run. By default, all. Fewer
     rows make the test faster and less powerful."""
+
+    @field_validator("label_descriptions", mode="before")
+    @classmethod
+    def _labels_are_texts(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {str(label) if type(label) is int else label: text for label, text in given.items()}
 
     @field_validator("train", "validation", "test")
     @classmethod

@@ -250,6 +250,6 @@ def test_zero_shot_embeds_the_descriptions_if_they_are_better_than_the_names(
     by_name = zero_shot({})
     described = zero_shot({"L1": "blue", "L2": "red"})
     assert by_name.note.startswith("label names")
-    assert described.note.startswith("label descriptions")
+    assert "descriptions" in described.note  # alone, or with the names if this is as good
     assert described.validation > by_name.validation
     assert described.uri != by_name.uri

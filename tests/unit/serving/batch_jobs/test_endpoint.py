@@ -170,7 +170,7 @@ def test_a_resumed_batch_sends_only_the_requests_without_an_answer(
 def test_the_limit_of_the_spend_stops_a_batch_and_a_higher_one_continues_it(
     tmp_path: Path,
 ) -> None:
-    prices = {"prices": (0.0, 500.0)}  # an answer of 2 output tokens costs 1
+    prices: dict[str, Any] = {"prices": (0.0, 500.0)}  # an answer of 2 output tokens costs 1
 
     def answer(body: dict[str, Any], _: int) -> Reply:
         text = question(body)
