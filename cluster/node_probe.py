@@ -38,7 +38,7 @@ BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
 class ProbeRequest:
     data: tuple[str, ...]  # URIs of Parquet files that the node must be able to read
     task_uri: str  # URI under which the node must be able to write
-    base_model: str | None  # URI of the base model's folder; None to skip the check
+    base_models: tuple[str, ...]  # URIs of the folders of base models
     packages: tuple[str, ...]
 
 
@@ -116,8 +116,7 @@ def _on_each(
 def probe_node(request: ProbeRequest) -> NodeReport:
     """Return the report of this node."""
     faults = {uri: _read_fault(uri) for uri in request.data}
-    if request.base_model is not None:
-        faults[request.base_model] = _absence(f"{request.base_model}/config.json")
+    faults |= {uri: _absence(f"{uri}/config.json") for uri in request.base_models}
     total, free = memory_bytes()
     return NodeReport(
         versions=local_versions(),

@@ -39,7 +39,9 @@ WORDS = (
 )
 
 
-def save(folder: Path, *, seed: int = 0, broken: bool = False) -> PinnedEncoder:
+def save(
+    folder: Path, *, seed: int = 0, hidden_size: int = 16, broken: bool = False
+) -> PinnedEncoder:
     """Save the encoder to a folder in the format of the Hugging Face Hub, and return its pin.
 
     The embeddings of a `broken` encoder are not finite.
@@ -48,7 +50,7 @@ def save(folder: Path, *, seed: int = 0, broken: bool = False) -> PinnedEncoder:
     encoder = BertModel(
         BertConfig(
             vocab_size=len(WORDS),
-            hidden_size=16,
+            hidden_size=hidden_size,
             num_hidden_layers=1,
             num_attention_heads=2,
             intermediate_size=32,

@@ -52,11 +52,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 COMPARED_LOGITS = 256
+"""Number of positions whose logits an export is compared by."""
 ISOLATION_TOKENS = (8, 7)
+"""Lengths of the two conversations of the isolation check."""
 ISOLATION_TOLERANCE = 1e-4
-"""Lengths of the two conversations of the isolation check, and the tolerated difference of a logit,
-relative to the largest logit. Rounding in fp32 causes a thousandth of this difference. A leak
-between the conversations exceeds it even with random weights."""
+"""Tolerated difference of a logit in the isolation check, relative to the largest logit. Rounding
+in fp32 causes a thousandth of it; a leak between the conversations exceeds it even with random
+weights."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """Search algorithm (Optuna) and scheduler (ASHA) of the sweep."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ray.tune.schedulers import ASHAScheduler
@@ -9,7 +9,7 @@ from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 from tailorbird.config.training import TrainingConfig
 from tailorbird.config.tuning import TuningConfig
 from tuning.search_space import max_epochs
-from tuning.trial_record import TrialRecord
+from tuning.trial_record import BASE_MODEL, TrialRecord
 
 
 def build_scheduler(config: TuningConfig, *, training: TrainingConfig) -> ASHAScheduler:
@@ -23,10 +23,15 @@ def build_scheduler(config: TuningConfig, *, training: TrainingConfig) -> ASHASc
 
 
 def build_search(
-    config: TuningConfig, *, known: Sequence[TrialRecord], seed: int, max_concurrent: int
+    space: Mapping[str, Any],
+    *,
+    base_models: Sequence[str],
+    known: Sequence[TrialRecord],
+    seed: int,
+    max_concurrent: int,
 ) -> Any:
-    """Return a search that submits the configurations of the `known` trials
-    first.
+    """Return a search that submits the configurations of the `known` trials first, then each of
+    several base models once.
 
     Without a search space, every trial has the same configuration. The number of known trials is
     added to the seed, because the same seed would sample their configurations again.
@@ -35,9 +40,12 @@ def build_search(
     from ray.tune.search.optuna import OptunaSearch
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    points = [record.config for record in known] if config.space else []
+    points = [record.config for record in known] if space else []
     seed += len(points)
-    if config.space:
+    if BASE_MODEL in space:
+        # The known trials began with the first base models. Optuna samples the other values.
+        points += [{BASE_MODEL: name} for name in base_models[len(points) :]]
+    if space:
         search = OptunaSearch(seed=seed, points_to_evaluate=points)
         return ConcurrencyLimiter(search, max_concurrent=max_concurrent)
     return BasicVariantGenerator(

@@ -1,7 +1,7 @@
 """The sweep: Ray Tune samples configurations, worker groups train them, and the best one on
 validation is selected."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from training.task import TrainingTask
 from training.tokenization import with_tokenized_rows
 from training.trainer import TrainingFailed
 from tuning.futility import Target, TrialScores, can_still_reach
-from tuning.search_space import trial_config
+from tuning.search_space import base_model_of, trial_config
 from tuning.trial_broker import TrialBroker, WorkerGroupJob
 from tuning.trial_record import (
     SampledValues,
@@ -48,6 +48,7 @@ class SweepResult(StoredModel):
     """The sweep's table, best row first, and the trial selected on validation."""
 
     rows: tuple[TrialRow, ...]
+    base_model: str  # name of the selected trial's base model
     selected: TrainingConfig
     trained: TrainingResult
     ended: str | None = None  # reason why the sweep ended before all trials had run
@@ -57,13 +58,14 @@ def sweep(
     config: TuningConfig,
     *,
     training: TrainingConfig,
-    task: TrainingTask,
+    tasks: Mapping[str, TrainingTask],
     target: Target,
     uri: str,
     events: Any = None,
 ) -> SweepResult:
     """Run the trials and select one on validation; all files are stored in `uri`.
 
+    `tasks` are those of the base models by name, in the order in which they are tried first.
     If the driver fails, another call resumes: finished trials are not trained again, and others
     resume from their checkpoints. `events` is the handle of an EventQueue, or None. Raises
     TrainingFailed if no trial was exported.
@@ -78,13 +80,13 @@ def sweep(
     broker = actor.remote(
         keep=partial(write_journal, uri=uri), num_trials=config.num_trials, known=known
     )
-    num_rows = len(task.validation)
+    base_models = tuple(tasks)
+    num_rows = len(tasks[base_models[0]].validation)
     num_groups = config.trials_at_once(room=num_groups_that_fit(training))
-    task_ref = ray.put(with_tokenized_rows(task))
     job = WorkerGroupJob(
         "",
         training,
-        task=task_ref,
+        tasks={name: ray.put(with_tokenized_rows(task)) for name, task in tasks.items()},
         broker=broker,
         events=events,
         uri=uri,
@@ -98,6 +100,7 @@ def sweep(
         tuner = build_tuner(
             config,
             training=training,
+            base_models=base_models,
             stopper=stopper,
             broker=broker,
             known=known,
@@ -111,6 +114,7 @@ def sweep(
     assert trained.result is not None
     return SweepResult(
         rows=table(journal, training=training, target=target, num_rows=num_rows),
+        base_model=base_model_of(trained.config, base_models),
         selected=trial_config(training, trained.trained_config),
         trained=trained.result,
         ended=journal.ended,

@@ -18,7 +18,7 @@ stays so, except one with `failed_by_workers`, which waits again.
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,7 +74,7 @@ class WorkerGroupJob:
 
     group: str
     training: TrainingConfig
-    task: Any  # ObjectRef of the TrainingTask
+    tasks: Mapping[str, Any]  # ObjectRefs of the TrainingTasks by base model
     broker: Any  # handle of the TrialBroker
     events: Any  # handle of a `cluster.event_queue.EventQueue`, or None
     uri: str

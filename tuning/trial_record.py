@@ -7,7 +7,10 @@ from tailorbird.storage.s3 import PERSISTENT
 from tailorbird.storage.stored_model import StoredModel
 from training.reports import EpochReport, TrainingResult
 
-SampledValues = dict[str, JsonValue]  # a trial's hyperparameters, by field of the training config
+SampledValues = dict[str, JsonValue]
+"""A trial's hyperparameters by field of the training config, and `BASE_MODEL` in a sweep of several
+base models."""
+BASE_MODEL = "base_model"
 
 
 class TrialRecord(BaseModel, extra="forbid"):

@@ -65,6 +65,7 @@ def build_tuner(
     config: TuningConfig,
     *,
     training: TrainingConfig,
+    base_models: Sequence[str],
     stopper: FutilityStopper,
     broker: Any,
     known: Sequence[TrialRecord],
@@ -85,18 +86,23 @@ def build_tuner(
     resources = tune.PlacementGroupFactory(
         [BrokeredTrainable.RESOURCES], bundle_label_selector=[this_node_selector()]
     )
+    space = param_space(config, base_models=base_models)
     store, path = filesystem(uri, retry_policy=PERSISTENT)
     return tune.Tuner(
         tune.with_resources(
             tune.with_parameters(BrokeredTrainable, broker=broker, training=training), resources
         ),
-        param_space=param_space(config),
+        param_space=space,
         tune_config=tune.TuneConfig(
             metric="score",
             mode="max",
             num_samples=config.num_trials,
             search_alg=build_search(
-                config, known=known, seed=training.seed, max_concurrent=max_concurrent
+                space,
+                base_models=base_models,
+                known=known,
+                seed=training.seed,
+                max_concurrent=max_concurrent,
             ),
             scheduler=build_scheduler(config, training=training),
             reuse_actors=True,

@@ -24,7 +24,7 @@ from training.ranks import any_rank, from_rank_0
 from training.reports import EpochReport, Progress
 from training.task import TaskRuntime
 from training.worker import epoch_event, send_event, train_and_export
-from tuning.search_space import trial_config
+from tuning.search_space import base_model_of, trial_config
 from tuning.trial_broker import TrialAssignment, WorkerGroupJob
 
 CHECKPOINT_WORTH_S = 120.0
@@ -38,15 +38,30 @@ POLL_S = 30.0
 def train_trials(job: WorkerGroupJob) -> None:
     """Take trials from the broker and train them, until the broker has no more."""
     preemption.install_handlers()
-    runtime = ray.get(job.task).load_runtime(attention_dropout=job.training.attention_dropout)
-    gc.freeze()  # exclude the shared runtime from the garbage collection after each trial
+    loaded = None
+    runtime: TaskRuntime | None = None
     while True:
         assignment = answer(lambda: job.broker.take.remote(job.group).future())
         if assignment is None:
             return
+        base_model = base_model_of(assignment.config, tuple(job.tasks))
+        if base_model != loaded:
+            runtime = None  # memory has room for one base model
+            runtime = _load_runtime(job, base_model)
+            loaded = base_model
+        assert runtime is not None
         send_event(job.events, TrialEvent(assignment.trial, assignment.config, "training"))
         status = _TrialRun(job, assignment, runtime).run()
         send_event(job.events, TrialEvent(assignment.trial, assignment.config, status))
+
+
+def _load_runtime(job: WorkerGroupJob, base_model: str) -> TaskRuntime:
+    gc.unfreeze()
+    gc.collect()
+    task = ray.get(job.tasks[base_model])
+    runtime: TaskRuntime = task.load_runtime(attention_dropout=job.training.attention_dropout)
+    gc.freeze()  # exclude the runtime from the garbage collection after each trial
+    return runtime
 
 
 class _TrialRun:

@@ -112,6 +112,7 @@ def measure(name: str, *, base: str) -> dict[str, float]:
         base,
         train=splits.train,
         validation=splits.validation,
+        descriptions={},
         max_length=case.max_length,
         config=EvaluationConfig(metric=case.metric),  # type: ignore[arg-type]
         seed=0,

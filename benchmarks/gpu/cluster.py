@@ -149,7 +149,7 @@ def trials(folder: Path, reduced: bool) -> Iterator[Figure]:
         result = sweep(
             tuning,
             training=training_config(reduced, batch_size=4 if reduced else 32),
-            task=_encoder_task(folder, reduced, num_steps=10),
+            tasks={"base": _encoder_task(folder, reduced, num_steps=10)},
             target=Target({}, 0.0, "0"),
             uri=(folder / "sweep").as_uri(),
             events=log,

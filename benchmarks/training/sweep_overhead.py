@@ -51,7 +51,7 @@ def _sweep(task: TrainingTask, numbers: "count[int]") -> Figures:
     result = sweep(
         TUNING,
         training=TRAINING,
-        task=task,
+        tasks={"base": task},
         target=Target({}, 0.0, ""),
         uri=f"s3://models/sweep-overhead/{next(numbers)}",
     )

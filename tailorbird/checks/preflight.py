@@ -15,11 +15,15 @@ from cluster.resources import (
     workers_that_fit,
 )
 from tailorbird.checks.preflight_evaluation import check_evaluation
-from tailorbird.checks.preflight_facts import Cluster, PreflightFacts, collect_facts
-from tailorbird.checks.preflight_gates import check_documents, check_gates, check_prices
+from tailorbird.checks.preflight_facts import (
+    BaseModelFacts,
+    Cluster,
+    PreflightFacts,
+    collect_facts,
+)
 from tailorbird.checks.preflight_memory import check_memory
-from tailorbird.checks.preflight_power import check_power
 from tailorbird.checks.result import CheckResult, fault, note, ok, passes
+from tailorbird.checks.suitability import check_suitability
 from tailorbird.config.data import MAX_ROWS_IN_MEMORY
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.config.recipe import Recipe
@@ -43,33 +47,31 @@ def check_recipe(
     """Check everything that a run of the recipe needs; with `without_cluster`, everything except
     the cluster.
 
-    With a cluster and without a fault, also read and check the rows, as a run does.
+    Without a fault, they end with what is known about whether the task is worth fine-tuning. With
+    a cluster, the rows are read for it and checked, as a run does.
     """
     progress.stage("preflight: collecting facts about data, base model, registry and cluster")
-    results = check_facts(recipe, collect_facts(recipe, without_cluster=without_cluster))
-    if without_cluster or not passes(results):
+    facts = collect_facts(recipe, without_cluster=without_cluster)
+    results = check_facts(recipe, facts)
+    if not passes(results):
         return results
-    progress.stage("rows: reading and checking them")
-    return (*results, check_rows(recipe))
-
-
-def check_rows(recipe: Recipe) -> CheckResult:
-    """Read and check the rows, as a run does."""
-    try:
-        data = inspect_rows(recipe)
-        if data is not None and TASKS[recipe.task].has_classes:
-            classes = labels_of(data.splits.train.labels)
-            require_same_classes(read_contenders(recipe), classes=classes)
-    except ValueError as error:
-        return fault("rows", str(error))
-    if data is None:
-        return note("rows", "not read, because the training rows are streamed")
-    splits = data.splits
-    return ok(
-        "rows",
-        f"{len(splits.train):,} train, {len(splits.validation):,} validation, "
-        f"{len(splits.test):,} test",
-    )
+    splits = None
+    if without_cluster:
+        results += (note("rows", "not read without a cluster"),)
+    else:
+        progress.stage("rows: reading and checking them")
+        try:
+            data = inspect_rows(recipe)
+            if data is not None and TASKS[recipe.task].has_classes:
+                classes = labels_of(data.splits.train.labels)
+                require_same_classes(read_contenders(recipe), classes=classes)
+        except ValueError as error:
+            return (*results, fault("rows", str(error)))
+        if data is None:
+            results += (note("rows", "not read, because the training rows are streamed"),)
+        else:
+            splits = data.splits
+    return (*results, *check_suitability(recipe, facts, splits, progress=progress))
 
 
 def check_facts(recipe: Recipe, facts: PreflightFacts) -> tuple[CheckResult, ...]:
@@ -83,14 +85,10 @@ def check_facts(recipe: Recipe, facts: PreflightFacts) -> tuple[CheckResult, ...
         results.append(fault("Ray", facts.unreachable, AS_JOB))
     results += _tables(recipe, facts)
     results += _registry("registry", facts.written, recipe=recipe)
-    results += _model(recipe, facts)
-    results += check_prices(recipe)
+    for base_model in facts.base_models:
+        results += _base_model(recipe, base_model)
     results += check_requests(recipe.evaluation, facts)
     results += facts.findings
-    if facts.planned is not None:
-        results += check_documents(facts.planned)
-        results += check_power(recipe.evaluation, facts.planned)
-        results += check_gates(recipe.evaluation, facts.planned)
     if cluster is None:
         text = "workers, their memory and the nodes' access to S3 were not checked"
         return (*results, note("nodes", text))
@@ -176,13 +174,12 @@ def _registry(name: str, written: WriteCheck, *, recipe: Recipe) -> Iterator[Che
         yield ok(name, f"{recipe.task_uri}: write, read, delete and conditional writes work")
 
 
-def _model(recipe: Recipe, facts: PreflightFacts) -> Iterator[CheckResult]:
-    """Check that the base model is complete, suits the task, and supports the recipe's row
-    length."""
-    model = facts.model
-    uri = recipe.base_model
+def _base_model(recipe: Recipe, facts: BaseModelFacts) -> Iterator[CheckResult]:
+    """Check that a base model is complete, suits the task, and supports the recipe's row length."""
+    model = facts.metadata
+    uri = facts.uri
     if model is None:
-        yield fault("base model", facts.model_fault or f"{uri} was not checked")
+        yield fault("base model", facts.fault or f"{uri} was not checked")
         return
     faults: list[tuple[str, str]] = []
     rules = TASKS[recipe.task]

@@ -16,6 +16,7 @@ from cluster.resources import Holder, Node, NodeType
 from tailorbird.checks.preflight_gates import PlannedTest
 from tailorbird.checks.result import CheckResult, fault, note
 from tailorbird.config.data import DataConfig
+from tailorbird.config.model_uri import ModelUri
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.suites import EXTRACTION
 from tailorbird.data.loader import SPLIT_FRACTIONS, read_test
@@ -63,6 +64,15 @@ class Cluster:
 
 
 @dataclass(frozen=True)
+class BaseModelFacts:
+    """A base model of the recipe; one of `metadata` and `fault` is None."""
+
+    uri: ModelUri
+    metadata: ModelMetadata | None
+    fault: str | None
+
+
+@dataclass(frozen=True)
 class PreflightFacts:
     """The facts that `preflight` checks."""
 
@@ -71,14 +81,22 @@ class PreflightFacts:
     cluster: Cluster | None  # None if it is unreachable, or not inspected on purpose
     tables: tuple[Table, ...]
     written: WriteCheck  # result of a write to the registry from this machine
-    model: ModelMetadata | None
-    model_fault: str | None
+    base_models: tuple[BaseModelFacts, ...]
     ranks: Ranks = ONE_RANK  # that hold each model of the evaluation together
     planned: PlannedTest | None = None  # the test rows; None if they cannot be read or are too many
+    champion: str | None = None  # URI of the version that serves now
     champion_endpoints: tuple[Endpoint, ...] = ()
     """Endpoints of the champion and its parts; none if it cannot be read."""
     contender_endpoints: tuple[Endpoint, ...] = ()  # those of versions in `evaluation.contenders`
     findings: tuple[CheckResult, ...] = ()  # on endpoints, test rows and the encoder for retrieval
+
+    @property
+    def model(self) -> ModelMetadata | None:
+        """The largest base model, which needs the most memory; None if one cannot be read."""
+        read = [base.metadata for base in self.base_models if base.metadata is not None]
+        if len(read) < len(self.base_models):
+            return None
+        return max(read, key=lambda model: model.shape.num_parameters)
 
 
 def collect_facts(recipe: Recipe, *, without_cluster: bool = False) -> PreflightFacts:
@@ -89,11 +107,9 @@ def collect_facts(recipe: Recipe, *, without_cluster: bool = False) -> Preflight
     """
     tables = inspect_tables(recipe)
     written = check_writing(recipe.task_uri)
-    model, model_fault = _or_fault(lambda: _model(recipe))
-    if model is None:
-        ranks = None
-    else:
-        ranks = _or_fault(lambda: run_ranks(recipe, base_model=model.uri))[0]
+    base_models = tuple(_base_model(uri, recipe) for uri in recipe.base_models)
+    staged = [base.metadata.uri for base in base_models if base.metadata is not None]
+    ranks = _or_fault(lambda: run_ranks(recipe, base_models=staged))[0]
     wanted = requirements()
     cluster = None
     unreachable = None
@@ -103,11 +119,12 @@ def collect_facts(recipe: Recipe, *, without_cluster: bool = False) -> Preflight
                 table.file for table in tables if table.file and table.file.startswith("s3://")
             ),
             task_uri=recipe.task_uri,
-            base_model=model.uri if model else None,
+            base_models=tuple(staged),
             packages=tuple(name for name, _ in wanted.packages[ALWAYS]),
         )
         cluster, unreachable = _or_fault(lambda: inspect_cluster(request))
     planned, _ = _or_fault(lambda: planned_test(recipe, tables))
+    stored, _ = _or_fault(lambda: read_champion(recipe.task_uri))
     served = _or_fault(lambda: champion_endpoints(recipe.task_uri))[0] or ()
     contenders, contender_fault = _or_fault(lambda: read_contenders(recipe))
     compared: list[Endpoint] = []
@@ -128,10 +145,10 @@ def collect_facts(recipe: Recipe, *, without_cluster: bool = False) -> Preflight
         cluster=cluster,
         tables=tables,
         written=written,
-        model=model,
-        model_fault=model_fault,
+        base_models=base_models,
         ranks=ranks or plan_ranks(recipe.serving, {}),
         planned=planned,
+        champion=None if stored is None else stored[0].uri,
         champion_endpoints=served,
         contender_endpoints=tuple(compared),
         findings=tuple(dict.fromkeys(findings)),
@@ -267,10 +284,14 @@ def encoder_findings(recipe: Recipe) -> Iterator[CheckResult]:
         yield fault("retrieval encoder", reason)
 
 
-def _model(recipe: Recipe) -> ModelMetadata:
-    staged = stage_base_model(recipe.base_model, registry=recipe.registry).uri
-    task_pooling(recipe, staged)  # raises PoolingError
-    return read_metadata(staged, task=recipe_task(recipe))
+def _base_model(uri: ModelUri, recipe: Recipe) -> BaseModelFacts:
+    def read() -> ModelMetadata:
+        staged = stage_base_model(uri, registry=recipe.registry).uri
+        task_pooling(recipe, staged)  # raises PoolingError
+        return read_metadata(staged, task=recipe_task(recipe))
+
+    metadata, reason = _or_fault(read)
+    return BaseModelFacts(uri, metadata, reason)
 
 
 def _table(split: str, uri: str, *, config: DataConfig, task: DataTask) -> Table:

@@ -58,10 +58,8 @@ def check_memory(recipe: Recipe, facts: PreflightFacts, cluster: Cluster) -> Ite
         key=lambda config: (memory(config).device_bytes, memory(config).host_bytes),
     )
     needed = memory(config)
-    room = int(sum(node.total.cpus for node in cluster.nodes)) // (
-        training.max_workers * training.cpus_per_worker
-    )
-    most = recipe.tuning.trials_at_once(room=max(1, room)) * training.max_workers
+    groups = groups_that_fit(recipe, cluster)
+    most = recipe.tuning.trials_at_once(room=groups) * training.max_workers
     short: list[str] = []
     for node, report in probed:
         num_workers = min(most, node.total.num_workers(worker_resources(training)))
@@ -82,6 +80,13 @@ def check_memory(recipe: Recipe, facts: PreflightFacts, cluster: Cluster) -> Ite
     if needed.device:
         sizes = list(chain.from_iterable(report.gpu_bytes for _, report in probed))
         yield _gpu_memory(needed, sizes)
+
+
+def groups_that_fit(recipe: Recipe, cluster: Cluster) -> int:
+    """Return how many trainings the cluster's CPUs have room for at the same time, at least 1."""
+    training = recipe.training
+    cpus = int(sum(node.total.cpus for node in cluster.nodes))
+    return max(1, cpus // (training.max_workers * training.cpus_per_worker))
 
 
 def _gpu_memory(needed: WorkerMemory, sizes: Sequence[int]) -> CheckResult:

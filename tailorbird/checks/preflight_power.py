@@ -1,8 +1,6 @@
 """Simulate how often the planned test rows choose a fine-tuned model, by the function that a
 verdict uses."""
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from tailorbird.checks.preflight_gates import PlannedTest, simulated_answers, simulated_protocol
@@ -26,24 +24,23 @@ MAX_ROWS = 20_000  # more rows decide about gains of one point
 SEED = 1991
 
 
-def check_power(config: EvaluationConfig, planned: PlannedTest) -> Iterator[CheckResult]:
-    """Report how often a candidate with the expected gain is chosen, and the rows that are
-    needed."""
-    power = planned_power(config, planned)
+def check_power(power: Power, *, config: EvaluationConfig, planned: PlannedTest) -> CheckResult:
+    """Return how often a candidate with the expected and the minimum gain is chosen, and the rows
+    that are needed."""
     gain = size(expected_gain(config))
     text = (
         f"a candidate that is {gain} better than the best of three baselines is chosen in "
         f"{power.at_expected_gain:.0%} of simulated tests of {planned.num_rows:,} rows, if its "
-        "gates pass"
+        f"gates pass; one that is {size(config.minimum_gain)} better in "
+        f"{power.at_minimum_gain:.0%}"
     )
     if power.at_expected_gain >= TARGET_POWER:
-        yield ok("power", text)
-    else:
-        remedy = (
-            f"{rows_text(power.rows_needed)} give {TARGET_POWER:.0%}; add test rows, or expect a "
-            "larger gain"
-        )
-        yield note("power", text, remedy)
+        return ok("power", text)
+    remedy = (
+        f"{rows_text(power.rows_needed)} give {TARGET_POWER:.0%}; add test rows, or expect a "
+        "larger gain"
+    )
+    return note("power", text, remedy)
 
 
 def planned_power(config: EvaluationConfig, planned: PlannedTest) -> Power:

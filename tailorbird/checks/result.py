@@ -6,12 +6,13 @@ from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any, Literal
 
-State = Literal["ok", "note", "fault"]
+State = Literal["ok", "note", "fault", "heading"]
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """The result of a check. A `note` is information; a `fault` prevents a run."""
+    """The result of a check. A `note` is information; a `fault` prevents a run. A `heading` has
+    only a name, for the results that follow."""
 
     name: str
     state: State
@@ -19,10 +20,16 @@ class CheckResult:
     remedy: str = ""
 
     def lines(self) -> list[str]:
+        if self.state == "heading":
+            return ["", self.name]
         mark = {"ok": "ok   ", "note": "note ", "fault": "FAULT"}[self.state]
         return [f"{mark}  {self.name}: {self.message}"] + (
             [f"       -> {self.remedy}"] if self.remedy else []
         )
+
+
+def heading(name: str) -> CheckResult:
+    return CheckResult(name, "heading", "")
 
 
 def ok(name: str, message: str) -> CheckResult:

@@ -93,7 +93,8 @@ def verify_evidence(uri: str) -> tuple[str, ...]:
     with damage_as_fault(EVIDENCE_FILE, faults):
         faults += verify_files.trained_rows_faults(evidence)
         faults += verify_files.evaluated_faults(evidence)
-        faults += verify_files.model_faults(evidence.base_model, what="base model")
+        for base_model in evidence.base_models:
+            faults += verify_files.model_faults(base_model, what="base model")
         faults += verify_files.model_faults(evidence.retrieval_encoder, what="retrieval encoder")
         faults += verify_files.code_faults(evidence.code)
     if faults and evidence.code.sha256 != code_sha256(runtime_files(PROJECT_ROOT)):
@@ -169,7 +170,7 @@ def _registered_parts(uri: str, *, evidence: Evidence) -> Iterator[Part]:
     yield "the name of the run", evidence.run.rpartition("/")[2], name
     anchor = evidence.family.anchor
     data = {split: evidence.data.sha256.get(split) for split in registration.data}
-    yield "base_model", evidence.base_model, registration.base_model
+    yield "base_models", evidence.base_models, registration.base_models
     yield "anchor", anchor and anchor.uri, registration.anchor
     yield "champion", evidence.champion, registration.champion
     yield "code", evidence.code.sha256, registration.code
@@ -291,7 +292,12 @@ def _baselines(evidence: Evidence) -> tuple[Baseline, ...]:
     scores = (score for score in evidence.scores if score.role != "candidate")
     return tuple(
         Baseline(
-            kind=score.kind, uri=None, validation=score.validation, servable=score.servable, note=""
+            kind=score.kind,
+            uri=None,
+            validation=score.validation,
+            servable=score.servable,
+            note="",
+            base_models=score.base_models,
         )
         for score in scores
     )

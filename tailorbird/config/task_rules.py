@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from tailorbird.config.data import TEXT
+
 TaskName = Literal["classification", "chat"]
 
 
@@ -13,9 +15,7 @@ class TaskRules:
 
     input_fields: tuple[str, ...]
     """Fields of section `data` that can name the input column; the first that is set is used."""
-    fixed: dict[
-        str, str | bool | None
-    ]  # fields of the other task, by path, with their only allowed value
+    fixed: dict[str, object]  # fields of the other task, by path, with their only allowed value
     hub_task: str  # `pipeline_tag` in the model card
     hub_example: Callable[[str], dict[str, object]]  # entry of `widget` in the model card
     model: str  # description of the model in the model card
@@ -66,7 +66,12 @@ TASKS: dict[str, TaskRules] = {
     ),
     "chat": TaskRules(
         input_fields=("messages", "prompt"),
-        fixed={**dict.fromkeys(CLASSIFICATION_GATE_FIELDS), "training.class_weights": "equal"},
+        fixed={
+            **dict.fromkeys(CLASSIFICATION_GATE_FIELDS),
+            "training.class_weights": "equal",
+            "data.template": TEXT,
+            "data.label_descriptions": {},
+        },
         hub_task="text-generation",
         hub_example=lambda text: {"messages": [{"role": "user", "content": text}]},
         model="A chat model",

@@ -174,6 +174,15 @@ def require_separate_keys(keys: Mapping[str, Set[str]]) -> None:
             )
 
 
+def require_known_labels(descriptions: Collection[str], *, train: Rows) -> None:
+    """Raise DataError if `data.label_descriptions` describes a label that no training row has."""
+    if unknown := set(descriptions) - set(train.class_labels):
+        raise DataError(
+            f"data.label_descriptions describes {listed(unknown)}, but no training row has such a "
+            "label; correct or remove these keys"
+        )
+
+
 def require_no_test_row(examples: Sequence[str], *, test: Rows) -> None:
     """Raise DataError if an example, which clients and model cards show, is the query of a test
     row."""

@@ -25,16 +25,22 @@ def language_warning(
     `multilingual` is a base model for them if `base_model` is known to be trained on English only,
     else None.
     """
-    share = languages.foreign_share
-    if languages.num_recognized < MIN_RECOGNIZED or share <= FOREIGN_SHARE:
+    if not has_other_languages(languages):
         return None
-    text = f"about {share:.0%} of the texts are not English ({languages.sentence()})"
+    text = (
+        f"about {languages.foreign_share:.0%} of the texts are not English ({languages.sentence()})"
+    )
     if multilingual is None:
         return f"{text}; check that {base_model} knows these languages"
     return (
         f"{text}, but {base_model} was trained on English only; try a multilingual model, such as "
         f"{multilingual}"
     )
+
+
+def has_other_languages(languages: Languages) -> bool:
+    """Return True if enough texts are recognized, and not only a few are not English."""
+    return languages.num_recognized >= MIN_RECOGNIZED and languages.foreign_share > FOREIGN_SHARE
 
 
 def uneven_classes(counts: Counter[str], *, least: int) -> str | None:

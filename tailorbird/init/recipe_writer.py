@@ -16,6 +16,7 @@ from tailorbird.config.loader import parse_recipe
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.answers import unreadable
 from tailorbird.data.profiling.token_lengths import TOKENS_PER_WORD
+from tailorbird.init import alternatives
 from tailorbird.init import inspect_data as inspection
 from tailorbird.init.data_warnings import language_warning, uneven_classes
 from tailorbird.init.inspect_data import (
@@ -144,6 +145,7 @@ def _head(
             "their S3 URIs below:"
         )
         yield f"#   tailorbird data put FOLDER s3://lake/{name}"
+    yield "# `#field: value` is an alternative: remove the `#`, and the same field above."
     yield "# Check the recipe before you train, then run it (RECIPE is the path of this file):"
     yield "#   tailorbird preflight RECIPE"
     yield "#   tailorbird run RECIPE"
@@ -158,6 +160,7 @@ def _head(
     )
     yield f"task: {summary.roles.task}"
     yield f"base_model: {_yaml(summary.base_model)}"
+    yield from _alternatives(alternatives.base_models(summary), indent="")
 
 
 def _data(summary: DataSummary, check: SplitCheck, settings: RunSettings) -> Iterator[str]:
@@ -177,6 +180,9 @@ def _data(summary: DataSummary, check: SplitCheck, settings: RunSettings) -> Ite
         if role is not None:
             yield f"  {name}: {_yaml(role.name)}  # {role.reason}"
     yield from _comments(_rows_seen(summary))
+    described = alternatives.label_descriptions(summary)
+    if described is not None:
+        yield from _comments([described])
     yield from _split_by(summary, check)
     yield from _groups(summary)
     yield from _length(summary)
@@ -253,6 +259,7 @@ def _length(summary: DataSummary) -> Iterator[str]:
         method = f"estimated at {TOKENS_PER_WORD} per word, because no tokenizer was available"
     yield f"  # Tokens per row: median {lengths.median}, 99th percentile {lengths.p99} ({method})."
     yield f"  max_length: {inspection.max_length(summary)}"
+    yield from _alternatives(alternatives.data_fields(summary))
     if summary.roles.label is None:
         yield f"  # Tokens per answer: 99th percentile {lengths.answer_p99}."
         yield f"  max_new_tokens: {max(8, min(LONGEST_ANSWER, -(-lengths.answer_p99 // 8) * 8))}"
@@ -327,6 +334,7 @@ def _evaluation(summary: DataSummary, settings: RunSettings) -> Iterator[str]:
     )
     yield from _comments([power])
     yield f"  expected_gain: {gain:g}"
+    yield from _alternatives(alternatives.evaluation_fields(summary))
 
     if comment := DEFAULTS[task].regulated:
         yield f"  # {comment}."
@@ -362,6 +370,10 @@ def _answer_metric(answers: Sequence[str]) -> Iterator[str]:
     elif num_words <= 8:
         metric = "token_f1"
     yield f"  metric: {metric}  # answers have {num_words:.1f} words on average"
+
+
+def _alternatives(fields: Iterable[str], *, indent: str = "  ") -> Iterator[str]:
+    yield from (f"{indent}#{field}" for field in fields)
 
 
 def _comments(texts: Iterable[str], *, indent: str = "  ") -> Iterator[str]:

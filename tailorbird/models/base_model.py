@@ -58,6 +58,11 @@ class BaseModelRecord:
     uri: str  # folder on S3 or disk
     files: Mapping[str, str]  # sha256 of each file by name
 
+    @property
+    def name(self) -> str:
+        """The source without the hash, for reports."""
+        return self.source.partition("#")[0]
+
     def note(self, given: ModelUri, *, field: str) -> str:
         """Return a line with the version of the model that a field of the recipe names as `given`.
 

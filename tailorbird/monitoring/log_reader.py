@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -68,7 +67,7 @@ OPTIONAL = {
     "text_chars": pa.int32(),
     "score": pa.float32(),
 }
-"""Columns with their types that audits lack, depending on the task."""
+"""Types of the columns that a file may lack; an audit has only some of them."""
 DAY = re.compile(r"/day(?:=|%3D)(\d{4}-\d\d-\d\d)/")
 FILES_PER_TASK = 64
 
@@ -131,7 +130,8 @@ def read_labels(
     label_of = MONITORED_TASKS[task].label_of
     names: dict[str, int] = {}
     parts = [np.zeros(0, LABEL)]
-    for number, uri in chain(((0, uri) for uri in files), enumerate(audits, 1)):
+    numbers = [0] * len(files) + list(range(1, len(audits) + 1))  # 0 is feedback
+    for number, uri in zip(numbers, [*files, *audits], strict=True):
         table = read_columns(uri, FEEDBACK)
         part = []
         for row, time in zip(table.to_pylist(), _microseconds(table), strict=True):
@@ -143,6 +143,7 @@ def read_labels(
         parts.append(np.array(part, LABEL))
 
     labels = np.concatenate(parts)
+    # The last key of `lexsort` is the first to sort by: audits first, then the latest.
     latest_first = labels[np.lexsort((labels["at"], labels["audit"] > 0))[::-1]]
     latest = latest_first[np.unique(latest_first["key"], return_index=True)[1]]
     audited = labels[labels["audit"] > 0]  # in order of the audits

@@ -159,7 +159,13 @@ def request_limits(inputs: RunInputs) -> RequestLimits:
 
 def _prompting(inputs: RunInputs, config: VersionConfig) -> Prompting:
     """Return the prompting without examples, with the recipe's limit of an answer."""
-    prompting = config.prompting or label_prompting(config.classes)
+    data = inputs.recipe.data
+    prompting = config.prompting or label_prompting(
+        config.classes,
+        system=data.system,
+        template=data.template,
+        descriptions=data.label_descriptions,
+    )
     endpoint = inputs.recipe.evaluation.endpoint
     if endpoint is None or endpoint.max_tokens is None:
         return prompting

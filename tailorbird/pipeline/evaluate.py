@@ -48,6 +48,7 @@ from tailorbird.registry.test_set_ledger import record_test_access
 from tailorbird.registry.versions import (
     ModelVersion,
     RegistryError,
+    VersionConfig,
     read_artifact_config,
     read_version,
 )
@@ -261,12 +262,17 @@ def publish(
             config.kind,
             model.uri,
             UNREGISTERED,
+            base_model=_base_model(context, config),
             files=sha256_files(model.uri),
             offsets=config.nonzero_offsets,
         )
     for role, version in versions.items():
         compared[role] = CandidateRecord(
-            version.kind, version.uri, version.digest, offsets=version.nonzero_offsets
+            version.kind,
+            version.uri,
+            version.digest,
+            base_model=_base_model(context, version),
+            offsets=version.nonzero_offsets,
         )
     evidence = build_evidence(context, trained, evaluated, versions=compared, verdict=verdict)
     for name, table in evaluated.predictions.items():
@@ -282,6 +288,15 @@ def publish(
             write_evidence(version.uri, files | render_files(evidence, role=role))
     write_evidence(context.run, files | render_files(evidence, role=chosen))
     return RunResult(evidence)
+
+
+def _base_model(context: RunContext, config: VersionConfig) -> str | None:
+    """Return the source of a model's base model, or its URI if it is not of this run; None without
+    one."""
+    if not config.spec.uses_base:
+        return None
+    sources = {base.record.uri: base.record.source for base in context.inputs.bases}
+    return sources.get(config.base_model, config.base_model)
 
 
 def _register(context: RunContext, family: Family, *, winner: str) -> dict[str, ModelVersion]:

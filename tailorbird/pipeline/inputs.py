@@ -1,8 +1,9 @@
 """The inputs of a run: the recipe's rows, base model and code, checked and staged on S3."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
+from itertools import chain
 from typing import ParamSpec, TypeVar
 
 from cluster.code_snapshot import CodeVersion, ship_code
@@ -12,11 +13,13 @@ from cluster.remote import map_remote, run_remote
 from cluster.resources import evaluation_resources, worker_resources
 from tailorbird import PROJECT_ROOT
 from tailorbird.config.base import digest
+from tailorbird.config.data import MAX_ROWS_IN_MEMORY
+from tailorbird.config.model_uri import ModelUri
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.task_rules import TASKS
 from tailorbird.data.parquet import has_integers
 from tailorbird.data.quality import take_training_rows
-from tailorbird.data.rows import Rows, Splits, rows_sha256
+from tailorbird.data.rows import DataError, Rows, Splits, rows_sha256
 from tailorbird.data.sharding.loading import LoadedDataset, load_in_memory, load_sharded
 from tailorbird.data.suites.load import trained_suites
 from tailorbird.data.task_data import ClassificationData, recipe_task
@@ -47,19 +50,42 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True)
+class StagedBase:
+    """A staged base model, with the pooling that it declares if it is that of a classifier."""
+
+    record: BaseModelRecord
+    pooling: Pooling = MEAN
+
+
+@dataclass(frozen=True)
 class RunInputs:
-    """A recipe with its data, base model and code, as staged on S3."""
+    """A recipe with its data, base models and code, as staged on S3.
+
+    Stages use one of the base models, `base`; see `with_base`.
+    """
 
     recipe: Recipe
     data: LoadedDataset
-    base_model: BaseModelRecord
+    bases: tuple[StagedBase, ...]  # in the order of the recipe
+    base: StagedBase
     code: CodeVersion
     encoder: BaseModelRecord | None = None  # encoder of `evaluation.retrieval_encoder`
     progress: ProgressReporter = SILENT  # reporter for Ray tasks; see `cluster.remote.run_remote`
     integer_labels: bool = False  # the label column of a classification task holds integers
     ranks: Ranks = ONE_RANK  # that hold each model of the run together
-    pooling: Pooling = MEAN  # that the base model of a classifier declares
     contenders: Mapping[str, ModelVersion] = field(default_factory=dict)  # see `read_contenders`
+
+    @property
+    def base_model(self) -> BaseModelRecord:
+        return self.base.record
+
+    @property
+    def pooling(self) -> Pooling:
+        return self.base.pooling
+
+    def with_base(self, name: str) -> "RunInputs":
+        """Return the inputs of stages that use the base model with this `BaseModelRecord.name`."""
+        return replace(self, base=next(base for base in self.bases if base.record.name == name))
 
     @property
     def splits(self) -> Splits:
@@ -196,52 +222,71 @@ class RunInputs:
 
 
 def load_inputs(recipe: Recipe, *, progress: ProgressReporter = SILENT) -> RunInputs:
-    """Read and check the recipe's rows, and stage the base model, the encoder for retrieval and the
-    code."""
-    # Check the rows first, so that an error in them is reported before the base model is
-    # downloaded.
+    """Read and check the recipe's rows, and stage the base models, the encoder for retrieval and
+    the code."""
+    # Check the rows first, so that an error in them is reported before a base model is downloaded.
     data = load_in_memory(recipe)
     contenders = read_contenders(recipe)
-    progress.activity(
-        f"reading the base model {recipe.base_model}, which is copied to the registry on first use"
-    )
-    staged = stage_base_model(recipe.base_model, registry=recipe.registry)
-    task = recipe_task(recipe)
-    require_length(staged.uri, max_length=recipe.data.max_length, task=task)
-    pooling = task_pooling(recipe, staged.uri)
-    base_model = staged.record
+    if data is None:
+        require_one_base(recipe)
+    bases = tuple(_stage_base(uri, recipe, progress=progress) for uri in recipe.base_models)
+    base = bases[0]
     encoder = _stage_encoder(recipe)
     progress.activity("copying the code to the registry")
     code = ship_code(recipe.task_uri, PROJECT_ROOT)
     if data is None:
         progress.activity("tokenizing the training rows into shards")
+        task = recipe_task(recipe)
         if isinstance(task, ClassificationData):
-            task = replace(task, prompt=pooling.prompt)
-        inputs = {"code": code_sha256(source_files(load_sharded)), "base_model": asdict(base_model)}
+            task = replace(task, prompt=base.pooling.prompt)
+        inputs = {
+            "code": code_sha256(source_files(load_sharded)),
+            "base_model": asdict(base.record),
+        }
         data = load_sharded(
-            recipe, task, base_model=staged.uri, inputs=inputs, map_tasks=map_remote
+            recipe, task, base_model=base.record.uri, inputs=inputs, map_tasks=map_remote
         )
     config = recipe.data
     return RunInputs(
         recipe=recipe,
-        data=_with_trained_suites(data, recipe, base_model=staged.uri),
-        base_model=base_model,
+        data=_with_trained_suites(data, recipe, base_model=base.record.uri),
+        bases=bases,
+        base=base,
         code=code,
         encoder=encoder,
         integer_labels=TASKS[recipe.task].has_classes
         and has_integers(config.train_uris, column=config.label),
-        ranks=run_ranks(recipe, base_model=staged.uri),
-        pooling=pooling,
+        ranks=run_ranks(recipe, base_models=[base.record.uri for base in bases]),
         contenders=contenders,
     )
+
+
+def _stage_base(uri: ModelUri, recipe: Recipe, *, progress: ProgressReporter) -> StagedBase:
+    """Stage a base model of the recipe; raise an error if rows of `data.max_length` do not fit
+    it."""
+    progress.activity(f"reading the base model {uri}, which is copied to the registry on first use")
+    staged = stage_base_model(uri, registry=recipe.registry)
+    require_length(staged.uri, max_length=recipe.data.max_length, task=recipe_task(recipe))
+    return StagedBase(staged.record, task_pooling(recipe, staged.uri))
+
+
+def require_one_base(recipe: Recipe) -> None:
+    """Raise DataError if the recipe has several base models, each of which would need shards of its
+    tokens."""
+    if len(recipe.base_models) > 1:
+        raise DataError(
+            f"base_model lists several models, but train has more than {MAX_ROWS_IN_MEMORY:,} rows "
+            "and is streamed as tokens of one; name one base model, or fewer files in data.train"
+        )
 
 
 def inspect_rows(recipe: Recipe) -> LoadedDataset | None:
     """Return the rows of a run without a write to the task's folder; None if they are streamed."""
     data = load_in_memory(recipe)
     if data is None:
+        require_one_base(recipe)
         return None
-    staged = stage_base_model(recipe.base_model, registry=recipe.registry)
+    staged = stage_base_model(recipe.base_models[0], registry=recipe.registry)
     return _with_trained_suites(data, recipe, base_model=staged.uri)
 
 
@@ -258,17 +303,15 @@ def task_pooling(recipe: Recipe, base_model: str) -> Pooling:
     return MEAN
 
 
-def run_ranks(recipe: Recipe, *, base_model: str) -> Ranks:
-    """Return the ranks that hold each model of a run together: those of the staged base model, the
+def run_ranks(recipe: Recipe, *, base_models: Sequence[str]) -> Ranks:
+    """Return the ranks that hold each model of a run together: those of the staged base models, the
     champion and the contenders."""
     task = recipe_task(recipe)
-    return comparison_ranks(
-        recipe.serving, task=task, base_models=_compared_base_models(recipe, base_model)
-    )
+    compared = chain(base_models, _champion_base_models(recipe))
+    return comparison_ranks(recipe.serving, task=task, base_models=compared)
 
 
-def _compared_base_models(recipe: Recipe, base_model: str) -> Iterator[str]:
-    yield base_model
+def _champion_base_models(recipe: Recipe) -> Iterator[str]:
     champion = read_champion(recipe.task_uri)
     version = None if champion is None else champion_version(champion[0])
     if version is not None and version.task == recipe.task:

@@ -45,6 +45,11 @@ class RunContext:
         inputs = replace(self.inputs, progress=progress)
         return replace(self, inputs=inputs, task=task_of(inputs), events=events)
 
+    def with_base(self, name: str) -> "RunContext":
+        """Return the context of stages that use the base model with this name."""
+        inputs = self.inputs.with_base(name)
+        return replace(self, inputs=inputs, task=task_of(inputs))
+
     @property
     def progress(self) -> ProgressReporter:
         return self.inputs.progress
@@ -80,7 +85,8 @@ def prepare(recipe: Recipe, *, progress: ProgressReporter) -> RunContext:
     progress.stage("data: reading and checking the rows")
     inputs = load_inputs(recipe, progress=progress)
     require_no_test_row(recipe.serving.examples, test=inputs.splits.test)
-    progress.note(inputs.base_model.note(recipe.base_model, field="base_model"))
+    for base, given in zip(inputs.bases, recipe.base_models, strict=True):
+        progress.note(base.record.note(given, field="base_model"))
     if recipe.evaluation.retrieval_encoder is not None and inputs.encoder is not None:
         progress.note(
             inputs.encoder.note(recipe.evaluation.retrieval_encoder, field="retrieval_encoder")
@@ -121,7 +127,7 @@ def prepare(recipe: Recipe, *, progress: ProgressReporter) -> RunContext:
             recipe=recipe,
             code=inputs.code.sha256,
             data=inputs.hashes,
-            base_model=inputs.base_model,
+            base_models=tuple(base.record for base in inputs.bases),
             retrieval_encoder=inputs.encoder,
             champion=champion_uri,
             anchor=anchor_uri,

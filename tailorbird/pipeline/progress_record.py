@@ -163,7 +163,7 @@ def first_record(context: RunContext) -> RunProgress:
         run=context.run,
         name=context.recipe.name,
         requested_by=context.registered.requested_by,
-        base_model=str(context.recipe.base_model),
+        base_model=", ".join(map(str, context.recipe.base_models)),
         validation_rows=num_rows,
         status="running",
         started_at=now(),

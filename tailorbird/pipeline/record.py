@@ -151,7 +151,7 @@ def build_evidence(
         versions=dict(versions),
         champion=registered.champion,
         code=inputs.code,
-        base_model=inputs.base_model,
+        base_models=tuple(base.record for base in inputs.bases),
         retrieval_encoder=inputs.encoder,
         endpoint=_endpoint(trained.baselines, max_spend=request_limits(inputs).max_spend),
         endpoint_answers=dict(evaluated.endpoint_answers),

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 
 from cluster.event_queue import forward_events, queue_progress
@@ -10,7 +11,12 @@ from cluster.remote import note_shortage
 from tailorbird.checks.preflight_evaluation import require_gpus
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.training import TrainingConfig
-from tailorbird.evaluation.baselines.baseline import CHAMPION, Baseline
+from tailorbird.evaluation.baselines.baseline import (
+    CHAMPION,
+    Baseline,
+    best_of_bases,
+    ranked_bases,
+)
 from tailorbird.evaluation.inference.endpoint_coverage import MAX_SHARE
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.report.evidence import AverageRecord
@@ -111,15 +117,18 @@ def started(context: RunContext, *, progress: ProgressReporter) -> Iterator[RunC
 
 
 def require_trainable(context: RunContext) -> None:
-    """Raise ModelError or DataError if the base model or a row cannot be trained on."""
-    context.progress.activity("checking that the base model can be trained on the rows")
-    context.task.require_trainable()
+    """Raise ModelError or DataError if a base model or a row cannot be trained on."""
+    for base in context.inputs.bases:
+        name = base.record.name
+        context.progress.activity(f"checking that {name} can be trained on the rows")
+        context.with_base(name).task.require_trainable()
 
 
 def fine_tune(context: RunContext, baselines: tuple[Baseline, ...]) -> FineTuning:
     """Return the candidate with the results of all trainings: sweep, seeds, learning curve, average
     and mix."""
     sweep_result = run_sweep(context, baselines)
+    context = context.with_base(sweep_result.base_model)
     seeds = train_seeds(context, sweep_result)
     curve = measure_curve(context, sweep_result)
     context.progress.stage("candidate: selecting it on the validation rows")
@@ -144,11 +153,10 @@ def fine_tune(context: RunContext, baselines: tuple[Baseline, ...]) -> FineTunin
 
 
 def require_usable(context: RunContext, *, progress: ProgressReporter) -> None:
-    """Raise ValueError if the base model does not fit the GPUs that evaluate it, or an endpoint
+    """Raise ValueError if a base model does not fit the GPUs that evaluate it, or an endpoint
     cannot be used."""
-    require_gpus(
-        context.recipe, base_model=context.inputs.base_model.uri, ranks=context.inputs.ranks
-    )
+    for base in context.inputs.bases:
+        require_gpus(context.recipe, base_model=base.record.uri, ranks=context.inputs.ranks)
     require_endpoints(context, progress=progress)
 
 
@@ -176,8 +184,13 @@ def require_endpoints(context: RunContext, *, progress: ProgressReporter) -> Non
         counts = first_answer(
             context.inputs, config=context.task.version_config("zero_shot", dtype="float32")
         )
+        missing = "label" if context.task.classes else "text"
+        if counts and counts.invalid:
+            progress.note(
+                f"the first answer of the endpoint has no {missing} and counts as wrong; check the "
+                "prompt in section data of the recipe"
+            )
         if counts and counts.empty:
-            missing = "label" if context.task.classes else "text"
             progress.note(
                 "the first answer of the endpoint ends at its maximum number of tokens without a "
                 f"{missing}; a run stops if more than "
@@ -190,7 +203,13 @@ def fit_baselines(context: RunContext) -> tuple[Baseline, ...]:
     """Return the baselines, with the champion first if there is one."""
     progress = context.progress
     progress.stage("baselines: models that need no fine-tuning")
-    baselines = context.task.fit_baselines()
+    by_base = {}
+    for base in context.inputs.bases:
+        name = base.record.name
+        if len(context.inputs.bases) > 1:
+            progress.note(f"with {name}:")
+        by_base[name] = context.with_base(name).task.fit_baselines()
+    baselines = best_of_bases(by_base)
     if context.champion is not None:
         note = f"current champion: {context.champion.version}"
         champion = _score_model(context, CHAMPION, uri=context.champion.uri, note=note)
@@ -209,14 +228,20 @@ def fit_baselines(context: RunContext) -> tuple[Baseline, ...]:
 
 
 def run_sweep(context: RunContext, baselines: tuple[Baseline, ...]) -> SweepResult:
-    """Return the result of the sweep, which reads only training and validation rows."""
+    """Return the result of the sweep, which reads only training and validation rows.
+
+    With several base models, each trial trains one. The first trials train each once, in the order
+    of their best baselines on validation.
+    """
     tuning = context.recipe.tuning
     training = context.recipe.training
     inputs = context.inputs
     progress = context.progress
     target = set_target(baselines, minimum_gain=context.recipe.evaluation.minimum_gain)
     progress.stage(f"sweep: {tuning.num_trials} trials, target {target.text}")
-    task = context.task.training_task()
+    names = ranked_bases(baselines) or [inputs.base_model.name]
+    contexts = {name: context.with_base(name) for name in names}
+    tasks = {name: each.task.training_task() for name, each in contexts.items()}
 
     def compute(uri: str) -> SweepResult:
         note_shortage(
@@ -224,15 +249,18 @@ def run_sweep(context: RunContext, baselines: tuple[Baseline, ...]) -> SweepResu
         )
         progress.activity("starting the training workers, which load DeepSpeed and the base model")
         return sweep(
-            tuning, training=training, task=task, target=target, uri=uri, events=context.events
+            tuning, training=training, tasks=tasks, target=target, uri=uri, events=context.events
         )
 
     stage_inputs = inputs.stage_inputs(
         sweep,
-        type(task),
+        type(tasks[names[0]]),
         tuning=tuning.model_dump(mode="json", exclude=NOT_OF_TRIALS),
         training=training.model_dump(mode="json", exclude={"num_seeds", *NOT_OF_RESULTS}),
-        **context.task.training_inputs,
+        base_models={
+            name: asdict(each.inputs.base_model) | each.task.training_inputs
+            for name, each in contexts.items()
+        },
         baselines=dict(target.baselines),
         to_beat=target.to_beat,
     )

@@ -90,6 +90,7 @@ class ClassificationTask:
                 self.inputs.base_model.uri,
                 train=splits.train,
                 validation=splits.validation,
+                descriptions=recipe.data.label_descriptions,
                 max_length=recipe.data.max_length,
                 config=config,
                 seed=seed,
@@ -99,6 +100,7 @@ class ClassificationTask:
             )
 
         named = {
+            "label_descriptions": recipe.data.label_descriptions,
             "max_length": recipe.data.max_length,
             "metric": config.metric,
         }
@@ -146,7 +148,7 @@ class ChatTask:
 
     inputs: RunInputs
     label_noun: ClassVar[str] = "different answers"
-    num_cost_rows: ClassVar[int] = 16  # an answer takes a hundred times as long as a label
+    num_cost_rows: ClassVar[int] = 8  # an answer takes a hundred times as long as a label
     num_cost_rows_gpu: ClassVar[int] = 64  # as a replica answers at the same time by default
     classes: ClassVar[tuple[str, ...]] = ()
 

@@ -10,6 +10,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from tailorbird import storage
+from tailorbird.config.data import TEXT
 from tailorbird.config.formats.response_format import StructuredFormat
 from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.hybrid_routing import Routing
@@ -100,10 +101,13 @@ class Retrieval(Frozen):
 
 
 class Prompting(Frozen):
-    """The prompt and the maximum answer length of a chat version, in evaluation and serving."""
+    """The prompt and the maximum answer length of a version of a language model, in evaluation and
+    serving."""
 
     system: str | None
     """System message for conversations without a system message; None keeps the model's default."""
+    template: str = TEXT
+    """Message of the user for each text, also in examples (endpoints that classify)."""
     shots: tuple[tuple[str, str], ...] = ()
     """Turns (role, content) before each conversation: the examples of the kind `few_shot`."""
     max_new_tokens: int

@@ -71,7 +71,7 @@ def export_version(
     source = version.base_model
     if storage.exists(f"{uri}/{MANIFEST}"):
         evidence = read_evidence(uri)
-        source = evidence.base_model.source
+        source = evidence.versions[evidence.role_of(uri)].base_model or source
     hub_base = None
     if source.startswith(HUB):
         hub_base = source.removeprefix(HUB)

@@ -109,7 +109,8 @@ def _release_rights(recipe: Recipe) -> _Rights:
 def _inputs(recipe: Recipe) -> tuple[str | None, ...]:
     data = recipe.data
     encoder = recipe.evaluation.retrieval_encoder
-    uris = [*data.train_uris, data.validation, data.test, recipe.base_model.folder]
+    uris = [*data.train_uris, data.validation, data.test]
+    uris += [base_model.folder for base_model in recipe.base_models]
     if encoder is not None:
         uris.append(encoder.folder)
     return tuple(uris)

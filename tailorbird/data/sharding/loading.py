@@ -25,6 +25,7 @@ from tailorbird.data.quality import (
     evaluated_rows,
     num_blank,
     rare_classes,
+    require_known_labels,
     require_separate_keys,
     take_training_rows,
 )
@@ -100,6 +101,7 @@ def load_in_memory(recipe: Recipe) -> LoadedDataset | None:
     if sum(spec.num_rows for spec in shard_specs(config)) > MAX_ROWS_IN_MEMORY:
         return None
     splits, report = clean(read_splits(config, task=task))
+    require_known_labels(config.label_descriptions, train=splits.train)
     take_training_rows(
         splits.train, size=config.max_train_rows, seed=recipe.training.seed
     )  # raises if too few
@@ -165,6 +167,7 @@ def load_sharded(
         )
     train = read_sample(stage.uri, num_files=len(stage.reports))
     dataset = _with_shards(Splits(train=train, validation=validation, test=test), stage)
+    require_known_labels(config.label_descriptions, train=dataset.splits.train)
     return replace(dataset, suites=load_suites(recipe, train=dataset.splits.train))
 
 

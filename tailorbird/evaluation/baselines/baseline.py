@@ -3,8 +3,8 @@
 Read next `classification.py` or `chat.py`, which fit the baselines of a task.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from tailorbird.registry.kinds import KINDS, spec_of
 
@@ -21,6 +21,9 @@ class Baseline:
     validation: float
     servable: bool
     note: str  # description for reports
+    base_models: Mapping[str, float] = field(default_factory=dict)
+    """Validation score with each base model by its name, of which the best is used; empty if the
+    recipe has one base model."""
 
 
 EMBEDDING_S = 300.0
@@ -35,6 +38,40 @@ class OtherBaselines:
 
     tested: tuple[Baseline, ...]  # best on validation first
     replacing: tuple[str, ...]  # kinds of those that may replace the incumbent
+
+
+def best_of_bases(by_base: Mapping[str, Sequence[Baseline]]) -> tuple[Baseline, ...]:
+    """Return each baseline with the base model that is best on validation.
+
+    `by_base` has the same baselines for each base model by name. The first of equal scores wins. A
+    baseline without a base model is that of the first.
+    """
+    best = []
+    for each in zip(*by_base.values(), strict=True):
+        versions = dict(zip(by_base, each, strict=True))
+        best.append(_best_base(versions))
+    return tuple(best)
+
+
+def _best_base(versions: Mapping[str, Baseline]) -> Baseline:
+    first = next(iter(versions.values()))
+    uses_base = first.servable and spec_of(first.kind).uses_base
+    if len(versions) == 1 or not uses_base:
+        return first
+    scores = {name: baseline.validation for name, baseline in versions.items()}
+    name = max(scores, key=lambda each: scores[each])
+    note = f"{versions[name].note}; with {name}, the best of {len(scores)} base models"
+    return replace(versions[name], note=note, base_models=scores)
+
+
+def ranked_bases(baselines: Sequence[Baseline]) -> tuple[str, ...]:
+    """Return the names of the base models by their best baseline on validation, best first; none if
+    there is one base model."""
+    best: dict[str, float] = {}
+    for baseline in baselines:
+        for name, score in baseline.base_models.items():
+            best[name] = max(score, best.get(name, score))
+    return tuple(sorted(best, key=lambda name: -best[name]))
 
 
 def select_incumbent(baselines: Sequence[Baseline]) -> Baseline:

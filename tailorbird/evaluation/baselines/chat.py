@@ -99,8 +99,7 @@ def fit_prompt_baselines(
         progress.score(kind, score, note)
         fitted.append((Baseline(kind, None, score, servable=True, note=note), prompting))
 
-    copied = [nearest_answer(conversation, index=index).text for conversation in validation.turns]
-    score = _score(config.metric, copied, validation=validation)
+    score = score_nearest(index, validation=validation, metric=config.metric)
     add("nearest", score, note, prompting=prompting.model_copy(update={"retrieval": retrieval}))
     tried = tried_prompts(
         prompting,
@@ -123,6 +122,12 @@ def fit_prompt_baselines(
         prompt = prompts[best]
         add(prompt.kind, scores[best], prompt.note, prompting=prompt.prompting)
     return ChatBaselines(tuple(fitted), files, dtype_name())
+
+
+def score_nearest(index: RetrievalIndex, *, validation: Rows, metric: str) -> float:
+    """Return the mean score of the answers of the nearest training rows to the validation rows."""
+    copied = [nearest_answer(conversation, index=index).text for conversation in validation.turns]
+    return _score(metric, copied, validation=validation)
 
 
 def add_embeddings(

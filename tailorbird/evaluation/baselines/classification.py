@@ -3,10 +3,11 @@ both."""
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from sklearn.feature_extraction.text import TfidfVectorizer
 
 from cluster.progress import current_progress
 from tailorbird import storage
@@ -43,7 +44,8 @@ from tailorbird.registry.versions import Dtype, VersionConfig, write_artifact_co
 from tailorbird.storage.node_cache import local_copy
 
 MAX_SELECTION_ROWS = 100_000  # training rows on which the settings of a bag of words are selected
-EMBEDDED_AT_ONCE = 2048  # rows
+FIRST_EMBEDDED = 64  # rows; each further part has twice as many, up to `EMBEDDED_AT_ONCE`
+EMBEDDED_AT_ONCE = 2048
 CENTROID_SHOTS = 10  # rows per class
 PROBE_C = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 """Inverse regularisation strengths that are tried on validation, on embeddings whose mean length is
@@ -66,6 +68,7 @@ class FittedBaseline:
     bag: BagOfWords | None = None
     temperature: float = 1.0
     offsets: tuple[float, ...] = ()
+    decisions: IntArray | None = None  # class index of each validation row [N]
 
 
 @dataclass(frozen=True)
@@ -82,16 +85,19 @@ def fit_baselines(
     *,
     train: Rows,
     validation: Rows,
+    descriptions: Mapping[str, str],
     max_length: int,
     config: EvaluationConfig,
     seed: int,
+    embedding_s: float = EMBEDDING_S,
 ) -> BaselineResults:
     """Fit all baselines on the training rows, and select their settings on validation by
     `config.metric`.
 
     Bags of words learn from all training rows, heads on embeddings from as many as are embedded
-    within `EMBEDDING_S`. Each text is embedded once. Raises ValueError if train has a single class
-    or no text with a word or a character, or if validation is empty.
+    within `embedding_s`. Each text is embedded once. `descriptions` has those of some labels.
+    Raises ValueError if train has a single class or no text with a word or a character, or if
+    validation is empty.
     """
     classes = labels_of(train.labels)
     if len(classes) < 2:
@@ -103,9 +109,11 @@ def fit_baselines(
             "validation has no rows; the baselines need validation rows to select their settings"
         )
     progress = current_progress()
-    labels = label_indices(train.labels, classes=classes)
-    truth = label_indices(validation.labels, classes=classes)
-    held_out = HeldOut(truth, config.metric, documents(validation))
+    progress.activity("fitting linear heads on bags of words")
+    vectorizers, data = bag_data(train, validation=validation, metric=config.metric)
+    labels = data.labels
+    held_out = data.held_out
+    truth = held_out.truth
 
     most_frequent = majority(train.labels)
     always = [most_frequent] * len(validation)
@@ -128,19 +136,21 @@ def fit_baselines(
         note += offsets_note(fit.offsets, classes=classes)
         temperature = fit_temperature(logits, labels=truth)
         baseline = Baseline(kind, None, fit.score, servable=True, note=note)
+        decided = logits
+        if fit.offsets:
+            decided = logits + np.array(fit.offsets)
         results.append(
             FittedBaseline(
-                baseline, head=head, bag=bag, temperature=temperature, offsets=fit.offsets
+                baseline,
+                head=head,
+                bag=bag,
+                temperature=temperature,
+                offsets=fit.offsets,
+                decisions=decided.argmax(1),
             )
         )
         progress.score(kind, fit.score, note)
 
-    progress.activity("fitting linear heads on bags of words")
-    vectorizers, terms = fit_vectorizers(train.texts, num_classes=len(classes))
-    held_out_terms = stack_blocks(
-        vectorizer.transform(list(validation.texts)) for vectorizer in vectorizers.values()
-    )
-    data = HeadData((terms,), labels, features=(held_out_terms,), held_out=held_out)
     alone = fit_bag(data, seed=seed)
     bag = BagOfWords(vectorizers, alone.weights[0], alone.bias)
     add("bag_of_words", alone, alone.note(), logits=alone.logits, bag=bag)
@@ -148,14 +158,21 @@ def fit_baselines(
     progress.activity("embedding the training and validation rows")
     embed = text_embedder(base_model, max_length=max_length)
     held_out_features = embed(validation.texts)
-    rows, features = embed_in_time(train, embed=embed, seed=seed)
+    rows, features = embed_in_time(train, embed=embed, seconds=embedding_s, seed=seed)
     directions = centroids(features, labels[rows], shots=CENTROID_SHOTS, seed=seed)
-    vectors: dict[Kind, FloatArray] = {"zero_shot": embed(classes), "centroid": directions}
-    notes = {"zero_shot": "label names", "centroid": f"{CENTROID_SHOTS} examples per class"}
-    for kind, directions_of_kind in vectors.items():
-        head = cosine_head(directions_of_kind, features)
-        logits = head.logits(held_out_features)
-        add(kind, held_out.fit_offsets(logits), notes[kind], logits=logits, head=head)
+    label_vectors = {
+        note: embed(texts) for note, texts in label_texts(classes, descriptions).items()
+    }
+    tried: dict[Kind, Mapping[str, FloatArray]] = {
+        "zero_shot": label_vectors,
+        "centroid": {f"{CENTROID_SHOTS} examples per class": directions},
+    }
+    for kind, vectors in tried.items():
+        heads = {note: cosine_head(vector, features) for note, vector in vectors.items()}
+        logits = {note: head.logits(held_out_features) for note, head in heads.items()}
+        fits = {note: held_out.fit_offsets(values) for note, values in logits.items()}
+        best = max(fits, key=lambda note: fits[note].score)
+        add(kind, fits[best], best, logits=logits[best], head=heads[best])
 
     progress.activity("fitting linear heads on embeddings")
     embedded_only = ""
@@ -179,6 +196,24 @@ def fit_baselines(
 
     pooling = read_pooling(base_model, purpose="classification")
     return BaselineResults(tuple(results), dtype_name(), pooling)
+
+
+def bag_data(
+    train: Rows, *, validation: Rows, metric: str
+) -> tuple[dict[str, TfidfVectorizer], HeadData]:
+    """Return the vectorizers of a bag of words by name, and the features of both splits.
+
+    Raises ValueError if no training text has a word or a character.
+    """
+    classes = labels_of(train.labels)
+    vectorizers, terms = fit_vectorizers(train.texts, num_classes=len(classes))
+    held_out_terms = stack_blocks(
+        vectorizer.transform(list(validation.texts)) for vectorizer in vectorizers.values()
+    )
+    truth = label_indices(validation.labels, classes=classes)
+    held_out = HeldOut(truth, metric, documents(validation))
+    labels = label_indices(train.labels, classes=classes)
+    return vectorizers, HeadData((terms,), labels, features=(held_out_terms,), held_out=held_out)
 
 
 def store_baselines(
@@ -240,20 +275,22 @@ def text_embedder(base_model: str, *, max_length: int) -> Callable[[Sequence[str
 
 
 def embed_in_time(
-    train: Rows, *, embed: Callable[[Sequence[str]], FloatArray], seed: int
+    train: Rows, *, embed: Callable[[Sequence[str]], FloatArray], seconds: float, seed: int
 ) -> tuple[IntArray, FloatArray]:
     """Return the positions [M] and embeddings [M, D] of training rows, in order.
 
-    They are all rows, or a random part with each class if `EMBEDDING_S` is over.
+    They are all rows, or a random part with each class if `seconds` are over.
     """
-    deadline = time.monotonic() + EMBEDDING_S
+    deadline = time.monotonic() + seconds
     order = classes_first(train.labels, seed=seed)
     num_classes = len(set(train.labels))
     parts = []
-    for start in range(0, len(train), EMBEDDED_AT_ONCE):
-        if start >= num_classes and time.monotonic() > deadline:
-            break
-        parts.append(embed([train.texts[row] for row in order[start : start + EMBEDDED_AT_ONCE]]))
+    start = 0
+    size = FIRST_EMBEDDED
+    while start < len(train) and (start < num_classes or time.monotonic() < deadline):
+        parts.append(embed([train.texts[row] for row in order[start : start + size]]))
+        start += size
+        size = min(2 * size, EMBEDDED_AT_ONCE)
     features = np.concatenate(parts)
     rows = order[: len(features)]
     in_order = np.argsort(rows)
@@ -275,6 +312,19 @@ def majority(train_labels: Sequence[str]) -> str:
     """Return the most frequent training label. In a tie, the first label in the alphabet wins."""
     counts = Counter(train_labels)
     return min(counts, key=lambda name: (-counts[name], name))
+
+
+def label_texts(classes: Sequence[str], descriptions: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return the texts of the classes that `zero_shot` tries, by the note of the baseline.
+
+    A class without a description has its name in all of them.
+    """
+    texts = {"label names": list(classes)}
+    if descriptions:
+        described = {label: f"{label}: {text}" for label, text in descriptions.items()}
+        texts["label descriptions"] = [descriptions.get(label, label) for label in classes]
+        texts["label names and descriptions"] = [described.get(label, label) for label in classes]
+    return texts
 
 
 def cosine_head(directions: FloatArray, features: FloatArray) -> Head:

@@ -18,7 +18,7 @@ from tailorbird.evaluation.inference.endpoint_predictions import (
 from tailorbird.evaluation.statistics.scoring import score_table
 from tailorbird.models.endpoint.client import Body
 from tailorbird.models.endpoint.completion import EndpointAnswer
-from tailorbird.models.endpoint.prompts import label_conversations, label_of
+from tailorbird.models.endpoint.prompts import label_conversations
 from tailorbird.models.retrieval.index import RetrievalIndex
 from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.versions import Prompting, Retrieval, VersionConfig
@@ -122,13 +122,7 @@ def _note(
 
     `omitted` are the parameters without which some requests were sent.
     """
-    notes = [detail]
-    if classes:
-        labels = [label_of(answer.text, classes=classes) for answer in answers]
-        if None in labels:
-            share = labels.count(None) / len(labels)
-            notes.append(f"{share:.1%} of the answers are no label")
-    notes.append(str(count_answers(answers, classes=classes)))
+    notes = [detail, str(count_answers(answers, classes=classes))]
     if omitted:
         notes.append(f"sent without {', '.join(omitted)}, which the endpoint refused")
     return "; ".join(filter(None, notes))

@@ -26,9 +26,10 @@ class AnswerCounts:
     refused: int  # the endpoint refused the request because of its texts
     truncated: int  # the answer ended at the maximum number of tokens
     empty: int  # of the truncated ones, those without a label or, for chat, without a text
+    invalid: int = 0  # complete answers without a label or, for chat, without a text
 
     def __str__(self) -> str:
-        """Return a description for notes; empty if the endpoint completed all answers."""
+        """Return a description for notes; empty if all answers are complete and usable."""
         parts = []
         if self.refused:
             parts.append(
@@ -39,16 +40,24 @@ class AnswerCounts:
                 f"{self.truncated:,} of {self.rows:,} rows with an answer that ends at max_tokens, "
                 f"{self.empty:,} of them empty and wrong"
             )
+        if self.invalid:
+            parts.append(
+                f"{self.invalid:,} of {self.rows:,} rows with a complete answer without a label or "
+                "text, counted as wrong"
+            )
         return "; ".join(parts)
 
 
 def count_answers(answers: Sequence[EndpointAnswer], *, classes: tuple[str, ...]) -> AnswerCounts:
     """Return the counts of the answers to rows; `classes` is empty for chat."""
+    without = [answer for answer in answers if not _has_result(answer, classes=classes)]
+    complete = [answer for answer in without if not answer.refused and not answer.truncated]
     return AnswerCounts(
         len(answers),
         refused=sum(answer.refused for answer in answers),
         truncated=sum(answer.truncated for answer in answers),
-        empty=sum(_is_empty(answer, classes=classes) for answer in answers),
+        empty=sum(answer.truncated for answer in without),
+        invalid=len(complete),
     )
 
 
@@ -104,9 +113,7 @@ def require_room(answer: EndpointAnswer, *, endpoint: Endpoint, max_tokens: int)
         )
 
 
-def _is_empty(answer: EndpointAnswer, *, classes: tuple[str, ...]) -> bool:
-    if not answer.truncated:
-        return False
+def _has_result(answer: EndpointAnswer, *, classes: tuple[str, ...]) -> bool:
     if classes:
-        return label_of(answer.text, classes=classes) is None
-    return not answer.text
+        return label_of(answer.text, classes=classes) is not None
+    return bool(answer.text)

@@ -208,6 +208,8 @@ class CandidateRecord:
     """sha256 of each file by name; only for an unregistered version."""
     offsets: Mapping[str, float] = field(default_factory=dict)
     """That are not 0, by class; see `VersionConfig.offsets`."""
+    base_model: str | None = None
+    """Source of its base model, or its URI if the run did not stage it; None without one."""
 
 
 @dataclass(frozen=True)
@@ -221,6 +223,8 @@ class ModelScore:
     test: float | None  # None if the model did not predict the test rows
     role: Literal["incumbent", "candidate", "contender"] | None
     servable: bool = True
+    base_models: Mapping[str, float] = field(default_factory=dict)
+    """Validation score with each base model; see `Baseline.base_models`."""
 
 
 @dataclass(frozen=True)
@@ -306,7 +310,7 @@ class Evidence(StoredModel):
     champion: str | None
     """URI of the champion when the run began."""
     code: CodeVersion
-    base_model: BaseModelRecord
+    base_models: tuple[BaseModelRecord, ...]
     retrieval_encoder: BaseModelRecord | None
     """(chat only) The encoder of `evaluation.retrieval_encoder`, if the recipe names one."""
     endpoint: Endpoint | None = None
@@ -320,6 +324,11 @@ class Evidence(StoredModel):
     def winner(self) -> CandidateRecord:
         """The version that the verdict selected."""
         return self.versions[self.verdict.selected]
+
+    def roles_with(self, base_model: BaseModelRecord) -> list[str]:
+        """Return the roles of the versions that use a base model of the run."""
+        source = base_model.source
+        return [role for role, version in self.versions.items() if version.base_model == source]
 
     def role_of(self, uri: str) -> str:
         """Return the role of the version at a URI; for the run's URI, the role that the verdict

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 import yaml
 
 from tailorbird.config.metrics import METRICS
+from tailorbird.config.model_uri import parse_model_uri
 from tailorbird.config.task_rules import TASKS
 from tailorbird.evaluation.gates.base import Gate
 from tailorbird.evaluation.report.console import score_cells
@@ -123,8 +124,9 @@ def _front_matter(evidence: Evidence, *, role: str, library: str) -> dict[str, o
     front: dict[str, object] = {}
     if recipe.license:
         front["license"] = recipe.license
-    if spec_of(kind).uses_base:
-        front["base_model"] = _hub_id(str(recipe.base_model.unpinned))
+    base_model = evidence.versions[role].base_model
+    if base_model is not None:
+        front["base_model"] = _hub_id(str(parse_model_uri(base_model).unpinned))
     front |= {
         "datasets": datasets,
         "metrics": [_hub_name(name) for name in scores],
@@ -151,8 +153,8 @@ def _what(evidence: Evidence, *, role: str) -> str:
         description = f"`{first}` and `{second}` in a routing by {hybrid.routing.by}"
         description += f", {hybrid.share_to_second:.0%} of the test rows to the second"
     model = f"{task.model} for the task `{evidence.name}`"
-    if spec.uses_base:
-        model += f", based on `{evidence.base_model.source}`"
+    if (base_model := evidence.versions[role].base_model) is not None:
+        model += f", based on `{base_model}`"
     return f"{model}: {description}. It is {_role_name(role)} of run `{evidence.run}`."
 
 

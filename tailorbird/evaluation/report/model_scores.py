@@ -45,6 +45,7 @@ def model_scores(
             test=None,
             role=None,
             servable=baseline.servable,
+            base_models=baseline.base_models,
         )
         if baseline is incumbent:
             score = replace(score, role="incumbent", test=verdict.incumbent.score)

@@ -24,13 +24,13 @@ class Preregistration(StoredModel):
 
     protocol: TestProtocol
     request_sha256: str = ""
-    """Hash of recipe, code, data, base model and encoder: `request_digest`."""
+    """Hash of recipe, code, data, base models and encoder: `request_digest`."""
     recipe: Recipe
     code: str
     """sha256 of the code."""
     data: dict[str, str]
     """sha256 of the rows of each split by name."""
-    base_model: BaseModelRecord
+    base_models: tuple[BaseModelRecord, ...]
     retrieval_encoder: BaseModelRecord | None
     """Encoder for retrieval, if the recipe names one."""
     champion: str | None
@@ -66,7 +66,7 @@ def evaluated_recipe(recipe: Recipe) -> dict[str, JsonValue]:
 def request_digest(registration: Preregistration) -> str:
     """Return the hash of recipe, code, data and models."""
     request = registration.model_dump(
-        mode="json", include={"code", "data", "base_model", "retrieval_encoder"}
+        mode="json", include={"code", "data", "base_models", "retrieval_encoder"}
     )
     return digest(request | {"recipe": evaluated_recipe(registration.recipe)})
 

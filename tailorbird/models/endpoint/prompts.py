@@ -3,13 +3,15 @@ label."""
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
+from tailorbird.config.data import LABELS, TEXT
 from tailorbird.config.formats.response_format import ChoiceFormat, StructuredFormat, openai_format
 from tailorbird.data.chat_template import with_system
 from tailorbird.data.rows import Conversation, Rows, messages_of
@@ -24,6 +26,12 @@ BYTES_PER_TOKEN = 4
 """UTF-8 bytes that are counted as a token against `max_prompt_tokens`, because the endpoint's
 tokenizer is unknown."""
 LABEL = "label"  # key of the label in the JSON object of an answer
+SYSTEM = "Classify the user's text."  # system message of a recipe without one
+REQUEST = (
+    f'Answer only with a JSON object of the form {{"{LABEL}": "..."}} whose value is exactly one '
+    f"of these labels:\n{LABELS}"
+)
+"""Added to a system message if no part of the prompt lists the labels."""
 MARGIN = 16  # tokens of a label's answer in addition to its bytes
 _STRIPPED = " \t\n.,:;!\"'`*"  # characters around a label that are ignored
 
@@ -32,14 +40,15 @@ def endpoint_messages(
     conversation: Conversation, *, prompting: Prompting, index: "RetrievalIndex | None" = None
 ) -> Conversation:
     """Return the messages of a request: system message, examples, and the turns of the
-    conversation.
+    conversation, with each text of the user in the template.
 
     The examples are the first of `example_sets` with which the messages do not exceed
     `max_prompt_tokens` at `BYTES_PER_TOKEN`, or the last ones.
     """
     retrieval = prompting.retrieval
     for examples in example_sets(conversation, prompting=prompting, index=index):
-        messages = with_system(conversation, system=prompting.system, shots=examples)
+        turns = with_system(conversation, system=prompting.system, shots=examples)
+        messages = _in_template(turns, template=prompting.template)
         size = sum(len(content.encode("utf-8", "replace")) for _, content in messages)
         if retrieval is not None and size <= BYTES_PER_TOKEN * retrieval.max_prompt_tokens:
             break
@@ -96,16 +105,45 @@ def request_body(
     )
 
 
-def label_prompting(classes: Sequence[str]) -> Prompting:
-    """Return the prompting of the zero-shot choice of a label; the system message lists the
-    labels."""
-    names = "\n".join(json.dumps(label, ensure_ascii=False) for label in classes)
-    system = (
-        "Classify the user's text. Answer only with a JSON object of the form "
-        f'{{"{LABEL}": "..."}} whose value is exactly one of these labels:\n{names}'
-    )
+def _in_template(turns: Conversation, *, template: str) -> Conversation:
+    """Return turns with the content of each turn of the user in the template."""
+    messages = []
+    for role, content in turns:
+        message = template.replace(TEXT, content) if role == "user" else content
+        messages.append((role, message))
+    return tuple(messages)
+
+
+def label_prompting(
+    classes: Sequence[str],
+    *,
+    system: str | None = None,
+    template: str = TEXT,
+    descriptions: Mapping[str, str] = MappingProxyType({}),
+) -> Prompting:
+    """Return the prompting of the zero-shot choice of a label, with the fields of a recipe.
+
+    The list of labels, with their descriptions, replaces `LABELS`. If neither text has it,
+    `REQUEST` follows the system message. An empty system message is not sent.
+    """
+    first = SYSTEM if system is None else system
+    if LABELS not in first and LABELS not in template:
+        first = f"{first} {REQUEST}".strip()
+    names = "\n".join(_described(label, descriptions) for label in classes)
     longest = max(len(label_answer(label).encode("utf-8", "replace")) for label in classes)
-    return Prompting(system=system, max_new_tokens=longest + MARGIN)
+    return Prompting(
+        system=first.replace(LABELS, names) or None,
+        template=template.replace(LABELS, names),
+        max_new_tokens=longest + MARGIN,
+    )
+
+
+def _described(label: str, descriptions: Mapping[str, str]) -> str:
+    """Return a label, with its description if it has one, as a line of the list of labels."""
+    texts = [label]
+    if label in descriptions:
+        texts.append(descriptions[label])
+    return ": ".join(json.dumps(text, ensure_ascii=False) for text in texts)
 
 
 def label_answer(label: str) -> str:

@@ -107,7 +107,11 @@ def test_a_sweep_gets_a_node_for_each_concurrent_trial_and_they_are_removed_afte
     with connect():
         at = time.monotonic()
         result = sweep(
-            config, training=ALONE, task=task, target=NO_TARGET, uri=f"{REGISTRY}/autoscaled-sweep"
+            config,
+            training=ALONE,
+            tasks={"base": task},
+            target=NO_TARGET,
+            uri=f"{REGISTRY}/autoscaled-sweep",
         )
     report_figure("swept_s", time.monotonic() - at)
     report_figure(

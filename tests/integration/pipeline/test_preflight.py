@@ -77,7 +77,16 @@ def test_a_valid_recipe_passes_and_leaves_no_files(recipe: Path) -> None:
         ),
         "power: note",
         "rows: ok",
+        "Is this task worth fine-tuning?: heading",
+        *(f"{name}: ok" for name in ("without fine-tuning", "agreement", "more rows", "training")),
+        "regulation: note",
+        "yearly cost: note",
+        "What to try first: heading",
+        "1: note",
+        "2: note",
     }
+    assert "pretrained model with a linear head" in results["without fine-tuning: ok"]
+    assert results["1: note"].startswith("add test rows")
     assert " validation, 400 test" in results["rows: ok"]
     assert "of simulated tests of 400 rows" in results["power: note"]
     assert "the smallest group is group = newborn with 4 rows" in results["gate groups: note"]

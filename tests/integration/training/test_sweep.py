@@ -63,7 +63,9 @@ def stopped(small_data: str) -> Iterator[StoppedSweep]:
     )
     with connect(), forward_events(recorder) as events:
         task = training_task(small_data, num_rows=64)
-        result = sweep(config, training=training, task=task, target=target, uri=uri, events=events)
+        result = sweep(
+            config, training=training, tasks={"base": task}, target=target, uri=uri, events=events
+        )
         yield StoppedSweep(
             result=result, training=training, target=target, uri=uri, recorder=recorder
         )
@@ -98,7 +100,7 @@ def test_a_sweep_whose_target_is_out_of_reach_ends_early_and_selects_a_trial(
     training = TrainingConfig(num_workers=1, epochs=1, batch_size=16, learning_rate=1e-6)
     with connect():
         config, target = TuningConfig(num_trials=12), Target({"probe": 0.98}, 0.99, "")
-        result = sweep(config, training=training, task=task, target=target, uri=a_uri())
+        result = sweep(config, training=training, tasks={"base": task}, target=target, uri=a_uri())
     trials = [row for row in result.rows if row.status != "baseline"]
     assert result.ended is not None
     assert "0.990 is out of reach" in result.ended
@@ -137,7 +139,9 @@ def test_a_trial_whose_export_is_refused_fails_and_another_trial_is_selected(
     training = TrainingConfig(num_workers=1, epochs=1, batch_size=16)
     with connect():
         config = TuningConfig(num_trials=2, space=RATES)
-        result = sweep(config, training=training, task=task, target=NO_TARGET, uri=a_uri())
+        result = sweep(
+            config, training=training, tasks={"base": task}, target=NO_TARGET, uri=a_uri()
+        )
     statuses = {row.status: row.config["learning_rate"] for row in result.rows}
     (failed,) = statuses.keys() - {"completed"}  # it was not tried again
     assert failed == "failed: these weights are refused"
@@ -151,7 +155,9 @@ def test_a_group_without_free_cpus_ends_with_the_sweep_and_holds_none(small_data
         num_cpus = int(ray.cluster_resources()["CPU"])
         training = TrainingConfig(num_workers=num_cpus, epochs=1, batch_size=16)
         config = TuningConfig(num_trials=2, max_concurrent_trials=2)
-        result = sweep(config, training=training, task=task, target=NO_TARGET, uri=a_uri())
+        result = sweep(
+            config, training=training, tasks={"base": task}, target=NO_TARGET, uri=a_uri()
+        )
         wait(
             lambda: {group["state"] for group in placement_group_table().values()} == {"REMOVED"},
             within_s=60,
@@ -182,11 +188,21 @@ def test_ray_46814_a_trial_whose_worker_is_killed_resumes_and_the_others_complet
     with connect():
         with forward_events(undisturbed) as events:
             complete = sweep(
-                config, training=training, task=task, target=NO_TARGET, uri=a_uri(), events=events
+                config,
+                training=training,
+                tasks={"base": task},
+                target=NO_TARGET,
+                uri=a_uri(),
+                events=events,
             )
         with forward_events(ProgressReporter(report)) as events:
             result = sweep(
-                config, training=training, task=task, target=NO_TARGET, uri=uri, events=events
+                config,
+                training=training,
+                tasks={"base": task},
+                target=NO_TARGET,
+                uri=uri,
+                events=events,
             )
     assert [row.status for row in result.rows] == ["completed", "completed"]
     assert len(killed) == 1

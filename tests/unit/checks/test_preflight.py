@@ -1,5 +1,4 @@
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,8 +9,15 @@ from cluster.resources import Holder, Node, NodeType, Resources, Versions
 from tailorbird.checks import preflight, preflight_facts
 from tailorbird.checks.doctor import GIB
 from tailorbird.checks.preflight import check_facts
-from tailorbird.checks.preflight_facts import Cluster, PreflightFacts, Table, endpoint_findings
+from tailorbird.checks.preflight_facts import (
+    BaseModelFacts,
+    Cluster,
+    PreflightFacts,
+    Table,
+    endpoint_findings,
+)
 from tailorbird.checks.result import CheckResult, passes
+from tailorbird.config.model_uri import ModelUri
 from tailorbird.config.recipe import Recipe
 from tailorbird.evaluation.verdict.inputs import TrainedRows
 from tailorbird.models.metadata import MetadataError, ModelMetadata
@@ -41,6 +47,12 @@ REPORT = NodeReport(
     bfloat16=False,
     node_types=(),
 )
+
+
+def base_model(metadata: ModelMetadata | None, fault: str | None = None) -> BaseModelFacts:
+    return BaseModelFacts(ModelUri("pypi", "x"), metadata, fault)
+
+
 MODEL = ModelMetadata(
     "s3://m/_base/x", "bert", False, False, longest=512, shape=SHAPE, num_stored=22_000_000
 )
@@ -57,8 +69,7 @@ GOOD = PreflightFacts(
     cluster=CLUSTER,
     tables=(Table("train", "s3://lake/rows", num_rows=100, num_files=1, num_read=1),),
     written=WriteCheck(),
-    model=MODEL,
-    model_fault=None,
+    base_models=(base_model(MODEL),),
 )
 
 
@@ -115,7 +126,7 @@ REPORTS = {"1": REPORT, "2": REPORT}
 
 
 def with_model(**changed: Any) -> PreflightFacts:
-    return replace(GOOD, model=replace(MODEL, **changed))
+    return replace(GOOD, base_models=(base_model(replace(MODEL, **changed)),))
 
 
 def with_report(**changed: Any) -> PreflightFacts:
@@ -273,7 +284,9 @@ def test_an_autoscaler_that_adds_nodes_makes_room_for_all_trials() -> None:
 
 
 def test_without_a_base_model_memory_is_not_estimated() -> None:
-    lines = check_facts(recipe(), replace(GOOD, model=None, model_fault="cannot be downloaded"))
+    lines = check_facts(
+        recipe(), replace(GOOD, base_models=(base_model(None, "cannot be downloaded"),))
+    )
     faults = {line.name: line.message for line in lines if line.state == "fault"}
     assert faults.keys() == {"base model", "memory"}
     assert faults["base model"] == "cannot be downloaded"
@@ -347,7 +360,7 @@ def test_rows_with_retrieved_examples_need_more_memory_and_cannot_be_streamed() 
         recipe(**chat, training=small),
         recipe(**chat, training=small | {"with_retrieved": True}),
     )
-    facts = replace(GOOD, model=replace(MODEL, is_causal=True))
+    facts = replace(GOOD, base_models=(base_model(replace(MODEL, is_causal=True)),))
     texts = [
         line.message
         for task in (plain, retrieved)
@@ -368,15 +381,13 @@ def test_the_rows_are_read_as_a_run_does(monkeypatch: pytest.MonkeyPatch) -> Non
     def refuse(_: Recipe) -> None:
         raise ValueError("train has no rows left")
 
-    splits = SimpleNamespace(train=range(1200), validation=range(300), test=range(500))
-    expected = {
-        "1,200 train, 300 validation, 500 test": lambda _: SimpleNamespace(splits=splits),
-        "not read, because the training rows are streamed": lambda _: None,
-        "train has no rows left": refuse,
-    }
-    for message, inspect_rows in expected.items():
+    monkeypatch.setattr(preflight, "collect_facts", lambda *_, **__: GOOD)
+    expected = {"not read, because the training rows are streamed": lambda _: None}
+    for message, inspect_rows in (expected | {"train has no rows left": refuse}).items():
         monkeypatch.setattr(preflight, "inspect_rows", inspect_rows)
-        assert preflight.check_rows(recipe()).message == message
+        results = {line.name: line for line in preflight.check_recipe(recipe())}
+        assert results["rows"].message == message
+        assert passes(tuple(results.values())) == (message in expected)
 
 
 @pytest.mark.parametrize(("max_length", "fits"), [(511, True), (512, False)])

@@ -9,7 +9,7 @@ from tailorbird.checks.result import CheckResult
 from tailorbird.models.metadata import ModelMetadata
 from tailorbird.models.tensor_parallel.ranks import plan_ranks
 from tests.build import recipe
-from tests.unit.checks.test_preflight import CLUSTER, GOOD, MODEL, REPORT, SHAPE
+from tests.unit.checks.test_preflight import CLUSTER, GOOD, MODEL, REPORT, SHAPE, base_model
 
 LARGE = replace(
     MODEL, shape=replace(SHAPE, num_parameters=70_000_000_000), num_stored=70_000_000_000
@@ -28,7 +28,8 @@ def on_gpus(
     cluster = replace(CLUSTER, reports={"1": replace(REPORT, gpu_bytes=gpu_bytes)})
     changed = recipe(**sections)
     ranks = plan_ranks(changed.serving, {"s3://m/base": divisor})
-    lines = check_facts(changed, replace(GOOD, model=model, ranks=ranks, cluster=cluster))
+    facts = replace(GOOD, base_models=(base_model(model),), ranks=ranks, cluster=cluster)
+    lines = check_facts(changed, facts)
     return [line for line in lines if line.name == name]
 
 

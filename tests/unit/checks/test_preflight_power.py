@@ -18,8 +18,10 @@ def test_more_rows_and_a_larger_gain_give_more_power() -> None:
 
 
 def test_a_small_test_is_reported_with_the_rows_that_it_needs() -> None:
-    [small] = check_power(EVALUATION, PlannedTest(300))
-    [large] = check_power(EVALUATION, PlannedTest(5000))
+    small, large = (
+        check_power(planned_power(EVALUATION, planned), config=EVALUATION, planned=planned)
+        for planned in (PlannedTest(300), PlannedTest(5000))
+    )
     assert small.state == "note"
     assert "test rows give 80%" in str(small.remedy)
     assert large.state == "ok"

@@ -456,6 +456,7 @@ def test_a_changed_weight_in_a_part_of_a_hybrid_is_detected(task_folder: Path) -
         "digest": hashlib.sha256(manifest).hexdigest(),
         "files": None,
         "offsets": {},
+        "base_model": None,
     }
     assert forged(task_folder, {"versions.hybrid": record}) == ()
     (part / "head.safetensors").write_bytes(b"other weights")

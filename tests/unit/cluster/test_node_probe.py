@@ -24,7 +24,7 @@ def test_a_report_lists_uris_that_cannot_be_read(tmp_path: Path, model: str) -> 
         ProbeRequest(
             (good, bad, none),
             task_uri="s3://",
-            base_model=model,
+            base_models=(model,),
             packages=("pytest", "no-such-package"),
         )
     )
@@ -38,7 +38,8 @@ def test_a_report_lists_uris_that_cannot_be_read(tmp_path: Path, model: str) -> 
 def test_a_missing_base_model_is_reported(tmp_path: Path) -> None:
     gone = (tmp_path / "elsewhere").as_uri()
     assert (
-        gone in probe_node(ProbeRequest((), task_uri="s3://", base_model=gone, packages=())).unread
+        gone
+        in probe_node(ProbeRequest((), task_uri="s3://", base_models=(gone,), packages=())).unread
     )
 
 
@@ -52,5 +53,5 @@ def test_the_head_node_of_a_ray_up_cluster_reports_its_node_types(
     )
     monkeypatch.setattr(node_probe, "BOOTSTRAP", path)
     assert probe_node(
-        ProbeRequest((), task_uri="s3://", base_model=model, packages=())
+        ProbeRequest((), task_uri="s3://", base_models=(model,), packages=())
     ).node_types == (NodeType("gpu", Resources(8, 1), 2, max_nodes_of_all_types=4),)

@@ -13,6 +13,7 @@ from tailorbird.config.model_uri import ModelUri
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.training import TrainingConfig
 from tailorbird.config.tuning import Distribution
+from tests import build
 
 SHIPPED = sorted((Path(__file__).parents[3] / "recipes").glob("*.yaml"))
 
@@ -430,3 +431,47 @@ def test_prices_may_be_missing() -> None:
     cost = {"value_of_correct": 0.5, "requests_per_month": 1000}
     on_gpus = {"serving": {"gpus_per_replica": 1}, "evaluation": {"cost": cost}}
     assert Recipe.model_validate(minimal() | on_gpus).evaluation.cost is not None
+
+
+def test_base_models_are_one_uri_or_a_list_of_different_uris() -> None:
+    given = ["hf://a/b@main", "s3://lake/model"]
+    several = build.recipe(base_model=given)
+    assert list(map(str, several.base_models)) == given
+    assert Recipe.model_validate_json(several.model_dump_json()) == several
+    assert build.recipe(base_model=given[0]).model_dump(mode="json")["base_model"] == given[0]
+    for wrong in ([], [given[0], given[0]], [1], {"a": 1}):
+        with pytest.raises(ValidationError, match="base_model"):
+            build.recipe(base_model=wrong)
+
+
+def prompted(task: str, **data: Any) -> dict[str, Any]:
+    content = chat() if task == "chat" else minimal()
+    return content | {"data": content["data"] | data}
+
+
+@pytest.mark.parametrize(
+    ("task", "field", "value"),
+    [
+        ("classification", "template", "Which label?"),
+        ("classification", "template", "{text} {label_list}"),
+        ("classification", "template", "{ text }"),
+        ("classification", "system", "Classify {text}"),
+        ("classification", "label_descriptions", {"a": None}),
+        ("chat", "template", "Q: {text}"),
+        ("chat", "label_descriptions", {"a": "first"}),
+    ],
+)
+def test_a_prompt_that_cannot_be_sent_is_rejected_by_its_field(
+    task: str, field: str, value: Any
+) -> None:
+    with pytest.raises(ValidationError, match=field):
+        Recipe.model_validate(prompted(task, **{field: value}))
+
+
+def test_words_in_braces_are_literal_in_chat_and_json_is_literal_in_every_prompt() -> None:
+    assert Recipe.model_validate(prompted("chat", system="{name}")).data.system == "{name}"
+    system = 'Answer {"label": "..."} with one of {labels}.'
+    content = prompted("classification", system=system, label_descriptions={3: "third"})
+    data = Recipe.model_validate(content).data
+    assert data.system == system
+    assert data.label_descriptions == {"3": "third"}  # YAML reads the label 3 as an integer

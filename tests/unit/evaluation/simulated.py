@@ -52,6 +52,7 @@ from tailorbird.evaluation.verdict.protocol import NO_GATES, TestProtocol, build
 from tailorbird.evaluation.verdict.reach import reach_verdict
 from tailorbird.models.base_model import BaseModelRecord
 from tailorbird.registry.hybrid_routing import Routing
+from tailorbird.registry.kinds import spec_of
 from tailorbird.registry.test_set_ledger import Hashes, RowUse, TestSetAccess, share_of_alpha
 from tests import build
 from tests.unit.evaluation.simulated_suites import suite_hashes, suite_tables, suites_section
@@ -316,7 +317,7 @@ def registration_of(
         recipe=recipe_of(simulation),
         code=code,
         data=_hashes_of_splits(simulation),
-        base_model=base_model,
+        base_models=(base_model,),
         retrieval_encoder=None,
         champion=None,
         anchor=None,
@@ -349,10 +350,21 @@ def evidence_of(
         kinds["hybrid"] = "hybrid"
     versions = {}
     for role, kind in kinds.items():
-        versions[role] = CandidateRecord(kind, f"{task_uri}/stages/{kind}", UNREGISTERED, {})
+        base_model = None
+        if spec_of(kind).uses_base:
+            base_model = registration.base_models[0].source
+        versions[role] = CandidateRecord(
+            kind,
+            f"{task_uri}/stages/{kind}",
+            digest=UNREGISTERED,
+            files={},
+            base_model=base_model,
+        )
         if role in registered:
             uri = f"{task_uri}/versions/{kind}-1"
-            versions[role] = CandidateRecord(kind, uri, (digests or {}).get(role, DIGEST))
+            versions[role] = CandidateRecord(
+                kind, uri, digest=(digests or {}).get(role, DIGEST), base_model=base_model
+            )
 
     candidate = None
     baselines = [
@@ -381,7 +393,7 @@ def evidence_of(
         trained_rows=simulation.trained,
         champion=None,
         code=CodeVersion(sha256=code, uri=f"{task_uri}/code/{code}.zip"),
-        base_model=registration.base_model,
+        base_models=registration.base_models,
         retrieval_encoder=None,
         data=DataRecord(
             report_of(simulation),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,6 +13,7 @@ import pytest
 
 from cluster.progress import ActivityEvent, reporting_to
 from tailorbird.config.answers import AnswersConfig, JsonFieldsConfig
+from tailorbird.config.loader import parse_recipe
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.task_rules import TaskName
 from tailorbird.data.loader import read_splits
@@ -166,6 +168,57 @@ def test_uneven_classes_are_a_warning_with_the_metric(tmp_path: Path) -> None:
     assert draft.recipe.evaluation.metric == "macro_f1"
     assert draft.recipe.tuning.space["class_weights"].choice == ("equal", "square-root")
     assert "90%" in " ".join(draft.warnings)
+
+
+def with_alternatives(path: Path) -> dict[str, Recipe]:
+    """Return the recipe with each alternative in place of the field that it replaces, by line."""
+    lines = path.read_text().splitlines()
+    recipes = {}
+    for line in lines:
+        alternative = re.fullmatch(r"( *)#(\w+:)( .*)", line)
+        if alternative is None:
+            continue
+        indent, key, value = alternative.groups()
+        rest = [other for other in lines if not other.startswith(f"{indent}{key}")]
+        rest[rest.index(line)] = f"{indent}{key}{value}"
+        recipes[line.strip()] = parse_recipe("\n".join(rest).encode(), path=path)
+    return recipes
+
+
+def test_the_data_invites_alternatives_that_load(tmp_path: Path) -> None:
+    source = tmp_path / "notes.parquet"
+    columns = notes(90, seed=1)
+    columns["note"] = [f"der Patient hat die Krankheit {text}" * 40 for text in columns["note"]]
+    pq.write_table(pa.table(columns), source)
+    path = tmp_path / "task.yaml"
+    write_recipe(str(source), path, options=DraftOptions())
+    recipes = with_alternatives(path)
+    base_models = [str(recipe.base_model) for recipe in recipes.values()]
+    assert len(set(base_models)) == 4
+    assert "100% of the texts are not English" in next(iter(recipes))
+    assert any("the median class has 30 rows" in line for line in recipes)
+    assert any(recipe.evaluation.endpoint is not None for recipe in recipes.values())
+    assert "label_descriptions" in path.read_text()
+
+
+def test_conversations_invite_a_longer_row_and_an_encoder_for_retrieval(tmp_path: Path) -> None:
+    prompts = notes(300, seed=1)["note"]
+    prompts[:9] = [" ".join([text] * 600) for text in prompts[:9]]
+    answers = [f"Answer {row % 3} is correct here." for row in range(300)]
+    source = tmp_path / "talk.parquet"
+    pq.write_table(pa.table({"prompt": prompts, "completion": answers}), source)
+    path = tmp_path / "task.yaml"
+    write_recipe(str(source), path, options=DraftOptions())
+    recipes = with_alternatives(path).values()
+    assert max(recipe.data.max_length for recipe in recipes) > 2048
+    assert any(recipe.evaluation.retrieval_encoder is not None for recipe in recipes)
+    assert any(recipe.evaluation.endpoint is not None for recipe in recipes)
+
+
+def test_ample_data_invites_no_alternative(tmp_path: Path) -> None:
+    pq.write_table(pa.table(notes(600, seed=1)), tmp_path / "notes.parquet")
+    write_recipe(str(tmp_path / "notes.parquet"), tmp_path / "task.yaml", options=DraftOptions())
+    assert with_alternatives(tmp_path / "task.yaml") == {}
 
 
 def test_an_existing_recipe_is_not_overwritten(tmp_path: Path) -> None:

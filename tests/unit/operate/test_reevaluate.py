@@ -143,7 +143,7 @@ def test_the_evidence_states_the_answers_that_an_endpoint_refused(
         monkeypatch.setattr(reevaluate, "endpoint_answers", endpoint_answers)
         result = reevaluate_champion(recipe, progress=SILENT)
         assert len(server.bodies) == 200
-    counts = {"rows": 200, "refused": 2, "truncated": 0, "empty": 0}
+    counts = {"rows": 200, "refused": 2, "truncated": 0, "empty": 0, "invalid": 0}
     stored = storage.read_json(f"{result.uri}/evidence.json")
     assert stored["endpoint_answers"] == {"incumbent": counts, "candidate": counts}
 

@@ -14,7 +14,7 @@ from tailorbird.data.suites.load import load_suites
 from tailorbird.evaluation.report.preregistration import Preregistration
 from tailorbird.evaluation.verdict.protocol import build_protocol
 from tailorbird.models.base_model import BaseModelRecord
-from tailorbird.pipeline.inputs import RunInputs
+from tailorbird.pipeline.inputs import RunInputs, StagedBase
 from tailorbird.pipeline.prepare import RunContext
 from tailorbird.pipeline.tasks import task_of
 
@@ -53,7 +53,8 @@ def context_of(recipe: Recipe, splits: Splits, *, base_model: str = "s3://m/base
     suites = load_suites(recipe, train=cleaned.train)
     data = LoadedDataset(cleaned, report, fingerprint(cleaned), suites=suites)
     code = CodeVersion("c" * 64, f"{recipe.task_uri}/code/c.zip")
-    inputs = RunInputs(recipe, data, BaseModelRecord(base_model, base_model, {}), code)
+    base = StagedBase(BaseModelRecord(base_model, base_model, {}))
+    inputs = RunInputs(recipe, data, bases=(base,), base=base, code=code)
     protocol = build_protocol(
         recipe.evaluation,
         serving=recipe.serving,
@@ -65,7 +66,7 @@ def context_of(recipe: Recipe, splits: Splits, *, base_model: str = "s3://m/base
         recipe=recipe,
         code=code.sha256,
         data=data.hashes,
-        base_model=inputs.base_model,
+        base_models=(inputs.base_model,),
         retrieval_encoder=None,
         champion=None,
         anchor=None,

@@ -9,9 +9,15 @@ from typing import Any
 import pytest
 
 from tailorbird.data.rows import DataError, Splits
+from tailorbird.evaluation.inference.endpoint_coverage import AnswerCounts
 from tailorbird.models.endpoint import errors
 from tailorbird.models.endpoint.prompts import label_answer
-from tailorbird.pipeline.endpoint_contender import endpoint_baselines
+from tailorbird.pipeline.cost import endpoint_answers
+from tailorbird.pipeline.endpoint_contender import (
+    endpoint_baselines,
+    predict_contender,
+    request_limits,
+)
 from tailorbird.pipeline.prepare import RunContext
 from tailorbird.pipeline.run import require_endpoints
 from tailorbird.registry.versions import read_artifact_config
@@ -122,3 +128,66 @@ def test_an_empty_label_is_refused_before_the_first_request(tmp_path: Path) -> N
         with pytest.raises(DataError, match="a label is empty"):
             require_endpoints(context, progress=ProgressRecorder())
         assert server.bodies == []
+
+
+PROMPT = {
+    "train": "s3://lake/x",
+    "system": "You sort rows.",
+    "template": "Labels: {labels}\nRow: {text}",
+    "label_descriptions": {"a": "the first letter"},
+}
+
+
+def prompted_context(server: Server, folder: Path) -> RunContext:
+    endpoint = {"url": server.url, "model": "m"}
+    evaluation = {"endpoint": endpoint, "prompt_draws": 1}
+    return context_of(recipe_at(folder, evaluation=evaluation, data=PROMPT), splits_of())
+
+
+def test_the_prompt_of_the_recipe_is_sent_and_stored_with_each_version(tmp_path: Path) -> None:
+    with endpoint_server(by_last_letter) as server:
+        context = prompted_context(server, tmp_path)
+        config = context.task.version_config("zero_shot", dtype="float32")
+        require_endpoints(context, progress=ProgressRecorder())
+        baselines = endpoint_baselines(context.inputs, (), config=config)
+        table = predict_contender(context.inputs, str(baselines[0].uri), rows=context.splits.test)
+    assert [baseline.validation for baseline in baselines] == [1.0, 1.0, 1.0]
+    assert table.outputs == context.splits.test.labels
+    start = 'Labels: "a": "the first letter"\n"b"\nRow: '
+    texts = {*context.splits.train.texts, *context.splits.validation.texts}
+    texts |= set(context.splits.test.texts)
+    for body in server.bodies:
+        system, *turns = body["messages"]
+        assert system == {"role": "system", "content": "You sort rows."}
+        users = [turn["content"] for turn in turns if turn["role"] == "user"]
+        assert users
+        assert {text.removeprefix(start) for text in users} <= texts
+    for baseline in baselines:
+        stored = read_artifact_config(str(baseline.uri)).prompting
+        assert stored is not None
+        assert (stored.system, stored.template) == ("You sort rows.", f"{start}{{text}}")
+
+
+def test_the_answers_of_an_endpoint_that_ignores_the_template_are_wrong_and_counted(
+    tmp_path: Path,
+) -> None:
+    with endpoint_server(lambda *_: completion("I like rows.")) as server:
+        context = prompted_context(server, tmp_path)
+        config = context.task.version_config("zero_shot", dtype="float32")
+        assert "has no label and counts as wrong" in notes(context)
+        baselines = endpoint_baselines(context.inputs, (), config=config)
+        uri = str(baselines[0].uri)
+        test = context.splits.test
+        table = predict_contender(context.inputs, uri, rows=test)
+        counts = endpoint_answers(
+            {"incumbent": uri},
+            rows=test,
+            tables={"incumbent": table},
+            predict=lambda _: table,
+            limits=request_limits(context.inputs),
+        )
+    assert [baseline.validation for baseline in baselines] == [0.0, 0.0, 0.0]
+    assert all("4 of 4 rows with a complete answer" in baseline.note for baseline in baselines)
+    assert not table.scores.any()
+    expected = AnswerCounts(len(test), refused=0, truncated=0, empty=0, invalid=len(test))
+    assert counts == {"incumbent": expected}

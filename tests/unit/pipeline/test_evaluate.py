@@ -105,7 +105,9 @@ def trained(baselines: tuple[Baseline, ...]) -> TrainedModels:
         step_seconds=1,
         dtype="float32",
     )
-    sweep_result = SweepResult(rows=(), selected=TrainingConfig(), trained=trained)
+    sweep_result = SweepResult(
+        base_model="s3://m/base", rows=(), selected=TrainingConfig(), trained=trained
+    )
     candidate = Contender("centroid", uri, 0.5)
     return TrainedModels(
         baselines, FineTuning(sweep_result, (trained,), None, None, None, candidate)

@@ -67,7 +67,7 @@ def test_the_evidence_records_trials_seeds_and_the_best_training(tmp_path: Path)
     )
     selected = TrainingConfig(method="lora")
     fine_tuning = FineTuning(
-        sweep=SweepResult(rows=rows, selected=selected, trained=seeds[0]),
+        sweep=SweepResult(base_model="s3://m/base", rows=rows, selected=selected, trained=seeds[0]),
         seeds=seeds,
         averaged=AverageRecord(0.8, chosen=False),
         mix=MixRecord(0.3, validation=0.92, unmixed=0.9),

@@ -105,7 +105,9 @@ def test_the_learning_curve_ends_with_all_rows_even_if_they_are_sharded(
 
     monkeypatch.setattr(run, "_train", train)
     monkeypatch.setattr(run, "num_groups_that_fit", lambda _: 1)
-    sweep_result = SweepResult(rows=(), selected=TrainingConfig(), trained=result_of("x", 0.8))
+    sweep_result = SweepResult(
+        base_model="s3://m/base", rows=(), selected=TrainingConfig(), trained=result_of("x", 0.8)
+    )
     curve = measure_curve(context, sweep_result)
     assert requested == trained
     assert curve is not None
@@ -121,7 +123,10 @@ def test_fields_that_affect_no_result_can_change_without_a_new_sweep(
     weights = (tmp_path / "weights" / "trial-a").as_uri()
     storage.write_bytes(f"{weights}/head.safetensors", b"")
     sweep_result = SweepResult(
-        rows=(), selected=TrainingConfig(batch_size=16), trained=result_of(weights, 0.5)
+        base_model="s3://m/base",
+        rows=(),
+        selected=TrainingConfig(batch_size=16),
+        trained=result_of(weights, 0.5),
     )
     monkeypatch.setattr(run, "note_shortage", lambda *_, **__: None)
     monkeypatch.setattr(run, "sweep", fake(sweep, lambda *_, **__: sweep_result))

@@ -95,7 +95,9 @@ def test_seeds_train_at_the_same_time_if_the_cluster_has_room(
     monkeypatch.setattr(run, "_train", train)
     monkeypatch.setattr(run, "num_groups_that_fit", lambda _: 2)
     context = context_of(recipe_at(tmp_path, training={"num_seeds": 3}), splits_of())
-    swept = SweepResult(rows=(), selected=TrainingConfig(), trained=result_of("sweep"))
+    swept = SweepResult(
+        base_model="s3://m/base", rows=(), selected=TrainingConfig(), trained=result_of("sweep")
+    )
     trained = run.train_seeds(context, swept)
     assert [result.weights for result in trained] == ["sweep", "seed-1", "seed-2"]
 

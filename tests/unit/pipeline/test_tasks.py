@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from tailorbird.data.rows import DataError, Rows, Splits
+from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.models.base_model import BaseModelRecord
 from tailorbird.models.errors import ModelError
 from tailorbird.models.pretrained import dtype_name, inference_dtype
+from tailorbird.pipeline.inputs import StagedBase
 from tailorbird.pipeline.prepare import RunContext
 from tailorbird.pipeline.tasks import ChatTask, ClassificationTask
 from tailorbird.registry.pooling import Pooling
@@ -19,6 +21,7 @@ from tailorbird.registry.versions import INDEX_FILES, read_artifact_config
 from tailorbird.storage.node_cache import sha256_files
 from tests import small_chat, small_encoder
 from tests.build import pairs
+from tests.separable import separable_rows
 from tests.unit.pipeline.contexts import context_of, recipe_at, run_locally, splits_of
 from training.chat_task import ChatTrainingTask
 from training.classification_task import ClassificationTrainingTask
@@ -60,7 +63,9 @@ def test_a_training_uses_all_rows_or_a_random_sample(tmp_path: Path, chat: RunCo
 def test_a_trained_classifier_stores_the_pooling_that_it_was_trained_with(tmp_path: Path) -> None:
     own = Pooling(mode="cls", normalize=True, prompt="query: ")
     context = context_of(recipe_at(tmp_path), splits_of())
-    task = ClassificationTask(replace(context.inputs, pooling=own))
+    task = ClassificationTask(
+        replace(context.inputs, base=StagedBase(context.inputs.base_model, pooling=own))
+    )
     training_task = task.training_task()
     assert isinstance(training_task, ClassificationTrainingTask)
     assert training_task.pooling == own
@@ -215,10 +220,36 @@ def test_stage_inputs_depend_on_rows_base_model_and_code(tmp_path: Path) -> None
         inputs.stage_inputs(ClassificationTrainingTask, seed=1),
         inputs.stage_inputs(ChatTrainingTask, seed=0),
         other.stage_inputs(ClassificationTrainingTask, seed=0),
-        replace(inputs, base_model=replace(inputs.base_model, files={"a": "b"})).stage_inputs(
+        replace(inputs, base=StagedBase(replace(inputs.base_model, files={"a": "b"}))).stage_inputs(
             ClassificationTrainingTask, seed=0
         ),
     ]
     assert all(key not in keys[:index] for index, key in enumerate(keys))
     archive = replace(inputs.code, sha256="d" * 64)
     assert replace(inputs, code=archive).stage_inputs(ClassificationTrainingTask, seed=0) == keys[0]
+
+
+def test_zero_shot_embeds_the_descriptions_if_they_are_better_than_the_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The encoder knows none of the label names, and the words of their descriptions."""
+    run_locally(monkeypatch)
+    small_encoder.save(tmp_path / "base")
+    codes = {"blue": "L1", "red": "L2"}
+    parts = []
+    for seed in range(3):
+        rows = separable_rows(40, seed=seed)
+        parts.append(replace(rows, labels=tuple(codes[label] for label in rows.labels)))
+
+    def zero_shot(descriptions: dict[str, str]) -> Baseline:
+        data = {"train": "s3://lake/x", "label_descriptions": descriptions}
+        recipe = recipe_at(tmp_path, data=data)
+        context = context_of(recipe, Splits(*parts), base_model=(tmp_path / "base").as_uri())
+        return next(each for each in context.task.fit_baselines() if each.kind == "zero_shot")
+
+    by_name = zero_shot({})
+    described = zero_shot({"L1": "blue", "L2": "red"})
+    assert by_name.note.startswith("label names")
+    assert "descriptions" in described.note  # alone, or with the names if this is as good
+    assert described.validation > by_name.validation
+    assert described.uri != by_name.uri

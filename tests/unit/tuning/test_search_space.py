@@ -14,7 +14,7 @@ SPACE = {
 
 
 def test_each_field_becomes_a_sampler_within_its_bounds() -> None:
-    space = param_space(TuningConfig(space=SPACE))
+    space = param_space(TuningConfig(space=SPACE), base_models=("base",))
     assert set(space) == set(SPACE)
     assert list(space["method"].categories) == ["full", "lora"]
     assert (space["learning_rate"].lower, space["learning_rate"].upper) == (1e-5, 1e-3)

@@ -32,6 +32,7 @@ def test_the_journal_and_tune_use_the_retry_policy_of_workers(
     with pytest.raises(OSError, match=r"journal\.json"):
         write_journal(SweepJournal(), uri="s3://models/sweep")
     options: Any = {
+        "base_models": ("base",),
         "stopper": None,
         "broker": None,
         "known": (),

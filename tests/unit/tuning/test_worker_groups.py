@@ -69,7 +69,7 @@ def test_groups_run_without_a_process_each_and_a_lost_group_is_reported(
     )
     nothing: Any = None
     job = WorkerGroupJob(
-        group="", training=TrainingConfig(), task=nothing, broker=broker, events=nothing, uri=""
+        group="", training=TrainingConfig(), tasks={}, broker=broker, events=nothing, uri=""
     )
     with run_worker_groups(job, num_groups=3) as errors:
         pass
@@ -97,7 +97,6 @@ def test_a_group_restarts_as_often_as_its_trials_can_fail_and_requeues_them(
 
     monkeypatch.setattr(trainer, "live_nodes", lambda: ())
     monkeypatch.setattr(TorchTrainer, "fit", fit)
-    nothing: Any = None
 
     def requeue(group: str, reason: str, *, batch_tokens: int | None) -> None:
         requeued.append((group, reason, batch_tokens))
@@ -105,7 +104,7 @@ def test_a_group_restarts_as_often_as_its_trials_can_fail_and_requeues_them(
     job = WorkerGroupJob(
         "group-0",
         TrainingConfig(max_failures=max_failures),
-        task=nothing,
+        tasks={},
         broker=SimpleNamespace(requeue=SimpleNamespace(remote=requeue)),
         events=SimpleNamespace(put=SimpleNamespace(remote=notes.append)),
         uri="file:///tmp/sweep",

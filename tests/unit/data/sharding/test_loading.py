@@ -112,3 +112,16 @@ def test_a_split_by_value_of_a_streamed_row_in_another_split_is_rejected(
     )
     with pytest.raises(DataError):
         load_sharded(recipe_of(shared, tmp_path), CLASSIFICATION, base_model="", inputs={})
+
+
+@pytest.mark.parametrize("limit", [500, 5000])  # rows are sharded, or in memory
+def test_a_description_of_a_label_without_training_rows_is_rejected(
+    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    monkeypatch.setattr(loading, "MAX_ROWS_IN_MEMORY", limit)
+    monkeypatch.setattr(worker, "_tokenizer", lambda _: tokenizer())
+    descriptions = {"a": "even length", "c": "another length"}
+    described = config.model_copy(update={"label_descriptions": descriptions})
+    recipe = recipe_of(described, tmp_path)
+    with pytest.raises(DataError, match=r"label_descriptions.*'c'"):
+        load_in_memory(recipe) or load_sharded(recipe, CLASSIFICATION, base_model="", inputs={})

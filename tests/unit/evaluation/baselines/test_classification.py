@@ -131,7 +131,7 @@ def test_a_stored_bag_of_words_is_float32_and_other_baselines_have_the_dtype_and
 
 def test_training_rows_of_one_class_are_refused() -> None:
     train = build.rows("xy", "aa")
-    options: Any = {"max_length": 8, "config": EvaluationConfig(), "seed": 0}
+    options: Any = {"max_length": 8, "config": EvaluationConfig(), "seed": 0, "descriptions": {}}
     with pytest.raises(ValueError, match="two classes"):
         fit_baselines("s3://m/base", train=train, validation=train, **options)
 
@@ -159,19 +159,17 @@ def test_rows_are_embedded_until_the_time_is_over_with_every_class(
 ) -> None:
     labels = ("a",) * 50 + ("b", "c")
     rows = build.rows(tuple(f"text {number}" for number in range(52)), labels)
-    monkeypatch.setattr(classification, "EMBEDDED_AT_ONCE", 8)
-    monkeypatch.setattr(classification, "EMBEDDING_S", 0.0)
+    monkeypatch.setattr(classification, "FIRST_EMBEDDED", 8)
 
     def embed(texts: Sequence[str]) -> np.ndarray:
         return np.array([[float(text.split()[1])] for text in texts], dtype=np.float32)
 
-    positions, features = embed_in_time(rows, embed=embed, seed=0)
+    positions, features = embed_in_time(rows, embed=embed, seconds=0, seed=0)
     assert len(positions) == 8
     assert {labels[row] for row in positions} == {"a", "b", "c"}
     assert features[:, 0].tolist() == positions.tolist() == sorted(positions)
 
-    monkeypatch.setattr(classification, "EMBEDDING_S", 600.0)
-    assert embed_in_time(rows, embed=embed, seed=0)[0].tolist() == list(range(52))
+    assert embed_in_time(rows, embed=embed, seconds=600, seed=0)[0].tolist() == list(range(52))
 
 
 def test_a_bag_of_words_is_mixed_with_a_probe_of_fewer_rows() -> None:

@@ -132,7 +132,7 @@ def test_a_classifier_chooses_labels_and_a_stored_baseline_is_a_version_with_its
     zero_shot, few_shot, retrieved = baselines
     assert outputs[0] == ("sky", "leaf", "", "")  # neither `azure` nor `roses` is a class
     assert zero_shot.validation == 0.5
-    assert "50.0% of the answers are no label" in str(zero_shot.note)
+    assert "2 of 4 rows with a complete answer without a label" in str(zero_shot.note)
     assert "2 examples in the prompt, best of 2 random sets" in str(few_shot.note)
     assert retrieved.validation >= 0.75  # the nearest row of `roses` is `red rose`
     schema = server.bodies[0]["response_format"]["json_schema"]["schema"]

@@ -10,6 +10,7 @@ import pytest
 
 from tailorbird.config.serving import ServingConfig
 from tailorbird.evaluation.gates.cost import ServingDevice, ServingUsage, TrainingUsage
+from tailorbird.evaluation.inference.endpoint_coverage import AnswerCounts
 from tailorbird.evaluation.report.charts import factor_of
 from tailorbird.evaluation.report.console import verdict_lines
 from tailorbird.evaluation.report.costs import cost_sentence, costs_by_digest
@@ -260,3 +261,21 @@ def test_a_run_without_a_training_says_why_and_shows_no_candidate() -> None:
         assert "No training was started" in text
         # bag_of_words is as good and needs less
         assert "CPU-seconds per row; set evaluation.cost to let the cost count." in text
+
+
+def test_classes_are_listed_with_their_descriptions_and_answers_without_a_label_are_counted() -> (
+    None
+):
+    evidence = evidence_for()
+    assert evidence.confusions is not None
+    descriptions = {evidence.confusions[0].label: "bones <and> joints"}
+    data = evidence.recipe.data.model_copy(update={"label_descriptions": descriptions})
+    counts = AnswerCounts(1800, refused=0, truncated=0, empty=0, invalid=37)
+    changes = {
+        "recipe": evidence.recipe.model_copy(update={"data": data}),
+        "endpoint_answers": {"incumbent": counts},
+    }
+    page = Page(to_html(evidence.model_copy(update=changes)))
+    table = page.text.partition("Errors that the candidate fixes and makes")[2]
+    assert "bones <and> joints" in table
+    assert ("endpoint_answers.incumbent.invalid", "37") in page.figures

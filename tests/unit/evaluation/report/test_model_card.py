@@ -8,7 +8,6 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from tailorbird.config.model_uri import ModelUri
 from tailorbird.evaluation.report.model_card import to_model_card
 from tests.unit.evaluation.report.test_html import evidence_for
 from tests.unit.evaluation.simulated import Simulation, evidence_of
@@ -43,9 +42,12 @@ def test_the_hub_metadata_contains_every_score_of_the_version(tmp_path: Path, ro
 
 
 def test_hub_ids_have_no_scheme_and_unknown_roles_are_refused() -> None:
-    model = ModelUri("hf", "sentence-transformers/all-MiniLM-L6-v2", "main")
-    recipe = evidence_for().recipe.model_copy(update={"base_model": model})
-    evidence = evidence_for().model_copy(update={"recipe": recipe})
+    evidence = evidence_for()
+    model = "hf://sentence-transformers/all-MiniLM-L6-v2@main"
+    candidate = replace(evidence.versions["candidate"], base_model=model)
+    evidence = evidence.model_copy(
+        update={"versions": evidence.versions | {"candidate": candidate}}
+    )
     assert "base_model: sentence-transformers/all-MiniLM-L6-v2\n" in to_model_card(evidence)
     for role in ("hybrid", "majority"):
         with pytest.raises(ValueError, match="allowed: incumbent, candidate"):
@@ -54,11 +56,11 @@ def test_hub_ids_have_no_scheme_and_unknown_roles_are_refused() -> None:
 
 def test_a_bag_of_words_is_not_derived_from_the_base_model() -> None:
     evidence = evidence_for()
-    bag = replace(evidence.versions["incumbent"], kind="bag_of_words")
+    bag = replace(evidence.versions["incumbent"], kind="bag_of_words", base_model=None)
     versions = {**evidence.versions, "incumbent": bag}
     card = to_model_card(evidence.model_copy(update={"versions": versions}), role="incumbent")
     assert "base_model:" not in card
-    source = evidence.base_model.source
+    source = evidence.base_models[0].source
     assert f"based on `{source}`" in to_model_card(evidence, role="candidate")
 
 
@@ -67,7 +69,8 @@ def test_a_bag_of_words_is_not_derived_from_the_base_model() -> None:
 )
 def test_a_version_that_contains_training_rows_says_so(kind: str, contains: bool) -> None:
     evidence = evidence_of(Simulation(chat=True))
-    incumbent = replace(evidence.versions["incumbent"], kind=kind)
+    base_model = None if kind == "nearest" else evidence.base_models[0].source
+    incumbent = replace(evidence.versions["incumbent"], kind=kind, base_model=base_model)
     evidence = evidence.model_copy(
         update={"versions": evidence.versions | {"incumbent": incumbent}}
     )

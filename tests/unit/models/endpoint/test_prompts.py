@@ -84,3 +84,39 @@ def test_the_nearest_rows_are_examples_as_long_as_they_fit(
     ]
     assert answers[::-1] == examples  # the nearest comes last
     assert messages[-1] == ("user", "a blue sky leaf")
+
+
+def test_the_list_of_labels_is_where_the_prompt_names_it_or_requested_by_the_system_message() -> (
+    None
+):
+    labels = '"a": "first"\n"b"'
+    descriptions = {"a": "first"}
+    default = label_prompting(("a", "b"), descriptions=descriptions)
+    assert default.template == "{text}"
+    given = label_prompting(("a", "b"), system="Be brief.", descriptions=descriptions)
+    for prompting, start in ((default, "Classify the user's text. "), (given, "Be brief. ")):
+        assert prompting.system is not None
+        assert prompting.system.startswith(f"{start}Answer only with a JSON object")
+        assert prompting.system.endswith(f":\n{labels}")
+    in_system = label_prompting(("a", "b"), system="One of {labels}", descriptions=descriptions)
+    assert in_system.system == f"One of {labels}"
+    in_template = label_prompting(
+        ("a", "b"), system="", template="{labels}: {text}", descriptions=descriptions
+    )
+    assert (in_template.system, in_template.template) == (None, f"{labels}: {{text}}")
+
+
+def test_the_template_is_around_the_texts_of_row_and_examples_and_texts_have_no_placeholders() -> (
+    None
+):
+    prompting = label_prompting(("a",), system="{labels}", template="Text: {text} ({text})")
+    shots = (("user", "q"), ("assistant", "{text}"))
+    messages = endpoint_messages(
+        (("user", "{text}{labels}"),), prompting=prompting.model_copy(update={"shots": shots})
+    )
+    assert messages == (
+        ("system", '"a"'),
+        ("user", "Text: q (q)"),
+        ("assistant", "{text}"),
+        ("user", "Text: {text}{labels} ({text}{labels})"),
+    )

@@ -1,5 +1,6 @@
 """Parts of a batch whose version is an endpoint: each row is sent once, within the limits."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,15 +14,19 @@ from serving.batch_jobs import runner
 from serving.batch_jobs.schema import BatchSpec, InputFile, PartResult
 from serving.batch_jobs.scoring import _error, parts_of
 from serving.batch_jobs.worker import PartScorer
+from serving.endpoint.classifier import EndpointClassifier
+from serving.endpoint.upstream import Limits, Upstream
+from serving.http.metrics import Meter
 from tailorbird import storage
 from tailorbird.config.serving import ServingConfig
 from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
+from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.models.endpoint.client import RetryPolicy
 from tailorbird.models.endpoint.prompts import label_answer, label_format, label_prompting
 from tailorbird.registry import versions as registry
 from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.versions import ModelVersion, Prompting, write_config
-from tests.build import version_config
+from tests.build import rows, version_config
 from tests.endpoint_server import (
     MODEL,
     Reply,
@@ -46,9 +51,17 @@ def _key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, KEY)
 
 
-def register(server: Server, folder: Path, *, chat: bool = False, **fields: Any) -> ModelVersion:
+def register(
+    server: Server,
+    folder: Path,
+    *,
+    chat: bool = False,
+    prompting: Prompting | None = None,
+    **fields: Any,
+) -> ModelVersion:
     """Register a version of the endpoint, a classifier or a chat version."""
-    prompting = Prompting(system="s", max_new_tokens=2) if chat else label_prompting(CLASSES)
+    if prompting is None:
+        prompting = Prompting(system="s", max_new_tokens=2) if chat else label_prompting(CLASSES)
     config = version_config(
         kind="endpoint_zero_shot",
         classes=() if chat else CLASSES,
@@ -157,7 +170,7 @@ def test_a_resumed_batch_sends_only_the_requests_without_an_answer(
 def test_the_limit_of_the_spend_stops_a_batch_and_a_higher_one_continues_it(
     tmp_path: Path,
 ) -> None:
-    prices = {"prices": (0.0, 500.0)}  # an answer of 2 output tokens costs 1
+    prices: dict[str, Any] = {"prices": (0.0, 500.0)}  # an answer of 2 output tokens costs 1
 
     def answer(body: dict[str, Any], _: int) -> Reply:
         text = question(body)
@@ -200,3 +213,23 @@ def test_clients_see_the_kind_of_a_cause_but_not_the_url(monkeypatch: pytest.Mon
     assert message is not None
     assert "EndpointUnreachable" in message
     assert "internal" not in message
+
+
+def test_the_service_and_a_batch_send_the_prompt_that_was_evaluated(tmp_path: Path) -> None:
+    prompting = label_prompting(
+        CLASSES, system="{labels}", template="Text: {text}", descriptions={"x": "first"}
+    )
+    texts = ["a row"]
+    with endpoint_server(lambda *_: completion(label_answer("x"))) as server:
+        version = register(server, tmp_path, prompting=prompting)
+        predict_rows(version.uri, rows=rows(texts, ["x"]), limits=LIMITS)
+        Batch(version, tmp_path, texts).score()
+        upstream = Upstream(version, limits=Limits(1, 5), meter=Meter())
+        classifier = EndpointClassifier(version, upstream=upstream, concurrency=1)
+        asyncio.run(classifier.submit(texts, client="a"))
+    evaluated, in_batch, served = server.bodies
+    assert evaluated == in_batch == served
+    assert evaluated["messages"] == [
+        {"role": "system", "content": '"x": "first"\n"y"'},
+        {"role": "user", "content": "Text: a row"},
+    ]
