@@ -28,7 +28,7 @@ from tailorbird.models.base_model import stage_base_model
 from tailorbird.models.endpoint.reachability import check_answering
 from tailorbird.models.metadata import ModelMetadata, read_metadata, require_encoder
 from tailorbird.models.tensor_parallel.ranks import ONE_RANK, Ranks, plan_ranks
-from tailorbird.pipeline.contenders import read_contenders
+from tailorbird.pipeline.contenders import compared_versions, read_contenders, stage_models
 from tailorbird.pipeline.inputs import run_ranks, task_pooling
 from tailorbird.registry.champion import champion_version, read_champion
 from tailorbird.registry.endpoint import Endpoint
@@ -130,6 +130,8 @@ def collect_facts(recipe: Recipe, *, without_cluster: bool = False) -> Preflight
     compared: list[Endpoint] = []
     for version in (contenders or {}).values():
         compared += called_endpoints(version)
+    if contender_fault is None:
+        _, contender_fault = _or_fault(lambda: stage_models(recipe))
     endpoints = [*served, *compared]
     if recipe.evaluation.endpoint is not None:
         endpoints.append(Endpoint.from_config(recipe.evaluation.endpoint))
@@ -255,7 +257,7 @@ def trained_rows_findings(recipe: Recipe) -> Iterator[CheckResult]:
     if too few others remain."""
 
     def sentences() -> tuple[str, ...]:
-        versions = read_contenders(recipe)
+        versions = compared_versions(recipe)
         stored = read_champion(recipe.task_uri)
         if stored is not None:
             versions["incumbent"] = champion_version(stored[0])

@@ -18,7 +18,7 @@ from tailorbird.evaluation.report.evidence import UNREGISTERED, Evidence
 from tailorbird.evaluation.report.evidence_files import MANIFEST
 from tailorbird.evaluation.trained_rows import trained_rows
 from tailorbird.models.base_model import BaseModelRecord
-from tailorbird.pipeline.contenders import ContenderError, read_contenders
+from tailorbird.pipeline.contenders import ContenderError, compared_versions
 from tailorbird.registry.hybrid_routing import PARTS
 from tailorbird.registry.version_files import version_faults
 from tailorbird.registry.versions import Hybrid, PinnedVersion, RegistryError, read_version
@@ -97,7 +97,7 @@ def trained_rows_faults(evidence: Evidence) -> Iterator[str]:
     versions, if they and the test rows still exist."""
     recipe = evidence.recipe
     try:
-        versions = read_contenders(recipe)
+        versions = compared_versions(recipe)
         if evidence.champion is not None:
             versions["incumbent"] = read_version(evidence.champion)
         task = recipe_task(recipe)

@@ -13,11 +13,11 @@ class ContenderConfig(ConfigSection):
     """URI of a version of another task of this kind, with the same classes:
     `<registry>/<task>/versions/<name>`. Give either `version` or `model`."""
     model: ModelUri | None = None
-    """(chat only) URI of weights that were tuned elsewhere, as the top-level `base_model`: a whole
-    model, or a LoRA adapter of PEFT. They are used with the prompt of the recipe."""
+    """URI of weights that were tuned elsewhere, as the top-level `base_model`: a chat model, which
+    gets the prompt of the recipe, or a sequence classifier of transformers with the same labels."""
     base_model: ModelUri | None = None
-    """URI of the model that the adapter in `model` was tuned on. The adapter is merged into it
-    once."""
+    """(chat only) Set it if `model` is a LoRA adapter of PEFT: the model that it was tuned on. The
+    adapter is merged into it once."""
 
     @model_validator(mode="after")
     def _names_one_model(self) -> Self:

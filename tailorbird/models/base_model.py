@@ -97,9 +97,7 @@ class _Manifest(StoredModel):
     files: dict[str, str]
 
 
-def stage_base_model(
-    model: ModelUri, *, registry: str, config: str = MODEL_CONFIG
-) -> StagedModel:
+def stage_base_model(model: ModelUri, *, registry: str, config: str = MODEL_CONFIG) -> StagedModel:
     """Return the model in a folder (`s3://` or `file://`) with its config.json, safetensors and
     tokenizer files.
 
@@ -122,9 +120,7 @@ def stage_base_model(
     return write_once(_pin_uri(model, registry=registry), pin)
 
 
-def stage_merged_adapter(
-    adapter: ModelUri, *, base_model: ModelUri, registry: str
-) -> StagedModel:
+def stage_merged_adapter(adapter: ModelUri, *, base_model: ModelUri, registry: str) -> StagedModel:
     """Return a staged causal language model with a LoRA adapter merged.
 
     It is merged once for each content of the adapter and of its base model. Raises FetchError,
@@ -341,9 +337,7 @@ def _find_model(folder: Path, *, uri: str, config: str) -> Path:
     folders = sorted(path.parent for path in folder.rglob(config))
     models = [path for path in folders if any(path.glob("*.safetensors"))]
     if not models:
-        raise FetchError(
-            f"{uri} contains no model: no folder in it has {config} and *.safetensors"
-        )
+        raise FetchError(f"{uri} contains no model: no folder in it has {config} and *.safetensors")
     if len(models) > 1:
         names = ", ".join(str(path.relative_to(folder)) for path in models)
         raise FetchError(

@@ -60,6 +60,25 @@ class UnitLinear(nn.Linear):
         return super().forward(nn.functional.normalize(input, dim=-1))
 
 
+ACTIVATIONS = ("tanh", "relu", "gelu")
+"""Names of the activations in `torch.nn.functional` that a `DenseHead` can have."""
+
+
+class DenseHead(nn.Linear):
+    """A linear head after a dense layer with an activation. The dense layer is stored under the
+    name of the activation."""
+
+    def __init__(self, dense: nn.Linear, output: nn.Linear, activation: str) -> None:
+        super().__init__(output.in_features, output.out_features)
+        self.load_state_dict(output.state_dict())
+        self.activation = activation
+        self.add_module(activation, dense)
+
+    def forward(self, input: Tensor) -> Tensor:
+        dense = self.get_submodule(self.activation)
+        return super().forward(getattr(nn.functional, self.activation)(dense(input)))
+
+
 def zero_head(num_features: int, num_classes: int) -> nn.Linear:
     """Return a linear head of zeros, for which all classes are equally likely."""
     head = nn.Linear(num_features, num_classes)

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from cluster.ranks.process_group import current_group
 from tailorbird.data.tokenize import encode_texts, load_tokenizer
 from tailorbird.models.causal_lm import ChatModel
-from tailorbird.models.classifier import Classifier, UnitLinear
+from tailorbird.models.classifier import ACTIVATIONS, Classifier, DenseHead, UnitLinear
 from tailorbird.models.errors import ModelError
 from tailorbird.models.lora import load_adapter, merge_layers
 from tailorbird.models.pretrained import (
@@ -130,6 +130,9 @@ def load_head(folder: Path, *, kind: Kind) -> nn.Linear:
     num_classes, num_features = state["weight"].shape
     head_class = UnitLinear if KINDS[kind].reads_unit_embeddings else nn.Linear
     head = head_class(num_features, num_classes)
+    for activation in ACTIVATIONS:
+        if f"{activation}.weight" in state:
+            head = DenseHead(nn.Linear(num_features, num_features), head, activation)
     head.load_state_dict(state)
     return head
 

@@ -9,7 +9,13 @@ from typing import Any, TypeVar
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+)
 from transformers.distributed import DistributedConfig
 
 from tailorbird.models.errors import ModelError
@@ -91,6 +97,23 @@ def load_causal(
         AutoModelForCausalLM, folder, dtype=dtype, attention_dropout=attention_dropout
     )
     return lm
+
+
+def load_sequence_classifier(folder: Path) -> Any:
+    """Load a sequence classifier from a local folder in fp32; see `load_encoder`.
+
+    Raises ModelError also if a weight is missing, which transformers would initialize at random.
+    """
+    model, info = _pretrained(
+        AutoModelForSequenceClassification,
+        folder,
+        dtype=torch.float32,
+        attention_dropout=None,
+        output_loading_info=True,
+    )
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(f"{folder} has no weight {missing[0]}, so it is no sequence classifier")
+    return model.eval()
 
 
 def load_causal_part(folder: Path, *, dtype: torch.dtype, num_ranks: int) -> Any:

@@ -85,7 +85,7 @@ def register_contender(
     copied. The artifact may come from the stage cache of an earlier run with another code snapshot
     or, for an endpoint, another limit, so its config gets `code` and `max_spend`. It learned from
     the rows of `data`, whose fingerprints are stored, unless it is a copy, which has its
-    fingerprints, or was tuned elsewhere.
+    fingerprints.
     """
     is_copy = is_version_uri(uri)
     if is_copy:
@@ -99,7 +99,7 @@ def register_contender(
     endpoint = config.endpoint and config.endpoint.model_copy(update={"max_spend": max_spend})
     current = config.model_copy(update={"code": code, "endpoint": endpoint})
     with _copy_with_config(folder, current) as renewed:
-        if config.spec.learns_from_rows and not (is_copy or config.spec.is_imported):
+        if config.spec.learns_from_rows and not is_copy:
             learned = data.learned_rows(in_memory=config.spec.is_baseline)
             save_fingerprints((renewed / versions.TRAINING_ROWS).as_uri(), learned)
         return versions.register(task_uri, renewed)

@@ -29,7 +29,7 @@ from tailorbird.models.metadata import read_tokenizer, require_encoder, require_
 from tailorbird.models.pooling.declared import read_pooling
 from tailorbird.models.pretrained import dtype_name
 from tailorbird.models.tensor_parallel.ranks import ONE_RANK, Ranks, comparison_ranks
-from tailorbird.pipeline.contenders import read_contenders
+from tailorbird.pipeline.contenders import read_contenders, stage_models
 from tailorbird.registry.champion import champion_version, read_champion
 from tailorbird.registry.hybrids import used_base_models
 from tailorbird.registry.kinds import Kind
@@ -74,6 +74,7 @@ class RunInputs:
     integer_labels: bool = False  # the label column of a classification task holds integers
     ranks: Ranks = ONE_RANK  # that hold each model of the run together
     contenders: Mapping[str, ModelVersion] = field(default_factory=dict)  # see `read_contenders`
+    imported: Mapping[str, BaseModelRecord] = field(default_factory=dict)  # see `stage_models`
 
     @property
     def base_model(self) -> BaseModelRecord:
@@ -231,6 +232,9 @@ def load_inputs(recipe: Recipe, *, progress: ProgressReporter = SILENT) -> RunIn
         require_one_base(recipe)
     bases = tuple(_stage_base(uri, recipe, progress=progress) for uri in recipe.base_models)
     base = bases[0]
+    imported = {name: staged.record for name, staged in stage_models(recipe).items()}
+    models = [base.record.uri for base in bases]
+    models += [record.uri for record in imported.values()]
     encoder = _stage_encoder(recipe)
     progress.activity("copying the code to the registry")
     code = ship_code(recipe.task_uri, PROJECT_ROOT)
@@ -256,8 +260,9 @@ def load_inputs(recipe: Recipe, *, progress: ProgressReporter = SILENT) -> RunIn
         encoder=encoder,
         integer_labels=TASKS[recipe.task].has_classes
         and has_integers(config.train_uris, column=config.label),
-        ranks=run_ranks(recipe, base_models=[base.record.uri for base in bases]),
+        ranks=run_ranks(recipe, base_models=models),
         contenders=contenders,
+        imported=imported,
     )
 
 

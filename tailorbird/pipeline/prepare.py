@@ -21,6 +21,7 @@ from tailorbird.evaluation.report.preregistration import (
 from tailorbird.evaluation.trained_rows import require_enough_rows, trained_rows
 from tailorbird.evaluation.verdict.protocol import TestProtocol, build_protocol
 from tailorbird.pipeline.contenders import require_classes, require_same_classes, require_task
+from tailorbird.pipeline.imported import import_models
 from tailorbird.pipeline.inputs import RunInputs, load_inputs
 from tailorbird.pipeline.tasks import Task, task_of
 from tailorbird.registry.champion import Champion, champion_version, read_champion
@@ -94,6 +95,8 @@ def prepare(recipe: Recipe, *, progress: ProgressReporter) -> RunContext:
     task = task_of(inputs)
     champion = _read_champion(recipe, classes=task.classes)
     require_same_classes(inputs.contenders, classes=task.classes)
+    inputs = replace(inputs, contenders={**inputs.contenders, **import_models(inputs, task)})
+    task = task_of(inputs)
     if inputs.ranks.note is not None:
         progress.note(inputs.ranks.note)
     for line in data_lines(

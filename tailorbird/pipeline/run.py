@@ -155,8 +155,9 @@ def fine_tune(context: RunContext, baselines: tuple[Baseline, ...]) -> FineTunin
 def require_usable(context: RunContext, *, progress: ProgressReporter) -> None:
     """Raise ValueError if a base model does not fit the GPUs that evaluate it, or an endpoint
     cannot be used."""
-    for base in context.inputs.bases:
-        require_gpus(context.recipe, base_model=base.record.uri, ranks=context.inputs.ranks)
+    models = [base.record for base in context.inputs.bases]
+    for model in [*models, *context.inputs.imported.values()]:
+        require_gpus(context.recipe, base_model=model.uri, ranks=context.inputs.ranks)
     require_endpoints(context, progress=progress)
 
 
@@ -215,7 +216,10 @@ def fit_baselines(context: RunContext) -> tuple[Baseline, ...]:
         champion = _score_model(context, CHAMPION, uri=context.champion.uri, note=note)
         baselines = (champion, *baselines)
     for name, version in context.inputs.contenders.items():
-        baselines += (_score_model(context, name, uri=version.uri, note=f"version {version.uri}"),)
+        note = f"version {version.uri}"
+        if name in context.inputs.imported:
+            note = f"tuned elsewhere: {context.inputs.imported[name].name}"
+        baselines += (_score_model(context, name, uri=version.uri, note=note),)
     if context.recipe.evaluation.endpoint is not None:
         progress.stage(
             "endpoint: requests for the validation rows, unless their answers are stored"

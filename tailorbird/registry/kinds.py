@@ -38,7 +38,6 @@ class KindSpec:
     _: KW_ONLY
     is_baseline: bool = True  # needs no fine-tuning
     learns_from_rows: bool = True  # False if it learns at most a temperature
-    is_imported: bool = False  # was tuned elsewhere, on unknown rows
     is_always_tested: bool = False  # predicts the test rows in any case, because it is cheap
     calls_endpoint: bool = False  # has no weights, but a prompt for an external endpoint
     has_bag: bool = False  # adds the logits of a bag of words
@@ -114,7 +113,11 @@ KINDS: Mapping[str, KindSpec] = {
         architecture="index of training rows, without a language model, ",
         export_fault="answers with stored training rows and has no language model",
     ),
-    "imported": KindSpec("model that was tuned elsewhere", "unchanged", is_imported=True),
+    "imported": KindSpec(
+        "model that was tuned elsewhere",
+        "unchanged",
+        export_fault="is a copy of a model that other libraries load already",
+    ),
     "centroid": KindSpec(
         "pretrained model with class averages", "unchanged", is_always_tested=True
     ),
