@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 
@@ -43,8 +44,13 @@ def build_search(
     points = [record.config for record in known] if space else []
     seed += len(points)
     if BASE_MODEL in space:
-        # The known trials began with the first base models. Optuna samples the other values.
-        points += [{BASE_MODEL: name} for name in base_models[len(points) :]]
+        # The known trials began with the first base models.
+        generator = np.random.default_rng(seed)
+        for name in base_models[len(points) :]:
+            point = {
+                field: domain.sample(random_state=generator) for field, domain in space.items()
+            }
+            points.append(point | {BASE_MODEL: name})
     if space:
         search = OptunaSearch(seed=seed, points_to_evaluate=points)
         return ConcurrencyLimiter(search, max_concurrent=max_concurrent)

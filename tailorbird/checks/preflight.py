@@ -143,13 +143,17 @@ def check_requests(config: EvaluationConfig, facts: PreflightFacts) -> Iterator[
     called = [("champion", endpoint) for endpoint in facts.champion_endpoints]
     called += [("contender", endpoint) for endpoint in facts.contender_endpoints]
     for name, endpoint in called:
-        remedy = f"to limit them, set evaluation.endpoint with the model {endpoint.model!r}"
-        yield note(name, sentence(endpoint.url, 1), f"{remedy} and max_spend")
-    if config.endpoint is not None:
+        remedy = (
+            "to limit them, add a contender with an endpoint that has the model "
+            f"{endpoint.model!r} and max_spend to evaluation.contenders"
+        )
+        yield note(name, sentence(endpoint.url, 1), remedy)
+    for name, configured in config.endpoints.items():
         yield note(
-            "endpoint",
-            sentence(config.endpoint.url, config.requests_per_row),
-            "to limit them, set evaluation.endpoint.max_spend, or lower evaluation.prompt_draws",
+            name,
+            sentence(configured.url, config.requests_per_row),
+            f"to limit them, set evaluation.contenders.{name}.endpoint.max_spend, or lower "
+            "evaluation.prompt_draws",
         )
 
 

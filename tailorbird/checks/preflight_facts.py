@@ -133,8 +133,7 @@ def collect_facts(recipe: Recipe, *, without_cluster: bool = False) -> Preflight
     if contender_fault is None:
         _, contender_fault = _or_fault(lambda: stage_models(recipe))
     endpoints = [*served, *compared]
-    if recipe.evaluation.endpoint is not None:
-        endpoints.append(Endpoint.from_config(recipe.evaluation.endpoint))
+    endpoints += map(Endpoint.from_config, recipe.evaluation.endpoints.values())
     findings = [*endpoint_findings(endpoints)]
     if contender_fault is not None:
         findings.append(fault("contenders", contender_fault))

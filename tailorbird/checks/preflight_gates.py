@@ -194,15 +194,15 @@ def check_prices(recipe: Recipe) -> Iterator[CheckResult]:
     """Name the missing prices, because the cost of a model that needs one of them is not
     assessable."""
     cost = recipe.evaluation.cost
-    endpoint = recipe.evaluation.endpoint
     if cost is None:
         return
     on_gpu = recipe.serving.gpus_per_replica > 0 or recipe.training.gpus_per_worker > 0
     missing = {
         "evaluation.cost.price_per_cpu_hour": cost.price_per_cpu_hour is None,
         "evaluation.cost.price_per_gpu_hour": on_gpu and cost.price_per_gpu_hour is None,
-        "evaluation.endpoint.prices": endpoint is not None and endpoint.prices is None,
     }
+    for name, endpoint in recipe.evaluation.endpoints.items():
+        missing[f"evaluation.contenders.{name}.endpoint.prices"] = endpoint.prices is None
     names = [name for name, holds in missing.items() if holds]
     if names:
         text = (

@@ -297,8 +297,8 @@ def cost_line(
     if training is not None:
         hours = training.cpu_s / SECONDS_PER_HOUR
         text += f". The trainings cost at least {money(terms.per_hour(cpus=hours, gpus=0))}"
-    if terms.endpoint is not None:
-        text += f". That of {terms.endpoint} is not known: no request was sent"
+    if terms.token_prices:
+        text += f". That of {listed(tuple(terms.token_prices))} is not known: no request was sent"
     return ok(name, text)
 
 

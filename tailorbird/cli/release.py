@@ -165,8 +165,8 @@ def score(
         column = column or loaded.input_column
         batch = new_batch(version, input=input, output=output, column=column, id_column=id_column)
         limits = None
-        if loaded.evaluation.endpoint is not None:
-            limits = RequestLimits.from_config(loaded.evaluation.endpoint)
+        if loaded.evaluation.endpoints:
+            limits = RequestLimits.from_config(loaded.evaluation)
         progress.activity("scoring")
         result = score_batch(batch, loaded.serving, version=version, limits=limits)
     value = asdict(result) | {"version": version.version, "digest": version.digest}

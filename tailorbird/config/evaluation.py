@@ -168,13 +168,9 @@ class EvaluationConfig(ConfigSection):
     retrieval_encoder: ModelUri | None = None
     """(chat only) URI of a pretrained text encoder, as `base_model`. Training rows are then
     compared by embeddings and n-grams, weighted on validation; by default, by n-grams only."""
-    endpoint: EndpointConfig | None = None
-    """An OpenAI-compatible endpoint that is compared as well: with the prompt alone, with examples,
-    and with retrieved examples. By default, none."""
-
     contenders: dict[str, ContenderConfig] = Field(default_factory=dict)
-    """Models that exist already and are compared as they are, by name, for example `previous:
-    {version: URI}`. They can block a fine-tuned model and replace the incumbent."""
+    """Models that exist already and are compared as they are, by name, for example `hosted:
+    {endpoint: {...}}`. They can block a fine-tuned model and replace the incumbent."""
 
     @field_validator("contenders")
     @classmethod
@@ -182,6 +178,15 @@ class EvaluationConfig(ConfigSection):
         cls, contenders: dict[str, ContenderConfig]
     ) -> dict[str, ContenderConfig]:
         require_names(contenders, what="contender")
+        names: dict[tuple[str, str], str] = {}
+        for name, contender in contenders.items():
+            if contender.endpoint is not None:
+                key = (contender.endpoint.url, contender.endpoint.model)
+                if key in names:
+                    raise ValueError(
+                        f"{names[key]} and {name} are the same model at the same URL; remove one"
+                    )
+                names[key] = name
         return contenders
 
     @model_validator(mode="after")
@@ -211,7 +216,13 @@ class EvaluationConfig(ConfigSection):
         return self
 
     @property
+    def endpoints(self) -> dict[str, EndpointConfig]:
+        """The endpoints among the contenders, by name."""
+        contenders = self.contenders.items()
+        return {name: each.endpoint for name, each in contenders if each.endpoint is not None}
+
+    @property
     def requests_per_row(self) -> int:
-        """Number of requests to the endpoint for each validation row: one for each setting of its
+        """Number of requests to an endpoint for each validation row: one for each setting of its
         baselines."""
         return 1 + self.prompt_draws + len(RETRIEVED_EXAMPLES)

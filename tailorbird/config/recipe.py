@@ -121,12 +121,10 @@ class Recipe(ConfigSection):
 
     @model_validator(mode="after")
     def _endpoint_has_the_format(self) -> Self:
-        if self.evaluation.endpoint is not None and isinstance(
-            self.data.response_format, ChoiceFormat
-        ):
+        if self.evaluation.endpoints and isinstance(self.data.response_format, ChoiceFormat):
             raise ValueError(
-                "data.response_format has the type `choice`, which evaluation.endpoint cannot "
-                "have; use `json_schema` with an `enum`"
+                "data.response_format has the type `choice`, which an endpoint in "
+                "evaluation.contenders cannot have; use `json_schema` with an `enum`"
             )
         return self
 

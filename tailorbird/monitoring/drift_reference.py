@@ -101,7 +101,7 @@ def ensure_reference(recipe: Recipe, version: ModelVersion, *, made_at: str) -> 
 
     if MONITORED_TASKS[recipe.task].compares_answers:
         build = run_remote(build_reference, resources=worker_resources(recipe.training))
-        limits = RequestLimits.from_config(recipe.evaluation.endpoint)
+        limits = RequestLimits.from_config(recipe.evaluation)
         content = build(version.uri, rows=rows, made_at=made_at, limits=limits)
     else:
         content = _texts_reference(recipe, version, rows=rows, made_at=made_at)

@@ -108,7 +108,7 @@ def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reeval
     models = {role: version.uri for role, version in versions.items()}
     protocol, cost = protocol_for(champion, recipe=recipe, rows=rows, versions=versions)
     uri = TaskPaths(recipe.task_uri).reevaluation(now().replace(":", ""))
-    limits = RequestLimits.from_config(recipe.evaluation.endpoint)
+    limits = RequestLimits.from_config(recipe.evaluation)
     predict = _remote_predict(recipe, versions, limits=limits, progress=progress)
     record_test_access(  # a run on these rows must know that the champion was compared on them
         recipe.task_uri,

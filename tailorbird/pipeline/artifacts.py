@@ -13,6 +13,7 @@ from tailorbird import storage
 from tailorbird.config.base import digest
 from tailorbird.data.fingerprints import save_fingerprints
 from tailorbird.data.sharding.loading import LoadedDataset
+from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
 from tailorbird.evaluation.inference.predict import DecisionFit
 from tailorbird.models.loading import checked_copy
 from tailorbird.registry import versions
@@ -77,15 +78,14 @@ def set_decision(contender: Contender, decision: DecisionFit) -> Contender:
 
 
 def register_contender(
-    task_uri: str, uri: str, *, code: str, max_spend: float | None, data: LoadedDataset
+    task_uri: str, uri: str, *, code: str, limits: RequestLimits, data: LoadedDataset
 ) -> ModelVersion:
     """Register the artifact at `uri` as a version that is served by the code at the URI `code`.
 
     If it is a version of the task already, return it unchanged; a version of another task is
     copied. The artifact may come from the stage cache of an earlier run with another code snapshot
-    or, for an endpoint, another limit, so its config gets `code` and `max_spend`. It learned from
-    the rows of `data`, whose fingerprints are stored, unless it is a copy, which has its
-    fingerprints.
+    or, for an endpoint, another limit of spend, so its config gets the present ones. It learned
+    from the rows of `data`, whose fingerprints are stored, unless it is a copy, which has its own.
     """
     is_copy = is_version_uri(uri)
     if is_copy:
@@ -96,7 +96,7 @@ def register_contender(
     else:
         folder = local_copy(uri)
     config = versions.read_artifact_config(uri)
-    endpoint = config.endpoint and config.endpoint.model_copy(update={"max_spend": max_spend})
+    endpoint = config.endpoint and limits.for_endpoint(config.endpoint)[1]
     current = config.model_copy(update={"code": code, "endpoint": endpoint})
     with _copy_with_config(folder, current) as renewed:
         if config.spec.learns_from_rows and not is_copy:

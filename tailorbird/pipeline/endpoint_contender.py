@@ -14,7 +14,7 @@ from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.evaluation.baselines.chat import store_versions
 from tailorbird.evaluation.baselines.endpoint_baselines import (
     EndpointContender,
-    fit_endpoint_baselines,
+    fit_endpoint_baseline,
     require_names,
 )
 from tailorbird.evaluation.inference.endpoint_coverage import (
@@ -47,36 +47,36 @@ from tailorbird.registry.versions import (
 from tailorbird.storage.node_cache import local_copy
 
 
-def endpoint_baselines(
-    inputs: RunInputs, baselines: Sequence[Baseline], *, config: VersionConfig
-) -> tuple[Baseline, ...]:
-    """Return the baselines of the recipe's endpoint, or none without one; a cached stage.
+def endpoint_baseline(
+    inputs: RunInputs, name: str, *, baselines: Sequence[Baseline], config: VersionConfig
+) -> Baseline:
+    """Return the endpoint with this name in the recipe as a baseline; a cached stage.
 
     `baselines` are those of the base model. A chat task uses the index of its baseline `retrieved`.
-    `config` supplies the fields of the versions that do not depend on the endpoint.
+    `config` supplies the fields of the version that do not depend on the endpoint.
     """
     recipe = inputs.recipe
     splits = inputs.splits
-    limits = request_limits(inputs)
-    endpoint = limits.recipe
-    if endpoint is None:
-        return ()
     evaluation = recipe.evaluation
+    endpoint = Endpoint.from_config(evaluation.endpoints[name])
     seed = recipe.training.seed
     retrieved = next((baseline.uri for baseline in baselines if baseline.kind == "retrieved"), None)
 
-    prompting = _prompting(inputs, config)
+    prompting = _prompting(inputs, name, config=config)
 
     def send(bodies: Sequence[Body], endpoint: Endpoint) -> Sequence[EndpointAnswer]:
-        return fetch_answers(bodies, endpoint=endpoint, parent=recipe.task_uri, limits=limits)
+        return fetch_answers(
+            bodies, endpoint=endpoint, parent=recipe.task_uri, limits=request_limits(inputs)
+        )
 
-    def compute(uri: str) -> tuple[Baseline, ...]:
+    def compute(uri: str) -> Baseline:
         if retrieved is None:
             index, retrieval, files = _index_of_training_rows(inputs)
         else:
             index, retrieval, files = _index_of_baseline(retrieved)
-        results = fit_endpoint_baselines(
+        result = fit_endpoint_baseline(
             EndpointContender(
+                name=name,
                 endpoint=endpoint,
                 prompting=prompting,
                 index=index,
@@ -89,9 +89,10 @@ def endpoint_baselines(
             seed=seed,
             fetch_answers=send,
         )
-        return store_versions(uri, results, index_files=files)
+        return store_versions(uri, [result], index_files=files)[0]
 
     named = {
+        "name": name,
         "endpoint": endpoint.model_dump(mode="json", exclude={"max_spend"}),
         "prompting": prompting.model_dump(mode="json"),
         "shots": evaluation.prompt_shots,
@@ -100,32 +101,32 @@ def endpoint_baselines(
         "metric": evaluation.metric,
         "seed": seed,
     }
-    stage_inputs = inputs.stage_inputs(fit_endpoint_baselines, endpoint_baselines, **named)
-    return inputs.cached(
-        "endpoint", output=tuple[Baseline, ...], inputs=stage_inputs, compute=compute
-    )
+    stage_inputs = inputs.stage_inputs(fit_endpoint_baseline, endpoint_baseline, **named)
+    return inputs.cached("endpoint", output=Baseline, inputs=stage_inputs, compute=compute)
 
 
-def first_answer(inputs: RunInputs, *, config: VersionConfig) -> AnswerCounts | None:
-    """Send the request for the shortest validation row without examples, unless its answer is
-    stored, and count it.
+def first_answer(inputs: RunInputs, name: str, *, config: VersionConfig) -> AnswerCounts:
+    """Send an endpoint the request for the shortest validation row without examples, unless its
+    answer is stored, and count it.
 
     A wrong name of the model, a missing permission or a too large `max_tokens` is an error of this
-    request, before the baselines of the base model, which can take long. Returns None for a recipe
-    without an endpoint. Raises the errors of `fetch_answers` and `require_room`.
+    request, before the baselines of the base model, which can take long. Raises the errors of
+    `fetch_answers` and `require_room`.
     """
-    limits = request_limits(inputs)
-    endpoint = limits.recipe
-    if endpoint is None:
-        return None
     require_names(config.classes)
-    prompting = _prompting(inputs, config)
+    endpoint = Endpoint.from_config(inputs.recipe.evaluation.endpoints[name])
+    prompting = _prompting(inputs, name, config=config)
     fields = {"kind": "endpoint_zero_shot", "prompting": prompting, "endpoint": endpoint}
     validation = inputs.splits.validation
     shortest = min(range(len(validation)), key=lambda position: len(validation.texts[position]))
     row = validation.take((shortest,))
     bodies = request_bodies(row, version=config.model_copy(update=fields), index=None)
-    answers = fetch_answers(bodies, endpoint=endpoint, parent=inputs.recipe.task_uri, limits=limits)
+    answers = fetch_answers(
+        bodies,
+        endpoint=endpoint,
+        parent=inputs.recipe.task_uri,
+        limits=request_limits(inputs),
+    )
     require_room(answers[0], endpoint=endpoint, max_tokens=prompting.max_new_tokens)
     return count_answers(answers, classes=config.classes)
 
@@ -153,12 +154,13 @@ def predict_contender(
 
 
 def request_limits(inputs: RunInputs) -> RequestLimits:
-    """Return the limits of requests to the endpoint of the recipe."""
-    return RequestLimits.from_config(inputs.recipe.evaluation.endpoint)
+    """Return the limits of requests to endpoints."""
+    return RequestLimits.from_config(inputs.recipe.evaluation)
 
 
-def _prompting(inputs: RunInputs, config: VersionConfig) -> Prompting:
-    """Return the prompting without examples, with the recipe's limit of an answer."""
+def _prompting(inputs: RunInputs, name: str, *, config: VersionConfig) -> Prompting:
+    """Return the prompting without examples, with the limit of an answer of the endpoint with this
+    name."""
     data = inputs.recipe.data
     prompting = config.prompting or label_prompting(
         config.classes,
@@ -166,10 +168,10 @@ def _prompting(inputs: RunInputs, config: VersionConfig) -> Prompting:
         template=data.template,
         descriptions=data.label_descriptions,
     )
-    endpoint = inputs.recipe.evaluation.endpoint
-    if endpoint is None or endpoint.max_tokens is None:
+    max_tokens = inputs.recipe.evaluation.endpoints[name].max_tokens
+    if max_tokens is None:
         return prompting
-    return prompting.model_copy(update={"max_new_tokens": endpoint.max_tokens})
+    return prompting.model_copy(update={"max_new_tokens": max_tokens})
 
 
 def _index_of_baseline(retrieved: str) -> tuple[RetrievalIndex, Retrieval, Mapping[str, bytes]]:

@@ -306,9 +306,9 @@ def _register(context: RunContext, family: Family, *, winner: str) -> dict[str, 
     task_uri = context.recipe.task_uri
     hybrid = family.hybrid
     uris = {model.role: model.uri for model in family.models}
-    max_spend = request_limits(inputs).max_spend
+    limits = request_limits(inputs)
     register = partial(
-        register_contender, task_uri, code=inputs.code.uri, max_spend=max_spend, data=inputs.data
+        register_contender, task_uri, code=inputs.code.uri, limits=limits, data=inputs.data
     )
     if winner != "hybrid":
         roles = dict.fromkeys(("incumbent", winner))

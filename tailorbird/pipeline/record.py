@@ -1,6 +1,6 @@
 """Collect the results of a run's stages, and build its evidence."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 
@@ -19,12 +19,9 @@ from tailorbird.evaluation.statistics.split_differences import SplitSample, spli
 from tailorbird.evaluation.verdict.protocol import VALID_DAYS
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.pipeline.artifacts import Contender
-from tailorbird.pipeline.endpoint_contender import request_limits
 from tailorbird.pipeline.prepare import RunContext
-from tailorbird.registry.endpoint import Endpoint
-from tailorbird.registry.kinds import spec_of
 from tailorbird.registry.test_set_ledger import TestSetAccess
-from tailorbird.registry.versions import now, read_artifact_config
+from tailorbird.registry.versions import now
 from training.reports import TrainingResult
 from tuning.learning_curve import LearningCurve
 from tuning.sweep import SweepResult, TrialRow
@@ -153,7 +150,6 @@ def build_evidence(
         code=inputs.code,
         base_models=tuple(base.record for base in inputs.bases),
         retrieval_encoder=inputs.encoder,
-        endpoint=_endpoint(trained.baselines, max_spend=request_limits(inputs).max_spend),
         endpoint_answers=dict(evaluated.endpoint_answers),
     )
     if trained.fine_tuning is None:
@@ -180,14 +176,6 @@ def _with_fine_tuning(
         "training": _training(fine_tuning, config),
     }
     return record.model_copy(update=results)
-
-
-def _endpoint(baselines: Sequence[Baseline], *, max_spend: float | None) -> Endpoint | None:
-    """Return the recipe's endpoint with the model that it reported and with the limit of this
-    run."""
-    uris = [baseline.uri for baseline in baselines if spec_of(baseline.kind).calls_endpoint]
-    stored = read_artifact_config(str(uris[0])).endpoint if uris else None
-    return stored and stored.model_copy(update={"max_spend": max_spend})
 
 
 def _differences(context: RunContext, predictions: Mapping[str, Predictions]) -> tuple[str, ...]:

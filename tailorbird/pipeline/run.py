@@ -24,7 +24,7 @@ from tailorbird.evaluation.report.evidence_files import VALIDATION
 from tailorbird.evaluation.statistics.scoring import score_table
 from tailorbird.models.endpoint.reachability import check_answering
 from tailorbird.pipeline.artifacts import Contender, set_decision
-from tailorbird.pipeline.endpoint_contender import endpoint_baselines, first_answer
+from tailorbird.pipeline.endpoint_contender import endpoint_baseline, first_answer
 from tailorbird.pipeline.estimate import with_expected_time
 from tailorbird.pipeline.evaluate import (
     RunResult,
@@ -169,10 +169,8 @@ def require_endpoints(context: RunContext, *, progress: ProgressReporter) -> Non
     request for an answer is sent here. It costs money like the others, and its answer is stored
     like theirs.
     """
-    config = context.recipe.evaluation.endpoint
-    endpoints = []
-    if config is not None:
-        endpoints.append(Endpoint.from_config(config))
+    configured = context.recipe.evaluation.endpoints
+    endpoints = [Endpoint.from_config(config) for config in configured.values()]
     if context.champion is not None:
         endpoints += called_endpoints(context.champion)
     for version in context.inputs.contenders.values():
@@ -181,22 +179,20 @@ def require_endpoints(context: RunContext, *, progress: ProgressReporter) -> Non
         progress.activity(f"checking that {endpoint.url} answers")
         if warning := check_answering(endpoint):
             progress.note(warning)
-    if config is not None:
-        counts = first_answer(
-            context.inputs, config=context.task.version_config("zero_shot", dtype="float32")
-        )
-        missing = "label" if context.task.classes else "text"
-        if counts and counts.invalid:
+    config = context.task.version_config("zero_shot", dtype="float32")
+    missing = "label" if context.task.classes else "text"
+    for name in configured:
+        counts = first_answer(context.inputs, name, config=config)
+        if counts.invalid:
             progress.note(
-                f"the first answer of the endpoint has no {missing} and counts as wrong; check the "
+                f"the first answer of {name} has no {missing} and counts as wrong; check the "
                 "prompt in section data of the recipe"
             )
-        if counts and counts.empty:
+        if counts.empty:
             progress.note(
-                "the first answer of the endpoint ends at its maximum number of tokens without a "
-                f"{missing}; a run stops if more than "
-                f"{MAX_SHARE:.0%} of those to validation rows do. A model that reasons needs a "
-                "higher evaluation.endpoint.max_tokens"
+                f"the first answer of {name} ends at its maximum number of tokens without a "
+                f"{missing}; a run stops if more than {MAX_SHARE:.0%} of those to validation rows "
+                "do. A model that reasons needs a higher max_tokens of the endpoint"
             )
 
 
@@ -220,12 +216,13 @@ def fit_baselines(context: RunContext) -> tuple[Baseline, ...]:
         if name in context.inputs.imported:
             note = f"tuned elsewhere: {context.inputs.imported[name].name}"
         baselines += (_score_model(context, name, uri=version.uri, note=note),)
-    if context.recipe.evaluation.endpoint is not None:
+    config = context.task.version_config("zero_shot", dtype="float32")
+    for name in context.recipe.evaluation.endpoints:
         progress.stage(
-            "endpoint: requests for the validation rows, unless their answers are stored"
+            f"endpoint {name}: requests for the validation rows, unless their answers are stored",
+            name="endpoint",
         )
-        config = context.task.version_config("zero_shot", dtype="float32")
-        baselines += endpoint_baselines(context.inputs, baselines, config=config)
+        baselines += (endpoint_baseline(context.inputs, name, baselines=baselines, config=config),)
     for baseline in baselines:  # those fitted now were reported before
         progress.score(baseline.kind, baseline.validation, baseline.note)
     return baselines

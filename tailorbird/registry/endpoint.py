@@ -15,13 +15,13 @@ class Endpoint(BaseModel):
     url: str  # base URL; requests are sent to `<url>/chat/completions`
     model: str
     revision: str | None = None
-    """`evaluation.endpoint.revision`; answers of another revision are not used."""
+    """`revision` in the recipe; answers of another revision are not used."""
     api_key: str | None = Field(default=None, pattern=f"^{KEY_REFERENCE.pattern}$")
     """Reference to the environment variable with the API key, `env://NAME`. The key itself is never
     stored."""
     prices: tuple[float, float] | None = None  # of 1,000 input and 1,000 output tokens
     max_spend: float | None = None
-    """`evaluation.endpoint.max_spend` when it was registered. It limits later runs whose recipe
+    """`max_spend` in the recipe when it was registered. It limits later runs whose recipe
     does not name it."""
     reported_model: str | None = None
     """Model that the endpoint named in the answers of the evaluation; None before the first

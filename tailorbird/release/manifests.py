@@ -96,11 +96,10 @@ def _rayjob(recipe: Recipe, documents: list[Document]) -> Rendered:
         min_processes=config.min_workers,
         max_processes=config.max_workers * recipe.tuning.trials_at_once(room=1),
     )
-    endpoint = recipe.evaluation.endpoint
-    if endpoint is not None and endpoint.api_key is not None:  # the run's driver sends the requests
-        kube_documents.add_secrets(
-            head, variables=(_variable(endpoint.api_key),), secret=ENDPOINT_KEYS
-        )
+    keys = {endpoint.api_key or "" for endpoint in recipe.evaluation.endpoints.values()}
+    variables = tuple(_variable(key) for key in sorted(keys - {""}))
+    if variables:  # the run's driver sends the requests
+        kube_documents.add_secrets(head, variables=variables, secret=ENDPOINT_KEYS)
     job["metadata"]["name"] = name
     job["spec"]["entrypoint"] = f"python -m tailorbird run {RECIPE_FILE} --keep-log"
     kube_documents.set_label(documents, label=RUN, value=name)

@@ -177,7 +177,7 @@ def compare_endpoint(pairs: Sequence[ProbePair], *, version: ModelVersion) -> Pa
             raise ParityRefused(
                 f"the endpoint of {version.version} now reports the model "
                 f"{answer.reported_model!r}, but {evaluated!r} was evaluated, so it is not "
-                "promoted; set evaluation.endpoint.revision to a new text and run the recipe again "
+                "promoted; set revision of the endpoint to a new text and run the recipe again "
                 "to evaluate it"
             )
         if answer.output != probe.output:

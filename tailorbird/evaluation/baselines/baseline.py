@@ -93,16 +93,12 @@ def other_baselines(baselines: Sequence[Baseline]) -> OtherBaselines:
 
     Pretrained models, heads on a frozen encoder and bags of words are cheap, and all of them can
     block a fine-tuned model. The best `NUM_REPLACING` on validation can also replace the incumbent.
-    What a recipe names to compare it can replace the incumbent in any case: contenders and the best
-    kind of an external endpoint.
+    The contenders that a recipe names can replace the incumbent in any case.
     """
     incumbent = select_incumbent(baselines)
     ranked = sorted(baselines, key=lambda baseline: -baseline.validation)
     ranked = [baseline for baseline in ranked if baseline.servable and baseline is not incumbent]
     replacing = ranked[:NUM_REPLACING]
-    endpoints = [baseline for baseline in ranked if spec_of(baseline.kind).calls_endpoint]
-    if endpoints and not spec_of(incumbent.kind).calls_endpoint and endpoints[0] not in replacing:
-        replacing.append(endpoints[0])
     replacing += [one for one in ranked if one.kind not in KINDS and one not in replacing]
     tested = [one for one in ranked if one in replacing or spec_of(one.kind).is_always_tested]
     return OtherBaselines(tuple(tested), tuple(baseline.kind for baseline in replacing))

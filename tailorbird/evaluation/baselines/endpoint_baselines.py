@@ -1,4 +1,4 @@
-"""Baselines on an external endpoint: the prompt alone, with fixed examples, and with retrieved
+"""The best prompt for an external endpoint: alone, with fixed examples, or with retrieved
 examples."""
 
 from collections.abc import Callable, Sequence
@@ -32,6 +32,7 @@ class EndpointContender:
     """An endpoint that is compared: its version without a reported model, and the index of its
     retrieved examples."""
 
+    name: str  # in the recipe
     endpoint: Endpoint
     prompting: Prompting  # of the kind `endpoint_zero_shot`
     index: RetrievalIndex
@@ -39,7 +40,7 @@ class EndpointContender:
     config: VersionConfig  # supplies all fields except kind, prompting and endpoint
 
 
-def fit_endpoint_baselines(
+def fit_endpoint_baseline(
     contender: EndpointContender,
     *,
     train: Rows,
@@ -47,13 +48,12 @@ def fit_endpoint_baselines(
     config: EvaluationConfig,
     seed: int,
     fetch_answers: FetchAnswers,
-) -> tuple[tuple[Baseline, VersionConfig], ...]:
-    """Return the baselines with their best settings on validation, and their versions.
+) -> tuple[Baseline, VersionConfig]:
+    """Return the endpoint as a baseline with its best prompt on validation, and its version.
 
-    They are those of `fit_prompt_baselines` with the same settings, without the nearest row's own
-    answer. All answers must be of the model that the endpoint reports first. Raises DataError for
-    an empty label, which an endpoint cannot name, and the errors of `fetch_answers` and
-    `require_answers`.
+    The prompts are those of `fit_prompt_baselines`; the first of equal scores wins. All answers
+    must be of the model that the endpoint reports first. Raises DataError for an empty label, which
+    an endpoint cannot name, and the errors of `fetch_answers` and `require_answers`.
     """
     require_names(contender.config.classes)
     examples = label_conversations(train) if train.class_labels else train
@@ -85,7 +85,7 @@ def fit_endpoint_baselines(
             omitted=sorted(refused),
             classes=version.classes,
         )
-        baseline = Baseline(version.kind, None, score, servable=True, note=note)
+        baseline = Baseline(contender.name, None, score, servable=True, note=note)
         return baseline, version.model_copy(update={"endpoint": pinned})
 
     tried = tried_prompts(
@@ -96,9 +96,7 @@ def fit_endpoint_baselines(
         config=config,
         seed=seed,
     )
-    return tuple(
-        max(map(scored, prompts), key=lambda result: result[0].validation) for prompts in tried
-    )
+    return max(map(scored, chain(*tried)), key=lambda result: result[0].validation)
 
 
 def require_names(classes: Sequence[str]) -> None:

@@ -40,27 +40,25 @@ class CostTerms(CostConfig):
     min_replicas: int = Field(default=0, ge=0)
     cpus_per_replica: int = Field(default=1, ge=1)
     gpus_per_replica: float = Field(default=0, ge=0)
-    endpoint: str | None = None
-    """The endpoint of the recipe (`cost.endpoint_name`), to which `token_prices` apply."""
-    token_prices: tuple[float, float] | None = None
-    """Prices of 1,000 input and 1,000 output tokens; None if they are not stated."""
+    token_prices: dict[str, tuple[float, float] | None] = Field(default_factory=dict)
+    """Prices of 1,000 input and 1,000 output tokens of the recipe's endpoints, by `endpoint_name`;
+    None if they are not stated."""
 
     @classmethod
     def from_recipe(cls, evaluation: EvaluationConfig, *, serving: ServingConfig) -> Self | None:
         """Return the terms of a recipe; None if it has no `evaluation.cost`."""
         if evaluation.cost is None:
             return None
-        terms = cls(
+        prices = {}
+        for endpoint in evaluation.endpoints.values():
+            prices[endpoint_name(endpoint.model, url=endpoint.url)] = endpoint.prices
+        return cls(
             **evaluation.cost.model_dump(),
             min_replicas=serving.min_replicas,
             cpus_per_replica=serving.cpus_per_replica,
             gpus_per_replica=serving.gpus_per_replica,
+            token_prices=prices,
         )
-        if evaluation.endpoint is None:
-            return terms
-        endpoint = evaluation.endpoint
-        name = endpoint_name(endpoint.model, url=endpoint.url)
-        return terms.model_copy(update={"endpoint": name, "token_prices": endpoint.prices})
 
     @property
     def requests_per_year(self) -> float:
@@ -83,9 +81,7 @@ class CostTerms(CostConfig):
     def prices_of(self, tokens: Tokens) -> tuple[float, float] | None:
         """Return the prices of 1,000 tokens: the recipe's if it has those of the endpoint, else the
         version's."""
-        if tokens.endpoint == self.endpoint and self.token_prices is not None:
-            return self.token_prices
-        return tokens.prices
+        return self.token_prices.get(tokens.endpoint) or tokens.prices
 
 
 @dataclass(frozen=True)
@@ -140,7 +136,7 @@ def yearly_cost(
         if not tokens.reported:
             missing.append(f"{tokens.endpoint} does not report its tokens")
         if prices is None:
-            missing.append(f"evaluation.endpoint has no prices for {tokens.endpoint}")
+            missing.append(f"evaluation.contenders has no prices for {tokens.endpoint}")
         elif tokens.reported:
             per_thousand = np.array((tokens.input, tokens.output)).T @ prices / 1000
             paid_tokens = per_thousand * terms.requests_per_year / 1000

@@ -81,7 +81,7 @@ def require_answers(
             f"{counts.empty / counts.rows:.0%} of the answers of {stated} ({version.kind}) to "
             f"validation rows end at {version.prompting.max_new_tokens} tokens without a label or "
             "text, so they show this limit and not what the model can do; a model that reasons "
-            "counts its hidden tokens. Raise evaluation.endpoint.max_tokens, or set the model to "
+            "counts its hidden tokens. Raise max_tokens of the endpoint, or set the model to "
             "reason less, and start the run again"
         )
     if counts.refused > limit:
@@ -93,9 +93,9 @@ def require_answers(
             f"{stated} ({version.kind}) refused {counts.refused:,} of {counts.rows:,} requests "
             f"because of their texts ({', '.join(codes)}), and at most {MAX_SHARE:.0%} may be: the "
             f"validation rows at the positions {listed(refused)} of their file. If they are too "
-            "long, lower evaluation.endpoint.max_tokens or evaluation.prompt_shots; if the "
+            "long, lower max_tokens of the endpoint or evaluation.prompt_shots; if the "
             "provider accepts them now, set "
-            "evaluation.endpoint.revision to a new text; else remove these rows. Start the run "
+            "revision of the endpoint to a new text; else remove these rows. Start the run "
             "again"
         )
 
@@ -107,8 +107,8 @@ def require_room(answer: EndpointAnswer, *, endpoint: Endpoint, max_tokens: int)
         raise EndpointAnswersMissing(
             f"{endpoint.model!r} at {endpoint.url} refused the request for the shortest validation "
             f"row as too long ({TOO_LONG}): its context has no room for this prompt and an answer "
-            f"of {max_tokens:,} tokens. Lower evaluation.endpoint.max_tokens, or let the server "
-            "accept longer requests and set evaluation.endpoint.revision to a new text; start the "
+            f"of {max_tokens:,} tokens. Lower max_tokens of the endpoint, or let the server "
+            "accept longer requests and set revision of the endpoint to a new text; start the "
             "run again"
         )
 

@@ -16,6 +16,7 @@ from cluster.progress import counter
 from tailorbird import storage
 from tailorbird.config.base import digest
 from tailorbird.config.endpoint import EndpointConfig
+from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.evaluation.inference.endpoint_spend import SpendLimit
 from tailorbird.models.endpoint.client import (
     DEFAULT_RETRY,
@@ -41,36 +42,38 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """Limits of the requests to an endpoint."""
+    """Limits of the requests to endpoints.
+
+    `timeout_s`, `max_concurrency` and the `max_spend` of a version hold for endpoints that are not
+    in `named`.
+    """
 
     timeout_s: float = 60.0  # per request
     max_concurrency: int = 8
-    max_spend: float | None = None
-    """Limit for all stored answers of the endpoint for a task; see `applied_to`."""
     retry: RetryPolicy = DEFAULT_RETRY
-    recipe: Endpoint | None = None  # endpoint of the recipe; None if it has none
+    named: tuple[EndpointConfig, ...] = ()  # endpoints of the recipe, which have their own limits
 
     @classmethod
-    def from_config(cls, config: EndpointConfig | None) -> Self:
-        """Return the limits of a recipe; the defaults for a recipe without an endpoint."""
-        if config is None:
-            return cls()
-        recipe = Endpoint.from_config(config)
-        return cls(config.timeout_s, config.max_concurrency, config.max_spend, recipe=recipe)
+    def from_config(cls, config: EvaluationConfig) -> Self:
+        """Return the limits of a recipe."""
+        return cls(named=tuple(config.endpoints.values()))
 
-    def applied_to(self, endpoint: Endpoint) -> Endpoint:
-        """Return an endpoint with the limit of spend and the prices that apply.
+    def for_endpoint(self, endpoint: Endpoint) -> tuple["RequestLimits", Endpoint]:
+        """Return the limits of requests to an endpoint, and the endpoint with the limit of spend
+        and the prices that apply.
 
-        They are the recipe's if the recipe names the endpoint. Prices with which it was registered,
-        and the limit of an endpoint that the recipe does not name, have precedence.
+        They are the recipe's if it names the endpoint, except that prices with which the endpoint
+        was registered have precedence.
         """
-        recipe = self.recipe
-        if recipe is None or (recipe.url, recipe.model) != (endpoint.url, endpoint.model):
-            if endpoint.max_spend is not None:
-                return endpoint
-            return endpoint.model_copy(update={"max_spend": self.max_spend})
-        prices = endpoint.prices or recipe.prices
-        return endpoint.model_copy(update={"max_spend": self.max_spend, "prices": prices})
+        for config in self.named:
+            if (config.url, config.model) == (endpoint.url, endpoint.model):
+                limits = replace(
+                    self, timeout_s=config.timeout_s, max_concurrency=config.max_concurrency
+                )
+                prices = endpoint.prices or config.prices
+                fields = {"max_spend": config.max_spend, "prices": prices}
+                return limits, endpoint.model_copy(update=fields)
+        return self, endpoint
 
 
 @dataclass
@@ -106,7 +109,7 @@ def fetch_answers(
     `complete`, and ValueError before the first request if the spend is limited and a price is
     missing.
     """
-    endpoint = limits.applied_to(endpoint)
+    limits, endpoint = limits.for_endpoint(endpoint)
     endpoint_key = digest({"url": endpoint.url, "model": endpoint.model})[:16]
     root = folder = TaskPaths(parent).endpoint_answers(endpoint_key)
     if endpoint.revision is not None:

@@ -27,8 +27,8 @@ class SpendLimit:
         if endpoint.max_spend is not None and endpoint.prices is None:
             raise ValueError(
                 f"{endpoint.model!r} at {endpoint.url} was registered without prices, and the "
-                "prices of evaluation.endpoint are those of another URL or model, so the spend "
-                "cannot be limited; remove evaluation.endpoint.max_spend"
+                "recipe names no endpoint with this URL and model that has prices, so the spend "
+                "cannot be limited; remove max_spend of the endpoint"
             )
         if endpoint.max_spend is not None and math.isnan(spent):
             raise spend_unknown(endpoint)
@@ -94,10 +94,10 @@ class SpendLimit:
         return EndpointSpendExceeded(
             f"the stored answers of {self.endpoint.model!r} at {self.endpoint.url} cost "
             f"{self.spent:.6g}, and the next request can cost up to {self._refused:.3g}, but "
-            f"evaluation.endpoint.max_spend is {self.endpoint.max_spend:g}; {num_left:,} requests "
+            f"max_spend of the endpoint is {self.endpoint.max_spend:g}; {num_left:,} requests "
             "of this stage or part of a batch remain. Raise max_spend and start again: stored "
             "answers are used. If the recipe does not name this endpoint, the limit is that of its "
-            "version; name it in evaluation.endpoint with a higher one"
+            "version; name it in evaluation.contenders with a higher one"
         )
 
 
@@ -119,5 +119,5 @@ def spend_unknown(endpoint: Endpoint) -> EndpointAnswerInvalid:
     """Return the error for answers without a known price."""
     return EndpointAnswerInvalid(
         f"{endpoint.url} does not report the tokens of some answers (`usage`), so the spend cannot "
-        "be limited; remove evaluation.endpoint.max_spend"
+        "be limited; remove max_spend of the endpoint"
     )

@@ -34,9 +34,11 @@ def terms_sentence(terms: CostTerms) -> str:
     prices = {
         "CPU-hour": terms.price_per_cpu_hour,
         "GPU-hour": terms.price_per_gpu_hour,
-        "1,000 input tokens": terms.token_prices and terms.token_prices[0],
-        "1,000 output tokens": terms.token_prices and terms.token_prices[1],
     }
+    for endpoint, token_prices in terms.token_prices.items():
+        if token_prices is not None:
+            prices[f"1,000 input tokens of {endpoint}"] = token_prices[0]
+            prices[f"1,000 output tokens of {endpoint}"] = token_prices[1]
     known = [f"{price:g} per {unit}" for unit, price in prices.items() if price is not None]
     resources = counted(terms.cpus_per_replica, "CPU core")
     if terms.gpus_per_replica:

@@ -28,7 +28,6 @@ from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.evaluation.verdict.runtime_equivalence import Equivalence
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.models.base_model import BaseModelRecord
-from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.test_set_ledger import RowUse, TestSetAccess
 from tailorbird.registry.versions import PinnedVersion
 from tailorbird.storage.stored_model import StoredModel
@@ -313,9 +312,6 @@ class Evidence(StoredModel):
     base_models: tuple[BaseModelRecord, ...]
     retrieval_encoder: BaseModelRecord | None
     """(chat only) The encoder of `evaluation.retrieval_encoder`, if the recipe names one."""
-    endpoint: Endpoint | None = None
-    """The endpoint of `evaluation.endpoint` with the model that it reported, if the recipe names
-    one."""
     endpoint_answers: dict[str, AnswerCounts] = Field(default_factory=dict)
     """Test rows by what an endpoint answered, by role; for a champion that is a hybrid, of the part
     that is one."""

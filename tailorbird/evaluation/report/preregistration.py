@@ -57,7 +57,7 @@ def evaluated_recipe(recipe: Recipe) -> dict[str, JsonValue]:
         "base_model": True,
         "evaluation": {
             "retrieval_encoder": True,
-            "endpoint": dict.fromkeys(LIMITS, True),
+            "contenders": {"__all__": {"endpoint": set(LIMITS)}},
         },
     }
     return recipe.model_dump(mode="json", exclude=excluded)

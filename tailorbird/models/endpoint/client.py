@@ -241,8 +241,8 @@ def require_model(reported: str, *, endpoint: Endpoint) -> None:
         raise errors.EndpointModelChanged(
             f"{endpoint.url} now answers {endpoint.model!r} with the model {reported!r}, but it "
             f"was {endpoint.reported_model!r} before; answers of different models cannot be "
-            "compared. Set evaluation.endpoint.model to a name that always means the same model "
-            "or, if the change is permanent, evaluation.endpoint.revision to a new text, and "
+            "compared. Set model of the endpoint to a name that always means the same model "
+            "or, if the change is permanent, revision of the endpoint to a new text, and "
             "start a new run. A champion whose model no longer answers cannot be compared on new "
             "rows: roll back to another version, or give the recipe another name, which is a task "
             "without a champion"
@@ -278,13 +278,13 @@ async def _attempt(
         except (TimeoutError, httpx2.TimeoutException):
             raise errors.EndpointTimeout(
                 f"{url} did not answer within {connection.timeout_s:g} s; raise "
-                "evaluation.endpoint.timeout_s, or lower the number of requests at the same time, "
+                "timeout_s of the endpoint, or lower the number of requests at the same time, "
                 "and start again"
             ) from None
         except httpx2.HTTPError as error:
             raise errors.EndpointUnreachable(
                 f"{url} cannot be reached: {error or type(error).__name__}; check "
-                "evaluation.endpoint.url and the network, and start the run again"
+                "url of the endpoint and the network, and start the run again"
             ) from None
         raise_for_status(response, received, url=url)
         answer = parse_completion(received, url=url)
@@ -360,7 +360,7 @@ def raise_for_status(response: httpx2.Response, content: bytes, *, url: str) -> 
     if status in (401, 403):
         raise errors.EndpointKeyRefused(
             f"{url} refused the API key ({status}); check the variable that "
-            "evaluation.endpoint.api_key names, and whether the key may use the model"
+            "api_key of the endpoint names, and whether the key may use the model"
         )
     fault = parse_fault(content)
     stated = f"{status}: {fault}" if str(fault) else str(status)
@@ -371,7 +371,7 @@ def raise_for_status(response: httpx2.Response, content: bytes, *, url: str) -> 
         if status == 429:
             failed = errors.EndpointRateLimited(
                 f"{url} refuses further requests ({stated}); lower "
-                "evaluation.endpoint.max_concurrency or check your quota, and start the run again"
+                "max_concurrency of the endpoint or check your quota, and start the run again"
             )
         failed.retry_after_s = retry_after_s(response.headers.get("Retry-After"))
         raise failed
@@ -380,7 +380,7 @@ def raise_for_status(response: httpx2.Response, content: bytes, *, url: str) -> 
             f"{url} answered {status} instead of 200 with a chat completion"
         )
     refused = errors.EndpointRefused(
-        f"{url} refused a request ({stated}); check evaluation.endpoint.url and model. The "
+        f"{url} refused a request ({stated}); check url and model of the endpoint. The "
         "server's log may state more"
     )
     refused.fault = fault

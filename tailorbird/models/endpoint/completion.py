@@ -176,6 +176,6 @@ def _parsed(kind: type[PartT], content: bytes | str, *, url: str) -> PartT:
         position = ".".join(map(str, fault["loc"])) or "body"
         raise EndpointAnswerInvalid(
             f"{url} did not answer in the format of a chat completion ({position}: "
-            f"{fault['msg']}); check that evaluation.endpoint.url is the base URL of an "
+            f"{fault['msg']}); check that url of the endpoint is the base URL of an "
             "OpenAI-compatible server"
         ) from None

@@ -42,7 +42,7 @@ def check_answering(endpoint: Endpoint, *, timeout_s: float = TIMEOUT_S) -> str 
     except httpx2.HTTPError as error:
         raise errors.EndpointUnreachable(
             f"{url} cannot be reached: {error or type(error).__name__}; check "
-            "evaluation.endpoint.url and the network"
+            "url of the endpoint and the network"
         ) from None
     if status == 401 or (status >= 500 and status != NOT_IMPLEMENTED):
         raise_for_status(response, b"", url=url)
@@ -53,7 +53,7 @@ def check_answering(endpoint: Endpoint, *, timeout_s: float = TIMEOUT_S) -> str 
     if not names or endpoint.model in names:
         return None
     return (
-        f"{url} does not list the model {endpoint.model!r}; check evaluation.endpoint.model "
+        f"{url} does not list the model {endpoint.model!r}; check model of the endpoint "
         "unless it is an alias"
     )
 

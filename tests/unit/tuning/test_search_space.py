@@ -4,7 +4,9 @@ import pytest
 
 from tailorbird.config.training import TrainingConfig
 from tailorbird.config.tuning import Distribution, TuningConfig
+from tuning.scheduler import build_search
 from tuning.search_space import max_epochs, param_space, trial_config
+from tuning.trial_record import BASE_MODEL, TrialRecord
 
 SPACE = {
     "method": Distribution(choice=("full", "lora")),
@@ -42,3 +44,19 @@ def test_max_epochs_is_the_largest_value_of_the_search_space(
 ) -> None:
     space = {} if distribution is None else {"epochs": distribution}
     assert max_epochs(TrainingConfig(epochs=4), TuningConfig(space=space)) == maximum
+
+
+def test_the_first_trials_train_each_base_model_once_with_a_whole_configuration() -> None:
+    bases = ("wide", "narrow", "deep")
+    space = param_space(TuningConfig(space=SPACE), base_models=bases)
+    config = {"method": "full", "learning_rate": 1e-4, "lora_dropout": 0.1, BASE_MODEL: "wide"}
+    known = [TrialRecord(trial="a", config=config)]
+    search = build_search(space, base_models=bases, known=known, seed=1, max_concurrent=9)
+    search.set_search_properties("score", "max", space)
+    points = [search.suggest(str(number)) for number in range(6)]
+    assert [point[BASE_MODEL] for point in points[:3]] == list(bases)
+    for point in points[1:]:
+        sampled = trial_config(TrainingConfig(), point)
+        assert 1e-5 <= sampled.learning_rate <= 1e-3
+        assert sampled.method in ("full", "lora")
+    assert len({point["learning_rate"] for point in points[1:]}) == 5
