@@ -68,8 +68,8 @@ def evaluation_fields(summary: DataSummary) -> Iterator[str]:
         few = f"there are {summary.num_tuning:,} training rows"
     if few is not None:
         yield (
-            f"endpoint: {{url: https://host/v1, model: MODEL}}  # {few}, and a large model with "
-            "a prompt needs few; it gets the texts of the rows"
+            "contenders: {hosted: {endpoint: {url: https://host/v1, model: MODEL}}}  # "
+            f"{few}, and a large model with a prompt needs few; it gets the texts of the rows"
         )
     if summary.roles.label is not None:
         return

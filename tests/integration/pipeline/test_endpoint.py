@@ -46,9 +46,9 @@ OVERRIDES = (
     "evaluation.prompt_draws=1",
     "evaluation.gates.counterfactual=null",
     "evaluation.gates.robustness=null",
-    "evaluation.endpoint.model=m",
-    f"evaluation.endpoint.api_key=env://{VARIABLE}",
-    "evaluation.endpoint.prices=[0, 1]",  # an answer of 2 output tokens costs 0.002
+    "evaluation.contenders.hosted.endpoint.model=m",
+    f"evaluation.contenders.hosted.endpoint.api_key=env://{VARIABLE}",
+    "evaluation.contenders.hosted.endpoint.prices=[0, 1]",  # an answer of 2 output tokens costs 0.002
     "evaluation.cost={value_of_correct: 1, requests_per_month: 1000, price_per_cpu_hour: 0.05}",
 )
 
@@ -90,10 +90,10 @@ def test_an_endpoint_that_fails_in_a_run_is_compared_when_the_run_is_resumed_and
     monkeypatch.setenv(VARIABLE, KEY)
     service = Service()
     with endpoint_server(service.answer) as server:
-        url = f"evaluation.endpoint.url={server.url}"
+        url = f"evaluation.contenders.hosted.endpoint.url={server.url}"
 
         def run(spend: float) -> tuple[Recipe, RunResult]:
-            limit = f"evaluation.endpoint.max_spend={spend}"
+            limit = f"evaluation.contenders.hosted.endpoint.max_spend={spend}"
             return run_with(tmp_path, url, limit, data=small_data, service=service)
 
         with pytest.raises(
@@ -125,19 +125,14 @@ def test_an_endpoint_that_fails_in_a_run_is_compared_when_the_run_is_resumed_and
         assert evidence.test_access.number == read_test_accesses(task_uri)[accesses].number
         assert len(read_test_accesses(task_uri)) == accesses + 1
         assert (verdict.outcome, verdict.selected) == (Outcome.STAY, "incumbent")
-        assert verdict.incumbent.kind == "endpoint_zero_shot"
+        assert evidence.versions["incumbent"].kind == "endpoint_zero_shot"
         assert verdict.incumbent.score > 0.9 > verdict.model("candidate").score
-        assert evidence.endpoint is not None
-        assert (evidence.endpoint.url, evidence.endpoint.reported_model) == (server.url, MODEL)
         answers = evidence.endpoint_answers["incumbent"]
         assert (answers.rows, answers.refused, answers.truncated) == (
             evidence.data.report.num_test,
             0,
             0,
         )
-        assert (
-            evidence.endpoint.max_spend == 100
-        )  # the stored baseline has the limit of the second run
         assert evidence.reliability["incumbent"] == ()
         assert evidence.cost.serving is not None
         tokens = evidence.cost.serving["incumbent"].tokens
@@ -151,11 +146,11 @@ def test_an_endpoint_that_fails_in_a_run_is_compared_when_the_run_is_resumed_and
         assert any("To serve, the candidate costs" in text for text in verdict.sentences)
 
         version = read_version(result.winner)
-        assert (version.kind, version.task, version.endpoint) == (
-            "endpoint_zero_shot",
-            "classification",
-            evidence.endpoint,
-        )
+        assert (version.kind, version.task) == ("endpoint_zero_shot", "classification")
+        assert version.endpoint is not None
+        assert (version.endpoint.url, version.endpoint.reported_model) == (server.url, MODEL)
+        # The stored baseline has the limit of the first run.
+        assert version.endpoint.max_spend == 100
         num_requests = len(server.bodies)
         with connect():
             rows = prepare(recipe, progress=SILENT).splits.test

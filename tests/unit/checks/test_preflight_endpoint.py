@@ -7,6 +7,7 @@ import pytest
 from tailorbird.checks import preflight_facts
 from tailorbird.checks.preflight import check_facts, check_requests
 from tailorbird.checks.preflight_facts import Table
+from tailorbird.config.contender import ContenderConfig
 from tailorbird.config.endpoint import EndpointConfig
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.registry import hybrids
@@ -19,7 +20,9 @@ from tests.unit.serving.endpoint.versions import KEY, VARIABLE, endpoint_version
 
 def test_the_requests_to_endpoints_are_stated() -> None:
     config = EvaluationConfig(
-        endpoint=EndpointConfig(url="https://host/v1", model="m"),
+        contenders={
+            "hosted": ContenderConfig(endpoint=EndpointConfig(url="https://host/v1", model="m"))
+        },
         prompt_draws=2,
     )
     tables = (*GOOD.tables, Table("validation", "s3://lake/v", num_rows=300))

@@ -120,7 +120,7 @@ def recipe_with(
     evaluation = {
         "metric": "exact_match",
         "cost": {"value_of_correct": 1, "requests_per_month": 1} | cost,
-        "endpoint": endpoint,
+        "contenders": {} if endpoint is None else {"hosted": {"endpoint": endpoint}},
     }
     return build.recipe(task="chat", serving=serving, evaluation=evaluation)
 
@@ -132,10 +132,10 @@ def test_each_missing_price_of_something_that_is_used_is_named() -> None:
     for name in (
         "price_per_cpu_hour",
         "price_per_gpu_hour",
-        "evaluation.endpoint.prices",
+        "evaluation.contenders.hosted.endpoint.prices",
     ):
         assert name in line.message
     (line,) = check_prices(recipe_with({"price_per_cpu_hour": 0.1}, endpoint=endpoint))
-    assert line.message.startswith("evaluation.endpoint.prices is not set, so")
+    assert line.message.startswith("evaluation.contenders.hosted.endpoint.prices is not set, so")
     (line,) = check_prices(recipe_with({"price_per_cpu_hour": 0.1}))
     assert line.state == "ok"

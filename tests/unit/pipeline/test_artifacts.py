@@ -7,7 +7,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from tailorbird import storage
+from tailorbird.config.endpoint import EndpointConfig
 from tailorbird.data.fingerprints import fingerprints, load_fingerprints
+from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
 from tailorbird.evaluation.inference.predict import DecisionFit
 from tailorbird.pipeline.artifacts import Contender, make_loadable, register_contender, set_decision
 from tailorbird.registry.endpoint import Endpoint
@@ -65,7 +67,11 @@ def test_an_artifact_of_an_earlier_run_is_registered_with_the_current_code(
     before = storage.read_bytes(f"{contender.uri}/config.json")
     same, renewed = (
         register_contender(
-            task_uri, contender.uri, code=f"s3://m/code/{name}.zip", max_spend=None, data=DATA
+            task_uri,
+            contender.uri,
+            code=f"s3://m/code/{name}.zip",
+            limits=RequestLimits(),
+            data=DATA,
         )
         for name in "cd"
     )
@@ -82,7 +88,11 @@ def test_a_version_stores_the_fingerprints_of_its_training_and_validation_rows(
     tmp_path: Path, contender: Contender
 ) -> None:
     version = register_contender(
-        (tmp_path / "task").as_uri(), contender.uri, code="s3://m/c.zip", max_spend=None, data=DATA
+        (tmp_path / "task").as_uri(),
+        contender.uri,
+        code="s3://m/c.zip",
+        limits=RequestLimits(),
+        data=DATA,
     )
     texts = DATA.splits.train.texts + DATA.splits.validation.texts
     stored = load_fingerprints(f"{version.uri}/{TRAINING_ROWS}")
@@ -106,10 +116,13 @@ def test_an_endpoint_is_registered_with_the_limit_of_the_run_that_registers_it(
     write_artifact_config((tmp_path / "artifact").as_uri(), config_of().model_copy(update=fields))
     contender = Contender("endpoint_zero_shot", (tmp_path / "artifact").as_uri(), 0.5)
     task_uri, code = (tmp_path / "task").as_uri(), config_of().code
-    versions = [
-        register_contender(task_uri, contender.uri, code=code, max_spend=limit, data=DATA)
-        for limit in (5, 50, None)
-    ]
+    versions = []
+    for max_spend in (5, 50, None):
+        named = EndpointConfig(url="https://host/v1", model="m", prices=(1, 1), max_spend=max_spend)
+        limits = RequestLimits(named=(named,))
+        versions.append(
+            register_contender(task_uri, contender.uri, code=code, limits=limits, data=DATA)
+        )
     assert [version.endpoint and version.endpoint.max_spend for version in versions] == [
         5,
         50,
@@ -129,7 +142,7 @@ def test_a_version_is_not_registered_again(tmp_path: Path, contender: Contender)
         (tmp_path / "task").as_uri(),
         contender.uri,
         code="s3://m/code/c.zip",
-        max_spend=None,
+        limits=RequestLimits(),
         data=DATA,
     )
     champion = Contender("champion", version.uri, 0.5)
@@ -137,7 +150,7 @@ def test_a_version_is_not_registered_again(tmp_path: Path, contender: Contender)
         (tmp_path / "task").as_uri(),
         champion.uri,
         code="s3://m/code/d.zip",
-        max_spend=None,
+        limits=RequestLimits(),
         data=DATA,
     )
     assert again == version
@@ -147,12 +160,16 @@ def test_a_version_of_another_task_is_copied_without_its_evidence_and_with_its_t
     tmp_path: Path, contender: Contender
 ) -> None:
     uri = (tmp_path / "elsewhere").as_uri()
-    other = register_contender(uri, contender.uri, code="s3://m/c.zip", max_spend=None, data=DATA)
+    other = register_contender(
+        uri, contender.uri, code="s3://m/c.zip", limits=RequestLimits(), data=DATA
+    )
     for name in ("evidence.json", "predictions/incumbent.parquet"):
         storage.write_bytes(f"{other.uri}/{name}", b"evidence")
     rows = context_of(recipe_at(Path("/none")), splits_of(num_train=30)).inputs.data
     task_uri = (tmp_path / "task").as_uri()
-    copy = register_contender(task_uri, other.uri, code="s3://m/d.zip", max_spend=None, data=rows)
+    copy = register_contender(
+        task_uri, other.uri, code="s3://m/d.zip", limits=RequestLimits(), data=rows
+    )
     assert copy.uri.startswith(f"{task_uri}/versions/probe-")
     assert copy.code == "s3://m/d.zip"
     names = {file.removeprefix(f"{copy.uri}/") for file in storage.list_files(copy.uri)}

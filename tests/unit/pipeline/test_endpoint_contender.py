@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from tailorbird.data.rows import DataError, Splits
+from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.evaluation.inference.endpoint_coverage import AnswerCounts
 from tailorbird.models.endpoint import errors
 from tailorbird.models.endpoint.prompts import label_answer
 from tailorbird.pipeline.cost import endpoint_answers
 from tailorbird.pipeline.endpoint_contender import (
-    endpoint_baselines,
+    endpoint_baseline,
     predict_contender,
     request_limits,
 )
@@ -26,11 +27,20 @@ from tests.progress import ProgressRecorder
 from tests.unit.pipeline.contexts import context_of, recipe_at, rows_of, splits_of
 
 
+def evaluation_with(endpoint: dict[str, Any]) -> dict[str, Any]:
+    return {"contenders": {"hosted": {"endpoint": endpoint}}, "prompt_draws": 1}
+
+
+def fitted(context: RunContext) -> Baseline:
+    config = context.task.version_config("zero_shot", dtype="float32")
+    return endpoint_baseline(context.inputs, "hosted", baselines=(), config=config)
+
+
 def context_at(
     server: Server, folder: Path, *, splits: Splits | None = None, **fields: Any
 ) -> RunContext:
     endpoint = {"url": server.url, "model": "m"} | fields
-    recipe = recipe_at(folder, evaluation={"endpoint": endpoint, "prompt_draws": 1})
+    recipe = recipe_at(folder, evaluation=evaluation_with(endpoint))
     return context_of(recipe, splits or splits_of())
 
 
@@ -53,10 +63,9 @@ def test_the_first_request_is_sent_before_the_baselines_and_not_again(tmp_path: 
         assert question(first) == context.splits.validation.texts[0]
         require_endpoints(context, progress=ProgressRecorder())
         assert len(server.bodies) == 1
-        config = context.task.version_config("zero_shot", dtype="float32")
-        baselines = endpoint_baselines(context.inputs, (), config=config)
+        baseline = fitted(context)
         assert len(server.bodies) == len({json.dumps(body) for body in server.bodies}) == 24
-    assert [baseline.validation for baseline in baselines] == [1.0, 1.0, 1.0]
+    assert (baseline.kind, baseline.validation) == ("hosted", 1.0)
 
 
 def test_a_request_for_the_shortest_row_that_is_refused_as_too_long_ends_the_run_at_once(
@@ -82,7 +91,7 @@ def test_a_wrong_model_is_an_error_of_the_first_request(tmp_path: Path) -> None:
         context = context_at(server, tmp_path)
         with pytest.raises(
             errors.EndpointRefused,
-            match=r"model_not_found.*check evaluation.endpoint.url and model",
+            match=r"model_not_found.*check url and model",
         ):
             require_endpoints(context, progress=ProgressRecorder())
         assert len(server.bodies) == 1
@@ -102,19 +111,16 @@ def test_max_tokens_is_the_limit_of_all_requests_and_of_the_version(
 
     with endpoint_server(reasons) as server:
         context = context_at(server, tmp_path, **fields)
-        config = context.task.version_config("zero_shot", dtype="float32")
-        assert (
-            "A model that reasons needs a higher evaluation.endpoint.max_tokens" in notes(context)
-        ) is (not fields)
+        assert ("A model that reasons needs a higher max_tokens" in notes(context)) is (not fields)
         if fields:
-            for baseline in endpoint_baselines(context.inputs, (), config=config):
-                assert baseline.validation == 1.0
-                stored = read_artifact_config(str(baseline.uri))
-                assert stored.prompting is not None
-                assert stored.prompting.max_new_tokens == limit
+            baseline = fitted(context)
+            assert baseline.validation == 1.0
+            stored = read_artifact_config(str(baseline.uri))
+            assert stored.prompting is not None
+            assert stored.prompting.max_new_tokens == limit
         else:
             with pytest.raises(errors.EndpointAnswersMissing, match="100% of the answers of 'm'"):
-                endpoint_baselines(context.inputs, (), config=config)
+                fitted(context)
         limits = {
             body.get("max_tokens", body.get("max_completion_tokens")) for body in server.bodies
         }
@@ -140,18 +146,17 @@ PROMPT = {
 
 def prompted_context(server: Server, folder: Path) -> RunContext:
     endpoint = {"url": server.url, "model": "m"}
-    evaluation = {"endpoint": endpoint, "prompt_draws": 1}
-    return context_of(recipe_at(folder, evaluation=evaluation, data=PROMPT), splits_of())
+    recipe = recipe_at(folder, evaluation=evaluation_with(endpoint), data=PROMPT)
+    return context_of(recipe, splits_of())
 
 
 def test_the_prompt_of_the_recipe_is_sent_and_stored_with_each_version(tmp_path: Path) -> None:
     with endpoint_server(by_last_letter) as server:
         context = prompted_context(server, tmp_path)
-        config = context.task.version_config("zero_shot", dtype="float32")
         require_endpoints(context, progress=ProgressRecorder())
-        baselines = endpoint_baselines(context.inputs, (), config=config)
-        table = predict_contender(context.inputs, str(baselines[0].uri), rows=context.splits.test)
-    assert [baseline.validation for baseline in baselines] == [1.0, 1.0, 1.0]
+        baseline = fitted(context)
+        table = predict_contender(context.inputs, str(baseline.uri), rows=context.splits.test)
+    assert (baseline.kind, baseline.validation) == ("hosted", 1.0)
     assert table.outputs == context.splits.test.labels
     start = 'Labels: "a": "the first letter"\n"b"\nRow: '
     texts = {*context.splits.train.texts, *context.splits.validation.texts}
@@ -162,10 +167,9 @@ def test_the_prompt_of_the_recipe_is_sent_and_stored_with_each_version(tmp_path:
         users = [turn["content"] for turn in turns if turn["role"] == "user"]
         assert users
         assert {text.removeprefix(start) for text in users} <= texts
-    for baseline in baselines:
-        stored = read_artifact_config(str(baseline.uri)).prompting
-        assert stored is not None
-        assert (stored.system, stored.template) == ("You sort rows.", f"{start}{{text}}")
+    stored = read_artifact_config(str(baseline.uri)).prompting
+    assert stored is not None
+    assert (stored.system, stored.template) == ("You sort rows.", f"{start}{{text}}")
 
 
 def test_the_answers_of_an_endpoint_that_ignores_the_template_are_wrong_and_counted(
@@ -173,10 +177,9 @@ def test_the_answers_of_an_endpoint_that_ignores_the_template_are_wrong_and_coun
 ) -> None:
     with endpoint_server(lambda *_: completion("I like rows.")) as server:
         context = prompted_context(server, tmp_path)
-        config = context.task.version_config("zero_shot", dtype="float32")
         assert "has no label and counts as wrong" in notes(context)
-        baselines = endpoint_baselines(context.inputs, (), config=config)
-        uri = str(baselines[0].uri)
+        baseline = fitted(context)
+        uri = str(baseline.uri)
         test = context.splits.test
         table = predict_contender(context.inputs, uri, rows=test)
         counts = endpoint_answers(
@@ -186,8 +189,8 @@ def test_the_answers_of_an_endpoint_that_ignores_the_template_are_wrong_and_coun
             predict=lambda _: table,
             limits=request_limits(context.inputs),
         )
-    assert [baseline.validation for baseline in baselines] == [0.0, 0.0, 0.0]
-    assert all("4 of 4 rows with a complete answer" in baseline.note for baseline in baselines)
+    assert baseline.validation == 0.0
+    assert "4 of 4 rows with a complete answer" in str(baseline.note)
     assert not table.scores.any()
     expected = AnswerCounts(len(test), refused=0, truncated=0, empty=0, invalid=len(test))
     assert counts == {"incumbent": expected}

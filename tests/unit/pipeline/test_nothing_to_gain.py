@@ -10,6 +10,7 @@ import pytest
 from tailorbird.data.rows import Splits
 from tailorbird.data.sharding.loading import LoadedDataset
 from tailorbird.evaluation.baselines.baseline import CHAMPION, Baseline, select_incumbent
+from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
 from tailorbird.evaluation.statistics.headroom import highest_rate
 from tailorbird.pipeline import evaluate
 from tailorbird.pipeline.artifacts import register_contender
@@ -74,7 +75,7 @@ def registered(context: RunContext, baselines: tuple[Baseline, ...], *, data: Lo
     assert incumbent.uri is not None
     code = context.inputs.code.uri
     return register_contender(
-        context.recipe.task_uri, incumbent.uri, code=code, max_spend=None, data=data
+        context.recipe.task_uri, incumbent.uri, code=code, limits=RequestLimits(), data=data
     ).uri
 
 

@@ -204,7 +204,10 @@ def test_an_endpoint_that_cannot_be_used_is_reported_before_anything_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     endpoint = {"url": "http://127.0.0.1:9/v1", "model": "m"}
-    of_recipe = context_of(recipe_at(tmp_path, evaluation={"endpoint": endpoint}), splits_of())
+    of_recipe = context_of(
+        recipe_at(tmp_path, evaluation={"contenders": {"hosted": {"endpoint": endpoint}}}),
+        splits_of(),
+    )
     of_champion = registering(
         context_of(recipe_at(tmp_path), splits_of()), champion="s3://m/task/versions/e-1"
     )

@@ -276,7 +276,10 @@ def test_the_resources_of_a_run_are_selected_by_its_label() -> None:
 
 
 def test_the_key_of_an_endpoint_is_read_from_a_secret() -> None:
-    endpoint = "evaluation.endpoint={url: 'https://host/v1', model: m, api_key: 'env://HOST_KEY'}"
+    endpoint = (
+        "evaluation.contenders.hosted.endpoint={url: 'https://host/v1', model: m, "
+        "api_key: 'env://HOST_KEY'}"
+    )
     (job,) = of_kind(rendered("rayjob", endpoint), "RayJob")
     head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
     reference = {"secretKeyRef": {"name": "endpoint-keys", "key": "HOST_KEY"}}

@@ -1,6 +1,7 @@
 """Samplers of the search space, and the training config of a trial."""
 
 import pytest
+from pydantic import JsonValue
 
 from tailorbird.config.training import TrainingConfig
 from tailorbird.config.tuning import Distribution, TuningConfig
@@ -49,7 +50,12 @@ def test_max_epochs_is_the_largest_value_of_the_search_space(
 def test_the_first_trials_train_each_base_model_once_with_a_whole_configuration() -> None:
     bases = ("wide", "narrow", "deep")
     space = param_space(TuningConfig(space=SPACE), base_models=bases)
-    config = {"method": "full", "learning_rate": 1e-4, "lora_dropout": 0.1, BASE_MODEL: "wide"}
+    config: dict[str, JsonValue] = {
+        "method": "full",
+        "learning_rate": 1e-4,
+        "lora_dropout": 0.1,
+        BASE_MODEL: "wide",
+    }
     known = [TrialRecord(trial="a", config=config)]
     search = build_search(space, base_models=bases, known=known, seed=1, max_concurrent=9)
     search.set_search_properties("score", "max", space)

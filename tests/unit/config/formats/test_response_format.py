@@ -99,10 +99,10 @@ def test_a_format_that_answers_cannot_have_is_refused(
 
 
 def test_an_endpoint_cannot_be_compared_with_a_choice() -> None:
-    endpoint = {"url": "http://127.0.0.1:9/v1", "model": "m"}
-    with pytest.raises(ValidationError, match=r"`choice`, which evaluation\.endpoint cannot have"):
-        chat({"type": "choice", "choice": ["yes", "no"]}, endpoint=endpoint)
-    assert chat({"type": "json_object"}, endpoint=endpoint).evaluation.endpoint is not None
+    hosted = {"endpoint": {"url": "http://127.0.0.1:9/v1", "model": "m"}}
+    with pytest.raises(ValidationError, match=r"`choice`, which an endpoint in evaluation"):
+        chat({"type": "choice", "choice": ["yes", "no"]}, contenders={"hosted": hosted})
+    assert chat({"type": "json_object"}, contenders={"hosted": hosted}).evaluation.endpoints
 
 
 def test_a_choice_keeps_its_options() -> None:

@@ -14,7 +14,7 @@ from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.evaluation.baselines.chat import store_versions
 from tailorbird.evaluation.baselines.endpoint_baselines import (
     EndpointContender,
-    fit_endpoint_baselines,
+    fit_endpoint_baseline,
 )
 from tailorbird.evaluation.gates.calibration import has_confidences
 from tailorbird.evaluation.gates.cost import RowTokens, tokens_by_round
@@ -61,8 +61,8 @@ def fit(
     chat: bool = False,
     pairs: tuple[tuple[str, str], ...] = VALIDATION,
     **changes: Any,
-) -> tuple[Baseline, ...]:
-    """Return the stored baselines, whose artifacts are in a stage of the task; `pairs` are the
+) -> Baseline:
+    """Return the stored baseline, whose artifact is in a stage of the task; `pairs` are the
     validation rows."""
     train = build.pairs(PAIRS, chat=chat)
     validation = build.pairs(pairs, chat=chat)
@@ -76,8 +76,15 @@ def fit(
         base_model="s3://m/base",
         prompting=prompting if chat else None,
     ).model_copy(update=changes)
-    results = fit_endpoint_baselines(
-        EndpointContender(Endpoint(url=url, model="m"), prompting, index, retrieval, config),
+    result = fit_endpoint_baseline(
+        EndpointContender(
+            name="hosted",
+            endpoint=Endpoint(url=url, model="m"),
+            prompting=prompting,
+            index=index,
+            retrieval=retrieval,
+            config=config,
+        ),
         train=train,
         validation=validation,
         config=settings.model_copy(update={"metric": "token_f1"}) if chat else settings,
@@ -86,7 +93,8 @@ def fit(
             bodies, endpoint=endpoint, parent=task.as_uri(), limits=RequestLimits(max_concurrency=2)
         ),
     )
-    return store_versions(f"{task.as_uri()}/stages/endpoint-0", results, index_files=files)
+    stage = f"{task.as_uri()}/stages/endpoint-0"
+    return store_versions(stage, [result], index_files=files)[0]
 
 
 def by_word(body: dict[str, Any], _: int) -> Reply:
@@ -105,36 +113,29 @@ def test_a_classifier_chooses_labels_and_a_stored_baseline_is_a_version_with_its
         return completion(content["choices"][0]["message"]["content"], logprobs=(-0.1, -0.2))
 
     with endpoint_server(with_logprobs) as server:
-        baselines = fit(server.url, tmp_path)
+        baseline = fit(server.url, tmp_path)
         num_requests = len(server.bodies)
-        assert fit(server.url, tmp_path)[0] == baselines[0]  # with the same artifact
-        outputs = []
-        for baseline in baselines:
-            uri = str(baseline.uri)
-            config = read_artifact_config(uri)
-            assert config.endpoint is not None
-            assert (config.task, config.endpoint.reported_model) == ("classification", MODEL)
-            table = predict_rows(uri, rows=build.pairs(VALIDATION))
-            assert table.model == baseline.kind
-            assert score_table("accuracy", table) == baseline.validation
-            np.testing.assert_allclose(table.calibrated, np.exp(-0.3))
-            outputs.append(table.outputs)
-            version = register(tmp_path.as_uri(), local_copy(uri))
-            # The answers of a version are those of its artifact.
-            assert predict_rows(version.uri, rows=build.pairs(VALIDATION)).outputs == table.outputs
+        assert fit(server.url, tmp_path) == baseline  # with the same artifact
+        uri = str(baseline.uri)
+        config = read_artifact_config(uri)
+        assert config.endpoint is not None
+        assert (config.task, config.endpoint.reported_model) == ("classification", MODEL)
+        table = predict_rows(uri, rows=build.pairs(VALIDATION))
+        assert score_table("accuracy", table) == baseline.validation
+        np.testing.assert_allclose(table.calibrated, np.exp(-0.3))
+        version = register(tmp_path.as_uri(), local_copy(uri))
+        # The answers of a version are those of its artifact.
+        assert predict_rows(version.uri, rows=build.pairs(VALIDATION)).outputs == table.outputs
         assert len(server.bodies) == num_requests
         with pytest.raises(ModelError):
             load_artifact(uri)
         assert predict_rows(version.uri, rows=build.pairs(TEST)).outputs == ("sky", "leaf")
 
-    kinds = ["endpoint_zero_shot", "endpoint_few_shot", "endpoint_retrieved"]
-    assert [baseline.kind for baseline in baselines] == kinds
-    zero_shot, few_shot, retrieved = baselines
-    assert outputs[0] == ("sky", "leaf", "", "")  # neither `azure` nor `roses` is a class
-    assert zero_shot.validation == 0.5
-    assert "2 of 4 rows with a complete answer without a label" in str(zero_shot.note)
-    assert "2 examples in the prompt, best of 2 random sets" in str(few_shot.note)
-    assert retrieved.validation >= 0.75  # the nearest row of `roses` is `red rose`
+    # Only retrieved examples show the classes of `azure` and `roses`.
+    assert (baseline.kind, version.kind) == ("hosted", "endpoint_retrieved")
+    assert baseline.validation >= 0.75
+    num_shots = [len(body["messages"]) // 2 - 1 for body in server.bodies]
+    assert {0, CONFIG.prompt_shots, 1} <= set(num_shots)  # each kind of prompt was tried
     schema = server.bodies[0]["response_format"]["json_schema"]["schema"]
     assert schema["properties"]["label"]["enum"] == list(CLASSES)
 
@@ -145,12 +146,12 @@ def test_a_chat_endpoint_is_scored_by_the_words_of_its_answers(tmp_path: Path) -
         return completion(text, logprobs=(-1.0,), finish_reason="length")
 
     with endpoint_server(answer) as server:
-        baselines = fit(server.url, tmp_path, chat=True)
-        config = read_artifact_config(str(baselines[2].uri))
-        assert (config.task, config.has_index) == ("chat", True)
-        table = predict_rows(str(baselines[0].uri), rows=build.pairs(VALIDATION, chat=True))
-    assert score_table("token_f1", table) == baselines[0].validation > 0
-    assert "4 of 4 rows with an answer that ends at max_tokens, 0 of" in str(baselines[0].note)
+        baseline = fit(server.url, tmp_path, chat=True)
+        config = read_artifact_config(str(baseline.uri))
+        assert (config.task, config.kind) == ("chat", "endpoint_zero_shot")  # all prompts are equal
+        table = predict_rows(str(baseline.uri), rows=build.pairs(VALIDATION, chat=True))
+    assert score_table("token_f1", table) == baseline.validation > 0
+    assert "4 of 4 rows with an answer that ends at max_tokens, 0 of" in str(baseline.note)
     np.testing.assert_allclose(table.confidences, np.exp(-1.0))
     assert not {"sky", "it is azure"} & {*table.outputs, *table.labels}  # hashes
     assert "response_format" not in server.bodies[0]
@@ -161,7 +162,7 @@ def test_the_cost_of_an_endpoint_is_that_of_its_tokens_and_of_preparing_its_requ
     tmp_path: Path,
 ) -> None:
     with endpoint_server(by_word) as server:
-        *_, retrieved = fit(server.url, tmp_path)
+        retrieved = fit(server.url, tmp_path)
         num_requests = len(server.bodies)
         uris = {"incumbent": str(retrieved.uri), "candidate": str(retrieved.uri)}
         tokens = tokens_by_round(RowTokens("m", (10, 20, 30, 40, 50), (1, 2, 3, 4, 5)))
@@ -210,7 +211,7 @@ def test_a_truncated_and_a_refused_row_are_wrong_and_stated_and_refused_paramete
         return only_at(3, reply=CUT)(body, number)
 
     with endpoint_server(answer) as server:
-        zero_shot, *_ = fit(server.url, tmp_path, pairs=MANY)
+        zero_shot = fit(server.url, tmp_path, pairs=MANY)
         num_requests = len(server.bodies)
         table = predict_rows(
             str(zero_shot.uri), rows=build.pairs((*MANY, ("sky number 50", "sky")))
@@ -255,7 +256,7 @@ def test_rows_without_a_result_are_wrong_and_do_not_remove_the_confidences_of_ot
         return completion(label_answer("sky"), logprobs=(-0.5,))
 
     with endpoint_server(answer) as server:
-        zero_shot, *_ = fit(server.url, tmp_path, chat=chat)
+        zero_shot = fit(server.url, tmp_path, chat=chat)
         uri = str(zero_shot.uri)
         table = predict_rows(uri, rows=build.pairs(VALIDATION, chat=chat))
         content = [("sky", "sky"), ("some sky", "sky"), ("no sky", "sky")]

@@ -47,9 +47,9 @@ def used(cpu_s: float, gpu_s: float | None = None) -> ServingUsage:
 
 
 ON_GPU = terms(price_per_gpu_hour=3.6, gpus_per_replica=1)
-PRICED = terms(endpoint=ENDPOINT, token_prices=(0.001, 0.004))
+PRICED = terms(token_prices={ENDPOINT: (0.001, 0.004)})
 ALWAYS = terms(min_replicas=2, cpus_per_replica=3)
-ONE_CALLING = terms(ON_GPU, token_prices=(0, 0), endpoint=ENDPOINT, min_replicas=1)
+ONE_CALLING = terms(ON_GPU, token_prices={ENDPOINT: (0, 0)}, min_replicas=1)
 
 
 def compared(
@@ -89,9 +89,14 @@ def test_the_cost_of_a_year(usage: ServingUsage, prices: CostTerms, expected: fl
 def test_the_prices_of_the_version_apply_if_the_recipe_does_not_name_its_endpoint() -> None:
     assert CALLS.tokens is not None
     usage = replace(CALLS, tokens=replace(CALLS.tokens, prices=(0.001, 0.004)))
-    other = terms(endpoint="other at https://host/v1", token_prices=(9, 9))
-    newer = terms(endpoint=ENDPOINT, token_prices=(0.002, 0.008))
-    for prices, factor in ((TERMS, 1), (other, 1), (terms(endpoint=ENDPOINT), 1), (newer, 2)):
+    other = terms(token_prices={"other at https://host/v1": (9, 9)})
+    newer = terms(token_prices={ENDPOINT: (0.002, 0.008)})
+    for prices, factor in (
+        (TERMS, 1),
+        (other, 1),
+        (terms(token_prices={ENDPOINT: None}), 1),
+        (newer, 2),
+    ):
         cost = yearly_cost(usage, terms=prices)
         assert cost.missing == ()
         assert cost.serving.mean() == pytest.approx(factor * 12 * 0.18 + 0.012)
@@ -104,9 +109,9 @@ def test_the_prices_of_the_version_apply_if_the_recipe_does_not_name_its_endpoin
         ({"gpus_per_replica": 1}, used(1, 1), "price_per_gpu_hour"),
         ({"gpus_per_replica": 1, "price_per_gpu_hour": 1}, used(1), "gpus_per_replica"),
         ({"price_per_gpu_hour": 1}, used(1, 1), "gpus_per_replica"),
-        ({"endpoint": "other at https://host/v1", "token_prices": (1, 1)}, CALLS, ENDPOINT),
+        ({"token_prices": {"other at https://host/v1": (1, 1)}}, CALLS, ENDPOINT),
         (
-            {"endpoint": ENDPOINT, "token_prices": (1, 1)},
+            {"token_prices": {ENDPOINT: (1, 1)}},
             replace(CALLS, tokens=Tokens(ENDPOINT, (), ())),
             "does not report its tokens",
         ),
@@ -155,7 +160,7 @@ def test_the_terms_have_the_replicas_of_the_recipe_and_the_prices_of_the_endpoin
     prices = {"prices": (0.001, 0.004)}
     content = {
         "cost": {"value_of_correct": 0.5, "requests_per_month": 1000, "price_per_cpu_hour": 0.36},
-        "endpoint": {"url": "https://host/v1", "model": "m", **prices},
+        "contenders": {"hosted": {"endpoint": {"url": "https://host/v1", "model": "m", **prices}}},
     }
     replicas = {"min_replicas": 2, "cpus_per_replica": 4, "gpus_per_replica": 1.0}
     evaluation = EvaluationConfig.model_validate(content)

@@ -14,6 +14,7 @@ import pytest
 
 from cluster.progress import RowsEvent, reporting_to
 from tailorbird import storage
+from tailorbird.config.endpoint import EndpointConfig
 from tailorbird.evaluation.inference.endpoint_requests import (
     RequestLimits,
     StoredAnswers,
@@ -174,15 +175,14 @@ def test_requests_that_have_started_are_stored_if_another_one_fails(tmp_path: Pa
 def test_the_answers_never_cost_more_than_max_spend_and_a_higher_limit_continues(
     tmp_path: Path, limits: RequestLimits
 ) -> None:
-    low = replace(limits, max_spend=3.5)
     with asking(tmp_path) as ask:
         for _ in range(2):  # stored answers count
             with pytest.raises(errors.EndpointSpendExceeded):
-                ask(*range(50), limits=low)
+                ask(*range(50), limits=limits, max_spend=3.5)
             assert len(ask.sent) == 3
-        assert ask(*map(int, ask.sent), limits=low) == ask.sent
+        assert ask(*map(int, ask.sent), limits=limits, max_spend=3.5) == ask.sent
         # The limit can be reached exactly.
-        assert len(ask(*range(50), limits=replace(limits, max_spend=50))) == 50
+        assert len(ask(*range(50), limits=limits, max_spend=50)) == 50
         assert len(ask.sent) == 50
 
 
@@ -192,7 +192,7 @@ def test_requests_that_cost_more_than_their_largest_price_count_with_what_they_c
     # 3 instead of up to 1
     with asking(tmp_path, lambda *_: completion("yes", tokens=(10, 6))) as ask:
         with pytest.raises(errors.EndpointSpendExceeded):
-            ask(*range(50), limits=replace(MANY, max_spend=9.0))
+            ask(*range(50), limits=MANY, max_spend=9.0)
         assert len(ask.sent) == 3
 
 
@@ -227,45 +227,45 @@ def test_the_largest_price_of_a_request_counts_a_token_for_each_byte_and_the_lon
 
 
 def test_spend_cannot_be_limited_without_the_tokens_of_an_answer(tmp_path: Path) -> None:
-    limited = replace(ONE, max_spend=10)
     with asking(tmp_path, lambda *_: completion("yes", tokens=None)) as ask:
         with pytest.raises(errors.EndpointAnswerInvalid):
-            ask(1, 2, limits=limited)
+            ask(1, 2, max_spend=10)
         assert ask(1, 2) == ["yes", "yes"]
         num_requests = len(ask.sent)
-        assert ask(1, 2, limits=limited) == ["yes", "yes"]
+        assert ask(1, 2, max_spend=10) == ["yes", "yes"]
         with pytest.raises(errors.EndpointAnswerInvalid):
-            ask(1, 3, limits=limited)  # the stored answers have no known price
+            ask(1, 3, max_spend=10)  # the stored answers have no known price
         assert len(ask.sent) == num_requests
 
 
 def test_the_prices_and_the_limit_of_the_recipe_apply_to_its_endpoint_only(tmp_path: Path) -> None:
-    unpriced = {"prices": None}
     with asking(tmp_path) as ask:
-        recipe = ask.endpoint()
-        elsewhere = ask.endpoint(model="n")
+
+        def named(model: str = "m", **limit: float) -> RequestLimits:
+            config = EndpointConfig.model_validate(
+                FIELDS | {"url": ask.server.url, "model": model, "max_concurrency": 1} | limit
+            )
+            return replace(ONE, named=(config,))
 
         # The endpoint was registered without prices.
-        limits = replace(ONE, max_spend=2.5, recipe=recipe)
         with pytest.raises(errors.EndpointSpendExceeded):
-            ask(*range(10), limits=limits, **unpriced)
-        with_elsewhere = replace(limits, recipe=elsewhere)
+            ask(*range(10), limits=named(max_spend=2.5), prices=None)
         with pytest.raises(ValueError, match="max_spend"):
-            ask(*range(10), limits=with_elsewhere, **unpriced)
+            ask(*range(10), limits=named("n", max_spend=2.5), prices=None, max_spend=2.5)
         assert len(ask.sent) == 2
         # It is stored, so there is nothing to pay.
-        assert ask(0, limits=with_elsewhere, **unpriced) == ["0"]
+        assert ask(0, limits=named("n"), prices=None) == ["0"]
 
         # The version was registered with a limit.
-        for limits in (ONE, replace(ONE, max_spend=9.0, recipe=elsewhere)):
+        for limits in (ONE, named("n", max_spend=9.0)):
             with pytest.raises(errors.EndpointSpendExceeded):
                 ask(*range(5), limits=limits, max_spend=3.0)
         assert len(ask.sent) == 3
         with pytest.raises(errors.EndpointSpendExceeded):
-            ask(*range(5), limits=replace(ONE, max_spend=4.0, recipe=recipe), max_spend=3.0)
+            ask(*range(5), limits=named(max_spend=4.0), max_spend=3.0)
         assert len(ask.sent) == 4
-        without = replace(ONE, recipe=recipe)  # the recipe sets no limit
-        assert len(ask(*range(5), limits=without, max_spend=3.0)) == 5
+        # The recipe sets no limit.
+        assert len(ask(*range(5), limits=named(), max_spend=3.0)) == 5
 
 
 def test_a_model_that_changes_during_a_run_ends_it_and_its_answers_are_not_stored(
@@ -291,19 +291,18 @@ def test_another_revision_uses_no_answer_of_the_model_before_but_what_they_cost_
     tmp_path: Path,
 ) -> None:
     model = "m-1"
-    limits = replace(ONE, max_spend=5.0)
     with asking(tmp_path, lambda body, _: completion(question(body), model=model)) as ask:
-        ask(0, 1, limits=limits)
+        ask(0, 1, max_spend=5.0)
         model = "m-2"
         with pytest.raises(errors.EndpointModelChanged):
-            ask(0, 1, 2, limits=limits)
+            ask(0, 1, 2, max_spend=5.0)
         num_requests = len(ask.sent)
         for _ in range(2):
-            assert ask(0, 1, 2, limits=limits, revision="2") == ["0", "1", "2"]
+            assert ask(0, 1, 2, max_spend=5.0, revision="2") == ["0", "1", "2"]
             assert len(ask.sent) == num_requests + 3
-        assert ask(0, 1, limits=limits, reported_model="m-1") == ["0", "1"]  # the champion
+        assert ask(0, 1, max_spend=5.0, reported_model="m-1") == ["0", "1"]  # the champion
         with pytest.raises(errors.EndpointSpendExceeded):
-            ask(3, limits=limits, revision="2")
+            ask(3, max_spend=5.0, revision="2")
         assert len(ask.sent) == num_requests + 3
 
 
@@ -335,15 +334,17 @@ def test_a_request_that_is_refused_because_of_its_texts_has_an_empty_answer_that
     def refuses(body: dict[str, Any], _: int) -> Reply:
         return reply if question(body) in "03" else echo(body)
 
-    limits = replace(ONE, max_spend=100.0)  # their price is known: 0, or that of their tokens
     with asking(tmp_path, refuses) as ask:
         for _ in range(2):
             answers = fetch_answers(
-                bodies(0, 1, 2, 3), endpoint=ask.endpoint(), parent=ask.task_uri, limits=limits
+                bodies(0, 1, 2, 3),
+                endpoint=ask.endpoint(max_spend=100.0),  # their price is known
+                parent=ask.task_uri,
+                limits=ONE,
             )
             assert [answer.text for answer in answers] == ["", "1", "2", ""]
             assert [answer.refused for answer in answers] == [True, False, False, True]
-        assert ask(0, limits=limits, reported_model=MODEL) == [""]
+        assert ask(0, max_spend=100.0, reported_model=MODEL) == [""]
         assert len(ask.sent) == 4
 
 
@@ -352,13 +353,12 @@ def test_the_list_of_the_stored_answers_is_read_once_and_again_after_an_error(
 ) -> None:
     listed: dict[str, StoredAnswers] = {}
     with asking(tmp_path) as ask:
-        limits = replace(ONE, max_spend=2.0)
         for number in (1, 2, 1, 2):
-            assert ask(number, limits=limits, listed=listed) == [str(number)]
+            assert ask(number, max_spend=2.0, listed=listed) == [str(number)]
         [stored] = listed.values()
         assert (stored.spent, len(ask.sent)) == (2.0, 2)
         with pytest.raises(errors.EndpointSpendExceeded):
-            ask(3, limits=limits, listed=listed)
+            ask(3, max_spend=2.0, listed=listed)
         assert listed == {}
-        assert ask(3, limits=replace(ONE, max_spend=3.0), listed=listed) == ["3"]
+        assert ask(3, max_spend=3.0, listed=listed) == ["3"]
         assert len(ask.sent) == 3

@@ -85,7 +85,7 @@ ENDPOINT: dict[str, Any] = {
 
 
 def recipe(**endpoint: Any) -> Recipe:
-    return build.recipe(evaluation={"endpoint": ENDPOINT | endpoint})
+    return build.recipe(evaluation={"contenders": {"hosted": {"endpoint": ENDPOINT | endpoint}}})
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from serving.endpoint.classifier import EndpointClassifier
 from serving.endpoint.upstream import Limits, Upstream
 from serving.http.metrics import Meter
 from tailorbird import storage
+from tailorbird.config.endpoint import EndpointConfig
 from tailorbird.config.serving import ServingConfig
 from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
 from tailorbird.evaluation.inference.predict import predict_rows
@@ -185,7 +186,8 @@ def test_the_limit_of_the_spend_stops_a_batch_and_a_higher_one_continues_it(
         batch = Batch(version, tmp_path, texts)
         assert causes(batch.score()) == [None, None, "EndpointSpendExceeded"]
         assert len(server.bodies) == 4  # a refusal costs nothing
-        higher = replace(LIMITS, max_spend=5.0, recipe=version.endpoint)
+        named = EndpointConfig(url=server.url, model="m", max_spend=5.0, prices=(1, 1))
+        higher = replace(LIMITS, named=(named,))
         assert causes(batch.score(higher)) == [None] * 3
         assert sorted(map(question, server.bodies)) == sorted(texts)
     assert batch.scored("answer") == ["a", None, "cut", "b", "c", "d"]
