@@ -311,6 +311,7 @@ def test_test_rows_that_the_champion_was_trained_on_are_a_note_or_a_fault(
 
     trained = TrainedRows({"incumbent": tuple("123456789")})
     monkeypatch.setattr(preflight_facts, "read_champion", lambda _: ("champion", "etag"))
+    monkeypatch.setattr(preflight_facts, "champion_version", lambda _: "version")
     monkeypatch.setattr(preflight_facts, "read_test", lambda *_, **__: range(90))
     monkeypatch.setattr(preflight_facts, "trained_rows", lambda *_: trained)
     lines = check_facts(
