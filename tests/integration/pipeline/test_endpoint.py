@@ -97,13 +97,13 @@ def test_an_endpoint_that_fails_in_a_run_is_compared_when_the_run_is_resumed_and
             return run_with(tmp_path, url, limit, data=small_data, service=service)
 
         with pytest.raises(
-            errors.EndpointSpendExceeded, match=r"max_spend is 0\.5"
+            errors.EndpointSpendExceeded, match=r"max_spend of the endpoint is 0\.5"
         ):  # on the validation rows
             run(0.5)
         task_uri = small_recipe(tmp_path, name="with-endpoint", data=small_data).task_uri
         accesses = len(read_test_accesses(task_uri))
         with pytest.raises(
-            errors.EndpointSpendExceeded, match=r"max_spend is 2\.2"
+            errors.EndpointSpendExceeded, match=r"max_spend of the endpoint is 2\.2"
         ):  # on the test rows
             run(2.2)
         assert len(read_test_accesses(task_uri)) == accesses + 1
