@@ -50,7 +50,9 @@ def read_contenders(recipe: Recipe) -> dict[str, ModelVersion]:
 def compared_versions(recipe: Recipe) -> dict[str, ModelVersion | None]:
     """Return `read_contenders`, with None for each model that was tuned elsewhere, whose training
     rows are unknown."""
-    return dict.fromkeys(recipe.evaluation.contenders) | read_contenders(recipe)
+    contenders = recipe.evaluation.contenders.items()
+    elsewhere = [name for name, config in contenders if config.model is not None]
+    return dict.fromkeys(elsewhere) | read_contenders(recipe)
 
 
 def stage_models(recipe: Recipe) -> dict[str, StagedModel]:

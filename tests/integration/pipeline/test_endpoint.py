@@ -103,9 +103,9 @@ def test_an_endpoint_that_fails_in_a_run_is_compared_when_the_run_is_resumed_and
         task_uri = small_recipe(tmp_path, name="with-endpoint", data=small_data).task_uri
         accesses = len(read_test_accesses(task_uri))
         with pytest.raises(
-            errors.EndpointSpendExceeded, match=r"max_spend of the endpoint is 2\.2"
+            errors.EndpointSpendExceeded, match=r"max_spend of the endpoint is 3\.9"
         ):  # on the test rows
-            run(2.2)
+            run(3.9)
         assert len(read_test_accesses(task_uri)) == accesses + 1
         assert not storage.exists(f"{task_uri}/versions")
         service.model = "m-2026-09-09"
