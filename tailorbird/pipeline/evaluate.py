@@ -263,6 +263,7 @@ def publish(
             model.uri,
             UNREGISTERED,
             base_model=_base_model(context, config),
+            reported_model=_reported_model(config),
             files=sha256_files(model.uri),
             offsets=config.nonzero_offsets,
         )
@@ -272,6 +273,7 @@ def publish(
             version.uri,
             version.digest,
             base_model=_base_model(context, version),
+            reported_model=_reported_model(version),
             offsets=version.nonzero_offsets,
         )
     evidence = build_evidence(context, trained, evaluated, versions=compared, verdict=verdict)
@@ -297,6 +299,11 @@ def _base_model(context: RunContext, config: VersionConfig) -> str | None:
         return None
     sources = {base.record.uri: base.record.source for base in context.inputs.bases}
     return sources.get(config.base_model, config.base_model)
+
+
+def _reported_model(config: VersionConfig) -> str | None:
+    """Return the model that the endpoint of a version named; None without an endpoint."""
+    return None if config.endpoint is None else config.endpoint.reported_model
 
 
 def _register(context: RunContext, family: Family, *, winner: str) -> dict[str, ModelVersion]:

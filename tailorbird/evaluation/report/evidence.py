@@ -209,6 +209,7 @@ class CandidateRecord:
     """That are not 0, by class; see `VersionConfig.offsets`."""
     base_model: str | None = None
     """Source of its base model, or its URI if the run did not stage it; None without one."""
+    reported_model: str | None = None  # that the endpoint named in its answers; None without one
 
 
 @dataclass(frozen=True)
