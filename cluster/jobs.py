@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -90,13 +89,7 @@ class Job:
         return f"{self.id} is {self.status.lower()}; its log has no new line"
 
     def line(self) -> str:
-        started = ""
-        if self.started_s is not None:
-            started = f"{datetime.fromtimestamp(self.started_s, UTC):%Y-%m-%d %H:%M:%S}"
-        status = self.status
-        if self.exit_code:
-            status += f" ({self.exit_code})"
-        return f"{self.id:<40} {status:<16} {started}"
+        return f"{self.id}: {self.status}, exit code {self.exit_code}"
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def test_the_status_of_a_job_is_shown_while_its_log_has_no_new_lines() -> None:
         line.removeprefix("  … ").partition(" (start: ")[0] for line in done.stderr.splitlines()
     ]
     assert "some is already waiting or running" in done.stderr
-    assert status.split()[:3] == ["some", "FAILED", "(7)"]
+    assert status == "some: FAILED, exit code 7"
     expected = [
         f"some is pending: {REASON.rstrip('.')}",
         "some is running; its log has no new line",
