@@ -53,11 +53,7 @@ class Job:
 
     id: str
     status: str
-    entrypoint: str
     message: str
-    metadata: Mapping[str, str]
-    started_s: float | None  # Unix time
-    ended_s: float | None
     driver_exit_code: int | None
 
     @property
@@ -80,7 +76,7 @@ class Job:
         return code
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"metadata": dict(self.metadata), "exit_code": self.exit_code}
+        return asdict(self) | {"exit_code": self.exit_code}
 
     def activity(self) -> str:
         """Return what the job does or waits for, while its log has no new lines."""
@@ -298,10 +294,6 @@ def _job(details: Any) -> Job:
     return Job(
         id=details.submission_id,
         status=details.status.value,
-        entrypoint=details.entrypoint,
         message=details.message or "",
-        metadata=details.metadata or {},
-        started_s=details.start_time and details.start_time / 1000,
-        ended_s=details.end_time and details.end_time / 1000,
         driver_exit_code=details.driver_exit_code,
     )
