@@ -1,5 +1,4 @@
-"""Submit a recipe as a Ray job, and list, follow and stop jobs, with Ray's client of its job
-API."""
+"""Submit a recipe as a Ray job and follow it, with Ray's client of its job API."""
 
 import re
 import signal
@@ -8,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -38,7 +36,6 @@ MAX_OUTAGE_S = 120.0
 MAX_LOG_OUTAGE_S = 10.0
 RETRY_S = 1.0
 POLL_S = 2.0  # between two reads of the status and the log of a job that is followed
-STOP_S = 30.0
 
 Value = TypeVar("Value")
 Write = Callable[[str], Any]
@@ -56,11 +53,7 @@ class Job:
 
     id: str
     status: str
-    entrypoint: str
     message: str
-    metadata: Mapping[str, str]
-    started_s: float | None  # Unix time
-    ended_s: float | None
     driver_exit_code: int | None
 
     @property
@@ -83,7 +76,7 @@ class Job:
         return code
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"metadata": dict(self.metadata), "exit_code": self.exit_code}
+        return asdict(self) | {"exit_code": self.exit_code}
 
     def activity(self) -> str:
         """Return what the job does or waits for, while its log has no new lines."""
@@ -92,13 +85,7 @@ class Job:
         return f"{self.id} is {self.status.lower()}; its log has no new line"
 
     def line(self) -> str:
-        started = ""
-        if self.started_s is not None:
-            started = f"{datetime.fromtimestamp(self.started_s, UTC):%Y-%m-%d %H:%M:%S}"
-        status = self.status
-        if self.exit_code:
-            status += f" ({self.exit_code})"
-        return f"{self.id:<40} {status:<16} {started}"
+        return f"{self.id}: {self.status}, exit code {self.exit_code}"
 
 
 @dataclass(frozen=True)
@@ -220,41 +207,6 @@ def start(
     return Submitted(_read(client, job_id), how)
 
 
-def list_jobs() -> tuple[Job, ...]:
-    """Return the jobs that any client has submitted to the cluster, in order of their start."""
-    return _list(_client())
-
-
-def read_job(job_id: str) -> Job:
-    """Return the job; if it does not exist, raise JobError with the existing jobs."""
-    return _read(_client(), job_id)
-
-
-def read_log(job_id: str) -> str:
-    return str(_client().get_job_logs(job_id))
-
-
-def stop(job_id: str) -> Job:
-    """Stop the job with SIGTERM, which Ray follows with SIGKILL, and wait until it has ended.
-
-    Does nothing if the job has ended. Raises RuntimeError if it does not end within STOP_S seconds.
-    """
-    client = _client()
-    job = _read(client, job_id)
-    if not job.is_over:
-        client.stop_job(job_id)
-    deadline = time.monotonic() + STOP_S
-    while not job.is_over:
-        if time.monotonic() > deadline:
-            raise RuntimeError(
-                f"{job_id} is still {job.status} {STOP_S:g} s after the request to stop it; try "
-                "again later"
-            )
-        time.sleep(RETRY_S / 4)
-        job = _read(client, job_id)
-    return job
-
-
 def follow(
     job_id: str,
     *,
@@ -322,19 +274,16 @@ def _client() -> Any:
         ) from None
 
 
-def _list(client: Any) -> tuple[Job, ...]:
-    jobs = [_job(details) for details in client.list_jobs() if details.type == SUBMISSION]
-    return tuple(sorted(jobs, key=lambda job: (job.started_s or 0.0, job.id)))
+def _list(client: Any) -> list[Job]:
+    return [_job(details) for details in client.list_jobs() if details.type == SUBMISSION]
 
 
 def _read(client: Any, job_id: str) -> Job:
     try:
-        details = client.get_job_info(job_id)
-        if details.submission_id == job_id:
-            return _job(details)
-    except (RuntimeError, TypeError):
-        pass  # the job is unknown, or the address of the request is that of a list
-    existing = ", ".join(f"{job.id} ({job.status})" for job in _list(client))
+        return _job(client.get_job_info(job_id))
+    except RuntimeError:
+        # raises it again if the dashboard answers this request with an error too
+        existing = ", ".join(f"{job.id} ({job.status})" for job in _list(client))
     raise JobError(
         f"no job {job_id!r} was submitted to {dashboard_url()}; existing jobs: {existing or 'none'}"
     )
@@ -345,10 +294,6 @@ def _job(details: Any) -> Job:
     return Job(
         id=details.submission_id,
         status=details.status.value,
-        entrypoint=details.entrypoint,
         message=details.message or "",
-        metadata=details.metadata or {},
-        started_s=details.start_time and details.start_time / 1000,
-        ended_s=details.end_time and details.end_time / 1000,
         driver_exit_code=details.driver_exit_code,
     )

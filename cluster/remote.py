@@ -153,8 +153,8 @@ def this_node() -> str:
     return str(ray.get_runtime_context().get_node_id())
 
 
-def note_shortage(num_cpus: int, *, what: str, progress: ProgressReporter) -> None:
-    """Report to `progress` if `what` must wait for CPUs. A task that has just ended gets 2 s to
+def note_shortage(num_cpus: int, *, progress: ProgressReporter) -> None:
+    """Report to `progress` if training must wait for CPUs. A task that has just ended gets 2 s to
     release its CPUs."""
     import ray
 
@@ -164,5 +164,7 @@ def note_shortage(num_cpus: int, *, what: str, progress: ProgressReporter) -> No
     ) < num_cpus and time.monotonic() < deadline:
         time.sleep(0.1)
     if free < num_cpus:
-        text = f"{what} needs {num_cpus} CPUs, but {free:g} are free, {held_by(holders_or_none())}"
+        text = (
+            f"training needs {num_cpus} CPUs, but {free:g} are free, {held_by(holders_or_none())}"
+        )
         progress.note(f"{text}; it waits until a service or job ends or a node joins")

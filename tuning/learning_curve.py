@@ -45,7 +45,7 @@ def curve_sizes(num_rows: int, num_classes: int) -> tuple[int, ...]:
 
 
 def fit_curve(
-    sizes: Sequence[int], scores: Sequence[float], *, num_validation: int, seed: int = 0
+    sizes: Sequence[int], scores: Sequence[float], *, num_validation: int
 ) -> LearningCurve:
     """Fit error = a + b (n / N)^-c to the scores, and predict the score at 2 N, where N is the last
     size.
@@ -72,7 +72,7 @@ def fit_curve(
     law = _fit(shares, errors, num_validation=num_validation)
     fitted = np.clip(_error(shares, *law), 0, 1)
     rates = _smoothed(fitted, num_validation)
-    drawn = np.random.default_rng(seed).binomial(
+    drawn = np.random.default_rng(0).binomial(
         num_validation, rates, size=(NUM_RESAMPLES, len(sizes))
     )
     laws = [_fit(shares, row, num_validation=num_validation) for row in drawn / num_validation]

@@ -28,7 +28,7 @@ OWN_DASHBOARD = "TAILORBIRD_STACK_DASHBOARD"
 """Variable that marks the environment of a stack, with the only dashboard to which the stack's
 token may be sent."""
 SECRET_FIELDS = {"access_key", "secret_key", "token"}
-"""Fields of StackState that commands print only on request."""
+"""Fields of StackState that commands do not print."""
 START_TIMEOUT_S = 180
 STOP_TIMEOUT_S = 45
 POLL_S = 0.05

@@ -59,17 +59,7 @@ def predict_texts(
 
     `tokens` are the tokens of the texts, if they are known.
     """
-    logits = np.zeros((len(texts), len(loaded.classes)), dtype=np.float32)
-    if loaded.model is not None and loaded.tokenizer is not None:
-        from tailorbird.models.classifier import logits_rows
-
-        pad_id = int(loaded.tokenizer.pad_token_id)
-        if tokens is None:
-            tokens = loaded.encode(texts)
-        logits += logits_rows(loaded.model, tokens, pad_id=pad_id, batch_size=batch_size)
-    if loaded.bag is not None:
-        logits += loaded.bag.logits(texts)
-    return _predictions(loaded, logits)
+    return _predictions(loaded, loaded.logits(texts, batch_size=batch_size, tokens=tokens))
 
 
 def predict_shared(

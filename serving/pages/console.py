@@ -1,6 +1,7 @@
 """Routes of the console. A page is made in a thread, because it reads storage."""
 
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,12 +32,10 @@ def console_routes(new_site: Callable[[], "Site"]) -> dict[str, Route]:
 
     def page(path: str | None) -> tuple[int, Page]:
         shown = site()
-        from tailorbird.console.site import (
-            page_at,
-            utc_now,
-        )  # takes memory and seconds: only where it is used
+        # takes memory and seconds: only where it is used
+        from tailorbird.console.site import page_at
 
-        status, html = page_at(shown, path, now=utc_now())
+        status, html = page_at(shown, path, now=datetime.now(UTC))
         return status, Page(html.encode(), page_policy(html))
 
     slots = FairSlots(THREADS)

@@ -292,11 +292,8 @@ def _workers(recipe: Recipe, cluster: Cluster) -> Iterator[CheckResult]:
 
 
 def _too_few(cluster: Cluster, worker: Resources, *, wanted: str, have: int) -> CheckResult:
-    rooms = [node.total for node in cluster.nodes] + [
-        kind.resources for kind in cluster.node_types or ()
-    ]
-    largest = max(rooms, key=lambda room: (room.gpus, room.cpus), default=Resources(0))
-    if not any(room.num_workers(worker) for room in rooms):
+    largest = max(cluster.rooms, key=lambda room: (room.gpus, room.cpus), default=Resources(0))
+    if not any(room.num_workers(worker) for room in cluster.rooms):
         text = f"there is no room for {wanted}: the largest node has {largest.text() or '0 CPUs'}"
         remedy = "lower training.cpus_per_worker or gpus_per_worker, or add larger nodes"
     else:

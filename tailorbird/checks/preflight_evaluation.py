@@ -27,10 +27,7 @@ def check_evaluation(
     """
     if recipe.serving.gpus_per_replica:
         needed = evaluation_resources(recipe.training, recipe.serving, num_ranks=ranks.number)
-        rooms = [node.total for node in cluster.nodes] + [
-            kind.resources for kind in cluster.node_types or ()
-        ]
-        if any(room.num_workers(needed) for room in rooms):
+        if any(room.num_workers(needed) for room in cluster.rooms):
             yield ok(
                 "evaluation", f"a node has room for the evaluation, which needs {needed.text()}"
             )

@@ -3,16 +3,14 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from cluster import resources
 from cluster.connection import connect
 from cluster.node_probe import NodeReport, ProbeRequest, WriteCheck, check_writing, probe_nodes
 from cluster.requirements import ALWAYS, Requirements, requirements
-from cluster.resources import Holder, Node, NodeType
+from cluster.resources import Holder, Node, NodeType, Resources, holders_or_none, live_nodes
 from tailorbird.checks.preflight_gates import PlannedTest
 from tailorbird.checks.result import CheckResult, fault, note
 from tailorbird.config.data import DataConfig
@@ -61,6 +59,13 @@ class Cluster:
     holders: tuple[Holder, ...] | None  # actors and jobs that use CPUs and GPUs; None if unknown
     reports: dict[str, NodeReport]  # by node id
     probe_errors: dict[str, str]  # reason for a missing report, by node id
+
+    @property
+    def rooms(self) -> list[Resources]:
+        """The resources of each node, and of each kind of node that the autoscaler can start."""
+        return [node.total for node in self.nodes] + [
+            kind.resources for kind in self.node_types or ()
+        ]
 
 
 @dataclass(frozen=True)
@@ -182,10 +187,8 @@ def endpoint_findings(endpoints: Sequence[Endpoint]) -> Iterator[CheckResult]:
 def inspect_cluster(request: ProbeRequest) -> Cluster:
     """Join the cluster, inspect and leave it; raise SessionError if it cannot be joined."""
     with connect():
-        nodes = resources.live_nodes()
-        holders = None
-        with suppress(Exception):  # a run does not need the dashboard
-            holders = resources.holders()
+        nodes = live_nodes()
+        holders = holders_or_none()
         reports, errors = probe_nodes(nodes, request)
     node_types = next((report.node_types for report in reports.values() if report.node_types), None)
     return Cluster(

@@ -50,7 +50,6 @@ for command in COMMANDS:
 app.add_typer(local.stack_app, name="stack")
 app.add_typer(local.data_app, name="data")
 app.add_typer(operate.audit_app, name="audit")
-app.add_typer(jobs.jobs_app, name="jobs")
 
 
 def print_version(requested: bool) -> None:

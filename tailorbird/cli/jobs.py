@@ -1,7 +1,9 @@
-"""Commands for jobs on a cluster."""
+"""The command `submit`. `ray job` manages the jobs that it starts."""
 
+import os
+import shlex
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -9,9 +11,8 @@ from rich.console import Console
 from tailorbird import PROJECT_ROOT
 from tailorbird.cli import options
 
-jobs_app = typer.Typer(
-    no_args_is_help=True, help="Manage the jobs of a Ray cluster (see `tailorbird submit`)."
-)
+if TYPE_CHECKING:
+    from cluster.jobs import Submitted
 
 
 def submit(
@@ -42,93 +43,25 @@ def submit(
             loaded, root=PROJECT_ROOT, again=again, driver_memory_gib=driver_memory
         )
     if follow:
-        _follow(submission.job.id, value={"how": submission.how}, first=submission.line())
-    lines = [
-        submission.line(),
-        f"to follow its log: tailorbird jobs logs {submission.job.id} --follow",
-    ]
+        _follow(submission)
+    lines = [submission.line(), f"to follow its log: {_ray_job('logs', submission)} --follow"]
     return submission.job.to_dict() | {"how": submission.how}, lines
 
 
-@jobs_app.command("list")
-@options.with_json
-def list_jobs(_address: options.Address = None) -> options.Result:
-    """List the jobs that were submitted to the cluster, with their exit codes, in order of their
-    start.
-
-    Example: tailorbird jobs list --json
-    """
-    from cluster import jobs
-
-    with options.activity("reading the jobs of the cluster"):
-        submitted = jobs.list_jobs()
-    lines = [job.line() for job in submitted] or [
-        "no jobs; run `tailorbird submit RECIPE` to submit one"
-    ]
-    return {"jobs": [job.to_dict() for job in submitted]}, lines
-
-
-@jobs_app.command("status")
-@options.with_json
-def job_status(job: options.JobId, _address: options.Address = None) -> options.Result:
-    """Print the status of a job and Ray's message.
-
-    Example: tailorbird jobs status icd10-demo-0f3a9c21d4e7
-    """
-    from cluster import jobs
-
-    with options.activity(f"reading the status of {job}"):
-        status = jobs.read_job(job)
-    return status.to_dict(), [status.line(), status.message]
-
-
-@jobs_app.command()
-@options.with_json
-def logs(
-    job: options.JobId,
-    _address: options.Address = None,
-    follow: options.Follow = False,
-) -> options.Result:
-    """Print the log of a job.
-
-    Example: tailorbird jobs logs icd10-demo-0f3a9c21d4e7 --follow
-    """
-    from cluster import jobs
-
-    if follow:
-        _follow(job, value={})
-    with options.activity(f"reading the log of {job}"):
-        text = jobs.read_log(jobs.read_job(job).id)
-    return {"job": job, "log": text}, [text.rstrip("\n")]
-
-
-@jobs_app.command("stop")
-@options.with_json
-def stop_job(job: options.JobId, _address: options.Address = None) -> options.Result:
-    """Stop a job. Submitted again, the recipe resumes after the last finished stage.
-
-    Example: tailorbird jobs stop icd10-demo-0f3a9c21d4e7
-    """
-    from cluster import jobs
-
-    with options.activity(f"waiting until {job} has stopped"):
-        status = jobs.stop(job)
-    return status.to_dict(), [status.line()]
-
-
-def _follow(job_id: str, *, value: dict[str, Any], first: str | None = None) -> None:
+def _follow(submission: "Submitted") -> None:
     """Print the log until the job ends and exit with its code; on Ctrl-C, exit without stopping the
     job.
 
-    Everything but the log is printed to standard error: `first` before it, the job's status while
-    it has no new lines, and the final status. With --json, the log is printed there too, and the
-    final status to standard output.
+    Everything but the log is printed to standard error: the effect of the submission, the job's
+    status while the log has no new lines, and the final status. With --json, the log is printed
+    there too, and the final status to standard output.
     """
     from cluster import jobs
     from cluster.display.console import display
     from cluster.display.control_characters import printable
     from cluster.progress import LineEvent
 
+    job_id = submission.job.id
     rest = ""
     activity = ""
     try:
@@ -146,21 +79,38 @@ def _follow(job_id: str, *, value: dict[str, Any], first: str | None = None) -> 
                     activity = job.activity()
                     progress.activity(activity)
 
-            if first is not None:
-                progress.note(first)
+            progress.note(submission.line())
             progress.activity(f"reading the status of {job_id}")
             job = jobs.follow(job_id, write=write, on_status=show_status)
             write("\n" if rest else "")
     except KeyboardInterrupt:
-        follow = f"tailorbird jobs logs {job_id} --follow"
-        stop = f"tailorbird jobs stop {job_id}"
         print(
-            f"\n{job_id} continues; run `{follow}` to see its log or `{stop}` to stop it",
+            f"\n{job_id} continues. To see its log: {_ray_job('logs', submission)} --follow\n"
+            f"To stop it: {_ray_job('stop', submission)}",
             file=sys.stderr,
         )
         raise typer.Exit(options.ExitCode.INTERRUPTED) from None
     assert job.exit_code is not None  # it has ended
-    options.print_result(job.to_dict() | value, [])
+    options.print_result(job.to_dict() | {"how": submission.how}, [])
     if not options.is_json():
         print(printable(job.line()), file=sys.stderr)
     raise typer.Exit(job.exit_code)
+
+
+def _ray_job(verb: str, submission: "Submitted") -> str:
+    """Return the command of Ray's CLI with the variables for the cluster of the job.
+
+    Ray's CLI sends a token only if RAY_AUTH_MODE is set, and prefers the variable with the address
+    to its option --address.
+    """
+    from cluster.auth import DASHBOARD, read_token
+    from cluster.dashboard import dashboard_url
+
+    variables = {DASHBOARD: dashboard_url()}
+    if read_token():
+        variables["RAY_AUTH_MODE"] = "token"
+        path = os.environ.get("RAY_AUTH_TOKEN_PATH")
+        if path:
+            variables["RAY_AUTH_TOKEN_PATH"] = path
+    settings = [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
+    return " ".join([*settings, "ray job", verb, submission.job.id])

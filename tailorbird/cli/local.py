@@ -156,9 +156,6 @@ def status(
         bool,
         typer.Option("--export", help="Print shell commands that set its environment variables."),
     ] = False,
-    secrets: Annotated[
-        bool, typer.Option("--secrets", help="Add the keys and the token to --json.")
-    ] = False,
 ) -> Result:
     """Print the status and the addresses of the stack.
 
@@ -179,8 +176,7 @@ def status(
         lines = [
             f"export {name}={shlex.quote(value)}" for name, value in state.environment().items()
         ]
-    hidden = None if secrets else stack.SECRET_FIELDS
-    return {"running": True} | state.model_dump(exclude=hidden), lines
+    return {"running": True} | state.model_dump(exclude=stack.SECRET_FIELDS), lines
 
 
 def _stack_lines(state: Any) -> list[str]:

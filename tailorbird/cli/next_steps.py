@@ -1,7 +1,6 @@
 """The commands that follow a command, as lines for the terminal."""
 
 import shlex
-from collections.abc import Mapping
 
 
 def show_page(uri: str) -> str:
@@ -25,10 +24,6 @@ def after_run(run: str, *, winner: str, champion: str | None, recipe: str | None
         steps["serve the champion"] = f"tailorbird serve {shlex.quote(recipe)}"
     if len(steps) < 3:
         steps["recompute the verdict"] = f"tailorbird verify {shlex.quote(run)}"
-    return ["next steps:", *aligned(steps)]
-
-
-def aligned(steps: Mapping[str, str]) -> list[str]:
-    """Return a line for each command, with its purpose before it."""
-    width = max(map(len, steps))
-    return [f"  {purpose + ':':<{width + 1}} {command}" for purpose, command in steps.items()]
+    width = max(map(len, steps)) + 1
+    lines = [f"  {purpose + ':':<{width}} {command}" for purpose, command in steps.items()]
+    return ["next steps:", *lines]

@@ -53,7 +53,6 @@ Address = Annotated[
 Follow = Annotated[
     bool, typer.Option("--follow", help="Print the log until the job ends; exit with its code.")
 ]
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="Job id (see `tailorbird jobs list`).")]
 Folder = Annotated[
     Path | None,
     typer.Option(

@@ -15,7 +15,6 @@ from tailorbird.pages.charts import (
     course,
     horizontal,
     plot,
-    sparkline,
     vertical,
 )
 from tailorbird.registry.watch_record import ChallengerRecord
@@ -45,20 +44,6 @@ def score_interval(score: float | None, num_rows: int | None) -> tuple[float, fl
     if score is None or not num_rows:
         return None
     return wilson_interval(round(score * num_rows), n=num_rows)
-
-
-def drift(reports: Sequence[Report], name: str) -> Chart:
-    """Return the values of a drift statistic over the reports, with a line at the latest
-    threshold."""
-    limit = 0.0
-    values: list[float | None] = []
-    for report in reports:
-        values.append(None)
-        for statistic in report.drift:
-            if statistic.name == name:
-                values[-1] = statistic.value
-                limit = statistic.threshold
-    return sparkline(values, limit=limit, label=f"values of {len(values)} reports")
 
 
 def quality(

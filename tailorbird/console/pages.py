@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from jinja2 import Environment
 
+from cluster.display.state import duration
 from tailorbird.config.metrics import METRICS
 from tailorbird.console import charts
 from tailorbird.console.history import Change
@@ -22,6 +23,7 @@ from tailorbird.console.times import parse_time, relative_text
 from tailorbird.evaluation.report import charts as report_charts
 from tailorbird.evaluation.report import contender_chart
 from tailorbird.evaluation.report.figures import FILTERS, FORMS, TONES
+from tailorbird.monitoring.render import drift_chart
 from tailorbird.pages.environment import environment
 from tailorbird.storage.listing import Entry
 
@@ -123,6 +125,7 @@ def _templates() -> Environment:
     templates = environment(Path(__file__).parent / "templates")
     templates.globals |= {
         "draw": charts,
+        "drift_chart": drift_chart,
         "report_draw": report_charts,
         "contender_chart": contender_chart,
         "tones": TONES,
@@ -136,7 +139,7 @@ def _templates() -> Environment:
         "count": "{:,}".format,
         "percent": FORMS["share"],
         "last": lambda uri: uri.rpartition("/")[2],
-        "seconds": _seconds,
+        "seconds": duration,
         "exponent": _exponent,
     }
     return templates
@@ -145,15 +148,3 @@ def _templates() -> Environment:
 def _exponent(log_e: float) -> str:
     """Return the decimal logarithm of a number by its natural one."""
     return f"{round(log_e / math.log(10), 2) + 0.0:.2f}"  # adding 0 turns -0.0 into 0.0
-
-
-def _seconds(seconds: float | None) -> str:
-    """Return a duration of a stage, such as `3 min 20 s`."""
-    if seconds is None:
-        return ""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -30,11 +30,6 @@ class Site:
     cache: Cache = field(default_factory=Cache)
 
 
-def utc_now() -> datetime:
-    """Return the current time."""
-    return datetime.now(UTC)
-
-
 def page_at(site: Site, path: str | None, *, now: datetime) -> tuple[int, str]:
     """Return the status and the HTML of the page at a path below `/console/`; None is `/console`
     itself.

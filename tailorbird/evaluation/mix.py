@@ -13,7 +13,6 @@ from tailorbird.data.rows import Rows
 from tailorbird.data.tokenize import label_indices
 from tailorbird.evaluation.baselines.linear_head import HeldOut
 from tailorbird.evaluation.baselines.linear_solver import FloatArray
-from tailorbird.evaluation.inference.predict import class_logits
 from tailorbird.evaluation.mix_weight import MixRecord, select_weight
 from tailorbird.models.bag_of_words import bag_files, load_bag
 from tailorbird.models.loading import LoadedClassifier, load_artifact
@@ -80,4 +79,4 @@ def write_mix(model_uri: str, *, bag_uri: str, weight: float, to: str) -> None:
 def _calibrated_logits(uri: str, rows: Rows) -> FloatArray:
     loaded = load_artifact(uri)
     assert isinstance(loaded, LoadedClassifier)
-    return np.asarray(class_logits(loaded, rows) / loaded.version.temperature, dtype=np.float32)
+    return np.asarray(loaded.logits(rows.texts) / loaded.version.temperature, dtype=np.float32)

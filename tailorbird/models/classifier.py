@@ -87,11 +87,9 @@ def zero_head(num_features: int, num_classes: int) -> nn.Linear:
     return head
 
 
-def embed_rows(
-    model: Classifier, token_lists: TokenIds, *, pad_id: int, batch_size: int | None = None
-) -> np.ndarray:
+def embed_rows(model: Classifier, token_lists: TokenIds, *, pad_id: int) -> np.ndarray:
     """Return embeddings [N, D] in fp32, in the order of the rows. See `logits_rows`."""
-    return _over_rows(model.embed, model, token_lists, pad_id=pad_id, batch_size=batch_size)
+    return _over_rows(model.embed, model, token_lists, pad_id=pad_id)
 
 
 def logits_rows(
@@ -112,7 +110,7 @@ def _over_rows(
     token_lists: TokenIds,
     *,
     pad_id: int,
-    batch_size: int | None,
+    batch_size: int | None = None,
 ) -> np.ndarray:
     device = model.head.weight.device
     if model.training:  # `eval` visits all modules, which would slow down every request

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -16,7 +17,14 @@ from transformers import PreTrainedTokenizerBase
 from cluster.ranks.process_group import current_group
 from tailorbird.data.tokenize import encode_texts, load_tokenizer
 from tailorbird.models.causal_lm import ChatModel
-from tailorbird.models.classifier import ACTIVATIONS, Classifier, DenseHead, UnitLinear
+from tailorbird.models.classifier import (
+    ACTIVATIONS,
+    Classifier,
+    DenseHead,
+    TokenIds,
+    UnitLinear,
+    logits_rows,
+)
 from tailorbird.models.errors import ModelError
 from tailorbird.models.lora import load_adapter, merge_layers
 from tailorbird.models.pretrained import (
@@ -71,6 +79,28 @@ class LoadedClassifier(Generic[Version]):
         return encode_texts(
             texts, tokenizer=self.tokenizer, max_length=self.max_length, prompt=prompt
         )
+
+    def logits(
+        self,
+        texts: Sequence[str],
+        *,
+        batch_size: int | None = None,
+        tokens: TokenIds | None = None,
+    ) -> np.ndarray:
+        """Return the logits [N, L] of texts. Evaluation and serving share this function.
+
+        `batch_size` is the maximum number of rows of a forward pass. By default, the passes suit
+        the model's device. `tokens` are the tokens of the texts, if they are known.
+        """
+        logits = np.zeros((len(texts), len(self.classes)), dtype=np.float32)
+        if self.model is not None and self.tokenizer is not None:
+            if tokens is None:
+                tokens = self.encode(texts)
+            pad_id = int(self.tokenizer.pad_token_id)
+            logits += logits_rows(self.model, tokens, pad_id=pad_id, batch_size=batch_size)
+        if self.bag is not None:
+            logits += self.bag.logits(texts)
+        return logits
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from pathlib import Path
 from jinja2 import Template
 
 from tailorbird.evaluation.report.figures import TONES
-from tailorbird.monitoring.drift import DriftStatistic
 from tailorbird.monitoring.recommendation import Recommendation
 from tailorbird.monitoring.report import Report
 from tailorbird.pages.charts import Chart, sparkline
@@ -52,26 +51,34 @@ def render_page(name: str, reports: Sequence[Report], *, recommendation: Recomme
     """Render the latest reports, the newest first, and the recommendation; all values are
     escaped."""
     latest = [report for report in reports if report.rows][-MAX_REPORTS:]
-
-    def drift_chart(statistic: DriftStatistic) -> Chart:
-        by_day = [{past.name: past.value for past in report.drift} for report in latest]
-        values = [day.get(statistic.name) for day in by_day]
-        return sparkline(values, limit=statistic.threshold, label=f"values of {len(values)} days")
-
     return _page().render(
         name=name,
         reports=reports[-MAX_REPORTS:],
+        latest=latest,
         newest=latest[-1] if latest else None,
         recommendation=recommendation,
         challenger=recommendation.challenger,
-        drift_chart=drift_chart,
     )
+
+
+def drift_chart(reports: Sequence[Report], name: str) -> Chart:
+    """Return the values of a drift statistic over the reports, with a line at the latest
+    threshold."""
+    limit = 0.0
+    values: list[float | None] = []
+    for report in reports:
+        values.append(None)
+        for statistic in report.drift:
+            if statistic.name == name:
+                values[-1] = statistic.value
+                limit = statistic.threshold
+    return sparkline(values, limit=limit, label=f"values of {len(values)} reports")
 
 
 @cache
 def _page() -> Template:
     templates = environment(Path(__file__).parent / "templates")
-    templates.globals |= {"tones": TONES, "sources": SOURCES}
+    templates.globals |= {"tones": TONES, "sources": SOURCES, "drift_chart": drift_chart}
     templates.filters["signed"] = lambda share: f"{100 * share:+.1f}"
     return templates.get_template("monitoring.html")
 

@@ -245,9 +245,7 @@ def run_sweep(context: RunContext, baselines: tuple[Baseline, ...]) -> SweepResu
     tasks = {name: each.task.training_task() for name, each in contexts.items()}
 
     def compute(uri: str) -> SweepResult:
-        note_shortage(
-            training.max_workers * training.cpus_per_worker, what="training", progress=progress
-        )
+        note_shortage(training.max_workers * training.cpus_per_worker, progress=progress)
         progress.activity("starting the training workers, which load DeepSpeed and the base model")
         return sweep(
             tuning, training=training, tasks=tasks, target=target, uri=uri, events=context.events

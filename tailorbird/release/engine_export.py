@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from cluster.code_snapshot import ship_code
 from cluster.progress import ProgressReporter
-from cluster.remote import note_shortage, run_remote
+from cluster.remote import run_remote
 from cluster.resources import worker_resources
 from tailorbird import PROJECT_ROOT, storage
 from tailorbird.data.loader import read_test
@@ -110,7 +110,6 @@ def _export(
 
     def compute(uri: str) -> ExportedModel:
         progress.stage(f"engine {INT8}: export, test predictions, cost")
-        note_shortage(training.cpus_per_worker, what="it", progress=progress)
         model = f"{uri}/model"
         export = run_remote(export_int8, resources=resources)
         export(evaluated.uri, code=code.uri, to=model)

@@ -19,7 +19,6 @@ from tailorbird.evaluation.inference.row_predictions import label_predictions, t
 from tailorbird.evaluation.inference.suite_answers import predict_suite
 from tailorbird.evaluation.offsets import fit_offsets
 from tailorbird.evaluation.predictions import Predictions
-from tailorbird.models.classifier import logits_rows
 from tailorbird.models.decision import at_index, decide, temperature_softmax
 from tailorbird.models.loading import LoadedChat, LoadedClassifier, load_artifact
 from tailorbird.registry.hybrid_routing import PARTS, PartName
@@ -67,14 +66,14 @@ def fit_decision(uri: str, *, rows: Rows, metric: str) -> DecisionFit:
     rows."""
     loaded = load_artifact(uri)
     assert isinstance(loaded, LoadedClassifier), f"{uri} is not a classifier"
-    logits = class_logits(loaded, rows)
+    logits = loaded.logits(rows.texts)
     truth = label_indices(rows.labels, classes=loaded.classes)
     fitted = fit_offsets(logits, truth=truth, metric=metric, documents=documents(rows))
     return DecisionFit(fit_temperature(logits, labels=truth), fitted.offsets, fitted.score)
 
 
 def _predict_labels(loaded: LoadedClassifier[VersionConfig], rows: Rows) -> Predictions:
-    logits = class_logits(loaded, rows)
+    logits = loaded.logits(rows.texts)
     answers = decide(logits, offsets=loaded.version.offsets)
     before = at_index(temperature_softmax(logits, temperature=1.0), answers)
     after = at_index(temperature_softmax(logits, temperature=loaded.version.temperature), answers)
@@ -100,22 +99,3 @@ def _predict_answers(loaded: LoadedChat[VersionConfig], rows: Rows) -> Predictio
         confidences=np.array([answer.confidence for answer in answers], dtype=np.float64),
         logprobs=logprobs,
     )
-
-
-def class_logits(
-    loaded: LoadedClassifier[VersionConfig], rows: Rows, *, batch_size: int | None = None
-) -> np.ndarray:
-    """Return the classifier's logits [N, L] for rows.
-
-    `batch_size` is the maximum number of rows of a forward pass. By default, the passes suit the
-    model's device.
-    """
-    logits = np.zeros((len(rows), len(loaded.classes)), dtype=np.float32)
-    if loaded.model is not None and loaded.tokenizer is not None:
-        tokens = loaded.encode(rows.texts)
-        logits += logits_rows(
-            loaded.model, tokens, pad_id=int(loaded.tokenizer.pad_token_id), batch_size=batch_size
-        )
-    if loaded.bag is not None:
-        logits += loaded.bag.logits(rows.texts)
-    return logits

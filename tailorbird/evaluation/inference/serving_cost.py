@@ -23,7 +23,6 @@ from tailorbird.evaluation.gates.cost import (
 from tailorbird.evaluation.inference.chat_answers import answer_texts
 from tailorbird.evaluation.inference.device import emulates, evaluation_device
 from tailorbird.evaluation.inference.endpoint_predictions import request_bodies
-from tailorbird.evaluation.inference.predict import class_logits
 from tailorbird.models.generation import answer_prompts
 from tailorbird.models.loading import (
     AnyLoaded,
@@ -199,5 +198,5 @@ def _endpoint_model(uri: str, *, config: VersionConfig) -> _Model:
 def _answer(loaded: Loaded, rows: Rows, *, batch_size: int) -> object:
     """Return the logits of a classifier, or the answers of a chat version."""
     if isinstance(loaded, LoadedClassifier):
-        return class_logits(loaded, rows, batch_size=batch_size)
+        return loaded.logits(rows.texts, batch_size=batch_size)
     return answer_texts(loaded, rows, generate=partial(answer_prompts, max_requests=batch_size))

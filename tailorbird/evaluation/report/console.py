@@ -1,7 +1,6 @@
 """Format the data and the verdict of a run for the terminal."""
 
-from collections.abc import Sequence
-
+from cluster.display.state import table_lines
 from tailorbird.data.quality import RARE_ROWS, listed
 from tailorbird.data.sharding.loading import LoadedDataset
 from tailorbird.evaluation.report.evidence import Evidence, ModelScore
@@ -88,31 +87,16 @@ def verdict_lines(evidence: Evidence) -> list[str]:
         "",
         *(f"  {detail}" for detail in (*evidence.data.differences, *details(evidence).values())),
         "",
-        *aligned([heads, *map(score_cells, evidence.scores)]),
+        *table_lines([heads, *map(score_cells, evidence.scores)]),
     ]
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the rows of a table as lines whose columns are aligned."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        lines.append("  ".join(cells).rstrip())
-    return lines
-
-
-def verdict_panel(evidence: Evidence, *, promoted: bool = False) -> list[str]:
-    """Return the verdict in words and in numbers, and the version that is served next.
-
-    `promoted` is true if the winner was promoted after the run.
-    """
+def verdict_panel(evidence: Evidence) -> list[str]:
+    """Return the verdict in words and in numbers, and the version that is served next."""
     verdict = evidence.verdict
     winner = evidence.winner
     version = f"{winner.uri.rpartition('/')[2]} ({model_name(winner.kind)})"
     served = f"{version}, once promoted"
-    if promoted:
-        served = f"{version}, now the champion"
     if winner.uri == evidence.champion:
         served = f"the champion {version}, as before"
     return [verdict.sentence(), verdict.numbers(), f"served next: {served}"]

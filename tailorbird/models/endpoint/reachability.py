@@ -23,7 +23,7 @@ class _Models(BaseModel):
     data: list[_Model]
 
 
-def check_answering(endpoint: Endpoint, *, timeout_s: float = TIMEOUT_S) -> str | None:
+def check_answering(endpoint: Endpoint) -> str | None:
     """Return a warning if the endpoint lists its models without the configured one, else None.
 
     The only request is for this list. Some servers do not list all names that they accept, so this
@@ -33,7 +33,7 @@ def check_answering(endpoint: Endpoint, *, timeout_s: float = TIMEOUT_S) -> str 
     """
     url = f"{endpoint.url}/models"
     client = httpx2.Client(
-        headers=request_headers(endpoint), timeout=timeout_s, trust_env=uses_proxy(endpoint.url)
+        headers=request_headers(endpoint), timeout=TIMEOUT_S, trust_env=uses_proxy(endpoint.url)
     )
     try:
         with client, client.stream("GET", url) as response:

@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -16,7 +15,7 @@ from pathlib import Path
 import pytest
 import requests
 from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
 from cluster import jobs
 from cluster.auth import SessionError, read_token
@@ -31,7 +30,7 @@ from tailorbird.storage.code_files import code_sha256, runtime_files
 from tests.integration.small import REGISTRY, ROOT, recipe_file
 from tests.integration.training.relay import TcpProxy
 
-RAY = Path(sys.executable).parent / "ray"
+RAY = str(Path(sys.executable).parent / "ray")
 TINY = (
     "data.max_train_rows=64",
     "tuning.num_trials=1",
@@ -53,9 +52,9 @@ def name(stack: StackState) -> Iterator[str]:
     assert stack.dashboard_url
     name = f"task-{uuid.uuid4().hex[:12]}"
     yield name
-    for job in jobs.list_jobs():
-        if job.id.startswith(name):
-            jobs.stop(job.id)
+    for job in jobs._list(jobs._client()):
+        if job.id.startswith(name) and not job.is_over:
+            _run(RAY, "job", "stop", job.id)
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +63,11 @@ def package() -> bytes:
     return pack(ROOT, recipe=load_recipe(ROOT / "recipes" / "icd10_demo.yaml"))
 
 
-def _tailorbird(*arguments: str) -> Result:
-    return CliRunner().invoke(app, [*arguments])
+def _log(job_id: str) -> str:
+    """Return the log of a job when it has ended."""
+    written: list[str] = []
+    jobs.follow(job_id, write=written.append)
+    return "".join(written)
 
 
 @pytest.mark.long
@@ -91,13 +93,9 @@ def test_following_a_job_survives_an_outage_of_the_dashboard_and_returns_its_exi
     assert (job.status, job.exit_code) == ("FAILED", 7)
     assert [line for line in "".join(output).splitlines() if line in LINES] == LINES
 
-    logs = _tailorbird("jobs", "logs", name, "--follow")
-    assert logs.exit_code == 7
-    assert [line for line in logs.stdout.splitlines() if line in LINES] == LINES
-    assert f"{name} " in logs.stderr.splitlines()[-1]
     again = jobs.start(name, entrypoint="true", package=package)
     assert (again.how, again.job.id) == ("started again", f"{name}-2")
-    assert "line 6" in jobs.read_log(name)
+    assert "line 6" in _run(RAY, "job", "logs", name).stdout
     assert jobs.follow(again.job.id, write=str).exit_code == 0
 
 
@@ -115,30 +113,12 @@ def test_a_job_continues_without_followers_and_a_stopped_job_has_a_nonzero_exit_
             jobs.follow(
                 name, write=lambda text: relay.cut() if "begun" in text else None, max_outage_s=0.5
             )
-    assert jobs.read_job(name).status == "RUNNING"
-
-    command = [sys.executable, "-m", "tailorbird", "jobs", "logs", name, "--follow"]
-    with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as following:
-        assert following.stdout is not None
-        assert any("begun" in line for line in following.stdout)
-        following.send_signal(signal.SIGINT)
-        try:
-            _, status = following.communicate(timeout=60)
-        finally:
-            following.kill()
-    assert following.returncode == 130
-    assert f"{name} continues" in status
-    assert f"tailorbird jobs stop {name}" in status
+    assert "RUNNING" in _run(RAY, "job", "status", name).stdout
     assert jobs.start(name, entrypoint="true", package=package).how == "running"
 
-    stopped = _tailorbird("jobs", "stop", name, "--json")
-    assert json.loads(stopped.stdout)["status"] == "STOPPED"
-    followed = _tailorbird("jobs", "logs", name, "--follow", "--json")
-    assert followed.exit_code == 143
-    assert json.loads(followed.stdout)["exit_code"] == 143
-    assert "begun" in followed.stderr
+    _run(RAY, "job", "stop", name)
+    job = jobs.follow(name, write=str)
+    assert (job.status, job.exit_code) == ("STOPPED", 143)
     assert jobs.start(name, entrypoint="true", package=package).how == "started again"
 
 
@@ -159,18 +139,11 @@ def test_concurrent_submissions_start_one_job_and_a_successful_job_is_not_repeat
     with zipfile.ZipFile(io.BytesIO(package)) as archive:
         archive.extractall(tmp_path)
     recipe = load_recipe(ROOT / "recipes" / "icd10_demo.yaml")
-    assert (
-        f"{digest(recipe)} {code_sha256(runtime_files(tmp_path))}"
-        in jobs.read_log(name).splitlines()
-    )
+    assert f"{digest(recipe)} {code_sha256(runtime_files(tmp_path))}" in _log(name).splitlines()
 
     assert submit(0).how == "done"
     second = jobs.start(name, entrypoint="true", package=package, again=True)
     assert second.job.id == f"{name}-2"
-    listed = json.loads(_tailorbird("jobs", "list", "--json").stdout)["jobs"]
-    assert [job["id"] for job in listed if job["id"].startswith(name)] == [name, f"{name}-2"]
-    assert f"{name}-2" in _tailorbird("jobs", "list").stdout
-    assert json.loads(_tailorbird("jobs", "status", name, "--json").stdout)["exit_code"] == 0
 
 
 @pytest.mark.usefixtures("stack")
@@ -185,7 +158,7 @@ def test_the_log_of_a_driver_that_fails_is_kept_in_the_registry(name: str, packa
     kept = storage.read_bytes(log).decode()
     assert "s3://lake/no-such-data" in kept
     assert kept.endswith("\nexit code 2\n")
-    assert f"the log is kept at {log}" in jobs.read_log(name)
+    assert f"the log is kept at {log}" in _log(name)
 
 
 def test_the_limit_of_a_package_equals_rays(name: str) -> None:
@@ -195,34 +168,19 @@ def test_the_limit_of_a_package_equals_rays(name: str) -> None:
 
 
 @pytest.mark.usefixtures("stack")
-@pytest.mark.parametrize("job_id", ["none-such", "", "../jobs", "01000000"])
-@pytest.mark.parametrize("verb", ["status", "logs", "stop"])
-def test_an_unknown_job_is_an_error_that_lists_the_submitted_jobs(verb: str, job_id: str) -> None:
-    done = _tailorbird("jobs", verb, job_id)
-    assert done.exit_code == 2
-    assert f"no job {job_id!r} was submitted" in done.stderr
-    assert "; existing jobs: " in done.stderr
-
-
-@pytest.mark.usefixtures("stack")
 @pytest.mark.parametrize(
     ("token", "message"),
     [("wrong", "refuses the token"), ("", "requires a token, but none is set")],
 )
-def test_without_a_valid_token_each_verb_names_the_variable_to_set(
+def test_without_a_valid_token_submit_names_the_variable_to_set(
     token: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
     monkeypatch.setenv("RAY_AUTH_TOKEN", token)
-    for command in (
-        ["submit", str(ROOT / "recipes" / "icd10_demo.yaml")],
-        ["jobs", "list"],
-        ["jobs", "logs", "some"],
-    ):
-        done = _tailorbird(*command)
-        assert done.exit_code == 2
-        assert message in done.stderr
-        assert "RAY_AUTH_TOKEN_PATH" in done.stderr
+    done = CliRunner().invoke(app, ["submit", str(ROOT / "recipes" / "icd10_demo.yaml")])
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert "RAY_AUTH_TOKEN_PATH" in done.stderr
 
 
 @pytest.mark.long
@@ -255,9 +213,9 @@ def test_a_submitted_job_runs_the_pipeline_and_a_job_submitted_by_rays_cli_reuse
     ).text
     assert status["id"] in listing
     for secret in (stack.secret_key, stack.token):
-        assert secret not in listing + done.stderr + done.stdout + jobs.read_log(status["id"])
+        assert secret not in listing + done.stderr + done.stdout + _log(status["id"])
 
-    command = [str(RAY), "job", "submit", "--working-dir", str(ROOT), "--runtime-env-json"]
+    command = [RAY, "job", "submit", "--working-dir", str(ROOT), "--runtime-env-json"]
     command += ['{"excludes": [".venv", ".git", ".tailorbird", "shared"]}', "--"]
     by_ray = _run(*command, sys.executable, "-m", "tailorbird", "run", str(recipe), *TINY, "--json")
     assert f'"run": "{evidence["run"]}"' in by_ray.stdout

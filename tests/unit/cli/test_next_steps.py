@@ -2,7 +2,7 @@
 
 import pytest
 
-from tailorbird.cli.next_steps import after_run, aligned
+from tailorbird.cli.next_steps import after_run
 from tailorbird.cli.train import print_verdict
 from tailorbird.config.loader import load_recipe
 from tests.docs.test_pages import unknown_part
@@ -44,12 +44,7 @@ def test_a_run_ends_with_one_panel(capsys: pytest.CaptureFixture[str]) -> None:
         evidence.verdict.sentence(),
         evidence.verdict.numbers(),
         f"served next: {version} (fine-tuned model), once promoted",
-        "next steps:",
-        *aligned(
-            {
-                "read the report": f"tailorbird report {evidence.run} --open",
-                f"make {version} the champion": f"tailorbird promote {recipe}",
-                "serve the champion": f"tailorbird serve {recipe}",
-            }
+        *after_run(
+            evidence.run, winner=evidence.winner.uri, champion=evidence.champion, recipe=recipe
         ),
     ]

@@ -47,8 +47,6 @@ VERBS = [
     ["data get", FILE, "FOLDER/copy"],
     ["data icd10", "file:///nowhere"],
     *([f"stack {verb}", "--dir", "FOLDER"] for verb in ("up", "down")),
-    *([f"jobs {verb}", "some"] for verb in ("status", "logs", "stop")),
-    ["jobs list"],
 ]
 SLOW = (
     *(

@@ -10,11 +10,13 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 from ray.dashboard.modules.job.pydantic_models import JobDetails
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from cluster.jobs import Job, _job, follow
 from tailorbird.cli.app import app
 from tests.unit.cluster.dashboard import dashboard_of_a_job
+
+RECIPE = Path(__file__).parents[3] / "recipes" / "icd10_demo.yaml"
 
 
 def job_details(**changes: Any) -> dict[str, Any]:
@@ -69,23 +71,15 @@ def test_environment_variables_of_a_job_are_not_shown() -> None:
     assert "hf_a-secret" not in json.dumps(job.to_dict()) + job.line() + repr(job)
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        ["list"],
-        ["status", "some"],
-        ["logs", "some"],
-        ["logs", "some", "--follow"],
-        ["stop", "some"],
-    ],
-)
-def test_every_jobs_command_reports_an_unreachable_dashboard(
-    command: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def submit(*options: str) -> Result:
+    return CliRunner().invoke(app, ["submit", str(RECIPE), *options])
+
+
+def test_an_unreachable_dashboard_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(
         "RAY_API_SERVER_ADDRESS", "http://127.0.0.1:2"
     )  # the option --address overrides it
-    done = CliRunner().invoke(app, ["jobs", *command, "--address", "http://127.0.0.1:1"])
+    done = submit("--address", "http://127.0.0.1:1")
     assert done.exit_code == 2
     assert "not reachable at http://127.0.0.1:1/" in done.stderr
 
@@ -106,9 +100,8 @@ def another_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
         server.shutdown()
 
 
-@pytest.mark.parametrize("command", [["list"], ["status", "some"], ["logs", "some", "--follow"]])
-def test_a_response_of_another_server_is_rejected(command: list[str], another_server: str) -> None:
-    done = CliRunner().invoke(app, ["jobs", *command, "--address", another_server])
+def test_a_response_of_another_server_is_rejected(another_server: str) -> None:
+    done = submit("--address", another_server)
     assert done.exit_code == 2
     assert "does not answer like Ray's dashboard" in done.stderr
 
@@ -134,37 +127,3 @@ def test_a_log_is_followed_with_the_token_even_if_netrc_has_an_entry_for_the_hos
         follow("some", write=lines.append)
     assert sent == ["Bearer ours"]
     assert lines == ["a line"]
-
-
-LOG = "\x1b[31mred\x1b[0m\n\x1b]0;title\x07 \x9b2J\r\u202e\n"
-
-
-@pytest.fixture
-def address() -> Iterator[str]:
-    """The address of a dashboard with an ended job."""
-
-    async def serve_job(_: web.Request) -> web.Response:
-        return web.json_response(job_details(submission_id="some", status="SUCCEEDED"))
-
-    async def serve_log(_: web.Request) -> web.Response:
-        return web.json_response({"logs": LOG})
-
-    with dashboard_of_a_job(job=serve_job, log=serve_log) as address:
-        yield address
-
-
-@pytest.mark.parametrize("options", [[], ["--follow"], ["--follow", "--json"]])
-def test_a_printed_log_contains_no_control_characters(
-    options: list[str], address: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(
-        "RAY_API_SERVER_ADDRESS", "http://127.0.0.1:2"
-    )  # the option --address overrides it
-    done = CliRunner().invoke(app, ["jobs", "logs", "some", *options, "--address", address])
-    assert done.exit_code == 0
-    if "--json" in options:
-        events = [json.loads(line) for line in done.stderr.splitlines()]
-        assert "".join(f"{event['text']}\n" for event in events if event["event"] == "line") == LOG
-    else:
-        assert "red\n\ufffd]0;title\ufffd \ufffd2J\ufffd\ufffd\n" in done.stdout
-    assert not set(done.output) & set("\x1b\x07\x9b\r\u202e")

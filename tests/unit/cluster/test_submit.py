@@ -114,3 +114,9 @@ def test_another_version_of_ray_is_refused_before_the_upload(
     ):
         jobs.submit(recipe, root=root)
     assert set(dashboard.requests) == {"GET version"}
+
+
+@pytest.mark.usefixtures("dashboard")
+def test_an_unknown_job_is_an_error_that_lists_the_submitted_jobs() -> None:
+    with pytest.raises(JobError, match=r"no job 'none-such' was submitted .* existing jobs: none"):
+        jobs.follow("none-such", write=str)

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from serving.engines.classify import predict_texts
 from tailorbird.data.rows import Rows
 from tailorbird.evaluation.baselines.linear_head import HeldOut
-from tailorbird.evaluation.inference.predict import class_logits, predict_rows
+from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.mix import mix_with_bag, write_mix
 from tailorbird.evaluation.mix_weight import select_weight
 from tailorbird.models.loading import LoadedClassifier, load_artifact
@@ -121,10 +121,8 @@ def test_a_mix_adds_the_weighted_calibrated_logits_of_both_models(
 ) -> None:
     write_mix(model_uri, bag_uri=bag_uri, weight=weight, to=(tmp_path / "mix").as_uri())
     mixed, model, bag = (load(uri) for uri in ((tmp_path / "mix").as_uri(), model_uri, bag_uri))
-    expected = (
-        weight * class_logits(model, ROWS) / 1.5 + (1 - weight) * class_logits(bag, ROWS) / 0.5
-    )
-    np.testing.assert_allclose(class_logits(mixed, ROWS), expected, rtol=1e-5, atol=1e-6)
+    expected = weight * model.logits(ROWS.texts) / 1.5 + (1 - weight) * bag.logits(ROWS.texts) / 0.5
+    np.testing.assert_allclose(mixed.logits(ROWS.texts), expected, rtol=1e-5, atol=1e-6)
     assert mixed.version == model.version.model_copy(
         update={"kind": f"{model.version.kind}_bag", "temperature": 1.0}
     )

@@ -12,7 +12,6 @@ from transformers import BertTokenizerFast
 
 from tailorbird.data.fingerprints import fingerprints, save_fingerprints
 from tailorbird.data.rows import Rows
-from tailorbird.evaluation.inference.predict import class_logits
 from tailorbird.evaluation.trained_rows import training_fingerprints
 from tailorbird.models import export as export_module
 from tailorbird.models.classifier import Classifier, embed_rows, logits_rows
@@ -134,7 +133,7 @@ def test_a_probe_with_a_bag_of_words_is_exported_with_both(base: Path, tmp_path:
     rows = Rows(("1", "2"), ("word1 word2 word9", "word3"), ("a", "b"))
     with_torch, int8 = load(probe.uri), exported(probe, tmp_path)
     assert int8.bag is not None
-    np.testing.assert_allclose(class_logits(int8, rows), class_logits(with_torch, rows), atol=0.05)
+    np.testing.assert_allclose(int8.logits(rows.texts), with_torch.logits(rows.texts), atol=0.05)
 
 
 def test_int8_approximates_the_logits_of_torch_with_a_smaller_file(
