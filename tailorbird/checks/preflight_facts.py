@@ -26,7 +26,8 @@ from tailorbird.models.base_model import stage_base_model
 from tailorbird.models.endpoint.reachability import check_answering
 from tailorbird.models.metadata import ModelMetadata, read_metadata, require_encoder
 from tailorbird.models.tensor_parallel.ranks import ONE_RANK, Ranks, plan_ranks
-from tailorbird.pipeline.contenders import compared_versions, read_contenders, stage_models
+from tailorbird.pipeline.contender_models import stage_models
+from tailorbird.pipeline.contenders import compared_versions, read_contenders
 from tailorbird.pipeline.inputs import run_ranks, task_pooling
 from tailorbird.registry.champion import champion_version, read_champion
 from tailorbird.registry.endpoint import Endpoint

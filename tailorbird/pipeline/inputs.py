@@ -29,7 +29,8 @@ from tailorbird.models.metadata import read_tokenizer, require_encoder, require_
 from tailorbird.models.pooling.declared import read_pooling
 from tailorbird.models.pretrained import dtype_name
 from tailorbird.models.tensor_parallel.ranks import ONE_RANK, Ranks, comparison_ranks
-from tailorbird.pipeline.contenders import read_contenders, stage_models
+from tailorbird.pipeline.contender_models import stage_models
+from tailorbird.pipeline.contenders import read_contenders
 from tailorbird.registry.champion import champion_version, read_champion
 from tailorbird.registry.hybrids import used_base_models
 from tailorbird.registry.kinds import Kind
