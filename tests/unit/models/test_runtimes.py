@@ -11,8 +11,6 @@ from safetensors.torch import save_file
 from transformers import BertTokenizerFast
 
 from tailorbird.data.fingerprints import fingerprints, save_fingerprints
-from tailorbird.data.rows import Rows
-from tailorbird.evaluation.inference.predict import class_logits
 from tailorbird.evaluation.trained_rows import training_fingerprints
 from tailorbird.models import export as export_module
 from tailorbird.models.classifier import Classifier, embed_rows, logits_rows
@@ -31,7 +29,6 @@ from tailorbird.registry.versions import (
     write_config,
 )
 from tests.build import version_config
-from tests.unit.models.test_bag_of_words import bag_of, write_bag
 from tests.unit.models.tiny_bert import tiny_bert
 
 ROWS = [[1, 2, 3], [4], [5, 6, 7, 8], list(range(1, 31)), [9, 9]]
@@ -123,18 +120,6 @@ def test_an_exported_graph_has_the_pooling_of_the_version(
     np.testing.assert_allclose(
         embed_rows(graph, rows, pad_id=0), embed_rows(model, rows, pad_id=0), atol=1e-5
     )
-
-
-def test_a_probe_with_a_bag_of_words_is_exported_with_both(base: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "probe"
-    write_bag(folder, bag_of(("word1 word2", "word3")))
-    save_file(torch.nn.Linear(32, 3).state_dict(), folder / "head.safetensors")
-    write_config(folder, config_of(base, kind="probe_bag"))
-    probe = register((tmp_path / "registry" / "toy").as_uri(), folder)
-    rows = Rows(("1", "2"), ("word1 word2 word9", "word3"), ("a", "b"))
-    with_torch, int8 = load(probe.uri), exported(probe, tmp_path)
-    assert int8.bag is not None
-    np.testing.assert_allclose(class_logits(int8, rows), class_logits(with_torch, rows), atol=0.05)
 
 
 def test_int8_approximates_the_logits_of_torch_with_a_smaller_file(

@@ -1,6 +1,5 @@
 """Micro-batches: token budgets, equal losses, and collation ahead in a thread."""
 
-import threading
 from typing import Any
 
 import numpy as np
@@ -9,11 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tailorbird.config.training import TrainingConfig
-from tailorbird.data.tokenized import TokenizedRows
 from tests.unit.training.small import config_of, reports_of, small_runtime
 from training.batch import Batch
-from training.batches import collated_steps, micro_batches
+from training.batches import micro_batches
 from training.classification_task import ClassifierRuntime, validation_batches
 from training.dataset import rank_rows
 
@@ -46,46 +43,6 @@ def test_a_row_above_the_token_budget_is_a_micro_batch_of_its_own() -> None:
         np.array([50, 9, 9]), np.arange(3), config_of(batch_tokens=20), num_ranks=1
     )[0]
     assert [part.tolist() for part in parts] == [[0], [1, 2]]
-
-
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_a_token_budget_does_not_change_the_losses(stage: int) -> None:
-    runtime = small_runtime(dropout=0.0)
-    plain, limited = (
-        reports_of(runtime, zero_stage=stage, **fields)
-        for fields in ({}, {"batch_tokens": 24})  # two rows of up to 11 tokens
-    )
-    assert [report.loss for report in limited] == pytest.approx(
-        [report.loss for report in plain], rel=0.01
-    )
-    assert limited[-1].padding_share < plain[-1].padding_share
-
-
-def test_steps_are_collated_in_another_thread_and_the_same_from_any_start(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    runtime, threads = small_runtime(dropout=0.0), set()
-    collate = ClassifierRuntime.collate
-
-    def recorded(
-        self: ClassifierRuntime,
-        config: TrainingConfig,
-        window: TokenizedRows,
-        rows: NDArray[np.int64],
-    ) -> Batch:
-        threads.add(threading.get_ident())
-        return collate(self, config, window, rows)
-
-    monkeypatch.setattr(ClassifierRuntime, "collate", recorded)
-
-    def collated(start: int) -> list[Any]:
-        with collated_steps(runtime, config_of(), epoch=0, start=start) as steps:
-            return [(step.row_ids, step.batches[0][0].inputs[0].tolist()) for step in steps]  # type: ignore[union-attr]
-
-    everything = collated(0)
-    assert len(everything) == 3
-    assert collated(1) == everything[1:]
-    assert threading.get_ident() not in threads
 
 
 def test_an_error_in_the_thread_reaches_the_training(monkeypatch: pytest.MonkeyPatch) -> None:

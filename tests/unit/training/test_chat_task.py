@@ -1,7 +1,6 @@
 """Training of a chat task in one process, with a tiny language model: learning, export, resumes and
 rejected models."""
 
-import itertools
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,6 @@ import torch
 
 from tailorbird.data.chat_template import prompt_tokens
 from tailorbird.data.rows import DataError, Rows
-from tailorbird.evaluation.inference.chat_answers import answer_rows
 from tailorbird.models.attention import packed_attention
 from tailorbird.models.errors import ModelError
 from tailorbird.models.loading import load_chat_weights
@@ -60,21 +58,6 @@ def runtime_of() -> ChatRuntime:
     return ChatRuntime(language_model(), tokenizer(), task_of(), task_of().dataset(tokenizer()))
 
 
-def test_a_chat_model_learns_to_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    num_epochs, score, epochs = 60, ChatRuntime.score, itertools.count(1)
-
-    def score_first_and_last(*arguments: Any) -> float:  # generation takes most of an epoch's time
-        return score(*arguments) if next(epochs) in (1, num_epochs) else 0.0
-
-    monkeypatch.setattr(ChatRuntime, "score", score_first_and_last)
-    reports = reports_of(runtime_of(), epochs=num_epochs, learning_rate=1e-2)
-    assert reports[-1].loss < 0.2 < 1 < reports[0].loss
-    assert (
-        reports[-1].score > 0.8 > reports[0].score
-    )  # exact match of generated answers on validation
-    assert max(report.padding_share for report in reports) < 0.05
-
-
 def test_the_loss_does_not_cover_turns_with_weight_0() -> None:
     turns = ((("user", "a"), ("assistant", "bcd"), ("user", "e")),)
     rows = Rows(("0",), ("a",), ("f",), conversations=turns, untrained_turns=((1,),))
@@ -103,35 +86,6 @@ def test_deepspeed_7900_trl_4416_the_exported_model_predicts_as_the_trained_mode
     destroy_engine(engine)
     file = "model.safetensors" if method == "full" else "adapter/adapter_model.safetensors"
     assert (tmp_path / file).stat().st_size > 1000
-
-
-@pytest.mark.parametrize("method", ["full", "lora"])
-@pytest.mark.parametrize(
-    ("stage", "dtype"), [(0, torch.float32), (0, torch.bfloat16), (3, torch.float32)]
-)
-def test_validation_gives_the_answers_of_the_exported_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int, dtype: torch.dtype, method: Kind
-) -> None:
-    for module in ("loop", "engine.deepspeed_engine"):
-        monkeypatch.setattr(f"training.{module}.inference_dtype", lambda: dtype)
-    monkeypatch.setattr(ChatRuntime, "score", lambda *_: 0.0)
-    runtime, config = runtime_of(), config_of(epochs=8, zero_stage=stage, method=method)
-    engine = build_engine(config, runtime)
-    train(engine, config, runtime=runtime)
-    answers = runtime.answers(engine, config, runtime.task.validation)
-    runtime.write(
-        exported_values(engine, config), model=engine.module, config=config, folder=tmp_path
-    )
-    destroy_engine(engine)
-    exported = load_chat_weights(tmp_path, lm=deepcopy(runtime.lm), kind=method).to(dtype).eval()
-    expected = answer_rows(
-        exported, runtime.task.validation, tokenizer=tokenizer(), prompting=PROMPTING
-    )
-    tolerance = 1e-3 if dtype == torch.float32 else 0.05
-    assert len({answer.text for answer in expected}) > 1
-    for answer, reference in zip(answers, expected, strict=True):
-        assert answer.confidence == pytest.approx(reference.confidence, abs=tolerance)
-        assert answer.text == reference.text
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])

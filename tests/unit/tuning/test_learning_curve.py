@@ -59,11 +59,6 @@ def test_scores_of_0_and_1_have_an_interval_in_range(score: float) -> None:
     assert high - low > 0.001
 
 
-def test_sizes_below_the_number_of_classes_are_omitted() -> None:
-    assert curve_sizes(100, 12) == (12, 25, 50, 100)
-    assert curve_sizes(88, 22) == (22, 44, 88)
-
-
 def test_the_error_for_too_few_rows_names_the_required_number() -> None:
     with pytest.raises(
         ValueError, match=r"87 rows of 22 classes .* at least 88 rows, or set tuning\.learning"

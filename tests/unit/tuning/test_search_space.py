@@ -26,13 +26,6 @@ def test_each_field_becomes_a_sampler_within_its_bounds() -> None:
         assert 0 <= config.lora_dropout <= 0.5
 
 
-def test_a_trial_changes_only_the_sampled_fields() -> None:
-    config = trial_config(
-        TrainingConfig(epochs=5, seed=3), {"method": "lora", "learning_rate": 0.01}
-    )
-    assert config == TrainingConfig(epochs=5, seed=3, method="lora", learning_rate=0.01)
-
-
 @pytest.mark.parametrize(
     ("distribution", "maximum"),
     [(None, 4), (Distribution(choice=(1, 6, 2)), 6), (Distribution(log_uniform=(1, 3)), 3)],

@@ -34,23 +34,6 @@ async def test_a_restarted_group_gets_its_trial_again_and_tune_gets_each_epoch_o
 
 
 @run
-async def test_a_trial_that_repeatedly_kills_its_group_fails_and_the_next_trial_runs() -> None:
-    broker = new_broker()
-    await broker.submit("deadly", {})
-    await broker.submit("good", {})
-    requested = asyncio.create_task(broker.next_report("deadly"))
-    for _ in range(MAX_FAILURES):
-        assert await take(broker) == "deadly"
-        await broker.requeue("group-0", "out of memory")
-    assert await take(broker) == "good"
-    with pytest.raises(
-        SweepFailed,
-        match=f"deadly failed {MAX_FAILURES} times and is not retried: out of memory",
-    ):
-        await requested
-
-
-@run
 async def test_tune_gets_the_error_of_the_last_group() -> None:
     broker = new_broker()
     await broker.submit("a", {})

@@ -60,14 +60,6 @@ def test_every_label_of_many_is_recognised_and_allowed() -> None:
     assert prompting.max_new_tokens > max(len(label_answer(label).encode()) for label in classes)
 
 
-def test_examples_precede_the_turns_and_an_own_system_message_takes_precedence() -> None:
-    prompting = Prompting(system="s", shots=(("user", "q"), ("assistant", "a")), max_new_tokens=8)
-    expected = (("system", "s"), ("user", "q"), ("assistant", "a"), ("user", "t"))
-    assert endpoint_messages((("user", "t"),), prompting=prompting) == expected
-    own = endpoint_messages((("system", "own"), ("user", "t")), prompting=prompting)
-    assert own[0] == ("system", "own")
-
-
 @pytest.mark.parametrize(("tokens", "examples"), [(2048, ["sky", "leaf"]), (12, ["sky"]), (1, [])])
 def test_the_nearest_rows_are_examples_as_long_as_they_fit(
     tokens: int, examples: list[str]

@@ -29,15 +29,6 @@ def queries(index: RetrievalIndex, text: str, *, k: int = 1) -> list[str]:
     return [query_of(index.turns(row)[:-1]) for row in neighbours.rows]
 
 
-def test_the_nearest_row_shares_the_rarest_n_grams() -> None:
-    index = build_index(rows_of(), seed=0)
-    assert queries(index, "Bronchitis, chronic") == ["chronic bronchitis"]
-    assert queries(index, "femur fractures", k=2)[-1] in {
-        "fracture of the femur",
-        "open fracture of femur",
-    }
-
-
 def test_a_copy_has_similarity_one_and_other_rows_have_less() -> None:
     index = build_index(rows_of(), seed=0)
     neighbours = index.nearest("  ACUTE bronchitis ", k=5)

@@ -36,15 +36,6 @@ def nearest(index: RetrievalIndex, text: str) -> str:
     return str(index.turns(neighbours.rows[0])[0][1])
 
 
-def test_embeddings_find_a_row_that_shares_no_ngram_with_the_text(pinned: PinnedEncoder) -> None:
-    index = embedded(pinned)
-    similar = index.nearest("azure sky", k=1)
-    assert nearest(index, "azure sky") == "blue sky"
-    assert similar.similarities[0] == pytest.approx(1, abs=1e-3)
-    assert nearest(index, "azure") in ("blue sky", "blue skies")
-    assert index_of().nearest("azure", k=1).similarities[0] == 0
-
-
 @pytest.mark.parametrize("weight", [0.25, 0.75])
 def test_the_similarity_is_the_weighted_mean_of_both_cosines(
     pinned: PinnedEncoder, weight: float

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from deepspeed.utils.config import get_timers_config
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -42,25 +41,6 @@ def test_the_rate_rises_to_its_peak_and_falls_to_zero_after_the_last_step(
     assert values[peak:] == sorted(values[peak:], reverse=True)
     assert max(values) == 1
     assert end == after == 0
-
-
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_deepspeed_gets_the_batch_size_of_each_worker(stage: int) -> None:
-    training = TrainingConfig.model_validate(
-        {"zero_stage": stage, "batch_size": 24, "num_workers": 3}
-    )
-    config = deepspeed_config(training, num_workers=3, autocast=True)
-    assert (
-        "train_batch_size" not in config
-    )  # DeepSpeed multiplies; the loop weights rows of uneven parts
-    assert config["train_micro_batch_size_per_gpu"] == 8
-    assert config["zero_optimization"]["stage"] == stage
-    assert config["torch_autocast"]["enabled"] is True
-    assert get_timers_config(config).enabled is False
-    assert (
-        deepspeed_config(training, num_workers=2, autocast=False)["torch_autocast"]["enabled"]
-        is False
-    )
 
 
 @pytest.mark.parametrize("batch_size", [100, 128, 720_720])

@@ -82,9 +82,3 @@ def test_a_new_rank_copies_each_of_its_values_from_the_former_ranks(
             ]
             result[copy.target][copy.target_start : copy.target_start + copy.length] = values
         assert result == expected[rank]
-
-
-def test_a_missing_shard_is_an_error() -> None:
-    (_, saved), (_, pieces) = concatenated([[4, 3]], 3), concatenated([[4, 3]], 2)
-    with pytest.raises(ValueError, match="3 instead of 5 values of 0 were saved"):
-        list(copies(pieces[1], saved=saved[:-1]))

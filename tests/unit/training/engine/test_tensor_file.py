@@ -1,7 +1,5 @@
 """Safetensors files that are written one tensor after another."""
 
-import weakref
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,21 +29,6 @@ def test_a_file_has_the_values_and_names_that_safetensors_reads(tmp_path: Path) 
     assert (tmp_path / "streamed").stat().st_size == pytest.approx(
         (tmp_path / "at-once").stat().st_size, abs=64
     )
-
-
-def test_a_tensor_is_freed_when_the_next_one_arrives(tmp_path: Path) -> None:
-    yielded: list[weakref.ref[torch.Tensor]] = []
-
-    def tensors() -> Iterator[tuple[str, torch.Tensor]]:
-        for name, shape in SHAPES.items():
-            assert sum(tensor() is not None for tensor in yielded) <= 1
-            tensor = torch.zeros(shape)
-            yielded.append(weakref.ref(tensor))
-            yield name, tensor
-            del tensor
-
-    save_tensors(tensors(), tmp_path / "file", shapes=SHAPES)
-    assert len(yielded) == len(SHAPES)
 
 
 @pytest.mark.parametrize(
