@@ -12,7 +12,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import BertModel
 
-from tailorbird.models.classifier import Classifier
 from tailorbird.models.errors import ModelError
 from tailorbird.models.loading import load_weights
 from tailorbird.models.lora import add_adapter
@@ -22,24 +21,12 @@ from tailorbird.models.pretrained import (
 )
 from tests.unit.models.tiny_bert import tiny_bert
 
-ROWS = [[1, 2, 3], [4], [5, 6, 7, 8]]
-
 
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
     """A folder with a tiny random BERT."""
     tiny_bert().save_pretrained(tmp_path / "base")
     return tmp_path / "base"
-
-
-def change_weights(model: Classifier) -> None:
-    """Change every trainable parameter."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
-    model.eval()
 
 
 def save_version(base: Path, folder: Path) -> Path:

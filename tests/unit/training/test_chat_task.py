@@ -22,7 +22,6 @@ from tailorbird.registry.versions import PinnedEncoder, Prompting, Retrieval
 from tests import build
 from tests.small_chat import language_model, model_of, save, tokenizer
 from tests.unit.models.attention.reference_attention import reference_varlen_attn
-from tests.unit.models.retrieval.test_training_examples import rows_of as example_rows
 from tests.unit.training.small import config_of, reports_of
 from training import chat_task, checkpoint
 from training.chat_task import ChatRuntime, ChatTrainingTask
@@ -294,6 +293,18 @@ def test_a_model_that_separates_packed_conversations_is_accepted(
 ) -> None:
     save(tmp_path, model_of(kind, **fields))
     check_trainable(task_of(tmp_path.as_uri()))
+
+
+def example_rows() -> Rows:
+    """Return rows of which the first two have the same text, and rows 0 and 3, and 1 and 2, the
+    same value of `split_by`."""
+    texts = ("blue sky", "Blue  sky", "blue skies", "blue sky at noon", "green leaf", "red rose")
+    return build.rows(
+        texts,
+        tuple(f"answer {number}" for number in range(len(texts))),
+        split_keys=("a", "b", "b", "a", "c", "d"),
+        conversations=tuple((("user", text.lower()),) for text in texts),
+    )
 
 
 def task_with_examples(

@@ -32,17 +32,19 @@ def listed(*names: str) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("status", "content"),
     [
-        b"",
-        b"[]",
-        b"not JSON",
-        listed(),
-        listed("m"),
-        listed("n", "m"),
-        b" " * MAX_LIST_BYTES + listed("n"),
+        (200, b"[]"),
+        (200, b"not JSON"),
+        (200, listed()),
+        (200, listed("n", "m")),
+        (200, b" " * MAX_LIST_BYTES + listed("n")),
+        (403, b""),
+        (501, b""),
     ],
 )
-def test_a_list_that_has_the_model_or_cannot_be_read_gives_no_warning(content: bytes) -> None:
-    with endpoint_server(lambda *_: completion("yes"), models=200, listed=content) as server:
+def test_a_list_that_has_the_model_or_cannot_be_read_gives_no_warning(
+    status: int, content: bytes
+) -> None:
+    with endpoint_server(lambda *_: completion("yes"), models=status, listed=content) as server:
         assert check_answering(Endpoint(url=server.url, model="m")) is None

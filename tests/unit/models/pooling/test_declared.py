@@ -69,7 +69,6 @@ def test_tokens_of_a_prompt_that_is_excluded_are_not_pooled(folder: Path, mode: 
 @pytest.mark.parametrize(
     ("prompts", "default", "name"),
     [
-        (NAMED, None, "classification"),
         (NAMED, "document", "classification"),
         ({"Classification": "fever: "}, None, "Classification"),
         ({"query": "pain: ", "document": "chest: "}, "document", "document"),
