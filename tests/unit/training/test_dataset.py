@@ -68,11 +68,6 @@ def test_an_epoch_has_every_row_once(
 
 def test_batches_of_similar_length_reduce_padding() -> None:
     lengths = np.random.default_rng(0).integers(3, 64, size=2048)
-
-    def padded(batches: list[np.ndarray]) -> float:
-        return 1 - int(lengths.sum()) / sum(
-            int(lengths[batch].max()) * len(batch) for batch in batches
-        )
-
-    at_random = np.array_split(np.random.default_rng(1).permutation(len(lengths)), 64)
-    assert padded(epoch_batches(lengths, batch_size=32, seed=0, epoch=0)) < 0.1 < padded(at_random)
+    batches = epoch_batches(lengths, batch_size=32, seed=0, epoch=0)
+    padded = sum(int(lengths[batch].max()) * len(batch) for batch in batches)
+    assert int(lengths.sum()) > 0.9 * padded  # about half of the tokens at random

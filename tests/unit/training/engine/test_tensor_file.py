@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from training.engine.tensor_file import save_tensors
 
@@ -25,10 +25,6 @@ def test_a_file_has_the_values_and_names_that_safetensors_reads(tmp_path: Path) 
     for name, tensor in TENSORS.items():
         assert loaded[name].dtype == torch.float32
         torch.testing.assert_close(loaded[name], tensor, rtol=0, atol=0, equal_nan=True)
-    save_file({name: tensor.contiguous() for name, tensor in TENSORS.items()}, tmp_path / "at-once")
-    assert (tmp_path / "streamed").stat().st_size == pytest.approx(
-        (tmp_path / "at-once").stat().st_size, abs=64
-    )
 
 
 @pytest.mark.parametrize(
