@@ -177,8 +177,9 @@ def test_a_training_uses_the_pooling_of_its_configuration(
 ) -> None:
     task = replace(runtime.task, pooling=Pooling(mode="lasttoken", normalize=True))
     runtime = replace(runtime, task=task)
-    with trained(runtime, zero_stage=3, pooling="cls") as (engine, config):
-        assert engine.module.pooling == Pooling(mode="cls")
+    assert runtime.build(config_of(pooling="mean")).pooling == Pooling()
+    with trained(runtime, zero_stage=3) as (engine, config):
+        assert engine.module.pooling == Pooling(mode="lasttoken")
         export_weights(engine, config, runtime=runtime, folder=tmp_path)  # compares the logits
 
 

@@ -126,8 +126,15 @@ def baseline(kind: str, score: float, *, servable: bool = True) -> Baseline:
 def test_a_trial_is_compared_with_a_baseline_without_a_bag_of_words_because_it_can_be_mixed_with_one(
     kind: str,
 ) -> None:
-    baselines = [baseline("probe", 0.66), baseline("centroid", 0.6), baseline(kind, 0.75)]
-    assert set_target(baselines, minimum_gain=0.01).text == "0.670 (probe + 0.01)"
+    baselines = [
+        baseline("probe", 0.66),
+        baseline("centroid", 0.6),
+        baseline("majority", 0.7, servable=False),
+        baseline(kind, 0.75),
+    ]
+    target = set_target(baselines, minimum_gain=0.01)
+    assert target.to_beat == pytest.approx(0.67)
+    assert target.text == "0.670 (probe + 0.01)"
 
 
 def test_the_target_is_the_champion_plus_the_minimum_gain_even_if_a_baseline_scores_higher() -> (

@@ -77,9 +77,8 @@ def test_offload_selects_the_states_in_cpu_memory(offload: str, states: set[str]
     training = TrainingConfig.model_validate({"zero_stage": 3, "offload": offload})
     config = deepspeed_config(training, num_workers=2, autocast=False)
     assert config["torch_autocast"]["enabled"] is False
-    assert config["zero_optimization"] == {"stage": 3, "reduce_scatter": False} | dict.fromkeys(
-        states, {"device": "cpu"}
-    )
+    in_memory = {state: {"device": "cpu"} for state in states}
+    assert config["zero_optimization"] == {"stage": 3, "reduce_scatter": False} | in_memory
 
 
 def test_deepspeed_options_of_a_recipe_override_the_defaults() -> None:
