@@ -1,30 +1,18 @@
-"""The forward pass of a classifier: padding has no effect, rows keep their order, and heads are
-loaded correctly."""
+"""The forward pass of a classifier, in which padding has no effect and rows keep their order, and
+its softmax with a temperature."""
 
 import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tailorbird.models.classifier import (
-    Classifier,
-    logits_rows,
-)
+from tailorbird.models.classifier import Classifier, logits_rows
+from tailorbird.models.decision import temperature_softmax
 from tailorbird.models.pretrained import without_pooler
 from tests.unit.models.tiny_bert import tiny_bert
 
 
-def tiny_encoder(seed: int = 0) -> torch.nn.Module:
-    encoder: torch.nn.Module = without_pooler(tiny_bert(seed=seed)).eval()
-    return encoder
-
-
-def tiny_classifier(num_classes: int = 3) -> Classifier:
-    model = Classifier(tiny_encoder(), torch.nn.Linear(16, num_classes))
-    return model.eval()
-
-
-MODEL = tiny_classifier()
+MODEL = Classifier(without_pooler(tiny_bert()), torch.nn.Linear(16, 3)).eval()
 token_lists = st.lists(
     st.lists(st.integers(1, 49), min_size=1, max_size=12), min_size=1, max_size=12
 )
@@ -38,3 +26,25 @@ def test_the_logits_of_a_row_do_not_depend_on_its_batch(
     together = logits_rows(MODEL, rows, pad_id=0, batch_size=batch_size)
     alone = np.concatenate([logits_rows(MODEL, [row], pad_id=0) for row in rows])
     np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+logits = st.lists(
+    st.lists(st.floats(-50, 50, width=32), min_size=3, max_size=3), min_size=1, max_size=5
+)
+
+
+@given(logits, st.floats(0.05, 20))
+def test_a_temperature_keeps_the_best_class_and_gives_probabilities(
+    rows: list[list[float]], temperature: float
+) -> None:
+    logit_array = np.array(rows, np.float32)
+    probabilities = temperature_softmax(logit_array, temperature=temperature)
+    assert probabilities.dtype == np.float32
+    np.testing.assert_allclose(probabilities.sum(-1), 1.0, rtol=1e-5)
+    best = logit_array.argmax(-1)
+    assert (probabilities[np.arange(len(rows)), best] == probabilities.max(-1)).all()
+
+
+def test_logits_are_divided_by_the_temperature() -> None:
+    probabilities = temperature_softmax(np.array([[2.0, 0.0], [0.0, 0.0]]), temperature=2.0)
+    np.testing.assert_allclose(probabilities[:, 0], [1 / (1 + np.exp(-1)), 0.5])

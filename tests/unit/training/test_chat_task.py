@@ -59,12 +59,12 @@ def runtime_of() -> ChatRuntime:
 
 
 def test_the_loss_does_not_cover_turns_with_weight_0() -> None:
-    turns = ((("user", "a"), ("assistant", "bcd"), ("user", "e")),)
-    rows = Rows(("0",), ("a",), ("f",), conversations=turns, untrained_turns=((1,),))
-    for trained, num_tokens in ((rows, 2), (replace(rows, untrained_turns=None), 6)):
-        task = task_of(train=trained)
+    turns = (("user", "a"), ("assistant", "bcd"), ("user", "e"))
+    for untrained, num_tokens in ((((1,),), 2), (None, 6)):
+        rows = build.rows(("a",), ("f",), conversations=(turns,), untrained_turns=untrained)
+        task = task_of(train=rows)
         sample = sampled_rows(task.dataset(tokenizer()))
-        runtime = ChatRuntime(language_model(), tokenizer(), task, task.dataset(tokenizer()))
+        runtime = ChatRuntime(language_model(), tokenizer(), task, sample)
         batch = runtime.collate(config_of(), sample, np.array([0]))
         assert len(batch.targets) == runtime.weight(sample, np.array([0])) == num_tokens
 

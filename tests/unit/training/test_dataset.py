@@ -44,6 +44,7 @@ def test_each_epoch_has_every_sharded_row_once_in_a_new_order(sharded: Shards) -
     for epoch in (0, 1):
         batches = step_rows(sharded, epoch=epoch)
         assert len(batches) == num_steps(sharded, CONFIG, epoch=epoch)
+        assert step_rows(sharded, epoch=epoch, start=200) == batches[200:]
         orders.append([row_id for batch in batches for row_id in batch])
         assert sorted(orders[-1], key=int) == [str(index) for index in range(sum(SIZES))]
     assert orders[0] != orders[1]

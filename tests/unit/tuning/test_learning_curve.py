@@ -29,7 +29,8 @@ def test_the_curve_predicts_the_next_score_of_a_power_law() -> None:
     low, high = curve.interval
     assert low < curve.at_double < high
     assert high - low < 0.02
-    assert f"twice the data (16,000 rows) about {law(16000):.3f}" in curve.sentence
+    predicted = f"(16,000 rows) would give a validation score of about {law(16000):.3f}"
+    assert predicted in curve.sentence
     assert curve.sentence.endswith("more data should help")
 
 

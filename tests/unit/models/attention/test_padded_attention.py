@@ -12,6 +12,7 @@ from tailorbird.models.classifier import Classifier
 from tailorbird.models.pooling.pool import pool
 from tailorbird.models.pretrained import load_encoder
 from tailorbird.registry.pooling import MEAN
+from tests.small_chat import language_model
 from tests.unit.device_reads import DeviceReads
 
 SIZES = {
@@ -75,3 +76,9 @@ def test_a_model_with_an_attention_of_its_own_keeps_it(tmp_path: Path) -> None:
     AutoModel.from_config(config).save_pretrained(tmp_path)
     encoder: Any = load_encoder(tmp_path)
     assert encoder.config._attn_implementation == "eager"
+
+
+def test_a_decoder_used_as_an_encoder_keeps_no_keys_and_values(tmp_path: Path) -> None:
+    language_model().model.save_pretrained(tmp_path)
+    encoder: Any = load_encoder(tmp_path).eval()
+    assert encoder(input_ids=torch.tensor([[5, 6, 7]])).past_key_values is None
