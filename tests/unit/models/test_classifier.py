@@ -11,7 +11,6 @@ from tailorbird.models.decision import temperature_softmax
 from tailorbird.models.pretrained import without_pooler
 from tests.unit.models.tiny_bert import tiny_bert
 
-
 MODEL = Classifier(without_pooler(tiny_bert()), torch.nn.Linear(16, 3)).eval()
 token_lists = st.lists(
     st.lists(st.integers(1, 49), min_size=1, max_size=12), min_size=1, max_size=12

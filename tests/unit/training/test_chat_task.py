@@ -2,7 +2,6 @@
 rejected models."""
 
 from copy import deepcopy
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
