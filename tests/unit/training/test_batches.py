@@ -1,9 +1,11 @@
-"""Micro-batches: token budgets, equal losses, and collation ahead in a thread."""
+"""Micro-batches: token budgets, every row once, and errors of the thread that collates."""
 
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tests.unit.training.small import config_of, reports_of, small_runtime
@@ -12,6 +14,11 @@ from training.batches import micro_batches
 from training.classification_task import ClassifierRuntime, validation_batches
 
 
+@given(
+    lengths=st.lists(st.integers(1, 64), min_size=1, max_size=60).map(np.array),
+    num_ranks=st.integers(1, 4),
+    batch_tokens=st.integers(64, 300),
+)
 def test_micro_batches_stay_within_the_token_budget_and_contain_each_row_once(
     lengths: NDArray[np.int64], num_ranks: int, batch_tokens: int
 ) -> None:
