@@ -1,5 +1,4 @@
-"""Loading of a version gives the trained model, and rejects pickles, foreign code and weights that
-do not fit."""
+"""Loading of a version rejects pickles, foreign code and weights that do not fit."""
 
 import json
 import os

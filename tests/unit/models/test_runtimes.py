@@ -103,10 +103,8 @@ def export(evaluated: ModelVersion, tmp_path_factory: pytest.TempPathFactory) ->
     "pooling",
     [
         Pooling(),
-        Pooling(mode="cls", num_skipped=1),
         Pooling(mode="lasttoken", normalize=True),
         Pooling(mode="weightedmean", num_skipped=1),
-        Pooling(mode="mean_sqrt_len_tokens"),
     ],
 )
 def test_an_exported_graph_has_the_pooling_of_the_version(

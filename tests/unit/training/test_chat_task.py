@@ -1,4 +1,4 @@
-"""Training of a chat task in one process, with a tiny language model: learning, export, resumes and
+"""Training of a chat task in one process, with a tiny language model: losses, export, resumes and
 rejected models."""
 
 from copy import deepcopy

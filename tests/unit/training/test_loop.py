@@ -1,5 +1,5 @@
-"""The training loop in one process with a tiny encoder: memory options, divergence, resumes and
-exported weights."""
+"""The training loop in one process with a tiny encoder: memory options, divergence and exported
+weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
