@@ -1,4 +1,4 @@
-"""Tests of bags of words: features, storage, and loading as an artifact."""
+"""Tests of bags of words: features and storage."""
 
 import json
 from pathlib import Path

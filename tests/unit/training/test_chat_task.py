@@ -17,7 +17,7 @@ from tailorbird.models.loading import load_chat_weights
 from tailorbird.models.pretrained import cast_parameters
 from tailorbird.models.retrieval.training_examples import find_examples
 from tailorbird.registry.kinds import Kind
-from tailorbird.registry.versions import PinnedEncoder, Prompting, Retrieval
+from tailorbird.registry.versions import Prompting, Retrieval
 from tests import build
 from tests.small_chat import language_model, model_of, save, tokenizer
 from tests.unit.device_reads import DeviceReads
@@ -325,19 +325,11 @@ def task_with_examples(
     folder: Path,
     *,
     max_prompt_tokens: int = 100,
-    encoder: PinnedEncoder | None = None,
     **fields: Any,
 ) -> ChatTrainingTask:
     save(folder / "base")
     rows = example_rows()
-    weight = 0.0 if encoder is None else 1.0
-    retrieval = Retrieval(
-        num_examples=2,
-        max_prompt_tokens=max_prompt_tokens,
-        index_sha256="",
-        encoder=encoder,
-        embedding_weight=weight,
-    )
+    retrieval = Retrieval(num_examples=2, max_prompt_tokens=max_prompt_tokens, index_sha256="")
     examples = find_examples(rows, retrieval=retrieval, seed=0, uri=(folder / "index").as_uri())
     values: dict[str, Any] = {
         "base_model": (folder / "base").as_uri(),
