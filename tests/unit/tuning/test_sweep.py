@@ -88,6 +88,7 @@ SPACE = {
 
 
 def test_each_field_becomes_a_sampler_within_its_bounds() -> None:
+    assert trial_config(TrainingConfig(seed=3), {"epochs": 5}) == TrainingConfig(seed=3, epochs=5)
     space = param_space(TuningConfig(space=SPACE), base_models=("base",))
     assert set(space) == set(SPACE)
     assert list(space["method"].categories) == ["full", "lora"]
