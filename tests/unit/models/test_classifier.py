@@ -5,7 +5,9 @@ import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load
 
+from tailorbird.evaluation.baselines.linear_head import Head
 from tailorbird.models.classifier import Classifier, logits_rows
 from tailorbird.models.decision import temperature_softmax
 from tailorbird.models.pretrained import without_pooler
@@ -30,6 +32,12 @@ def test_the_logits_of_a_row_do_not_depend_on_its_batch(
 logits = st.lists(
     st.lists(st.floats(-50, 50, width=32), min_size=3, max_size=3), min_size=1, max_size=5
 )
+
+
+def test_a_head_in_column_major_order_is_stored_in_the_order_of_its_rows() -> None:
+    weight = np.asfortranarray(np.arange(6, dtype=np.float32).reshape(2, 3))
+    stored = load(Head(weight, np.zeros(2, dtype=np.float32)).to_bytes())
+    np.testing.assert_array_equal(stored["weight"], weight)
 
 
 @given(logits, st.floats(0.05, 20))
