@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load
 
 from tailorbird.evaluation.baselines.linear_head import Head
-from tailorbird.models.classifier import Classifier, logits_rows
+from tailorbird.models.classifier import Classifier, embed_rows, logits_rows
 from tailorbird.models.decision import temperature_softmax
 from tailorbird.models.pretrained import without_pooler
 from tests.unit.models.tiny_bert import tiny_bert
@@ -29,15 +29,23 @@ def test_the_logits_of_a_row_do_not_depend_on_its_batch(
     np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
-logits = st.lists(
-    st.lists(st.floats(-50, 50, width=32), min_size=3, max_size=3), min_size=1, max_size=5
-)
+def test_an_fp32_head_on_a_bf16_encoder_gives_the_logits_of_the_baseline() -> None:
+    model = Classifier(without_pooler(tiny_bert()).to(torch.bfloat16), torch.nn.Linear(16, 3))
+    rows = [[1, 2, 3], [4], [5, 6]]
+    head = Head(model.head.weight.detach().numpy(), model.head.bias.detach().numpy())
+    expected = head.logits(embed_rows(model, rows, pad_id=0))
+    np.testing.assert_allclose(logits_rows(model, rows, pad_id=0), expected, atol=1e-6)
 
 
 def test_a_head_in_column_major_order_is_stored_in_the_order_of_its_rows() -> None:
     weight = np.asfortranarray(np.arange(6, dtype=np.float32).reshape(2, 3))
     stored = load(Head(weight, np.zeros(2, dtype=np.float32)).to_bytes())
     np.testing.assert_array_equal(stored["weight"], weight)
+
+
+logits = st.lists(
+    st.lists(st.floats(-50, 50, width=32), min_size=3, max_size=3), min_size=1, max_size=5
+)
 
 
 @given(logits, st.floats(0.05, 20))
