@@ -1,4 +1,4 @@
-"""Tests of bags of words: features, storage, and loading as an artifact."""
+"""Tests of bags of words: features and storage."""
 
 import json
 from pathlib import Path
@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving.engines.classify import predict_texts
-from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.models import bag_of_words
 from tailorbird.models.bag_of_words import (
     BagOfWords,
@@ -19,15 +17,6 @@ from tailorbird.models.bag_of_words import (
     vocabulary_limit,
 )
 from tailorbird.models.errors import ModelError
-from tailorbird.models.loading import LoadedClassifier
-from tailorbird.registry.versions import (
-    ModelVersion,
-    register,
-    write_config,
-)
-from tests import build
-from tests.build import version_config
-from tests.loaded import load_model
 
 TEXTS = ("injury of the retina", "chronic pain in the eardrum", "nail infection", "größe ½ 日本")
 UNKNOWN = ("", "QQQ", "?!")
@@ -48,25 +37,6 @@ def write_bag(folder: Path, bag: BagOfWords) -> None:
         (folder / name).write_bytes(content)
 
 
-def artifact(folder: Path, *, base_model: str = "s3://missing/base") -> Path:
-    """Return the folder of an artifact whose base model does not exist."""
-    write_bag(folder, bag_of())
-    config = version_config(
-        kind="bag_of_words",
-        classes=("x", "y", "z"),
-        base_model=base_model,
-        max_length=16,
-        temperature=0.5,
-    )
-    write_config(folder, config)
-    return folder
-
-
-@pytest.fixture
-def version(tmp_path: Path) -> ModelVersion:
-    return register((tmp_path / "registry" / "task").as_uri(), artifact(tmp_path / "artifact"))
-
-
 def test_each_block_of_features_has_length_one_in_every_row() -> None:
     vectorizers, features = fit_vectorizers(TEXTS, num_classes=3)
     assert list(vectorizers) == ["words", "characters"]
@@ -80,27 +50,29 @@ def test_each_block_of_features_has_length_one_in_every_row() -> None:
         fit_vectorizers(["", " "], num_classes=3)
 
 
-WORDS_ONLY = NgramOptions(
-    analyzer="word", ngram_range=(1, 1), token_pattern=r"\S+", lowercase=False, sublinear_tf=False
-)
 OTHER_OPTIONS = {
-    "words": WORDS_ONLY,
+    "words": NgramOptions(
+        analyzer="word",
+        ngram_range=(1, 1),
+        token_pattern=r"\S+",
+        lowercase=False,
+        sublinear_tf=False,
+    ),
     "letters": NgramOptions(analyzer="char", ngram_range=(3, 3)),
 }
 
 
-@pytest.mark.parametrize("options", [bag_of_words.NGRAMS, OTHER_OPTIONS])
 def test_a_loaded_bag_has_the_same_logits_bit_for_bit_if_the_code_has_other_options(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, NgramOptions]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = [*TEXTS, *UNKNOWN, "Retina retina retina-nail pain pain"]
     with monkeypatch.context() as patch:
-        patch.setattr(bag_of_words, "NGRAMS", options)
+        patch.setattr(bag_of_words, "NGRAMS", OTHER_OPTIONS)
         fitted = bag_of()
         expected = fitted.logits(texts)
         write_bag(tmp_path, fitted)
     loaded = load_bag(tmp_path)
-    assert list(loaded.vectorizers) == list(options)
+    assert list(loaded.vectorizers) == list(OTHER_OPTIONS)
     np.testing.assert_array_equal(loaded.logits(texts), expected)
     np.testing.assert_array_equal(fitted.logits(["!?"])[0], fitted.bias)
 
@@ -126,7 +98,7 @@ def test_invalid_stored_options_are_refused(tmp_path: Path, change: dict[str, An
 def test_the_vocabulary_has_the_most_frequent_n_grams_and_is_smaller_for_more_classes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    limits = {2: 100_000, 250: 100_000, 1_000: 25_000, 50_000: 2_000}
+    limits = {250: 100_000, 1_000: 25_000, 50_000: 2_000}
     assert {classes: vocabulary_limit(classes) for classes in limits} == limits
     monkeypatch.setattr(bag_of_words, "MAX_TERMS", 2)
     texts = ["heart pain", "pain heart", "heart failure", "lung"]
@@ -147,17 +119,3 @@ def test_damaged_files_are_refused(tmp_path: Path, damage: str) -> None:
         (tmp_path / bag_of_words.WEIGHTS_FILE).unlink()
     with pytest.raises(ModelError):
         load_bag(tmp_path).logits(TEXTS)
-
-
-def test_evaluation_and_serving_give_the_same_predictions_without_a_base_model(
-    version: ModelVersion,
-) -> None:
-    loaded = load_model(version.uri, LoadedClassifier)
-    assert (loaded.model, loaded.tokenizer) == (None, None)
-    texts = (*TEXTS, *UNKNOWN)
-    served = predict_texts(loaded, texts, batch_size=2)
-    rows = build.rows(texts, ("x",) * len(texts))
-    evaluated = predict_rows(version.uri, rows=rows)
-    assert [prediction.label for prediction in served] == list(evaluated.outputs)
-    np.testing.assert_array_equal([prediction.score for prediction in served], evaluated.calibrated)
-    assert evaluated.model == "bag_of_words"

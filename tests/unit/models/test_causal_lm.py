@@ -1,18 +1,21 @@
-"""Logits of packed rows and loading of weights, with a tiny language model with random weights."""
+"""Logits of packed rows, loading of weights, answers and likelihoods, with a tiny language model
+with random weights."""
 
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from tailorbird.data.chat_template import Tokens, conversation_tokens
+from tailorbird.data.chat_template import Tokens, conversation_tokens, prompt_tokens
 from tailorbird.data.packing import pack
 from tailorbird.models.causal_lm import ChatModel, as_tensors
 from tailorbird.models.errors import ModelError
-from tailorbird.models.loading import load_causal_state, load_chat, load_chat_weights
+from tailorbird.models.generation import answer_prompts, log_likelihoods
+from tailorbird.models.loading import load_chat, load_chat_weights
 from tailorbird.models.lora import add_adapter
 from tailorbird.models.pretrained import cast_parameters, load_causal
 from tailorbird.registry.kinds import Kind
@@ -69,13 +72,6 @@ def test_full_weights_with_a_missing_weight_are_rejected(tmp_path: Path) -> None
         load_chat_weights(tmp_path, lm=language_model(), kind="full")
 
 
-def test_loading_keeps_tied_weights_tied() -> None:
-    lm = language_model()
-    load_causal_state(lm, {name: value.detach() + 1 for name, value in LM.named_parameters()})
-    assert lm.lm_head.weight is lm.model.embed_tokens.weight
-    torch.testing.assert_close(lm.lm_head.weight, LM.lm_head.weight + 1)
-
-
 @pytest.mark.parametrize("kind", ["zero_shot", "lora", "full"])
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -103,3 +99,34 @@ def test_weights_are_loaded_in_their_stored_dtype_with_the_values_of_fp32(
     for buffer, other_buffer in zip(loaded.buffers(), expected.buffers(), strict=True):
         assert buffer.dtype == torch.float32
         assert torch.equal(buffer, other_buffer)
+
+
+def test_likelihoods_equal_those_of_single_forward_passes() -> None:
+    likelihoods = log_likelihoods(ChatModel(LM).eval(), rows(), pad_id=0)
+    for row, value in zip(rows(), likelihoods, strict=True):
+        with torch.no_grad():
+            log_probabilities = torch.log_softmax(LM(torch.tensor([row.ids])).logits[0], dim=-1)
+        expected = [
+            float(log_probabilities[position - 1, row.ids[position]])
+            for position in np.flatnonzero(row.assistant_mask)
+        ]
+        assert value == pytest.approx(np.mean(expected), abs=1e-5)
+
+
+def test_answers_in_a_batch_equal_the_answers_of_single_prompts() -> None:
+    end_id = TOKENIZER.eos_token_id
+    prompts = [
+        prompt_tokens((("user", text),), tokenizer=TOKENIZER, system=None) for text in QUESTIONS
+    ]
+    answers = answer_prompts(LM, prompts, max_new_tokens=12, end_id=end_id)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        ids = list(prompt)
+        answered = list[int]()
+        while len(answered) < 12 and ids[-1] != end_id:
+            with torch.no_grad():
+                answered.append(int(LM(torch.tensor([ids])).logits[0, -1].argmax()))
+            ids.append(answered[-1])
+        assert answer.finished == (answered[-1] == end_id)
+        assert answer.tokens == (answered[:-1] if answer.finished else answered)
+        assert 0 < answer.confidence <= 1
+    assert answer_prompts(LM, [], max_new_tokens=4, end_id=end_id) == []

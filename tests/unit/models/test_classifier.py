@@ -1,38 +1,19 @@
-"""The forward pass of a classifier: padding has no effect, rows keep their order, and heads are
-loaded correctly."""
-
-from pathlib import Path
+"""The forward pass of a classifier, in which padding has no effect and rows keep their order, and
+its softmax with a temperature."""
 
 import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load
 
-from tailorbird.data.tokenize import collate
 from tailorbird.evaluation.baselines.linear_head import Head
-from tailorbird.models.classifier import (
-    GPU_TOKENS,
-    Classifier,
-    device_batches,
-    embed_rows,
-    logits_rows,
-)
-from tailorbird.models.loading import load_weights
+from tailorbird.models.classifier import Classifier, embed_rows, logits_rows
+from tailorbird.models.decision import temperature_softmax
 from tailorbird.models.pretrained import without_pooler
 from tests.unit.models.tiny_bert import tiny_bert
 
-
-def tiny_encoder(seed: int = 0) -> torch.nn.Module:
-    encoder: torch.nn.Module = without_pooler(tiny_bert(seed=seed)).eval()
-    return encoder
-
-
-def tiny_classifier(num_classes: int = 3) -> Classifier:
-    model = Classifier(tiny_encoder(), torch.nn.Linear(16, num_classes))
-    return model.eval()
-
-
-MODEL = tiny_classifier()
+MODEL = Classifier(without_pooler(tiny_bert()), torch.nn.Linear(16, 3)).eval()
 token_lists = st.lists(
     st.lists(st.integers(1, 49), min_size=1, max_size=12), min_size=1, max_size=12
 )
@@ -48,42 +29,37 @@ def test_the_logits_of_a_row_do_not_depend_on_its_batch(
     np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
-def test_the_embedding_is_the_mean_over_tokens_without_padding() -> None:
-    ids, mask = collate([[5, 6, 7], [8]], pad_id=0)
-    assert mask is not None
-    filled = ids.masked_fill(mask == 0, 33)
-    with torch.no_grad():
-        embedded, refilled = MODEL.embed(ids, mask), MODEL.embed(filled, mask)
-        hidden = MODEL.encoder(input_ids=ids[:1], attention_mask=mask[:1]).last_hidden_state
-    torch.testing.assert_close(embedded, refilled, atol=1e-6, rtol=0)
-    torch.testing.assert_close(embedded[0], hidden[0].mean(0), atol=1e-6, rtol=0)
-
-
-def test_a_head_in_column_major_order_is_stored_and_loaded(tmp_path: Path) -> None:
-    weight = np.asfortranarray(np.random.default_rng(0).normal(size=(3, 16)).astype(np.float32))
-    head = Head(weight, np.array([0.1, 0.2, 0.3], dtype=np.float32))
-    (tmp_path / "head.safetensors").write_bytes(head.to_bytes())
-    model = load_weights(tmp_path, encoder=tiny_encoder(), kind="probe")
-    np.testing.assert_array_equal(model.head.weight.detach().numpy(), weight)
-    np.testing.assert_array_equal(model.head.bias.detach().numpy(), head.bias)
-
-
 def test_an_fp32_head_on_a_bf16_encoder_gives_the_logits_of_the_baseline() -> None:
-    model = Classifier(tiny_encoder().to(torch.bfloat16), torch.nn.Linear(16, 3)).eval()
+    model = Classifier(without_pooler(tiny_bert()).to(torch.bfloat16), torch.nn.Linear(16, 3))
     rows = [[1, 2, 3], [4], [5, 6]]
-    weight, bias = model.head.weight.detach().numpy(), model.head.bias.detach().numpy()
-    expected = embed_rows(model, rows, pad_id=0) @ weight.T + bias
+    head = Head(model.head.weight.detach().numpy(), model.head.bias.detach().numpy())
+    expected = head.logits(embed_rows(model, rows, pad_id=0))
     np.testing.assert_allclose(logits_rows(model, rows, pad_id=0), expected, atol=1e-6)
 
 
-def test_a_pass_on_a_gpu_has_a_maximum_of_rows_and_of_tokens() -> None:
-    def sizes(lengths: list[int], batch_size: int | None = None) -> list[int]:
-        batches = device_batches(lengths, device="cuda", batch_size=batch_size)
-        assert sorted(np.concatenate(batches)) == list(range(len(lengths)))
-        return sorted(map(len, batches))
+def test_a_head_in_column_major_order_is_stored_in_the_order_of_its_rows() -> None:
+    weight = np.asfortranarray(np.arange(6, dtype=np.float32).reshape(2, 3))
+    stored = load(Head(weight, np.zeros(2, dtype=np.float32)).to_bytes())
+    np.testing.assert_array_equal(stored["weight"], weight)
 
-    assert sizes([16] * 300) == [300]
-    assert sizes([16] * 300, batch_size=256) == [44, 256]
-    assert sizes([GPU_TOKENS // 2] * 3, batch_size=256) == [1, 2]
-    assert sizes([2 * GPU_TOKENS, 1], batch_size=256) == [1, 1]
-    assert [len(batch) for batch in device_batches([GPU_TOKENS] * 65, device="cpu")] == [64, 1]
+
+logits = st.lists(
+    st.lists(st.floats(-50, 50, width=32), min_size=3, max_size=3), min_size=1, max_size=5
+)
+
+
+@given(logits, st.floats(0.05, 20))
+def test_a_temperature_keeps_the_best_class_and_gives_probabilities(
+    rows: list[list[float]], temperature: float
+) -> None:
+    logit_array = np.array(rows, np.float32)
+    probabilities = temperature_softmax(logit_array, temperature=temperature)
+    assert probabilities.dtype == np.float32
+    np.testing.assert_allclose(probabilities.sum(-1), 1.0, rtol=1e-5)
+    best = logit_array.argmax(-1)
+    assert (probabilities[np.arange(len(rows)), best] == probabilities.max(-1)).all()
+
+
+def test_logits_are_divided_by_the_temperature() -> None:
+    probabilities = temperature_softmax(np.array([[2.0, 0.0], [0.0, 0.0]]), temperature=2.0)
+    np.testing.assert_allclose(probabilities[:, 0], [1 / (1 + np.exp(-1)), 0.5])

@@ -2,18 +2,13 @@
 
 import importlib
 import inspect
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 import transformers
-from transformers.generation.continuous_batching.requests import RequestState
 
-from serving.engines.sampling import Sampler
 from tailorbird.models.attention import continuous_batching_attention, transformers_private
-from tailorbird.models.causal_lm import ChatModel
-from tailorbird.models.generation import answer_prompts, batching_config, greedy
+from tailorbird.models.generation import answer_prompts
 from tests import small_chat
 
 BATCHING = "transformers.generation.continuous_batching"
@@ -52,42 +47,6 @@ def test_a_private_part_exists(path: str) -> None:
             else inspect.get_annotations(value).get(name)
         )
         assert value is not None, missing(path)
-
-
-def test_a_request_has_its_processor_arguments_and_token_lists() -> None:
-    state = RequestState(
-        request_id="a", initial_tokens=[1, 2, 3], logit_processor_kwargs={"temperature": 0.5}
-    )
-    assert transformers_private.request_progress(SimpleNamespace(state=state)) == (
-        {"temperature": 0.5},
-        3,
-    )
-
-
-def test_a_manager_has_processor_cache_and_router() -> None:
-    lm: Any = ChatModel(small_chat.language_model()).lm
-    with torch.inference_mode():
-        manager = lm.init_continuous_batching(
-            generation_config=greedy(max_new_tokens=2, end_id=1),
-            continuous_batching_config=batching_config("cpu"),
-        )
-    for path in ("logit_processor", "output_router.output_queue", "output_router.result_handlers"):
-        value = manager
-        for name in path.split("."):
-            value = getattr(value, name, None)
-            assert value is not None, missing(f"ContinuousBatchingManager.{path}")
-    assert hasattr(manager.logit_processor, "tensors_required"), missing(
-        "ContinuousBatchingLogitsProcessorList.tensors_required"
-    )
-    transformers_private.set_logits_processor(manager, Sampler())
-    assert transformers_private.cache_size(manager) > 0
-    manager.output_router.output_queue.put(object())
-    transformers_private.discard_unrouted_outputs(manager)
-    assert manager.output_router.output_queue.empty()
-    manager.output_router.result_handlers["a"] = object()
-    transformers_private.remove_result_handler(manager, "a")
-    transformers_private.remove_result_handler(manager, "a")
-    assert not manager.output_router.result_handlers
 
 
 def test_attention_gets_the_bounds_of_the_requests_in_a_pass(

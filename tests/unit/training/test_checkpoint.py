@@ -63,12 +63,6 @@ def resume(folder: Path, *, stage: int, **model: Any) -> None:
     destroy_engine(engine)
 
 
-def test_a_checkpoint_contains_only_safetensors_and_json(checkpoints: dict[int, Path]) -> None:
-    for stage in STAGES:
-        assert {path.name for path in checkpoints[stage].iterdir()} == set(FILES)
-        resume(checkpoints[stage], stage=stage)
-
-
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("name", FILES)
 def test_code_in_a_checkpoint_is_rejected_and_does_not_run(

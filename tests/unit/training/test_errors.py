@@ -79,14 +79,6 @@ def test_the_message_has_the_cause_and_the_remedy(error: Exception, message: str
         raise AssertionError(describe_failure(error, uri=URI))
 
 
-def test_the_message_names_the_dead_worker_and_not_lost_connections() -> None:
-    error = group(
-        raised(RuntimeError("Connection closed by peer")), died("Worker exit detail: End of file.")
-    )
-    assert "Connection closed" not in describe_failure(error, uri=URI)
-    assert describe_failure(error, uri=URI).startswith("worker 1: ")
-
-
 def test_a_run_ends_with_the_smallest_limit_of_its_workers_and_retries_other_failures() -> None:
     failures = [raised(pickle.loads(pickle.dumps(OutOfMemory(limit)))) for limit in (1024, 512)]
     callback = EndAtOutOfMemory()

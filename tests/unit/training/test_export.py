@@ -1,4 +1,4 @@
-"""Memory of an export, and the mean of the weights of several trainings."""
+"""Memory and files of an export, and the mean of the weights of several trainings."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from tests.unit.training.small import config_of
 from tests.unit.training.test_chat_task import runtime_of
 from training.chat_task import ChatRuntime
 from training.engine.deepspeed_private import destroy_engine
+from training.engine.tensor_file import save_tensors
 from training.export import average_weights, export_weights
 from training.loop import build_engine, train
 
@@ -80,3 +81,38 @@ def test_the_export_of_all_weights_holds_one_at_a_time(
     largest = 4 * max(parameter.numel() for parameter in runtime.lm.parameters())
     assert largest < memory.peak - held < 4 * largest
     assert memory.peak - held < 0.25 * 4 * shape_of(runtime.lm).num_parameters
+
+
+TENSORS = {
+    "matrix": torch.arange(6.0).reshape(2, 3),
+    "transposed": torch.arange(6.0).reshape(2, 3).T,
+    "scalar": torch.tensor(2.5),
+    "empty": torch.zeros(0, 4),
+    "größe": torch.tensor([float("nan"), float("inf"), -0.0]),
+}
+SHAPES = {name: tuple(tensor.shape) for name, tensor in TENSORS.items()}
+
+
+def test_a_file_has_the_values_and_names_that_safetensors_reads(tmp_path: Path) -> None:
+    save_tensors(iter(TENSORS.items()), tmp_path / "streamed", shapes=SHAPES)
+    loaded = load_file(tmp_path / "streamed")
+    assert loaded.keys() == TENSORS.keys()
+    for name, tensor in TENSORS.items():
+        assert loaded[name].dtype == torch.float32
+        torch.testing.assert_close(loaded[name], tensor, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ({"other": (2, 3)}, r"has no place for matrix of shape \[2, 3\]"),
+        ({"matrix": (3, 2)}, r"has no place for matrix of shape \[2, 3\]"),
+        ({}, r"has no place for matrix of shape \[2, 3\]"),
+        ({"matrix": (2, 3), "other": (1,)}, "lacks other"),
+    ],
+)
+def test_other_tensors_than_announced_are_refused(
+    tmp_path: Path, shapes: dict[str, tuple[int, ...]], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        save_tensors(iter([("matrix", TENSORS["matrix"])]), tmp_path / "file", shapes=shapes)

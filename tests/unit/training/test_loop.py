@@ -1,5 +1,5 @@
-"""The training loop in one process with a tiny encoder: memory options, divergence, resumes and
-exported weights."""
+"""The training loop in one process with a tiny encoder: memory options, divergence and exported
+weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ import torch
 from tailorbird.config.training import TrainingConfig
 from tailorbird.registry.pooling import Pooling
 from tests.unit.training.small import NUM_ROWS, config_of, reports_of, small_runtime
-from training import checkpoint, export, loop, preemption
+from training import export, loop, preemption
 from training.batch import Batch
 from training.classification_task import ClassifierRuntime
 from training.dataset import steps
@@ -22,8 +22,7 @@ from training.engine.deepspeed_private import destroy_engine
 from training.errors import OutOfMemory
 from training.export import UnusableWeights, export_weights, exported_values
 from training.loop import Callbacks, build_engine, train
-from training.preemption import Interrupted
-from training.reports import EpochReport, Progress
+from training.reports import EpochReport
 from training.task import Diverged, Weights
 
 
@@ -163,77 +162,6 @@ def test_weights_that_the_last_step_broke_are_not_reported(runtime: ClassifierRu
     destroy_engine(engine)
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_a_resume_from_any_step_gives_the_report_of_an_uninterrupted_training(
-    tmp_path: Path, stage: int, method: str
-) -> None:
-    runtime = small_runtime(dropout=0.2)
-    config = config_of(zero_stage=stage, method=method, epochs=2, checkpoint_interval_s=0)
-    steps: list[tuple[int, int]] = []
-
-    def save(progress: Progress, engine: Any) -> None:
-        steps.append((progress.epoch, progress.step))
-        folder = tmp_path / f"{progress.epoch}-{progress.step}"
-        folder.mkdir()
-        checkpoint.save(engine, folder=folder, progress=progress)
-
-    def run(**options: Any) -> EpochReport:
-        return train(engine, config, runtime=runtime, **options)
-
-    engine = build_engine(config, runtime)
-    uninterrupted = run(callbacks=Callbacks(on_save=save))
-    destroy_engine(engine)
-    assert steps == [(0, 1), (0, 2), (1, 1), (1, 2)]
-    for epoch, step in ((0, 2), (1, 1)):
-        saved = tmp_path / f"{epoch}-{step}"
-        engine, progress = checkpoint.resume(config, runtime, uri=saved.as_uri())
-        assert (progress.epoch, progress.step, progress.last is None) == (epoch, step, epoch == 0)
-        resumed = run(progress=progress)
-        destroy_engine(engine)
-        assert (resumed.loss, resumed.score, resumed.padding_share) == (
-            uninterrupted.loss,
-            uninterrupted.score,
-            uninterrupted.padding_share,
-        )
-
-
-@pytest.mark.parametrize("stage", [0, 3])
-def test_a_training_stopped_at_the_last_step_of_an_epoch_resumes_with_the_validation(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int
-) -> None:
-    runtime, config = small_runtime(dropout=0.2), config_of(zero_stage=stage, epochs=1)
-    uninterrupted = reports_of(runtime, zero_stage=stage, epochs=1)[-1]
-    saved_steps: list[int] = []
-
-    def save(progress: Progress, engine: Any) -> None:
-        saved_steps.append(progress.step)
-        checkpoint.save(engine, folder=tmp_path, progress=progress)
-        raise Interrupted
-
-    monkeypatch.setattr(
-        loop, "REPORT_INTERVAL_S", 0.0
-    )  # losses are read, and preemption is checked, at each step
-    monkeypatch.setattr(
-        preemption, "preemption_reason", iter((None, None, "the worker received SIGTERM")).__next__
-    )
-    engine = build_engine(config, runtime)
-    with pytest.raises(Interrupted):
-        train(engine, config, runtime=runtime, callbacks=Callbacks(on_save=save))
-    destroy_engine(engine)
-    assert saved_steps == [3]
-    engine, progress = checkpoint.resume(config, runtime, uri=tmp_path.as_uri())
-    resumed = train(
-        engine, config, runtime=runtime, progress=progress, callbacks=Callbacks(on_save=save)
-    )
-    destroy_engine(engine)
-    assert (resumed.loss, resumed.score, resumed.padding_share) == (
-        uninterrupted.loss,
-        uninterrupted.score,
-        uninterrupted.padding_share,
-    )
-
-
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_the_exported_model_predicts_as_the_trained_model(
@@ -245,12 +173,11 @@ def test_the_exported_model_predicts_as_the_trained_model(
 
 
 def test_a_training_uses_the_pooling_of_its_configuration(
-    runtime: ClassifierRuntime, plain_losses: list[float], tmp_path: Path
+    runtime: ClassifierRuntime, tmp_path: Path
 ) -> None:
     task = replace(runtime.task, pooling=Pooling(mode="lasttoken", normalize=True))
     runtime = replace(runtime, task=task)
-    # bf16, if the machine supports it, rounds differently with each placement in memory.
-    assert losses(runtime, pooling="mean") == pytest.approx(plain_losses, rel=0.01)
+    assert runtime.build(config_of(pooling="mean")).pooling == Pooling()
     with trained(runtime, zero_stage=3) as (engine, config):
         assert engine.module.pooling == Pooling(mode="lasttoken")
         export_weights(engine, config, runtime=runtime, folder=tmp_path)  # compares the logits

@@ -58,11 +58,6 @@ def test_a_finished_trial_is_not_stopped() -> None:
     assert continues([0.1, 0.1], epochs_left=0, to_beat=0.9)
 
 
-def test_a_negative_slope_is_treated_as_zero() -> None:
-    assert not continues([0.6, 0.5], epochs_left=3, to_beat=0.7)
-    assert continues([0.6, 0.5], epochs_left=3, to_beat=0.5)
-
-
 def test_a_rising_trial_continues_while_its_slope_can_reach_the_target() -> None:
     assert continues([0.5, 0.6], epochs_left=2, to_beat=0.79, num_rows=100_000)
     assert not continues([0.5, 0.6], epochs_left=1, to_beat=0.79, num_rows=100_000)
@@ -127,24 +122,19 @@ def baseline(kind: str, score: float, *, servable: bool = True) -> Baseline:
     return Baseline(kind, None, score, servable, "")
 
 
-def test_the_target_is_the_best_servable_baseline_plus_the_minimum_gain() -> None:
-    baselines = [
-        baseline("majority", 0.1, servable=False),
-        baseline("probe", 0.7),
-        baseline("centroid", 0.6),
-    ]
-    target = set_target(baselines, minimum_gain=0.02)
-    assert target.to_beat == pytest.approx(0.72)
-    assert target.text == "0.720 (probe + 0.02)"
-    assert target.baselines == {"majority": 0.1, "probe": 0.7, "centroid": 0.6}
-
-
 @pytest.mark.parametrize("kind", ["bag_of_words", "probe_bag"])
 def test_a_trial_is_compared_with_a_baseline_without_a_bag_of_words_because_it_can_be_mixed_with_one(
     kind: str,
 ) -> None:
-    baselines = [baseline("probe", 0.66), baseline("centroid", 0.6), baseline(kind, 0.75)]
-    assert set_target(baselines, minimum_gain=0.01).text == "0.670 (probe + 0.01)"
+    baselines = [
+        baseline("probe", 0.66),
+        baseline("centroid", 0.6),
+        baseline("majority", 0.7, servable=False),
+        baseline(kind, 0.75),
+    ]
+    target = set_target(baselines, minimum_gain=0.01)
+    assert target.to_beat == pytest.approx(0.67)
+    assert target.text == "0.670 (probe + 0.01)"
 
 
 def test_the_target_is_the_champion_plus_the_minimum_gain_even_if_a_baseline_scores_higher() -> (

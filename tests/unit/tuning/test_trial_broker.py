@@ -6,46 +6,6 @@ import pytest
 
 from tests.unit.tuning.broker import epoch, new_broker, record, result, run, settle, take
 from tuning.trial_broker import SweepFailed, TrialAssignment, TrialBroker
-from tuning.trial_record import SweepJournal, TrialRecord
-
-
-@run
-async def test_a_trial_is_passed_to_a_group_and_its_reports_to_tune() -> None:
-    broker = new_broker()
-    await broker.submit("a", {"learning_rate": 1})
-    assert await broker.take("group-0") == TrialAssignment("a", {"learning_rate": 1}, None)
-    first = asyncio.create_task(broker.next_report("a"))
-    reported = asyncio.create_task(broker.report("a", epoch(0), last=False))
-    assert not (await first).done
-    await settle()
-    assert not reported.done()  # the group waits until Tune requests the next epoch
-    second = asyncio.create_task(broker.next_report("a"))
-    assert await reported is True
-    assert await broker.report("a", epoch(1), last=True) is False
-    assert (await second).done
-    await broker.finish("group-0", "a", result("s3://here"))
-    assert broker.journal() == SweepJournal(
-        trials=(
-            TrialRecord(
-                trial="a",
-                config={"learning_rate": 1},
-                epochs=[epoch(0), epoch(1)],
-                completed=True,
-                result=result("s3://here"),
-            ),
-        ),
-    )
-
-
-@run
-async def test_groups_take_trials_in_order_of_submission_and_wait_for_the_next() -> None:
-    broker = new_broker()
-    waiting = asyncio.create_task(broker.take("group-0"))
-    await settle()
-    assert not waiting.done()
-    for name in ("a", "b"):
-        await broker.submit(name, {})
-    assert [getattr(await waiting, "trial", None), await take(broker, "group-1")] == ["a", "b"]
 
 
 @run

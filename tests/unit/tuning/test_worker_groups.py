@@ -23,7 +23,7 @@ GIB = 1 << 30
 
 @pytest.mark.parametrize(
     ("head_bytes", "workers", "groups"),
-    [(64 * GIB, 1, 64), (24 * GIB, 1, 27), (24 * GIB, 8, 8), (0, 1, 64)],
+    [(64 * GIB, 1, 64), (24 * GIB, 1, 27), (24 * GIB, 8, 8)],
 )
 def test_the_nodes_and_the_memory_of_the_drivers_node_limit_the_number_of_groups(
     monkeypatch: pytest.MonkeyPatch, head_bytes: int, workers: int, groups: int

@@ -81,13 +81,3 @@ def test_other_passes_use_masked_attention_over_all_keys(
     bias = options.get("position_bias")
     together, _ = sdpa_attention_forward(MODULE, *states, scaling=0.3, position_bias=bias)
     assert torch.equal(_attention(MODULE, *states, scaling=0.3, **options)[0], together)
-
-
-def test_on_another_device_than_a_cpu_no_value_is_read() -> None:
-    states, options = packed_pass([(1, 9), (1, 7), (3, 8)])
-    on_meta = {
-        name: value.to("meta") if isinstance(value, torch.Tensor) else value
-        for name, value in options.items()
-    }
-    output, _ = _attention(MODULE, *(state.to("meta") for state in states), scaling=0.3, **on_meta)
-    assert output.shape == (1, 5, HEADS, WIDTH)

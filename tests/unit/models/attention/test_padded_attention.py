@@ -8,12 +8,11 @@ import torch
 from transformers import AutoConfig, AutoModel, DistilBertConfig
 
 from tailorbird.data.tokenize import collate
-from tailorbird.models.attention.padded_attention import PADDED
 from tailorbird.models.classifier import Classifier
 from tailorbird.models.pooling.pool import pool
 from tailorbird.models.pretrained import load_encoder
 from tailorbird.registry.pooling import MEAN
-from tests.small_chat import model_of, save
+from tests.small_chat import language_model
 from tests.unit.device_reads import DeviceReads
 
 SIZES = {
@@ -72,22 +71,14 @@ def test_an_encoder_reads_nothing_and_has_the_hidden_states_of_transformers(
     assert torch.equal(embedded, expected)
 
 
-def test_a_causal_model_masks_padding_like_transformers(tmp_path: Path) -> None:
-    save(tmp_path, model_of("llama"))
-    model: Any = load_encoder(tmp_path).eval()
-    plain = AutoModel.from_pretrained(tmp_path).eval()
-    assert model.config._attn_implementation == PADDED
-    input_ids, mask = collate(PADDED_ROWS, pad_id=0)
-    with torch.no_grad():
-        with DeviceReads() as reads:
-            hidden = model(input_ids=input_ids, attention_mask=mask).last_hidden_state
-        expected = plain(input_ids=input_ids, attention_mask=mask).last_hidden_state
-    assert reads.places == []
-    assert torch.equal(hidden, expected)
-
-
 def test_a_model_with_an_attention_of_its_own_keeps_it(tmp_path: Path) -> None:
     config = AutoConfig.for_model("deberta-v2", **SIZES, pad_token_id=0)
     AutoModel.from_config(config).save_pretrained(tmp_path)
     encoder: Any = load_encoder(tmp_path)
     assert encoder.config._attn_implementation == "eager"
+
+
+def test_a_decoder_used_as_an_encoder_keeps_no_keys_and_values(tmp_path: Path) -> None:
+    language_model().model.save_pretrained(tmp_path)
+    encoder: Any = load_encoder(tmp_path).eval()
+    assert encoder(input_ids=torch.tensor([[5, 6, 7]])).past_key_values is None

@@ -27,7 +27,6 @@ from tailorbird.models.endpoint.completion import (
     EndpointAnswer,
     _Completion,
     _Event,
-    parse_completion,
 )
 from tailorbird.models.endpoint.fault import parse_fault
 from tailorbird.models.endpoint.prompts import chat_body
@@ -70,14 +69,9 @@ def failure(answer: Answer, **options: Any) -> tuple[errors.EndpointError, int]:
 
 def test_an_answer_has_its_tokens_and_log_probabilities(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("THE_KEY", "sk-secret\n")
-
-    def answer_to(body: dict[str, Any], number: int) -> Reply:
-        if number == 0:
-            return completion(f" {question(body)}! ", logprobs=(-0.5, -1.5))
-        return completion("yes", tokens=None)
-
+    replies = [completion(" hello! ", logprobs=(-0.5, -1.5)), completion("yes", tokens=None)]
     surrogate = chat_body((("user", "a\ud800b"),), model="m", max_tokens=8)
-    with endpoint_server(answer_to) as server:
+    with endpoint_server(lambda _, number: replies[number]) as server:
         answer, unknown = ask(server.url, BODY, surrogate, api_key="env://THE_KEY")
     assert answer == EndpointAnswer("hello!", "stop", 10, 2, MODEL, (-0.5, -1.5))
     assert answer.confidence == pytest.approx(0.3679, abs=1e-4)
@@ -145,6 +139,7 @@ def test_a_connection_that_is_not_accepted_in_time_has_its_own_error(
     [
         (refusal(401, "wrong key sk-secret"), errors.EndpointKeyRefused),
         (refusal(404, "no model m"), errors.EndpointRefused),
+        (Reply(400, b"[" * 100_000), errors.EndpointRefused),
         (Reply(302, headers={"Location": "https://other/v1"}), errors.EndpointRefused),
         (Reply(content=b"<html>"), errors.EndpointAnswerInvalid),
         (Reply(content=b'{"choices": [{"message": {}}]}'), errors.EndpointAnswerInvalid),
@@ -158,7 +153,7 @@ def test_a_refusal_or_a_nonsense_answer_ends_at_once(reply: Reply, error: type) 
     assert "sk-secret" not in str(raised)
 
 
-@pytest.mark.parametrize("status", [400, 404, 429, 503])
+@pytest.mark.parametrize("status", [400, 503])
 def test_an_error_keeps_the_codes_of_the_endpoint_and_neither_texts_nor_keys(
     monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
@@ -184,7 +179,6 @@ def test_an_error_keeps_the_codes_of_the_endpoint_and_neither_texts_nor_keys(
         ({"message": "no", "param": "temperature"}, ("temperature",)),
         ({"message": "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."},
          ("max_tokens", "max_completion_tokens")),
-        ({"message": "`logprobs` is not supported"}, ("logprobs",)),
         ({"message": "the text 'a temperature of 39' is refused"}, ()),
         ({"message": "cannot read {'temperature': 0, 'logprobs': True, 'max_tokens': 8}"}, ()),
         ({"message": "max_tokens=5000 exceeds the limit"}, ()),
@@ -194,39 +188,12 @@ def test_a_parameter_is_refused_if_an_error_names_it_and_not_if_it_repeats_the_r
     error: dict[str, str], parameters: tuple[str, ...]
 ) -> None:
     assert parse_fault(json.dumps({"error": error}).encode()).parameters == parameters
-    detail = {"detail": [{"loc": ["body", "logprobs"], "msg": "Extra inputs are not permitted"}]}
-    assert parse_fault(json.dumps(detail).encode()).parameters == ("logprobs",)
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"<html>", b"[1]", b'{"error": "no"}', b"[" * 100_000, b"\xff"]
-)
-def test_an_error_in_another_format_has_no_code(content: bytes) -> None:
-    assert str(parse_fault(content)) == ""
 
 
 def test_an_answer_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tailorbird.models.endpoint.client.MAX_ANSWER_BYTES", 1000)
     raised, _ = failure(lambda *_: completion("a" * 2000))
     assert "more than 1,000 bytes" in str(raised)
-
-
-def test_parameters_that_the_endpoint_refuses_are_left_out_or_renamed_in_all_later_requests() -> (
-    None
-):
-    refused = ("max_tokens", "response_format", "temperature", "logprobs")
-
-    def answer(body: dict[str, Any], _: int) -> Reply:
-        named = next((name for name in refused if name in body), None)
-        return refusal(400, f"Unsupported parameter: '{named}'") if named else completion("yes")
-
-    constrained = chat_body((("user", "hello"),), model="m", max_tokens=8, classes=("yes", "no"))
-    with endpoint_server(answer) as server:
-        ask(server.url, constrained, constrained)
-    assert len(server.bodies) == len(refused) + 2
-    assert server.bodies[-1] == server.bodies[-2] == {
-        "model": "m", "messages": constrained["messages"], "max_completion_tokens": 8
-    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -244,11 +211,14 @@ def test_a_request_that_is_too_long_is_not_sent_with_other_parameters(
     assert (type(raised), number) == (errors.EndpointRefused, 1)
 
 
-def test_a_parameter_is_left_out_of_later_requests_only_after_an_answer_without_it() -> None:
+def test_a_refused_parameter_is_left_out_or_renamed_and_later_after_an_answer_without_it_only() -> (
+    None
+):
     def answer(body: dict[str, Any], _: int) -> Reply:
         if question(body) == "bad":
-            return refusal(400, "'temperature' or 'logprobs' or the text is wrong")
-        return completion("yes")
+            return refusal(400, "'temperature' or the text is wrong")
+        named = next((name for name in ("max_tokens", "logprobs") if name in body), None)
+        return refusal(400, f"Unsupported parameter: '{named}'") if named else completion("yes")
 
     async def send(url: str) -> EndpointAnswer:
         endpoint = Endpoint(url=url, model="m")
@@ -257,20 +227,18 @@ def test_a_parameter_is_left_out_of_later_requests_only_after_an_answer_without_
         ) as connection:
             with pytest.raises(errors.EndpointRefused):
                 await complete(connection, chat_body((("user", "bad"),), model="m", max_tokens=8))
+            await complete(connection, BODY)
             return await complete(connection, BODY)
 
     with endpoint_server(answer) as server:
         later = asyncio.run(send(server.url))
-    assert (server.bodies[-1], later.omitted) == (BODY, ())
+    adapted = {"model": "m", "messages": BODY["messages"], "max_completion_tokens": 8}
+    assert server.bodies[-2:] == [adapted | {"temperature": 0}] * 2
+    assert (later.omitted, len(server.bodies)) == (("logprobs",), 6)
 
 
 @pytest.mark.parametrize(("url", "uses"), [("http://host/v1", False), ("https://host/v1", True)])
-def test_a_proxy_of_the_environment_is_used_with_https_only(
-    monkeypatch: pytest.MonkeyPatch, url: str, uses: bool
-) -> None:
-    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
-
+def test_a_proxy_of_the_environment_is_used_with_https_only(url: str, uses: bool) -> None:
     connection = connect(Endpoint(url=url, model="m"), timeout_s=1, max_connections=1)
     assert connection.client.trust_env is uses
 
@@ -279,27 +247,16 @@ def test_the_delay_doubles_and_is_that_of_the_endpoint_unless_a_client_waits_too
     policy = RetryPolicy(max_attempts=10, first_delay_s=1.0, max_delay_s=8.0)
     waiting = replace(policy, client_waits=True)
     failed = errors.EndpointUnreachable()
-    for attempt, longest in ((1, 1.0), (2, 2.0), (4, 8.0), (9, 8.0)):
+    for attempt, longest in ((1, 1.0), (2, 2.0), (9, 8.0)):
         assert longest / 2 <= (policy.delay_s(failed, attempt=attempt) or 0) <= longest
     assert policy.delay_s(failed, attempt=10) is None
-    assert policy.delay_s(errors.EndpointTimeout(), attempt=1) is not None
     assert waiting.delay_s(errors.EndpointTimeout(), attempt=1) is None
-    for value, delay_s, waiting_s in (("5", 5.0, 5.0), ("8", 8.0, 8.0), ("9", 8.0, None)):
+    for value, delay_s, waiting_s in (("8", 8.0, 8.0), ("9", 8.0, None)):
         failed.retry_after_s = retry_after_s(value)
         assert policy.delay_s(failed, attempt=1) == delay_s
         assert waiting.delay_s(failed, attempt=1) == waiting_s
     assert {retry_after_s(value) for value in (None, "soon", "-1")} == {None}
     assert retry_after_s("9" * 400) == MAX_RETRY_AFTER_S
-
-
-@pytest.mark.parametrize("content", [None, "", " "])
-def test_an_answer_without_text_is_empty(content: str | None) -> None:
-    body = {
-        "model": "m",
-        "choices": [{"message": {"content": content}, "finish_reason": "content_filter"}],
-    }
-    answer = parse_completion(json.dumps(body).encode(), url="https://host")
-    assert (answer.text, answer.finish_reason) == ("", "content_filter")
 
 
 @pytest.mark.parametrize("answer", [_Completion, _Event])

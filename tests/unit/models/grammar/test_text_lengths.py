@@ -28,7 +28,7 @@ def follows(text: str, schema: dict[str, Any]) -> bool:
 
 @pytest.mark.parametrize(
     ("fewest", "most"),
-    [(0, 33), (0, 200), (5, 200), (31, 64), (32, 64), (32, 33), (0, 1000), (33, 70), (0, 32)],
+    [(0, 33), (5, 200), (31, 64), (32, 33), (0, 1000), (33, 70), (0, 32)],
 )
 def test_a_text_follows_the_grammar_if_its_length_is_in_the_limits(fewest: int, most: int) -> None:
     schema = {"type": "string", "minLength": fewest, "maxLength": most}

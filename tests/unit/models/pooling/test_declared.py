@@ -15,7 +15,6 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from tailorbird.models.metadata import MetadataError, require_encoder
 from tailorbird.models.pooling.declared import MODES, PoolingError, read_pooling
 from tailorbird.monitoring.drift_reference import embed_texts
-from tailorbird.registry.pooling import MEAN, Pooling, PoolingMode
 from tests.declared_pooling import declare, write, write_modules
 from tests.unit.data.test_tokenize import BERT, WORDS, wordpiece
 from tests.unit.evaluation.test_mix import TEXTS, base
@@ -58,19 +57,6 @@ def assert_same(folder: Path, **encode: Any) -> None:
     np.testing.assert_allclose(embedded(folder), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("mode", [None, *MODES])
-@pytest.mark.parametrize("normalize", [False, True])
-def test_each_mode_is_that_of_the_library(
-    folder: Path, mode: PoolingMode | None, normalize: bool
-) -> None:
-    expected = MEAN
-    if mode is not None:
-        declare(folder, mode, normalize=normalize)
-        expected = Pooling(mode=mode, normalize=normalize)
-    assert read_pooling(folder.as_uri(), purpose="classification") == expected
-    assert_same(folder)
-
-
 @pytest.mark.parametrize("mode", MODES)
 def test_tokens_of_a_prompt_that_is_excluded_are_not_pooled(folder: Path, mode: str) -> None:
     prompts = {"prompts": NAMED, "default_prompt_name": "classification"}
@@ -83,7 +69,6 @@ def test_tokens_of_a_prompt_that_is_excluded_are_not_pooled(folder: Path, mode: 
 @pytest.mark.parametrize(
     ("prompts", "default", "name"),
     [
-        (NAMED, None, "classification"),
         (NAMED, "document", "classification"),
         ({"Classification": "fever: "}, None, "Classification"),
         ({"query": "pain: ", "document": "chest: "}, "document", "document"),
@@ -106,17 +91,6 @@ def test_a_causal_model_that_declares_its_pooling_is_an_encoder(causal: Path) ->
     declare(causal, "lasttoken", normalize=True, prompts={"prompts": {"query": "pain: "}})
     require_encoder(causal.as_uri())
     assert_same(causal, prompt_name="query")
-
-
-def test_a_folder_that_the_library_has_saved_is_read(folder: Path, tmp_path: Path) -> None:
-    prompts = {"prompts": NAMED, "default_prompt_name": "query"}
-    declare(folder, "weightedmean", normalize=True, prompts=prompts, include_prompt=False)
-    SentenceTransformer(str(folder), device="cpu").save(str(tmp_path / "saved"))
-    saved, original = ((tmp_path / name).as_uri() for name in ("saved", "encoder"))
-    assert read_pooling(saved, purpose="classification") == read_pooling(
-        original, purpose="classification"
-    )
-    np.testing.assert_array_equal(embedded(tmp_path / "saved"), embedded(folder))
 
 
 @pytest.mark.parametrize("change", ["module", "code", "modes", "lower case", "message"])

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from tailorbird.data.rows import DataError, Rows, concat_rows, query_of
+from tailorbird.data.rows import DataError, Rows, concat_rows
 from tailorbird.models.retrieval import index as retrieval
-from tailorbird.models.retrieval.index import RetrievalIndex, build_index
+from tailorbird.models.retrieval.index import build_index
 from tests import build
 from tests.build import pairs
 
@@ -24,25 +24,10 @@ def rows_of(
     return pairs(content, chat=True, split_keys=keys)
 
 
-def queries(index: RetrievalIndex, text: str, *, k: int = 1) -> list[str]:
-    neighbours = index.nearest(text, k=k)
-    return [query_of(index.turns(row)[:-1]) for row in neighbours.rows]
-
-
-def test_the_nearest_row_shares_the_rarest_n_grams() -> None:
-    index = build_index(rows_of(), seed=0)
-    assert queries(index, "Bronchitis, chronic") == ["chronic bronchitis"]
-    assert queries(index, "femur fractures", k=2)[-1] in {
-        "fracture of the femur",
-        "open fracture of femur",
-    }
-
-
 def test_a_copy_has_similarity_one_and_other_rows_have_less() -> None:
     index = build_index(rows_of(), seed=0)
     neighbours = index.nearest("  ACUTE bronchitis ", k=5)
     assert neighbours.similarities[0] == pytest.approx(1, abs=1e-6)
-    assert neighbours.similarities[0] <= 1
     assert (np.diff(neighbours.similarities) <= 0).all()
     assert len(set(neighbours.rows.tolist())) == 5
     [unknown] = index.nearest("acute bronchitis qqxxyyzz", k=1).similarities
@@ -51,7 +36,7 @@ def test_a_copy_has_similarity_one_and_other_rows_have_less() -> None:
     assert index.nearest(megabyte, k=1).similarities[0] == pytest.approx(1, abs=1e-6)
 
 
-@pytest.mark.parametrize("text", ["", "  ", "qqxxyyzz", "\ud800", "\n\t"])
+@pytest.mark.parametrize("text", ["", "qqxxyyzz", "\ud800"])
 def test_a_text_without_a_known_n_gram_gets_the_most_frequent_answer_with_similarity_0(
     text: str,
 ) -> None:
@@ -88,17 +73,10 @@ def test_a_training_row_excludes_itself_its_copies_and_its_group() -> None:
     index = build_index(rows, seed=0)
     searched = zip(rows.texts, index.exclusions(rows), strict=True)
     results = [index.nearest(text, k=6, excluded=excluded) for text, excluded in searched]
-    for row, neighbours in enumerate(results):
-        texts = {
-            query_of(index.turns(position)[:-1]).lower().replace("  ", " ")
-            for position in neighbours.rows
-        }
-        assert rows.texts[row].lower().replace("  ", " ") not in texts
     assert {index.answer(row) for row in results[0].rows} == {"J42", "S72"}
     assert [len(neighbours.rows) for neighbours in results] == [4, 5, 4, 4, 5, 4]
     [excluded] = index.exclusions(rows_of((("thigh", "S72"),), keys=("c",)))  # a row outside it
-    assert {index.answer(row) for row in excluded} == {"S72"}
-    assert len(excluded) == 2
+    assert [index.answer(row) for row in excluded] == ["S72", "S72"]
 
 
 def test_a_training_row_excludes_longer_and_shorter_parts_of_its_conversation() -> None:
@@ -110,22 +88,12 @@ def test_a_training_row_excludes_longer_and_shorter_parts_of_its_conversation() 
         ("user", "rest"),
     )
     parts = (*(whole[:length] for length in (1, 3, 5)), (("user", "where now"),))
-    ids = tuple(map(str, range(len(parts))))
-    index = build_index(Rows(ids, ids, ("yes", "here", "ok", "there"), conversations=parts), seed=0)
+    labels = ("yes", "here", "ok", "there")
+    index = build_index(build.rows(labels, labels, conversations=parts), seed=0)
     other = (("user", "DOES it  hurt?"),)
-    searching = Rows(
-        ("a", "b", "c", "d"),
-        ids,
-        ("", "", "", ""),
-        conversations=(other, parts[1], parts[2], parts[3]),
-    )
+    searching = build.rows(labels, labels, conversations=(other, *parts[1:]))
     excluded = [{index.answer(row) for row in rows} for rows in index.exclusions(searching)]
-    assert excluded == [
-        {"yes", "here", "ok"},
-        {"yes", "here", "ok"},
-        {"yes", "here", "ok"},
-        {"there"},
-    ]
+    assert excluded == [{"yes", "here", "ok"}] * 3 + [{"there"}]
 
 
 def test_every_turn_that_is_trained_on_is_indexed_with_the_trained_turns_before_it() -> None:
@@ -159,10 +127,8 @@ def test_rows_and_the_n_grams_of_a_text_are_limited(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(retrieval, "MAX_TEXT_NGRAMS", 5)
     index = build_index(rows_of(), seed=0)
     assert np.bincount(index.postings.matrix.indices).max() == 5
-    for text, _ in PAIRS:
-        neighbours = index.nearest(text, k=1)
-        assert query_of(index.turns(neighbours.rows[0])[:-1]) == text
-        assert neighbours.similarities[0] == pytest.approx(1, abs=1e-6)
+    [neighbour] = index.nearest(PAIRS[1][0], k=1).rows
+    assert index.answer(neighbour) == "J42"
 
 
 def test_a_search_reads_the_rarest_n_grams_within_its_limit(

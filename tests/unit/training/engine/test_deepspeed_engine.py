@@ -44,25 +44,6 @@ def test_the_rate_rises_to_its_peak_and_falls_to_zero_after_the_last_step(
     assert end == after == 0
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_deepspeed_gets_the_batch_size_of_each_worker(stage: int) -> None:
-    training = TrainingConfig.model_validate(
-        {"zero_stage": stage, "batch_size": 24, "num_workers": 3}
-    )
-    config = deepspeed_config(training, num_workers=3, autocast=True)
-    assert (
-        "train_batch_size" not in config
-    )  # DeepSpeed multiplies; the loop weights rows of uneven parts
-    assert config["train_micro_batch_size_per_gpu"] == 8
-    assert config["zero_optimization"]["stage"] == stage
-    assert config["torch_autocast"]["enabled"] is True
-    assert get_timers_config(config).enabled is False
-    assert (
-        deepspeed_config(training, num_workers=2, autocast=False)["torch_autocast"]["enabled"]
-        is False
-    )
-
-
 @pytest.mark.parametrize("batch_size", [100, 128, 720_720])
 def test_any_batch_size_is_met_by_every_number_of_workers_without_larger_micro_batches(
     batch_size: int,
@@ -88,20 +69,16 @@ def test_any_batch_size_is_met_by_every_number_of_workers_without_larger_micro_b
         assert max(sizes) == micro
 
 
-def test_offload_selects_the_states_in_cpu_memory() -> None:
-    def zero(offload: str) -> dict[str, object]:
-        training = TrainingConfig.model_validate({"zero_stage": 3, "offload": offload})
-        options: dict[str, object] = deepspeed_config(training, num_workers=2, autocast=False)[
-            "zero_optimization"
-        ]
-        return {name: value for name, value in options.items() if name.startswith("offload")}
-
-    assert zero("none") == {}
-    assert zero("optimizer") == {"offload_optimizer": {"device": "cpu"}}
-    assert zero("parameters") == {
-        "offload_optimizer": {"device": "cpu"},
-        "offload_param": {"device": "cpu"},
-    }
+@pytest.mark.parametrize(
+    ("offload", "states"),
+    [("optimizer", {"offload_optimizer"}), ("parameters", {"offload_optimizer", "offload_param"})],
+)
+def test_offload_selects_the_states_in_cpu_memory(offload: str, states: set[str]) -> None:
+    training = TrainingConfig.model_validate({"zero_stage": 3, "offload": offload})
+    config = deepspeed_config(training, num_workers=2, autocast=False)
+    assert config["torch_autocast"]["enabled"] is False
+    in_memory = {state: {"device": "cpu"} for state in states}
+    assert config["zero_optimization"] == {"stage": 3, "reduce_scatter": False} | in_memory
 
 
 def test_deepspeed_options_of_a_recipe_override_the_defaults() -> None:
@@ -126,12 +103,12 @@ def test_gradients_are_scattered_and_rounded_only_over_nccl() -> None:
     assert on_cpus["torch_autocast"]["lower_precision_safe_modules"] == []
 
 
-def test_bf16_parameters_replace_autocast() -> None:
-    config = deepspeed_config(TrainingConfig(parameter_dtype="bf16"), num_workers=2, autocast=True)
-    assert (config["bf16"]["enabled"], config["torch_autocast"]["enabled"]) == (True, False)
-    assert (
-        deepspeed_config(TrainingConfig(), num_workers=2, autocast=True)["bf16"]["enabled"] is False
-    )
+@pytest.mark.parametrize(("dtype", "bf16"), [("fp32", False), ("bf16", True)])
+def test_bf16_parameters_replace_autocast(dtype: str, bf16: bool) -> None:
+    training = TrainingConfig.model_validate({"parameter_dtype": dtype})
+    config = deepspeed_config(training, num_workers=2, autocast=True)
+    assert (config["bf16"]["enabled"], config["torch_autocast"]["enabled"]) == (bf16, not bf16)
+    assert get_timers_config(config).enabled is False  # they wait for the GPU
 
 
 def test_only_matrices_decay_and_the_head_has_a_higher_rate() -> None:

@@ -1,7 +1,6 @@
 """Contract with DeepSpeed: each private part that `training.engine.deepspeed_private` uses still
 exists."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import deepspeed
@@ -20,9 +19,7 @@ from training.engine.deepspeed_private import (
     WEIGHTS,
     destroy_engine,
     forward_dtype,
-    fp32_values,
     init_distributed,
-    inner_optimizer,
     optimizer_tensors,
     pieces_of_ranks,
 )
@@ -35,13 +32,6 @@ def missing(name: str) -> str:
         f"DeepSpeed {deepspeed.__version__} has no {name}; deepspeed_private.py was "
         f"written for {VERSION}"
     )
-
-
-@pytest.fixture(scope="module", params=[0, 1, 3])
-def engine(request: pytest.FixtureRequest) -> Iterator[Any]:
-    engine = build_engine(config_of(zero_stage=request.param), small_runtime(dropout=0.0))
-    yield engine
-    destroy_engine(engine)
 
 
 def test_the_creation_of_groups_is_found_on_the_backend() -> None:
@@ -61,18 +51,6 @@ def test_the_shared_memory_operator_can_be_disabled() -> None:
 def test_parameters_can_be_partitioned_one_at_a_time() -> None:
     method = "_convert_to_zero_parameters"
     assert hasattr(deepspeed.zero.Init, method), missing(f"zero.Init.{method}")
-
-
-def test_the_gradient_all_reduce_of_an_engine_can_be_disabled(engine: Any) -> None:
-    assert isinstance(getattr(engine, "enable_backward_allreduce", None), bool), missing(
-        "enable_backward_allreduce"
-    )
-
-
-def test_the_torch_optimizer_is_found_inside_the_zero_optimizer(engine: Any) -> None:
-    assert isinstance(inner_optimizer(engine), torch.optim.AdamW), missing(
-        "engine.optimizer.optimizer"
-    )
 
 
 GRADIENTS_IN_FP32 = {"data_types": {"grad_accum_dtype": "fp32"}}
@@ -129,24 +107,6 @@ def test_destroy_removes_the_optimizer_and_the_attributes_of_parameters() -> Non
     }
     assert not remaining
     assert "optimizer" not in vars(engine), missing("engine.optimizer")
-
-
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_bf16_parameters_have_fp32_values_that_are_rounded_for_the_forward_pass(stage: int) -> None:
-    runtime, config = (
-        small_runtime(dropout=0.0),
-        config_of(zero_stage=stage, parameter_dtype="bf16", epochs=1),
-    )
-    engine = build_engine(config, runtime)
-    train(engine, config, runtime=runtime)  # the fp32 values start from the rounded ones
-    parameters = list(engine.module.parameters())
-    values = list(fp32_values(engine, parameters))
-    assert {value.dtype for value in values} == {torch.float32}, missing("fp32 master weights")
-    assert {forward_dtype(parameter) for parameter in parameters} == {torch.bfloat16}
-    assert any((value != value.bfloat16().float()).any() for value in values), missing(
-        "fp32 master weights"
-    )
-    destroy_engine(engine)
 
 
 def test_autocast_gathers_linear_layers_in_bf16_at_stage_3_only() -> None:
