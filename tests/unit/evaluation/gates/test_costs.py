@@ -64,7 +64,6 @@ def compared(
     [
         # 500 CPU-seconds per 1,000 rows are 6,000 in a year of 12,000 rows, at 0.0001 each. A
         # replica with two cores is busy for half of the time, and costs twice as much.
-        (used(500), TERMS, 0.60),
         (used(500), terms(cpus_per_replica=2), 0.60),
         # 2 replicas with 3 cores have 15,768,000 CPU-seconds a month. Above them, busy time is
         # paid; within them, nothing is added.
@@ -79,7 +78,6 @@ def compared(
         (CALLS, PRICED, 12 * 0.18 + 0.012),
         # The replicas that call an endpoint have no GPU.
         (CALLS, ONE_CALLING, HOURS * 0.36),
-        (used(10, 10), ONE_CALLING, HOURS * (0.36 + 3.6)),
     ],
 )
 def test_the_cost_of_a_year(usage: ServingUsage, prices: CostTerms, expected: float) -> None:
@@ -270,17 +268,6 @@ def gate_of(main: Comparison = MAIN, *, training: float = 0.0) -> Gate:
     return cost_gate(
         main, cost=compared(SAME, SAME, TERMS, training=TrainingUsage(training * 10_000))
     )
-
-
-def test_the_yearly_net_is_the_value_minus_training_plus_the_saving_in_serving() -> None:
-    cheap = ServingUsage((1.0, 2.0, 3.0, 2.0, 2.0))
-    dear = used(502)
-    # 4 points of 12,000 rows at 0.5 are 240. Two CPU-hours are 0.72. 500 s more per 1,000 rows are
-    # 6,000 s, or 0.60.
-    for costs, saving in (((cheap, dear), -0.60), ((dear, cheap), 0.60)):
-        net = compared(*costs, TERMS, training=TrainingUsage(7200)).net
-        assert net is not None
-        assert net.at(0.04) == pytest.approx(240 - 0.72 + saving)
 
 
 def test_the_interval_combines_those_of_the_gain_and_of_the_saving() -> None:
