@@ -93,14 +93,6 @@ def test_few_documents_that_differ_prove_nothing() -> None:
     assert six.interval[0] > 0
 
 
-def test_documents_of_one_row_each_give_the_plain_t_test() -> None:
-    differences = np.random.default_rng(3).random(40) - 0.4
-    effect = document_effect(differences, documents=documents_of(None, num_rows=40), alpha=0.05)
-    plain = stats.ttest_1samp(differences, 0.0)
-    assert effect.p_value == pytest.approx(plain.pvalue)
-    assert effect.interval == pytest.approx(tuple(plain.confidence_interval(0.95)))
-
-
 @pytest.mark.parametrize("metric", ["accuracy", "macro_f1"])
 def test_identical_answers_have_the_interval_of_an_unseen_event(metric: str) -> None:
     same = table(np.ones(60, bool), documents=np.repeat(np.arange(20), 3))

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from tailorbird.evaluation.statistics.effect import Effect, unseen_rate, with_unseen
+from tailorbird.evaluation.statistics.effect import unseen_rate
 from tailorbird.evaluation.statistics.means import likelihood_interval, mean_effect
 
 
@@ -69,16 +69,3 @@ def test_an_event_at_the_unseen_rate_occurs_in_no_row_with_probability_one_in_fo
     for n in (1, 30, 2000):
         assert (1 - unseen_rate(n, alpha=0.05)) ** n == pytest.approx(0.025)
     assert unseen_rate(100, alpha=0.05) == pytest.approx(0.0362, abs=1e-4)
-
-
-def test_an_interval_reaches_the_unseen_rate_to_both_sides_of_the_gain() -> None:
-    reach = unseen_rate(100, alpha=0.05)
-    narrow = Effect(0.1, (0.09, 0.11), 0.01, 0.005)
-    wide = Effect(0.1, (0.0, 0.2), 0.01, 0.05)
-    assert with_unseen(narrow, num_units=100, alpha=0.05).interval == pytest.approx(
-        (0.1 - reach, 0.1 + reach)
-    )
-    assert with_unseen(wide, num_units=100, alpha=0.05) == wide
-    assert with_unseen(narrow, num_units=1, alpha=0.05).interval == pytest.approx(
-        (0.1 - 0.975, 1.0)
-    )

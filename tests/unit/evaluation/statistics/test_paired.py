@@ -12,7 +12,6 @@ from statsmodels.stats.proportion import proportion_confint
 from tailorbird.evaluation.statistics import distributions, means
 from tailorbird.evaluation.statistics.paired import (
     PairedCounts,
-    compare,
     mcnemar_midp,
     mean_change,
     midp_values,
@@ -21,7 +20,6 @@ from tailorbird.evaluation.statistics.paired import (
     wilson_interval,
 )
 from tailorbird.evaluation.statistics.power import minimum_detectable_effect
-from tests import build
 
 cells = st.tuples(*[st.integers(0, 3000)] * 4)
 
@@ -96,19 +94,6 @@ def test_equal_models_are_proven_better_at_most_at_half_of_alpha() -> None:
         assert np.mean(midp_values(cells[:, 1], only_other=cells[:, 2]) < 0.05) <= 0.05 + 0.0033
 
 
-def test_accuracy_is_compared_by_newcombe_and_mcnemar() -> None:
-    candidate = build.predictions("aabba", "aabbb")
-    other = build.predictions("abbaa", "aabbb")
-    comparison = compare(candidate, other=other, metric="accuracy", alpha=0.1)
-    counts = PairedCounts(both_right=2, only_candidate_right=2, only_other_right=0, neither_right=1)
-    assert comparison.counts == counts
-    assert (comparison.candidate_score, comparison.other_score) == (0.8, 0.4)
-    assert comparison.gain == counts.gain == 0.4
-    assert comparison.interval == newcombe_paired_interval(counts, alpha=0.1)
-    assert comparison.lowest == comparison.interval[0]
-    assert comparison.p_value == mcnemar_midp(counts)
-
-
 @pytest.mark.parametrize("num_rows", [200, 500])
 @pytest.mark.parametrize("alpha", [0.05, 0.05 / 3])
 def test_rare_large_losses_are_not_hidden_by_nearly_equal_scores(
@@ -126,18 +111,6 @@ def test_rare_large_losses_are_not_hidden_by_nearly_equal_scores(
         scores = other + generator.choice([-0.001, 0.001], num_rows) - 0.9 * rare
         num_excluded += mean_change(scores, other, alpha=alpha).interval[0] > -0.01
     assert num_excluded / num_tests <= alpha / 2 + 3 * np.sqrt(alpha / 2 / num_tests)
-
-
-def test_documents_that_are_nearly_equal_do_not_exclude_losses_of_other_documents() -> None:
-    clusters = tuple(str(row // 3) for row in range(300))
-    wrong = build.predictions("a" * 300, "b" * 300, clusters=clusters)
-    first, second = (
-        replace(wrong, measures={"token_f1": scores})
-        for scores in (0.5 + np.resize([-0.001, 0.001], 300), np.full(300, 0.5))
-    )
-    comparison = compare(first, other=second, metric="token_f1", alpha=0.05)
-    assert comparison.lowest < -0.036  # 3.6% of documents may be unlike these 100
-    assert comparison.interval[1] < 0.001  # the interval of a gain agrees with its t test
 
 
 def test_the_wilson_interval_equals_statsmodels() -> None:

@@ -66,6 +66,15 @@ def test_the_same_distribution_over_the_options_scores_1_and_opposite_ones_0(
     assert scored == pytest.approx(score)
 
 
+def test_a_score_of_opposite_distributions_is_not_below_0_by_rounding() -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(300):
+        first, second = generator.normal(0, 3, (2, 4))
+        pair = (*first, *(second - 100), *(first - 100), *second)
+        score = choice_score(pair, metric="same_choice", options=tuple("abcdefgh"), expectation="")
+        assert 0 <= score < 1e-9
+
+
 @pytest.mark.parametrize("name", ["general", "refusals", "over-refusals", "bias"])
 def test_the_expectations_of_the_suites_of_the_package_fit_their_metrics(name: str) -> None:
     rows = read_suite(f"builtin://{name}")
