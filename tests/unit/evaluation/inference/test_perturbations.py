@@ -30,6 +30,7 @@ TEXTS = st.text(st.sampled_from("aAbB éßİ9.,-'\n\t😀"), max_size=30) | st.t
         ("the man's wife", "the woman's husband"),
         ("Mr. Smith and his sons", "Ms. Smith and her daughters"),
         ("Emily said she coughs", "Kevin said he coughs"),
+        ("Kevin said he coughs", "Emily said she coughs"),
         # specific to a sex
         ("nonpregnant woman", None),
         ("Man with prostatic hyperplasia", None),
@@ -103,6 +104,22 @@ def test_changed_rows_have_the_other_fields_of_their_rows() -> None:
     assert (noise.labels, noise.split_keys) == (rows.labels, rows.split_keys)
     # The typo of a row does not depend on its position.
     assert add_typos(rows.take([3])).texts[0] == noise.texts[3]
+
+
+def test_all_kinds_of_typos_occur() -> None:
+    text = "Typhoid fever with heart involvement"
+    kinds = {"case": 0, "space": 0, "typing": 0}
+    for number in range(300):
+        changed = add_typo(text, seed=str(number))
+        if changed.lower() == text.lower():
+            kinds["case"] += 1
+        elif changed.split() == text.split():
+            kinds["space"] += 1
+        else:
+            kinds["typing"] += 1
+            assert abs(len(changed) - len(text)) <= 1
+            assert [word[0] for word in changed.split()] == [word[0] for word in text.split()]
+    assert min(kinds.values()) > 70
 
 
 @given(TEXTS, st.text(max_size=5))

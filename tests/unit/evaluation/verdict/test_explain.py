@@ -235,6 +235,16 @@ NOTHING = without_candidate(
 CHEAP_BAG = measured(NOTHING, bag_of_words=0.7)
 
 
+def test_without_a_candidate_the_first_sentences_say_that_there_is_nothing_to_gain() -> None:
+    answer, why, compared, deciding, cost, change = sentences_of(CHEAP_BAG, PROTOCOL)
+    assert answer.startswith("Fine-tuning has nothing to gain: keep the incumbent")
+    assert "99.9% on 3,000 validation rows, so at most 0.26 points can be gained (95% bound)" in why
+    assert "(99.9%), and bag_of_words (99.8%)" in compared
+    assert "Bag_of_words does not dominate the incumbent: -0.10 points (95% interval" in deciding
+    assert cost.startswith("Bag_of_words is at most 0.39 points below the incumbent and needs 7%")
+    assert "a lower minimum gain" in change
+
+
 def test_without_a_candidate_a_model_that_replaces_the_incumbent_for_its_cost_is_explained() -> (
     None
 ):
