@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tailorbird.config.evaluation import EvaluationConfig
@@ -15,6 +16,7 @@ from tailorbird.evaluation.gates.cost import (
     ServingUsage,
     Tokens,
     TrainingUsage,
+    shares_by_round,
     tokens_by_round,
 )
 from tailorbird.evaluation.gates.prices import (
@@ -229,6 +231,14 @@ def test_the_tokens_of_a_round_are_those_of_a_part_of_the_rows() -> None:
     assert (
         tokens_by_round(RowTokens("m", (1, 3), (1, 1))).input == (2_000,) * 5
     )  # fewer rows than rounds
+
+
+def test_the_share_of_a_round_counts_rows_with_their_lengths() -> None:
+    answered = np.array([True, False] * 4 + [True, True])
+    lengths = np.array([30.0, 10.0] * 4 + [30.0, 10.0])
+    assert shares_by_round(answered, lengths=lengths) == (0.75, 0.75, 0.75, 0.75, 1.0)
+    assert shares_by_round(answered[-3:], lengths=np.ones(3)) == (2 / 3,) * 5
+    assert shares_by_round(np.ones(10, dtype=bool), lengths=np.arange(10.0)) == (1.0,) * 5
 
 
 SAME = used(2.0)

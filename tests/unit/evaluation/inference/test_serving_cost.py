@@ -11,12 +11,12 @@ from transformers import BertTokenizerFast
 from cluster.ranks.process_group import Group
 from tailorbird.data.rows import Rows
 from tailorbird.evaluation.gates.cost import MIN_ROUNDS
-from tailorbird.evaluation.inference import serving_cost
+from tailorbird.evaluation.inference import device, serving_cost
 from tailorbird.evaluation.inference.device import DeviceError
 from tailorbird.evaluation.inference.serving_cost import Seconds
 from tailorbird.models.classifier import Classifier
 from tailorbird.models.loading import LoadedClassifier, load_artifact
-from tailorbird.registry.versions import write_config
+from tailorbird.registry.versions import read_artifact_config, write_config
 from tests import build
 from tests.build import version_config
 from tests.unit.models.tiny_bert import tiny_bert
@@ -103,6 +103,19 @@ def test_all_gpus_of_a_replica_are_counted_if_one_measures_its_models(
         for usage in measured.serving.values():
             assert (usage.cpu_s, usage.gpu_s) == ((4.0,) * 5, (10.0 * num_gpus,) * 5)
             assert (usage.unit, usage.device_s) == ("GPU-seconds", usage.gpu_s)
+
+
+def test_a_model_whose_dtype_the_machine_emulates_is_named(
+    uris: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(uris["candidate"].removeprefix("file://"))
+    write_config(
+        folder, read_artifact_config(uris["candidate"]).model_copy(update={"dtype": "bfloat16"})
+    )
+    for supported, emulated in ((True, ()), (False, ("candidate",))):
+        monkeypatch.setattr(device, "cpu_supports_bfloat16", lambda supported=supported: supported)
+        measured = serving_cost.measure_serving(uris, rows=rows_of(["heart"]))
+        assert measured.device.emulated == emulated
 
 
 def test_a_classifier_answers_in_passes_of_the_size_of_the_service(
