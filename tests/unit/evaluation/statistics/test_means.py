@@ -1,13 +1,15 @@
 """Tests of the interval and the sign-flip test of means against scipy and simulated true
 effects."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from tailorbird.evaluation.statistics.effect import unseen_rate
+from tailorbird.evaluation.statistics.effect import Effect, unseen_rate, with_least_p
 from tailorbird.evaluation.statistics.means import likelihood_interval, mean_effect
 
 
@@ -69,3 +71,9 @@ def test_an_event_at_the_unseen_rate_occurs_in_no_row_with_probability_one_in_fo
     for n in (1, 30, 2000):
         assert (1 - unseen_rate(n, alpha=0.05)) ** n == pytest.approx(0.025)
     assert unseen_rate(100, alpha=0.05) == pytest.approx(0.0362, abs=1e-4)
+
+
+def test_a_p_value_is_at_least_that_of_the_sign_flips_of_the_differing_units() -> None:
+    effect = Effect(0.1, (0.02, 0.18), 0.01, 0.04)
+    assert with_least_p(effect, num_differing=5, alpha=0.1) == replace(effect, p_value=0.0625)
+    assert with_least_p(effect, num_differing=0, alpha=0.05).p_value == 1
