@@ -80,16 +80,6 @@ def test_the_cheap_part_answers_more_rows_if_that_costs_less_than_one_standard_e
     assert fit_hybrid(CASCADE, worse, metric="accuracy") is None
 
 
-def test_a_cheap_part_that_is_the_best_model_can_be_combined_with_a_model_that_is_right_elsewhere() -> (
-    None
-):
-    # With the first tenths, the cascade scores lower than `nearest` alone.
-    incumbent = answers(SURE >= 0.3, kind="nearest")
-    candidate = answers(SURE < 0.5, kind="full")
-    hybrid = fitted({"incumbent": incumbent, "candidate": candidate})
-    assert (hybrid.validation, hybrid.parts) == (1.0, ("incumbent", "candidate"))
-
-
 def test_of_several_cascades_the_one_with_the_cheapest_second_part_is_frozen() -> None:
     cheap = {"nearest": SURE >= 0.5, "endpoint_zero_shot": ALL}
     hybrid = fitted(tables_of(incumbent=ALL, candidate=ALL, **cheap))
@@ -200,15 +190,3 @@ def test_a_cascade_costs_the_tokens_and_the_time_of_the_rows_that_its_second_par
     # A quarter of all tokens would be 6,250.
     assert usage.tokens == Tokens("m", (10_000.0,) * 5, (1_000.0,) * 5, (1.0, 2.0))
     assert usage.cpu_s == pytest.approx((1 + 5 * 0.4,) * 5)  # they have 40% of the characters
-
-
-def test_the_spread_of_the_cost_includes_the_sampling_error_of_the_share() -> None:
-    n = 20_000
-    share = 0.3
-    routed = np.random.default_rng(3).random(n) < share
-    usage = PartUsage(ServingUsage((1.0,) * 200), np.ones(n))
-    cost = hybrid_usage(
-        Routing(by="cascade", threshold=0.5), routed=routed, first=usage, second=usage
-    )
-    error = np.std(cost.cpu_s, ddof=1) / np.sqrt(len(cost.cpu_s))
-    assert error == pytest.approx(np.sqrt(share * (1 - share) / n), rel=0.15)

@@ -115,13 +115,12 @@ def test_the_weight_with_the_highest_score_is_selected() -> None:
     assert (record.weight, record.validation, record.unmixed) == (0.6, 1.0, 0.75)
 
 
-@pytest.mark.parametrize("weight", [0.3, 0.9])
 def test_a_mix_adds_the_weighted_calibrated_logits_of_both_models(
-    model_uri: str, bag_uri: str, tmp_path: Path, weight: float
+    model_uri: str, bag_uri: str, tmp_path: Path
 ) -> None:
-    write_mix(model_uri, bag_uri=bag_uri, weight=weight, to=(tmp_path / "mix").as_uri())
+    write_mix(model_uri, bag_uri=bag_uri, weight=0.3, to=(tmp_path / "mix").as_uri())
     mixed, model, bag = (load(uri) for uri in ((tmp_path / "mix").as_uri(), model_uri, bag_uri))
-    expected = weight * model.logits(ROWS.texts) / 1.5 + (1 - weight) * bag.logits(ROWS.texts) / 0.5
+    expected = 0.3 * model.logits(ROWS.texts) / 1.5 + 0.7 * bag.logits(ROWS.texts) / 0.5
     np.testing.assert_allclose(mixed.logits(ROWS.texts), expected, rtol=1e-5, atol=1e-6)
     assert mixed.version == model.version.model_copy(
         update={"kind": f"{model.version.kind}_bag", "temperature": 1.0}

@@ -30,6 +30,7 @@ from tailorbird.registry.versions import (
     write_config,
 )
 from tests.build import version_config
+from tests.unit.models.test_bag_of_words import bag_of, write_bag
 from tests.unit.models.tiny_bert import tiny_bert
 
 ROWS = [[1, 2, 3], [4], [5, 6, 7, 8], list(range(1, 31)), [9, 9]]

@@ -15,7 +15,7 @@ from training.trainer import TrainingFailed
 from tuning.scheduler import build_search
 from tuning.search_space import max_epochs, param_space, trial_config
 from tuning.sweep import delete_other_weights, select_trial
-from tuning.trial_record import SweepJournal, TrialRecord, write_journal
+from tuning.trial_record import BASE_MODEL, SweepJournal, TrialRecord, write_journal
 from tuning.tuner import build_tuner
 
 

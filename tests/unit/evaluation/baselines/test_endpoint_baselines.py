@@ -245,7 +245,7 @@ CUT_LABEL = completion('{"label": "sk', finish_reason="length")
 
 @pytest.mark.parametrize(
     ("chat", "reply"),
-    [(False, CUT), (True, CUT), (True, FILTERED), (True, completion("")), (False, CUT_LABEL)],
+    [(True, CUT), (True, FILTERED), (True, completion("")), (False, CUT_LABEL)],
 )
 def test_rows_without_a_result_are_wrong_and_do_not_remove_the_confidences_of_others(
     tmp_path: Path, chat: bool, reply: Reply

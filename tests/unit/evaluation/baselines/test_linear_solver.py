@@ -65,19 +65,6 @@ def test_the_weights_are_those_of_scikit_learn(
         np.testing.assert_allclose(bias[0] - bias.mean(), centred, atol=0.02)
 
 
-@pytest.mark.parametrize("loss", [BALANCED_SOFTMAX, BALANCED_HINGE])
-def test_gradients_and_slopes_equal_finite_differences(loss: Loss) -> None:
-    scores, direction = GENERATOR.normal(size=(2, 200, 3)).astype(np.float32)
-    step = np.float32(0.01)
-    moved = (scores - step * direction, scores, scores + step * direction)
-    low, middle, high = (loss.gradient(at)[0] for at in moved)
-    first, second = loss.slope(scores, direction)
-    assert first == pytest.approx((high - low) / (2 * step), rel=0.02, abs=0.5)
-    along = float(np.vdot(loss.gradient(scores)[1], direction))
-    assert first == pytest.approx(along, rel=1e-3, abs=0.01)
-    assert second == pytest.approx((high - 2 * middle + low) / step**2, rel=0.2)
-
-
 @pytest.mark.usefixtures("strict")
 def test_a_fit_that_continues_another_fit_reaches_the_same_weights() -> None:
     start = zeros((DENSE,))

@@ -29,22 +29,6 @@ def scores(right: int, *, rows: int = 100) -> list[float]:
     return [1.0] * right + [0.0] * (rows - right)
 
 
-def test_a_loss_above_the_limit_fails_and_a_gain_passes() -> None:
-    gate = gate_of((scores(60), scores(90)))
-    assert gate.state is State.FAILS
-    [bound] = gate.bounds
-    assert (bound.estimate, bound.limit, bound.n) == (0.3, 0.05, 100)
-    assert bound.interval == pytest.approx((0.22, 0.40), abs=0.01)  # Wilson's of 30 in 100
-    assert gate_of((scores(90), scores(60))).state is State.PASSES
-
-
-def test_a_loss_that_may_be_chance_is_not_assessable() -> None:
-    candidate = [0.0] * 12 + [1.0] * 46 + [0.0] * 36 + [1.0] * 6
-    gate = gate_of((candidate, scores(58)))
-    assert gate.state is State.NOT_ASSESSABLE
-    assert (gate.bounds[0].rows_needed or 0) > 100
-
-
 def test_a_loss_of_10_points_on_one_of_five_suites_of_150_rows_fails() -> None:
     """Further answers get better and worse by chance, on 2% of the rows each."""
     equal = (scores(120, rows=150), scores(120, rows=150))

@@ -1,24 +1,19 @@
 """Answers in a response format (evaluation, validation at ZeRO stage 3 and batch jobs with one
 model), and their predictions."""
 
-import json
 from dataclasses import replace
 from typing import Any
 
-import jsonschema
 import numpy as np
 import pytest
 
 from serving.offline import InputRow, offline_model
-from tailorbird.config.answers import AnswersConfig
 from tailorbird.config.formats.response_format import (
     ChoiceFormat,
-    JsonSchemaFormat,
 )
 from tailorbird.data.rows import Rows, SuiteColumns
 from tailorbird.evaluation.inference.chat_answers import Answer, answer_rows
-from tailorbird.evaluation.inference.row_predictions import label_predictions, text_predictions
-from tailorbird.evaluation.predictions import Predictions
+from tailorbird.evaluation.inference.row_predictions import label_predictions
 from tailorbird.models.causal_lm import ChatModel
 from tailorbird.models.loading import LoadedChat
 from tailorbird.registry.versions import Prompting
@@ -31,7 +26,6 @@ LM = language_model()
 LIMIT = 40
 ROWS = build.rows(("how old", "is it", "x", "yes or no"), chat=True)
 CHOICE = ChoiceFormat(type="choice", choice=("yes", "no", "not sure"))
-SCHEMA = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
 
 
 def prompting_of(format: Any) -> Prompting:
@@ -43,12 +37,7 @@ def answers_of(format: Any, **columns: Any) -> list[Answer]:
     return answer_rows(ChatModel(LM), rows, tokenizer=TOKENIZER, prompting=prompting_of(format))
 
 
-def test_evaluated_answers_have_the_format_of_the_prompting_except_those_to_suites() -> None:
-    schema = {"type": "json_schema", "json_schema": {"schema": SCHEMA}}
-    for answer in answers_of(JsonSchemaFormat.model_validate(schema)):
-        assert answer.text.startswith("{")
-        if len(answer.logprobs) < LIMIT:
-            jsonschema.validate(json.loads(answer.text), SCHEMA)
+def test_answers_to_suites_have_no_format() -> None:
     empty = ("",) * len(ROWS)
     suite = SuiteColumns(("contains",) * len(ROWS), ((),) * len(ROWS), empty, empty)
     assert answers_of(CHOICE, suite=suite) == answers_of(None)
@@ -65,17 +54,6 @@ def test_a_batch_answers_as_the_evaluation() -> None:
     confidences = [answer.confidence for answer in evaluated]
     assert [answer.confidence for answer in answers] == pytest.approx(confidences, abs=1e-5)
     assert {answer.finish_reason for answer in answers} == {"stop"}
-
-
-def test_the_configured_metrics_are_scored_and_stored() -> None:
-    answers = {"numeric": {"absolute": 1}, "choice": {"options": ["3", "4"]}}
-    rows = build.rows("abcd", "3434", chat=True, answers=AnswersConfig.model_validate(answers))
-    outputs = ("3", "It is 5", "no", "3 or 4")
-    table = text_predictions("full", rows=rows, outputs=outputs, confidences=np.ones(4))
-    assert table.per_row("choice").tolist() == [1, 0, 0, 0]
-    assert table.per_row("exact_match").tolist() == [1, 0, 0, 0]
-    for stored in (table, Predictions.from_table(table.to_table())):
-        assert stored.per_row("numeric").tolist() == [1, 1, 0, 1]
 
 
 def test_rows_with_the_same_text_share_a_cluster_unless_split_keys_define_clusters() -> None:

@@ -21,10 +21,9 @@ from tailorbird.evaluation.inference.endpoint_requests import (
     fetch_answers,
     request_sha256,
 )
-from tailorbird.evaluation.inference.endpoint_spend import SpendLimit, largest_price
+from tailorbird.evaluation.inference.endpoint_spend import largest_price
 from tailorbird.models.endpoint import errors
 from tailorbird.models.endpoint.client import Body, RetryPolicy
-from tailorbird.models.endpoint.completion import EndpointAnswer
 from tailorbird.models.endpoint.prompts import chat_body
 from tailorbird.registry.endpoint import Endpoint
 from tests.endpoint_server import (
@@ -196,26 +195,6 @@ def test_requests_that_cost_more_than_their_largest_price_count_with_what_they_c
         assert len(ask.sent) == 3
 
 
-def test_answers_above_their_largest_price_at_the_same_time_raise_later_reservations_once() -> None:
-    endpoint = Endpoint.model_validate(FIELDS | {"max_spend": 2 * 6 + 7})
-    (body,) = bodies(0)  # costs at most 1
-    answer = EndpointAnswer(
-        text="text", finish_reason=None, input_tokens=0, output_tokens=12, model="m", logprobs=None
-    )  # costs 6
-
-    async def is_granted() -> bool:
-        limit = SpendLimit(endpoint, spent=0.0)
-        async with limit.reserved(body) as first, limit.reserved(body) as second:
-            assert first is not None
-            assert second is not None
-            first(answer)
-            second(answer)
-        async with limit.reserved(body) as third:
-            return third is not None
-
-    assert asyncio.run(is_granted())
-
-
 def test_the_largest_price_of_a_request_counts_a_token_for_each_byte_and_the_longest_answer() -> (
     None
 ):
@@ -324,7 +303,6 @@ def test_a_stored_answer_contains_neither_the_request_nor_the_key(
     "reply",
     [
         FILTERED,
-        refusal(400, "This model's maximum context length is 8 tokens"),
         completion(None, finish_reason="content_filter"),
     ],
 )

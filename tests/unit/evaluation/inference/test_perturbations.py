@@ -7,9 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailorbird.evaluation.inference.perturbations import (
-    AGES,
     NAME_POSITIONS,
-    SEXES,
     add_typo,
     add_typos,
     swap_age,
@@ -32,6 +30,7 @@ TEXTS = st.text(st.sampled_from("aAbB éßİ9.,-'\n\t😀"), max_size=30) | st.t
         ("the man's wife", "the woman's husband"),
         ("Mr. Smith and his sons", "Ms. Smith and her daughters"),
         ("Emily said she coughs", "Kevin said he coughs"),
+        ("Kevin said he coughs", "Emily said she coughs"),
         # specific to a sex
         ("nonpregnant woman", None),
         ("Man with prostatic hyperplasia", None),
@@ -126,17 +125,3 @@ def test_all_kinds_of_typos_occur() -> None:
 @given(TEXTS, st.text(max_size=5))
 def test_a_typo_changes_any_text(text: str, seed: str) -> None:
     assert add_typo(text, seed=seed) != text
-
-
-WORDS = [*SEXES, *AGES, "her", "his", "Emily", "45-year-old", "pain", "."]
-
-
-@given(st.lists(st.sampled_from(WORDS), max_size=8))
-def test_swaps_keep_the_number_of_words_and_swapping_sex_twice_restores_the_text(
-    words: list[str],
-) -> None:
-    text = " ".join(words)
-    for swapped in (swap_sex(text), swap_age(text), swap_name(text, seed="0")):
-        assert len(swapped.split()) == len(words)
-    if not {"her", "his"} & set(words):
-        assert swap_sex(swap_sex(text)) == text

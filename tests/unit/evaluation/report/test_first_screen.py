@@ -1,9 +1,6 @@
 """The first screen of the report, its chart, and the structure of the page for screen readers."""
 
 import json
-import re
-
-import pytest
 
 from tailorbird.evaluation.gates.cost import ServingUsage, Tokens
 from tailorbird.evaluation.report.html import to_html
@@ -33,26 +30,6 @@ CASCADE = Simulation(
     costs=on_cpu(SECONDS),
 )
 """A run that tested a cascade of the incumbent and the candidate."""
-
-
-@pytest.mark.parametrize("outcome", SIMULATIONS)
-def test_the_first_screen_answers_four_questions_and_draws_every_contender(outcome: str) -> None:
-    evidence = evidence_for(outcome)
-    page = Page(to_html(evidence))
-    questions = (
-        "What should I do?",
-        "How sure is this?",
-        "What does it cost?",
-        "What would change it?",
-    )
-    positions = [
-        page.text.index(question) for question in (*questions, "Candidate against incumbent")
-    ]
-    assert positions == sorted(positions)
-    drawn = next(str(attrs["aria-label"]) for tag, attrs in page.tags if tag == "svg")
-    roles = [model.role for model in evidence.verdict.models]
-    assert re.findall(r"(\w+)(?: \(selected\))? [\d.]+%", drawn) == roles
-    assert f"{evidence.verdict.selected} (selected)" in drawn
 
 
 def test_a_cost_that_is_not_known_hides_none_of_the_known_costs() -> None:

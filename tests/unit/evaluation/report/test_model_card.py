@@ -54,16 +54,6 @@ def test_hub_ids_have_no_scheme_and_unknown_roles_are_refused() -> None:
             to_model_card(evidence, role=role)
 
 
-def test_a_bag_of_words_is_not_derived_from_the_base_model() -> None:
-    evidence = evidence_for()
-    bag = replace(evidence.versions["incumbent"], kind="bag_of_words", base_model=None)
-    versions = {**evidence.versions, "incumbent": bag}
-    card = to_model_card(evidence.model_copy(update={"versions": versions}), role="incumbent")
-    assert "base_model:" not in card
-    source = evidence.base_models[0].source
-    assert f"based on `{source}`" in to_model_card(evidence, role="candidate")
-
-
 @pytest.mark.parametrize(
     ("kind", "contains"), [("nearest", True), ("few_shot", True), ("zero_shot", False)]
 )

@@ -61,13 +61,6 @@ def test_an_interval_excludes_0_if_and_only_if_the_wealth_against_no_gain_reache
         assert (low > 0) == (wealth >= np.log(2 / 0.05))
 
 
-def test_samples_without_information_have_the_whole_range() -> None:
-    assert confidence_sequence(np.empty(0), alpha=0.05) == (-1.0, 1.0)
-    low, high = confidence_sequence(np.zeros(100), alpha=0.05)
-    assert low == pytest.approx(-high)
-    assert 0.1 < high < 0.2
-
-
 def test_values_outside_the_range_are_refused() -> None:
     with pytest.raises(
         ValueError, match=r"differences range from -1.5 to 0.5; they must be in \[-1, 1\]"

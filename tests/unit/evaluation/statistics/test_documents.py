@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tailorbird.config.evaluation import SubgroupGateConfig
-from tailorbird.evaluation.gates.subgroups import groups_gate
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.documents import document_effect, documents_of
 from tailorbird.evaluation.statistics.effect import unseen_rate
@@ -95,14 +93,6 @@ def test_few_documents_that_differ_prove_nothing() -> None:
     assert six.interval[0] > 0
 
 
-def test_documents_of_one_row_each_give_the_plain_t_test() -> None:
-    differences = np.random.default_rng(3).random(40) - 0.4
-    effect = document_effect(differences, documents=documents_of(None, num_rows=40), alpha=0.05)
-    plain = stats.ttest_1samp(differences, 0.0)
-    assert effect.p_value == pytest.approx(plain.pvalue)
-    assert effect.interval == pytest.approx(tuple(plain.confidence_interval(0.95)))
-
-
 @pytest.mark.parametrize("metric", ["accuracy", "macro_f1"])
 def test_identical_answers_have_the_interval_of_an_unseen_event(metric: str) -> None:
     same = table(np.ones(60, bool), documents=np.repeat(np.arange(20), 3))
@@ -131,34 +121,3 @@ def test_equal_models_are_significant_at_most_at_alpha_if_rows_share_documents(
         num_by_documents += is_proven(effect)
     assert num_by_rows >= at_least  # one-sided; 2.5 % are expected at alpha
     assert num_by_documents <= 4
-
-
-def test_ten_copies_of_the_test_rows_give_the_same_p_value_and_interval() -> None:
-    def compared(documents: np.ndarray | None, *, num_copies: int) -> Comparison:
-        first, second = (
-            table(np.tile(np.arange(100) < num_right, num_copies), documents=documents)
-            for num_right in (80, 73)
-        )
-        return compare(first, other=second, metric="accuracy", alpha=0.05)
-
-    once = compared(None, num_copies=1)
-    copied = compared(np.tile(np.arange(100), 10), num_copies=10)
-    assert compared(None, num_copies=10).p_value < 1e-4
-    assert copied.p_value == pytest.approx(once.p_value, abs=0.01)
-    assert copied.interval == pytest.approx(once.interval, abs=0.02)
-
-
-def test_a_group_passes_with_the_rows_that_it_needs() -> None:
-    limits = SubgroupGateConfig(max_loss=0.03)
-
-    def bound(num_documents: int) -> tuple[str, int | None]:
-        documents = np.repeat(np.arange(num_documents), 2)
-        same = table(np.ones(2 * num_documents, bool), documents=documents)
-        same = replace(same, groups={"sex": ("f",) * len(same)})
-        (result,) = groups_gate(same, incumbent=same, limits=limits, alpha=0.05).bounds
-        return str(result.state), result.rows_needed
-
-    state, needed = bound(40)
-    assert state == "not assessable"
-    assert needed is not None
-    assert bound(-(-needed // 2)) == ("passes", None)

@@ -27,12 +27,6 @@ def with_classes(num_rows: int, *, wrong: list[int]) -> Predictions:
     return build.predictions([*map(str, outputs)], [*map(str, codes)])
 
 
-def test_a_score_of_99_9_percent_on_3000_rows_leaves_less_than_a_point() -> None:
-    headroom = headroom_of(with_errors(3, 3000), metric="accuracy", alpha=0.05)
-    assert (headroom.score, headroom.num_rows, headroom.level) == (0.999, 3000, 0.05)
-    assert headroom.most == pytest.approx(0.00258, abs=1e-5)
-
-
 @pytest.mark.parametrize("num_errors", [0, 1, 7, 49, 50])
 def test_the_bound_of_a_share_is_that_of_clopper_and_pearson(num_errors: int) -> None:
     exact = binomtest(num_errors, 50, alternative="less").proportion_ci(0.95, method="exact").high

@@ -1,8 +1,5 @@
 """Tests of the differences between validation and test."""
 
-import re
-from dataclasses import replace
-
 import numpy as np
 
 from tailorbird.evaluation.statistics.split_differences import SplitSample, split_differences
@@ -36,16 +33,6 @@ def test_a_class_with_another_share_longer_texts_and_another_score_are_reported(
     assert "the incumbent's score is 0." in sentences
 
 
-def test_small_differences_can_be_omitted() -> None:
-    validation = sample(1, size=4_000)
-    test = sample(2, size=4_000, length=70)
-    assert split_differences(validation, test=test)
-    assert split_differences(validation, test=test, least=1.5) == ()
-    shifted = sample(2, size=4_000, length=70, share=0.1)
-    (sentence,) = split_differences(validation, test=shifted, names=("train", "test"), least=1.5)
-    assert re.fullmatch(r"the share of the class 'oos' is .*% in train and .*% in test", sentence)
-
-
 def test_rows_of_one_document_count_as_one_unit() -> None:
     """One long document must not look like many rows of another class."""
     validation = sample(1, size=300)
@@ -57,8 +44,3 @@ def test_rows_of_one_document_count_as_one_unit() -> None:
     assert not any("'rare'" in sentence for sentence in split_differences(validation, test=test))
     independent = SplitSample(labels, test.texts, None, scores=test.scores)
     assert any("'rare'" in sentence for sentence in split_differences(validation, test=independent))
-
-
-def test_chat_tasks_have_no_class_shares() -> None:
-    validation, test = (replace(sample(seed, size=300), labels=()) for seed in (1, 2))
-    assert split_differences(validation, test=test) == ()

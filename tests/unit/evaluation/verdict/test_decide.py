@@ -68,24 +68,6 @@ def test_the_interval_of_the_candidate_decides_the_outcome(
     assert world.decide().outcome is outcome
 
 
-@pytest.mark.parametrize("ratio", [0.5, 1.0])
-def test_a_model_replaces_for_its_cost_only_if_it_is_not_inferior_to_the_anchor(
-    ratio: float,
-) -> None:
-    gain = gain_of(-0.005, 0.005) if ratio < 1 else gain_of(0.01, 0.05)
-    dominates = []
-    for is_anchored in (True, False):
-        relation = relation_of(
-            ("a", "b"),
-            gain,
-            cost=CostComparison((ratio,) * 3),
-            protocol=PRICED,
-            is_anchored=is_anchored,
-        )
-        dominates.append(relation.dominates)
-    assert dominates == [True, ratio == 1]
-
-
 def test_a_gain_that_is_worth_less_than_its_cost_is_neither_better_nor_cheaper() -> None:
     gain = gain_of(0.01, 0.05)
     for saving, is_better in ((-0.02, True), (-0.04, False)):
@@ -102,28 +84,6 @@ def test_a_gain_that_is_worth_less_than_its_cost_is_neither_better_nor_cheaper()
         assert (relation.is_better, relation.is_out_of_reach) == (False, is_out_of_reach)
     relation = relation_of(("a", "b"), gain, cost=CostComparison((0.5,) * 3), protocol=UNPRICED)
     assert (relation.is_better, relation.is_cheaper) == (True, False)
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "saving", "is_out_of_reach"),
-    [
-        # at -0.3 points, 3 is lost and 1 saved, but a gain is possible
-        (-0.009, 0.003, 1.0, False),
-        (-0.009, -0.002, 1.0, True),  # 2 or more is lost, and 1 is saved
-        (-0.009, -0.002, 3.0, False),
-        (0.012, 0.030, -25.0, False),  # at 2.1 points, 21 is gained and 25 paid, but 30 is possible
-        (0.012, 0.024, -25.0, True),
-    ],
-)
-def test_a_gain_that_does_not_pay_is_out_of_reach_only_if_the_whole_interval_does_not_pay(
-    low: float, high: float, saving: float, is_out_of_reach: bool
-) -> None:
-    """A point is worth 10, and the first model saves an amount."""
-    net = YearlyNet(value_of_one=1_000, training=0, saving=saving)
-    cost = CostComparison(((0.5 if saving > 0 else 2.0),) * 3, net)
-    relation = relation_of((CANDIDATE, INCUMBENT), gain_of(low, high), cost=cost, protocol=PRICED)
-    assert relation.is_out_of_reach is is_out_of_reach
-    assert relation.dominates is (relation.net is not None and relation.net > 0)
 
 
 # Properties of all decisions.
@@ -278,33 +238,3 @@ def test_more_evidence_for_the_fine_tuned_models_never_moves_the_outcome_away_fr
 
 
 # The cases that the nine rules before this relation decided wrongly.
-
-
-@pytest.mark.parametrize(
-    ("scores", "ratio", "expected"),
-    [
-        ({CANDIDATE: 0.03, BAG: 0.03}, 1.0, Decision(STAY, BAG, (BAG,))),
-        ({CANDIDATE: 0.03, PROBE: 0.03}, 1.0, Decision(STAY, CANDIDATE, (PROBE,))),
-        ({CANDIDATE: 0.0, HYBRID: 0.0}, 67, Decision(STAY, INCUMBENT, (INCUMBENT,))),
-        ({CANDIDATE: 0.0}, 0.01, Decision(FINE_TUNE, CANDIDATE)),
-    ],
-    ids=[
-        "a retrained baseline is as good as the candidate",
-        "a baseline that was not the best on validation is as good",
-        "an equal hybrid costs 67 times as much as the incumbent",
-        "an endpoint is as good at 100 times the cost",
-    ],
-)
-def test_a_case_that_was_decided_wrongly(
-    scores: dict[str, float], ratio: float, expected: Decision
-) -> None:
-    entries = [Entry(INCUMBENT)]
-    for role in scores:
-        is_tuned = role in (CANDIDATE, HYBRID)
-        entries.append(Entry(role, is_fine_tuned=is_tuned, may_replace=role == BAG))
-    roles = (INCUMBENT, *scores)
-    costs: dict[str, float | None] = dict.fromkeys(roles, ratio)
-    costs |= {INCUMBENT: 1.0}
-    halves = dict.fromkeys(combinations(roles, 2), 0.005)
-    world = World(tuple(entries), {INCUMBENT: 0.0} | scores, costs, halves)
-    assert world.decide() == expected

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 
 from tailorbird.config.evaluation import CalibrationGateConfig
-from tailorbird.evaluation.gates.base import Bound, Gate, State
+from tailorbird.evaluation.gates.base import State
 from tailorbird.evaluation.gates.cost import ServingUsage, Tokens, TrainingUsage
 from tailorbird.evaluation.verdict.decide import Outcome
-from tailorbird.evaluation.verdict.explain import open_gates
 from tailorbird.evaluation.verdict.formatting import points
 from tailorbird.evaluation.verdict.inputs import Anchor, TrainedRows, VerdictInputs
 from tailorbird.evaluation.verdict.protocol import NO_GATES, TestProtocol
@@ -228,25 +227,6 @@ def test_a_verdict_has_at_most_eight_sentences_with_the_answers_the_models_and_t
     assert all(claims[claim] for claim in made)
     if verdict.outcome in (Outcome.FINE_TUNE, Outcome.HYBRID):
         assert "does not dominate" not in deciding
-
-
-def test_each_group_that_cannot_be_assessed_is_named_with_the_rows_needed() -> None:
-    def bound(group: str, state: State, needed: int | None) -> Bound:
-        what = f"change for sex = {group}"
-        interval = (-0.05, 0.03)
-        return Bound(what, -0.01, interval, limit=-0.03, n=200, state=state, rows_needed=needed)
-
-    bounds = (
-        bound("female", State.NOT_ASSESSABLE, 1300),
-        bound("male", State.PASSES, None),
-        bound("unstated", State.NOT_ASSESSABLE, 5000),
-    )
-    [reason] = open_gates((Gate("groups", State.NOT_ASSESSABLE, bounds),), regulated=True)
-    assert "sex = female (200 of about 1,300 test rows needed) and sex = unstated" in reason
-    assert "= male" not in reason
-    assert reason.endswith("but a regulated recipe requires it to pass")
-    [reason] = open_gates((Gate("cost", State.NOT_ASSESSABLE, (), "it is not measured"),))
-    assert reason.endswith(": it is not measured")
 
 
 NOTHING = without_candidate(

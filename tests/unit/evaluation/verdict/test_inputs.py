@@ -11,7 +11,6 @@ from tailorbird.evaluation.verdict.inputs import (
     Anchor,
     TrainedRows,
     VerdictInputs,
-    model_predictions,
     require_same_rows,
     without_trained_rows,
 )
@@ -99,12 +98,6 @@ def test_answers_to_other_rows_of_a_suite_or_without_valid_scores_are_refused() 
     del missing[name]
     with pytest.raises(ValueError, match="suite-general"):
         require_same_rows(inputs_of_tables(CHAT, missing), protocol=protocol_of(CHAT))
-
-
-def test_the_tables_of_a_role_are_found_by_their_names() -> None:
-    model = model_predictions("candidate", TABLES | CHAT_TABLES)
-    assert sorted(model.changed) == ["counterfactual", "noise", "suite-general"]
-    assert model_predictions("centroid", TABLES).clean.model == "centroid"
 
 
 @pytest.mark.parametrize("measures", [{}, {"token_f1": np.full(90, np.nan)}])

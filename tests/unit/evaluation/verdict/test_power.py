@@ -6,12 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tailorbird.evaluation.predictions import Predictions
-from tailorbird.evaluation.statistics.scoring import score_table
 from tailorbird.evaluation.verdict.decide import Outcome
 from tailorbird.evaluation.verdict.inputs import VerdictInputs
 from tailorbird.evaluation.verdict.parts import Power
-from tailorbird.evaluation.verdict.power import with_score
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.evaluation.verdict.reach import reach_verdict
 from tailorbird.evaluation.verdict.types import Verdict
@@ -118,14 +115,6 @@ def test_the_rows_needed_grow_with_a_smaller_gain_and_give_the_power_that_they_c
     assert again.at_expected_gain == pytest.approx(0.8, abs=0.1)
 
 
-def test_no_number_of_rows_is_enough_for_a_gain_of_the_minimum() -> None:
-    powers = power_of(
-        simulated_rows(np.random.default_rng(5), N), protocol_for(N, expected_gain=0.01)
-    )
-    assert powers.rows_needed is None
-    assert powers.at_expected_gain == powers.at_minimum_gain < 0.6
-
-
 def test_the_strongest_model_without_fine_tuning_is_the_one_to_beat() -> None:
     inputs = inputs_of_right(incumbent=right(1300), candidate=right(1310), bag_of_words=right(1340))
     powers = power_of(inputs, PROTOCOL)
@@ -141,30 +130,6 @@ def test_a_lower_cost_and_the_gates_count() -> None:
     harmed = Simulation(num_rows=4000, candidate=0.80, by_group={"unstated": 0.50})
     powers = power_of(inputs_of_tables(harmed, tables_of(harmed)), protocol_of(harmed))
     assert (powers.at_expected_gain, powers.rows_needed, powers.limited_by) == (0.0, None, "gates")
-
-
-def test_an_open_gate_of_a_regulated_recipe_is_assumed_to_pass() -> None:
-    simulation = Simulation(num_rows=1000)
-    inputs = inputs_of_tables(simulation, tables_of(simulation))
-    regulated = replace(simulation, evaluation={"regulated": True})
-    verdict = reach_verdict(inputs, protocol=protocol_of(regulated))
-    assert not verdict.model("candidate").passes
-    assert verdict.power is not None
-    power = power_of(inputs, protocol_of(simulation))
-    assert verdict.power.at_expected_gain == power.at_expected_gain
-    assert verdict.power.rows_needed == power.rows_needed
-
-
-@pytest.mark.parametrize(
-    ("metric", "target"), [("accuracy", 0.9), ("accuracy", 0.5), ("macro_f1", 0.8)]
-)
-def test_random_rows_are_changed_until_the_score_is_the_target(metric: str, target: float) -> None:
-    table: Predictions = simulated_classes(np.random.default_rng(1), 1000).candidate.clean
-    changed = with_score(table, target=target, metric=metric)
-    assert score_table(metric, changed) == pytest.approx(target, abs=0.003)
-    rows = np.flatnonzero(changed.scores != table.scores)
-    assert len({*(rows // 100).tolist()}) == 10  # everywhere in the table
-    assert changed.scores.tolist() == [*map(str.__eq__, changed.labels, changed.outputs)]
 
 
 SIMULATIONS = {
