@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tailorbird.registry.champion import Champion, ChangeReason, ParityResult, PreviousChampion
+from tailorbird.registry.champion import Champion, ChangeReason, ParityResult
 
 NOW = "2026-03-01T00:00:00+00:00"
 PARITY = ParityResult(rows=64, matching=63, ties=2, at=NOW)
@@ -25,11 +25,3 @@ def test_parity_is_needed_once_and_not_after_a_rollback() -> None:
     assert not champion(
         reason=ChangeReason(change="rollback", text="rolled back from full-2: slow")
     ).needs_parity
-
-
-def test_a_former_champion_keeps_the_fields_of_the_champion() -> None:
-    previous = champion(parity=PARITY).as_previous
-    assert previous == PreviousChampion(
-        uri="s3://m/t/versions/full-1", digest="1", run="s3://m/t/runs/r", parity=PARITY
-    )
-    assert champion(previous=(previous,)).previous[0].parity == PARITY

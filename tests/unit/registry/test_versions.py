@@ -10,6 +10,7 @@ from tailorbird.models.loading import checked_copy
 from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.hybrid_routing import Routing
 from tailorbird.registry.hybrids import hybrid_config
+from tailorbird.registry.kinds import KINDS, Kind
 from tailorbird.registry.shared_base import versions_on_same_base
 from tailorbird.registry.version_files import version_faults
 from tailorbird.registry.versions import (
@@ -22,16 +23,12 @@ from tailorbird.registry.versions import (
     VersionConfig,
     calls_endpoint,
     register,
+    spec_at,
     write_config,
 )
 from tests import build
 
 PLAIN = build.version_config(kind="probe", classes=("a", "b")).model_dump(mode="json")
-ROUTING = {"by": "group", "column": "sex", "values": ["f"], "threshold": None}
-PARTS = {
-    "first": {"uri": "s3://models/task/versions/probe-1", "digest": "1"},
-    "second": {"uri": "s3://models/task/versions/full-2", "digest": "2"},
-}
 ENDPOINT = {
     "url": "https://host/v1",
     "model": "m",
@@ -47,16 +44,6 @@ def version(kind: str, **changed: Any) -> ModelVersion:
 
 def parsed(content: dict[str, Any]) -> VersionConfig:
     return VersionConfig.model_validate_json(json.dumps(content))
-
-
-@pytest.mark.parametrize("routing", [ROUTING, {"by": "cascade", "threshold": 0.7}])
-def test_a_hybrid_survives_a_json_round_trip(routing: dict[str, Any]) -> None:
-    config = parsed(PLAIN | {"kind": "hybrid", "hybrid": {"routing": routing, **PARTS}})
-    assert config.hybrid is not None
-    assert isinstance(config.hybrid.routing, Routing)
-    assert config.hybrid.second.digest == "2"
-    assert VersionConfig.model_validate_json(config.model_dump_json()) == config
-    assert VersionConfig.model_validate(json.loads(config.model_dump_json())) == config
 
 
 def test_the_config_of_a_hybrid_has_both_parts_and_the_classes_of_both() -> None:
@@ -133,12 +120,6 @@ def test_heads_on_the_same_base_are_served_with_a_probe_but_not_with_a_bag_of_wo
 PROMPTED = {"kind": "endpoint_zero_shot", "prompting": {"system": None, "max_new_tokens": 8}}
 
 
-def test_an_endpoint_has_the_task_of_its_classes() -> None:
-    answers = PROMPTED | {"endpoint": ENDPOINT}
-    assert parsed(PLAIN | answers).task == "classification"
-    assert parsed(PLAIN | answers | {"classes": []}).task == "chat"
-
-
 def test_an_endpoint_needs_no_weights_and_shares_no_base_model(tmp_path: Path) -> None:
     task_uri = (tmp_path / "task").as_uri()
     for name in ("endpoint", "probe"):
@@ -173,3 +154,10 @@ def test_labels_are_integers_only_if_the_label_column_holds_integers() -> None:
         1,
         "none",
     ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("runtime", ["", "-torch-bfloat16", "-onnxruntime-int8"])
+def test_the_name_of_a_version_has_its_kind(kind: Kind, runtime: str) -> None:
+    name = f"{kind.replace('_', '-')}{runtime}-0123456789ab"
+    assert spec_at(f"s3://registry/task/versions/{name}") is KINDS[kind]

@@ -42,7 +42,7 @@ def test_a_stage_is_computed_once_per_inputs(tmp_path: Path) -> None:
     assert all(uri.startswith(f"{tmp_path.as_uri()}/stages/x-") for uri in calls)
 
 
-def test_an_interrupted_stage_leaves_no_files_and_is_computed_again(tmp_path: Path) -> None:
+def test_an_interrupted_stage_leaves_no_files(tmp_path: Path) -> None:
     def interrupted(uri: str) -> float:
         storage.write_bytes(f"{uri}/weights/model", b"0.5")
         raise KeyboardInterrupt
@@ -50,9 +50,6 @@ def test_an_interrupted_stage_leaves_no_files_and_is_computed_again(tmp_path: Pa
     with pytest.raises(KeyboardInterrupt):
         cached_stage(tmp_path.as_uri(), "x", output=float, inputs={}, compute=interrupted)
     assert not storage.list_files(tmp_path.as_uri(), missing_ok=True)
-    assert (
-        cached_stage(tmp_path.as_uri(), "x", output=float, inputs={}, compute=lambda _: 0.5) == 0.5
-    )
 
 
 @pytest.mark.parametrize("resumes", [False, True])
