@@ -6,12 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from cluster.progress import (
-    SILENT,
     ActivityEvent,
     RowsEvent,
-    StageEvent,
     byte_reporter,
-    current_progress,
     reporting_to,
     tracked,
 )
@@ -27,25 +24,6 @@ def test_tracked_batches_report_how_many_rows_are_done_until_all_are(
     with reporting_to(recorder):
         assert list(tracked([[1, 2], [3, 4], [5]], total=5)) == [[1, 2], [3, 4], [5]]
     assert recorder.events == [RowsEvent(2, 5, 1.0), RowsEvent(4, 5, 1.0)]
-
-
-def test_progress_is_silent_outside_the_tasks_of_a_run() -> None:
-    recorder = ProgressRecorder()
-    with reporting_to(recorder):
-        assert current_progress() is recorder
-    assert current_progress() is SILENT
-    assert list(tracked([[1]], total=1)) == [[1]]
-    assert recorder.events == []
-
-
-def test_the_name_of_a_stage_is_the_text_before_the_colon() -> None:
-    recorder = ProgressRecorder()
-    recorder.stage("sweep: 4 trials, target 0.6")
-    recorder.stage("seed 1: again", name="seeds")
-    assert recorder.of_kind(StageEvent) == [
-        StageEvent("sweep: 4 trials, target 0.6", "sweep"),
-        StageEvent("seed 1: again", "seeds"),
-    ]
 
 
 def test_bytes_are_reported_in_mb_after_each_interval(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from cluster import event_queue, remote
-from cluster.progress import SILENT, ActivityEvent, NoteEvent, current_progress, reporting_to
+from cluster.progress import ActivityEvent, NoteEvent, current_progress
 from cluster.ranks import remote_ranks
 from cluster.remote import map_remote, run_remote
 from cluster.resources import Holder, Resources
@@ -74,18 +74,6 @@ def test_the_process_of_a_task_with_gpus_ends_with_the_task(
     monkeypatch.setattr(ray, "remote", remote_of_ray)
     run_remote(add, resources=Resources(1, gpus))
     assert created == [max_calls]
-
-
-def test_without_an_event_queue_the_wait_is_reported_to_the_command(waits: list[bool]) -> None:
-    waits += [True, False]
-    recorder = ProgressRecorder()
-    with reporting_to(recorder):
-        assert run_remote(max, resources=Resources(2))(1, 2) == 2
-    assert [event.text for event in recorder.of_kind(ActivityEvent)] == [
-        "waiting for 2 CPUs, held by `tailorbird run a.yaml` (2 CPUs)",
-        "the task has started",
-    ]
-    assert current_progress() is SILENT
 
 
 @pytest.mark.parametrize(
