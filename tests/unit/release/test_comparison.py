@@ -85,7 +85,6 @@ def tokens(*pairs: tuple[float, float]) -> tuple[ServedToken, ...]:
     [
         (((-0.55, 3.0), (-0.15, 4.0)), "a", True, False),
         (((-0.5, 3.0),), "a", False, False),
-        (((-0.5, 3.0), (-0.1, 3.0)), "b", False, False),
         (((float("nan"), 0.0), (-0.1, 0.0)), "a", False, False),
         (((-1.5, 0.0),), "b", False, False),  # a tie with another probability
         (((-0.5, 0.0), (-0.4, 0.0)), "a", False, False),  # another probability after a tie

@@ -62,27 +62,15 @@ def groups(documents: list[dict[str, Any]]) -> dict[str, tuple[int, int, int]]:
 def test_a_manifest_mounts_the_recipe_at_the_path_of_its_command(to: str, part: str) -> None:
     documents = rendered(to, "name=another", part=part)
     assert len(documents) == len(build(part)) + 1
-    (owner,) = of_kind(documents, "RayJob", "Job", "CronJob")
-    if to == "rayjob":
-        pod = owner["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
-        command = owner["spec"]["entrypoint"].removesuffix(" --keep-log")
-    else:
-        of_job = owner["spec"]["jobTemplate"]["spec"] if to == "watch" else owner["spec"]
-        pod = of_job["template"]["spec"]
-        command = " ".join(pod["containers"][0]["command"]).partition(" --push ")[0]
-    (volume,) = (volume for volume in pod["volumes"] if volume["name"] == "recipe")
-    (mount,) = (
-        mount for mount in pod["containers"][0]["volumeMounts"] if mount["name"] == "recipe"
-    )
-    (config,) = (
-        document
-        for document in documents
-        if document["metadata"]["name"] == volume["configMap"]["name"]
-    )
-    assert config["metadata"]["namespace"] == owner["metadata"]["namespace"]
+    (config,) = (each for each in documents if each["metadata"]["name"].startswith("recipe-"))
     ((file, text),) = config["data"].items()
-    assert f"{mount['mountPath']}/{file}" in command.split()
     assert Recipe.model_validate(yaml.safe_load(text)) == recipe("name=another")
+    (owner,) = of_kind(documents, "RayJob", "Job", "CronJob")
+    assert config["metadata"]["namespace"] == owner["metadata"]["namespace"]
+    assert RECIPE_FILE in str(owner["spec"])  # in the command
+    (pod,) = (pod for pod in pods_of(documents) if config["metadata"]["name"] in str(pod.spec))
+    (mount,) = (each for each in pod.containers[0]["volumeMounts"] if each["name"] == "recipe")
+    assert f"{mount['mountPath']}/{file}" == RECIPE_FILE
 
 
 @pytest.mark.parametrize(
@@ -219,15 +207,17 @@ def test_the_key_of_an_endpoint_is_read_from_a_secret() -> None:
     assert "HOST_KEY" not in str(of_kind(rendered("rayjob"), "RayJob"))
 
 
-def test_a_run_and_a_watch_have_the_keys_of_endpoints_for_the_champion() -> None:
-    (job,) = of_kind(rendered("rayjob"), "RayJob")
-    (watch,) = of_kind(rendered("watch", part="prod/watch"), "CronJob")
-    head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+@pytest.mark.parametrize(
+    ("to", "part", "role"), [("rayjob", "prod/job", "training"), ("watch", "prod/watch", "watch")]
+)
+def test_only_the_head_of_a_run_and_a_watch_have_the_keys_of_endpoints_for_the_champion(
+    to: str, part: str, role: str
+) -> None:
     keys = {"secretRef": {"name": ENDPOINT_KEYS, "optional": True}}
-    for pod in (head, watch["spec"]["jobTemplate"]["spec"]["template"]["spec"]):
-        assert keys in pod["containers"][0]["envFrom"]
-    for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]:
-        assert keys not in group["template"]["spec"]["containers"][0]["envFrom"]
+    (pod,) = (pod for pod in pods_of(rendered(to, part=part)) if ENDPOINT_KEYS in str(pod.spec))
+    assert pod.labels["tailorbird.io/role"] == role
+    assert pod.labels.get("ray.io/node-type", "head") == "head"
+    assert keys in pod.containers[0]["envFrom"]
 
 
 def test_the_replicas_of_an_endpoint_have_its_key_and_no_gpu(
@@ -237,11 +227,7 @@ def test_the_replicas_of_an_endpoint_have_its_key_and_no_gpu(
     monkeypatch.setattr("tailorbird.release.manifests._serve_config", lambda *_, **__: champion)
     overrides = ("serving.gpus_per_replica=1", *DRAINABLE)
     (service,) = of_kind(rendered("rayservice", *overrides, part="prod/service"), "RayService")
-    (group,) = (
-        group
-        for group in service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
-        if group["replicas"]
-    )
+    (group,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     (container,) = group["template"]["spec"]["containers"]
     assert "nvidia.com/gpu" not in container["resources"]["limits"]
     reference = {"secretKeyRef": {"name": "endpoint-keys", "key": "HOST_KEY"}}
@@ -304,19 +290,17 @@ def test_two_tasks_of_a_namespace_share_no_document_and_no_store(to: str, part: 
         assert f"http://{gateway['metadata']['name']}:9091" in str(job)
         # the alerts on a watch match the series of its Pushgateway by this label
         assert gateway["spec"]["selector"][WATCH] == job["metadata"]["name"]
-        selector = {"matchLabels": gateway["spec"]["selector"]}
-        assert [matches(selector, pod.labels) for pod in pods_of(first)].count(True) == 1
-        assert not any(matches(selector, pod.labels) for pod in pods_of(second))
     for service in of_kind(first, "RayService"):
         address = service["spec"]["rayClusterConfig"]["gcsFaultToleranceOptions"]["redisAddress"]
         (store,) = of_kind(first, "Service")
         (database,) = of_kind(first, "StatefulSet")
         assert address == f"{store['metadata']['name']}:6379"
         assert database["spec"]["serviceName"] == store["metadata"]["name"]
-        selectors = [{"matchLabels": store["spec"]["selector"]}, database["spec"]["selector"]]
-        for selector in selectors:
-            assert [matches(selector, pod.labels) for pod in pods_of(first)].count(True) == 1
-            assert not any(matches(selector, pod.labels) for pod in pods_of(second))
+        assert database["spec"]["selector"]["matchLabels"] == store["spec"]["selector"]
+    for service in of_kind(first, "Service"):
+        selector = {"matchLabels": service["spec"]["selector"]}
+        assert [matches(selector, pod.labels) for pod in pods_of(first)].count(True) == 1
+        assert not any(matches(selector, pod.labels) for pod in pods_of(second))
 
 
 def test_the_operator_does_not_cut_the_names_of_a_services_and_a_runs_dependents() -> None:

@@ -14,7 +14,6 @@ from cluster.display.console import Display, display
 from cluster.progress import (
     ActivityEvent,
     EpochEvent,
-    LineEvent,
     NoteEvent,
     PlanEvent,
     PlannedStage,
@@ -91,20 +90,6 @@ def test_a_log_has_a_plain_line_for_each_event_and_the_time_of_each_stage() -> N
         "  trial 337d2 epoch 1, step 3/25, loss 1.000, 7 rows/s, about 50 s left",
         "  trial 337d2 epoch 1: validation 0.700, loss 1.000, 9 rows/s",
     ]
-
-
-@pytest.mark.parametrize(
-    ("is_terminal", "has_terminal_output"), [(False, False), (True, False), (True, True)]
-)
-def test_lines_are_on_standard_output_unless_both_are_terminals(
-    is_terminal: bool, has_terminal_output: bool
-) -> None:
-    out = console(is_terminal=is_terminal)
-    lines = console(is_terminal=has_terminal_output)
-    with display(out, lines=lines) as progress:
-        progress.report(LineEvent("a line with [b]"))
-    assert text_of(lines) == ("" if has_terminal_output else "a line with [b]\n")
-    assert ("a line" in text_of(out)) == has_terminal_output
 
 
 @pytest.mark.parametrize("is_terminal", [False, True])
