@@ -1,4 +1,4 @@
-"""Tests of the config of a version and of its registration."""
+"""Tests of the config of a version, of its registration and of a champion."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tailorbird.models.loading import checked_copy
+from tailorbird.registry.champion import Champion, ChangeReason, ParityResult
 from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.hybrid_routing import Routing
 from tailorbird.registry.hybrids import hybrid_config
@@ -134,3 +135,14 @@ def test_labels_are_integers_only_if_the_label_column_holds_integers() -> None:
 def test_the_name_of_a_version_has_its_kind(kind: Kind, runtime: str) -> None:
     name = f"{kind.replace('_', '-')}{runtime}-0123456789ab"
     assert spec_at(f"s3://registry/task/versions/{name}") is KINDS[kind]
+
+
+def test_parity_is_needed_once_and_not_after_a_rollback() -> None:
+    promoted = ChangeReason(change="promotion", text="FINE_TUNE")
+    fields = {"uri": "s3://m/t/versions/full-1", "digest": "1", "run": "", "version": "full-1"}
+    champion = Champion.model_validate(fields | {"reason": promoted, "since": "2026"})
+    assert champion.needs_parity
+    parity = ParityResult(rows=64, matching=63, at="2026")
+    assert not champion.model_copy(update={"parity": parity}).needs_parity
+    rolled_back = ChangeReason(change="rollback", text="slow")
+    assert not champion.model_copy(update={"reason": rolled_back}).needs_parity
