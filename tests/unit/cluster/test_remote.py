@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from cluster import event_queue, remote
-from cluster.progress import ActivityEvent, NoteEvent, current_progress
+from cluster.progress import ActivityEvent, NoteEvent, RowsEvent, byte_reporter, current_progress
 from cluster.ranks import remote_ranks
 from cluster.remote import map_remote, run_remote
 from cluster.resources import Holder, Resources
@@ -132,3 +132,22 @@ def test_a_lost_event_queue_is_reported_unless_ray_is_shut_down(
     with event_queue.forward_events(recorder):
         pass
     assert len(recorder.of_kind(NoteEvent)) == is_initialized
+
+
+def test_bytes_are_reported_in_mb_after_each_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder, clock = ProgressRecorder(), iter([0.0, 0.5, 2.0, 3.0])
+    monkeypatch.setattr("cluster.progress.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    report = byte_reporter(recorder)
+    for text, done in (
+        ("checking a", 1),
+        ("checking a", 2 * 10**6),
+        ("checking a", 4 * 10**6),
+        ("checking b", 1),
+    ):
+        report(text, done, 8 * 10**6)
+    expected = [
+        ActivityEvent("checking a"),
+        RowsEvent(4, 8, 2.0, unit="MB"),
+        ActivityEvent("checking b"),
+    ]
+    assert recorder.events == expected

@@ -1,6 +1,5 @@
 """A rendered manifest contains the recipe and has room for its workers."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from tailorbird.release.manifests import (
     ENDPOINT_KEYS,
     RECIPE_FILE,
     RUN,
-    SERVICE,
     WATCH,
     ServedChampion,
     endpoint_keys,
@@ -76,7 +74,7 @@ def test_a_manifest_mounts_the_recipe_at_the_path_of_its_command(to: str, part: 
 @pytest.mark.parametrize(
     ("overrides", "cpu", "gpu"),
     [
-        (("training.num_workers=[1, 5]", "training.batch_size=60"), (1, 1, 2), (0, 0, 4)),
+        (("training.num_workers=[7, 9]", "training.batch_size=504"), (2, 2, 3), (0, 0, 4)),
         (
             ("tuning.max_concurrent_trials=8", "tuning.num_trials=4", "training.cpus_per_worker=2"),
             (1, 1, 4),
@@ -166,38 +164,6 @@ def test_a_probe_without_a_namespace_is_refused() -> None:
         render_manifest(recipe(), to="monitoring")
 
 
-@pytest.mark.parametrize(
-    ("to", "part"), [("rayservice", "staging/service"), ("rayjob", "prod/job")]
-)
-def test_budgets_policies_and_spread_constraints_select_only_their_own_service_or_run(
-    to: str, part: str
-) -> None:
-    documents = rendered(to, "name=one", part=part)
-    other_pods = pods_of(rendered(to, "name=two", part=part))
-    label = SERVICE if to == "rayservice" else RUN
-    specs = {
-        document["metadata"]["name"]: document["spec"]
-        for document in of_kind(documents, "PodDisruptionBudget", "NetworkPolicy")
-        if label in json.dumps(document)
-    }
-    services = {"within-serving", "serving-head", "gateway-to-serve", "client-to-serving"}
-    (name,) = (each["metadata"]["name"] for each in of_kind(documents, "RayService", "RayJob"))
-    expected = services if to == "rayservice" else {"within-training"}
-    assert specs.keys() == {f"{each}-{name}" for each in expected}
-    selectors = [spec.get("podSelector") or spec["selector"] for spec in specs.values()]
-    selectors += [
-        constraint["labelSelector"]
-        for pod in pods_of(documents)
-        for constraint in pod.spec.get("topologySpreadConstraints", [])
-    ]
-    for selector in selectors:
-        assert any(matches(selector, pod.labels) for pod in pods_of(documents))
-        assert not any(matches(selector, pod.labels) for pod in other_pods)
-    for spec in specs.values():
-        for peer in spec.get("ingress", [{"from": []}])[0]["from"]:
-            assert not any(matches(peer["podSelector"], pod.labels) for pod in other_pods)
-
-
 def test_the_key_of_an_endpoint_is_read_from_a_secret() -> None:
     endpoint = "evaluation.endpoint={url: 'https://host/v1', model: m, api_key: 'env://HOST_KEY'}"
     (job,) = of_kind(rendered("rayjob", endpoint), "RayJob")
@@ -270,13 +236,16 @@ def test_an_invalid_target_or_base_is_refused(to: str, base: str | None, message
     ("to", "part"),
     [
         ("rayservice", "prod/service"),
+        ("rayservice", "staging/service"),
         ("preflight", "prod/preflight"),
         ("rayjob", "prod/job"),
         ("promote", "prod/promote"),
         ("watch", "prod/watch"),
     ],
 )
-def test_two_tasks_of_a_namespace_share_no_document_and_no_store(to: str, part: str) -> None:
+def test_two_tasks_of_a_namespace_share_no_document_and_select_no_pod_of_each_other(
+    to: str, part: str
+) -> None:
     """A prune or a deletion of one task would remove the shared ones of the other."""
     first = rendered(to, "name=first", *DRAINABLE, part=part)
     second = rendered(to, "name=second", *DRAINABLE, part=part)
@@ -297,9 +266,21 @@ def test_two_tasks_of_a_namespace_share_no_document_and_no_store(to: str, part: 
         assert address == f"{store['metadata']['name']}:6379"
         assert database["spec"]["serviceName"] == store["metadata"]["name"]
         assert database["spec"]["selector"]["matchLabels"] == store["spec"]["selector"]
-    for service in of_kind(first, "Service"):
-        selector = {"matchLabels": service["spec"]["selector"]}
-        assert [matches(selector, pod.labels) for pod in pods_of(first)].count(True) == 1
+    selectors = [{"matchLabels": each["spec"]["selector"]} for each in of_kind(first, "Service")]
+    budgets = of_kind(first, "PodDisruptionBudget")
+    assert len(budgets) == (to == "rayservice")
+    selectors += [budget["spec"]["selector"] for budget in budgets]
+    peers = []
+    for policy in of_kind(first, "NetworkPolicy"):
+        selectors.append(policy["spec"]["podSelector"])
+        for rule in policy["spec"].get("ingress", []):
+            peers += [peer for peer in rule["from"] if "namespaceSelector" not in peer]
+    for pod in pods_of(first):
+        constraints = pod.spec.get("topologySpreadConstraints", [])
+        selectors += [constraint["labelSelector"] for constraint in constraints]
+    for selector in selectors:
+        assert any(matches(selector, pod.labels) for pod in pods_of(first))
+    for selector in (*selectors, *(peer["podSelector"] for peer in peers)):
         assert not any(matches(selector, pod.labels) for pod in pods_of(second))
 
 

@@ -102,7 +102,7 @@ def hybrid_with_endpoint(
     """Return a hybrid whose second part is an endpoint, and its probes: confidences of the first
     part rise with the number of the row.
 
-    `unanswered` is the output of the endpoint for row 0.
+    `unanswered` is the output of the endpoint for the first half of each group.
     """
     outputs = ["bone", "eye"] * 20
     texts = [str(row) for row in range(40)]
@@ -113,7 +113,7 @@ def hybrid_with_endpoint(
     for role in ("incumbent", "candidate"):
         answers = outputs
         if role == "candidate":
-            answers = [unanswered, *outputs[1:]]
+            answers = ([unanswered] * 10 + outputs[:10]) * 2
         table = build.predictions(
             answers, outputs, confidences=np.linspace(0, 1, 40), groups=groups
         )
@@ -152,12 +152,10 @@ def test_few_rows_of_a_hybrid_go_to_its_endpoint_and_they_are_checked_apart(
     _, probes = hybrid_with_endpoint(monkeypatch, tmp_path, routing=routing, unanswered=unanswered)
     paid = {int(each.row_id) for each in probes if each.part == "second"}
     exact = {int(each.row_id) for each in probes if each.part is None}
-    halves = [set(range(20)), set(range(20, 40))]
-    if routing is BY_GROUP:
-        halves.reverse()
+    start = 20 if routing is BY_GROUP else 0
     assert len(paid) == parity.MAX_ENDPOINT_PROBES
-    assert paid <= halves[0] - {0}  # the service refuses to answer row 0
-    assert exact == halves[1]
+    assert paid < set(range(start + 10, start + 20))  # the service refuses the first ten rows
+    assert exact == set(range(40)) - set(range(start, start + 20))
     assert len(probes) == len(paid) + len(exact)
 
 
