@@ -259,10 +259,10 @@ def test_two_tasks_of_a_namespace_share_no_document_and_select_no_pod_of_each_ot
         assert f"http://{gateway['metadata']['name']}:9091" in str(job)
         # the alerts on a watch match the series of its Pushgateway by this label
         assert gateway["spec"]["selector"][WATCH] == job["metadata"]["name"]
-    for service in of_kind(first, "RayService"):
+    for database in of_kind(first, "StatefulSet"):
+        (service,) = of_kind(first, "RayService")
         address = service["spec"]["rayClusterConfig"]["gcsFaultToleranceOptions"]["redisAddress"]
         (store,) = of_kind(first, "Service")
-        (database,) = of_kind(first, "StatefulSet")
         assert address == f"{store['metadata']['name']}:6379"
         assert database["spec"]["serviceName"] == store["metadata"]["name"]
         assert database["spec"]["selector"]["matchLabels"] == store["spec"]["selector"]
