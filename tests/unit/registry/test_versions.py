@@ -146,3 +146,15 @@ def test_parity_is_needed_once_and_not_after_a_rollback() -> None:
     assert not champion.model_copy(update={"parity": parity}).needs_parity
     rolled_back = ChangeReason(change="rollback", text="slow")
     assert not champion.model_copy(update={"reason": rolled_back}).needs_parity
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_properties_of_a_kind_do_not_contradict_each_other(kind: Kind) -> None:
+    spec = KINDS[kind]
+    assert not (spec.calls_endpoint and (spec.uses_base or spec.has_bag))
+    assert not (spec.has_index and spec.has_bag)  # an index is for chat, a bag for classification
+    assert spec.learns_from_rows or not spec.holds_training_text
+    if spec.mixed is not None:
+        mixed = KINDS[spec.mixed]
+        assert mixed.is_mixed
+        assert (mixed.base, mixed.is_baseline) == (spec.base, spec.is_baseline)
