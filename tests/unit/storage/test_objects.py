@@ -10,11 +10,12 @@ from tailorbird.storage import objects, s3
 def test_other_users_can_neither_enter_a_downloaded_folder_nor_read_a_written_file(
     tmp_path: Path,
 ) -> None:
-    file = tmp_path / "source" / "inner" / "row.txt"
-    storage.write_bytes(file.as_uri(), b"a text")
-    storage.download_folder((tmp_path / "source").as_uri(), tmp_path / "copy")
-    assert [path.stat().st_mode & 0o777 for path in (file, tmp_path / "copy")] == [0o600, 0o700]
-    assert (tmp_path / "copy" / "inner" / "row.txt").read_bytes() == b"a text"
+    source, copy = (tmp_path / name for name in ("source", "copy"))
+    for name in ("row.json", "deep/inner/row.json"):
+        storage.write_json((source / name).as_uri(), {"a": 1})
+    storage.download_folder(source.as_uri(), copy)
+    assert [path.stat().st_mode & 0o777 for path in (source / "row.json", copy)] == [0o600, 0o700]
+    assert storage.read_json((copy / "deep/inner/row.json").as_uri()) == {"a": 1}
 
 
 @pytest.mark.parametrize(
