@@ -9,10 +9,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from tailorbird.config.loader import load_recipe
-from tailorbird.release.manifests import render_manifest
 from tests.k8s.crds import needs_crds, validator
-from tests.k8s.manifests import K8S, ROOT, Pod, build_part, cluster_of, of_kind, pods_of
+from tests.k8s.manifests import K8S, Pod, build_part, of_kind, pods_of
 from tests.k8s.pod_security import refusals
 from tests.k8s.test_pods import amount
 from tests.k8s.test_schemas import KUBERNETES
@@ -132,22 +130,6 @@ def test_only_the_capability_for_rdma_violates_the_level_restricted(built: dict[
     assert [container["resources"][kind][RDMA] for kind in ("requests", "limits")] == ["1", "1"]
     assert {reason.partition(": ")[2] for reason in refusals(pod)} == {"adds capabilities"}
     assert [refusals(other) for other in pods_of(job) if other.name != pod.name] == [[], []]
-
-
-def test_sixteen_workers_with_a_gpu_each_get_two_nodes(built: dict[str, str]) -> None:
-    overrides = ("training.num_workers=16", "training.gpus_per_worker=1", "training.batch_size=16")
-    recipe = load_recipe(
-        ROOT / "recipes" / "icd10_coder_chat.yaml", overrides=(*overrides, "tuning.num_trials=1")
-    )
-    rendered = documents_of(render_manifest(recipe, to="rayjob", base=built["job"]).text)
-    (job,) = of_kind(rendered, "RayJob")
-    groups = cluster_of(job)["workerGroupSpecs"]
-    assert [
-        (group["groupName"], group["minReplicas"], group["maxReplicas"]) for group in groups
-    ] == [
-        ("cpu", 0, 1),
-        ("gpu-nodes", 2, 2),
-    ]
 
 
 def test_a_changed_value_reaches_every_place(tmp_path: Path) -> None:

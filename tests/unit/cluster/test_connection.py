@@ -80,12 +80,6 @@ def test_a_configured_environment_is_not_changed(
     assert dict(os.environ) == before
 
 
-def test_without_a_stack_no_variable_is_set(tmp_path: Path) -> None:
-    before = dict(os.environ)
-    connection.use_stack(tmp_path)
-    assert dict(os.environ) == before
-
-
 @pytest.mark.parametrize(
     "address", [None, "127.0.0.1:1", "ray://127.0.0.1:1", "no-such-host.invalid:6379", "nonsense:x"]
 )
@@ -157,21 +151,18 @@ def exported(
 
 
 @pytest.mark.usefixtures("exported")
-def test_the_token_of_a_stack_is_not_sent_to_another_address() -> None:
+def test_the_token_of_a_stack_is_not_sent_to_another_address(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for same in (None, "http://127.0.0.1:3", "http://localhost:3/"):
         dashboard.use_dashboard(same)
         assert auth.read_token()
+    with monkeypatch.context() as changed:
+        changed.setenv("RAY_API_SERVER_ADDRESS", OTHER_DASHBOARD)
+        assert auth.read_token() == ""
     dashboard.use_dashboard(OTHER_DASHBOARD)
     assert auth.read_token() == ""
     assert "RAY_AUTH_TOKEN_PATH" not in os.environ
-
-
-@pytest.mark.usefixtures("exported")
-def test_the_token_of_a_stack_is_not_sent_to_another_dashboard_in_the_environment(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", OTHER_DASHBOARD)
-    assert auth.read_token() == ""
 
 
 @pytest.mark.usefixtures("exported")

@@ -9,7 +9,7 @@ import pytest
 from cluster.job_package import RECIPE_FILE, PackageError, pack, shipped_files
 from tailorbird import PACKAGES
 from tailorbird.config.base import digest
-from tailorbird.config.loader import load_recipe, recipe_text
+from tailorbird.config.loader import load_recipe
 from tailorbird.config.recipe import Recipe
 from tailorbird.storage.code_files import code_sha256, runtime_files
 
@@ -47,13 +47,6 @@ def _unpacked(content: bytes, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.stem))
-def test_a_packaged_recipe_is_read_as_the_same_recipe(path: Path, tmp_path: Path) -> None:
-    shipped = tmp_path / RECIPE_FILE
-    shipped.write_text(recipe_text(load_recipe(path)), encoding="utf-8")
-    assert digest(load_recipe(shipped)) == digest(load_recipe(path))
-
-
 def test_tracked_files_are_packaged_as_they_are_in_the_working_tree(
     root: Path, recipe: Recipe, tmp_path: Path
 ) -> None:
@@ -63,22 +56,14 @@ def test_tracked_files_are_packaged_as_they_are_in_the_working_tree(
     (root / "page.md").write_text("as it is now\n")
     (root / "gone.md").unlink()
     (root / "never-added.csv").write_text("text\n")
+    (root / "tailorbird" / "data" / "new_module.py").write_text("VALUE = 1\n")
     folder = _unpacked(pack(root, recipe=recipe), tmp_path / "shipped")
     assert (folder / "page.md").read_text() == "as it is now\n"
     assert digest(load_recipe(folder / RECIPE_FILE)) == digest(recipe)
+    assert code_sha256(runtime_files(folder)) == code_sha256(runtime_files(root))
     assert not any(
         (folder / name).exists() for name in (".env", ".git", "gone.md", "never-added.csv")
     )
-
-
-def test_the_packaged_code_has_the_sha256_of_the_local_code(
-    root: Path, recipe: Recipe, tmp_path: Path
-) -> None:
-    _git(root, "init", "-q")
-    _git(root, "add", ".")
-    (root / "tailorbird" / "data" / "new_module.py").write_text("VALUE = 1\n")
-    shipped = _unpacked(pack(root, recipe=recipe), tmp_path / "shipped")
-    assert code_sha256(runtime_files(shipped)) == code_sha256(runtime_files(root))
 
 
 def test_without_a_git_checkout_only_runtime_files_are_packaged(root: Path) -> None:
@@ -90,42 +75,11 @@ def test_without_a_git_checkout_only_runtime_files_are_packaged(root: Path) -> N
     }
 
 
-def test_a_wheel_ships_only_the_packages_even_if_its_folder_is_tracked_by_git(root: Path) -> None:
-    """A wheel's folder has other packages, and the recipes and manifests of the project inside
-    `tailorbird`."""
-    site_packages = root / "venv" / "site-packages"
-    for name in PACKAGES:
-        (site_packages / name).mkdir(parents=True)
-        (site_packages / name / "__init__.py").touch()
-    for name in ("tailorbird/k8s/jobs", "tailorbird/recipes", "requests"):
-        (site_packages / name).mkdir(parents=True)
-    for name in (
-        "tailorbird/k8s/jobs/rayjob.yaml",
-        "tailorbird/recipes/own.yaml",
-        "requests/api.py",
-        "ours.pth",
-    ):
-        (site_packages / name).touch()
-    _git(root, "init", "-q")
-    _git(root, "add", "-f", ".")
-    assert set(shipped_files(site_packages)) == {f"{name}/__init__.py" for name in PACKAGES}
-
-
 def test_an_error_of_git_is_reported_instead_of_packaging_fewer_files(root: Path) -> None:
     _git(root, "init", "-q")
     (root / ".git" / "index").write_bytes(b"no index at all, and long enough")
     with pytest.raises(PackageError):
         shipped_files(root)
-
-
-def test_the_same_files_give_the_same_package_and_other_files_another(
-    root: Path, recipe: Recipe
-) -> None:
-    first = pack(root, recipe=recipe)
-    (root / "pyproject.toml").touch()
-    assert pack(root, recipe=recipe) == first
-    (root / "pyproject.toml").write_text("[tool]\n")
-    assert pack(root, recipe=recipe) != first
 
 
 def test_the_error_for_a_package_over_the_limit_lists_the_largest_files(

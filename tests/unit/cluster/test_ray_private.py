@@ -2,8 +2,6 @@
 changed."""
 
 import importlib
-import math
-import time
 from typing import Any
 
 import pytest
@@ -94,21 +92,3 @@ def test_a_failed_trial_of_tune_has_the_attribute_with_its_pickled_error() -> No
     from ray.tune.experiment.trial import _TrainingRunMetadata
 
     assert hasattr(_TrainingRunMetadata(), "pickled_error_filename")
-
-
-def test_slow_operations_of_tune_are_silent_and_other_warnings_are_not(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    from ray.tune.utils import util
-
-    monkeypatch.setattr(util, "START_OF_TIME", -math.inf)  # Tune does not warn in its first minute
-    monkeypatch.setattr(util.warn_if_slow, "DEFAULT_THRESHOLD", 1e-9)
-    for is_silent in (False, True):
-        if is_silent:
-            ray_private.silence_slow_tune_operations()
-        caplog.clear()
-        with util.warn_if_slow("on_step_begin"):
-            time.sleep(0.001)
-        assert ("may be a performance bottleneck" in caplog.text) != is_silent
-    util.logger.warning("another warning")
-    assert "another warning" in caplog.text

@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from cluster import event_queue, remote
-from cluster.progress import SILENT, ActivityEvent, NoteEvent, current_progress, reporting_to
+from cluster.progress import ActivityEvent, NoteEvent, RowsEvent, byte_reporter, current_progress
 from cluster.ranks import remote_ranks
 from cluster.remote import map_remote, run_remote
 from cluster.resources import Holder, Resources
@@ -76,18 +76,6 @@ def test_the_process_of_a_task_with_gpus_ends_with_the_task(
     assert created == [max_calls]
 
 
-def test_without_an_event_queue_the_wait_is_reported_to_the_command(waits: list[bool]) -> None:
-    waits += [True, False]
-    recorder = ProgressRecorder()
-    with reporting_to(recorder):
-        assert run_remote(max, resources=Resources(2))(1, 2) == 2
-    assert [event.text for event in recorder.of_kind(ActivityEvent)] == [
-        "waiting for 2 CPUs, held by `tailorbird run a.yaml` (2 CPUs)",
-        "the task has started",
-    ]
-    assert current_progress() is SILENT
-
-
 @pytest.mark.parametrize(
     ("num_ranks", "expected"), [(1, "one"), (2, "2 ranks with 2 CPUs and 2 GPUs")]
 )
@@ -144,3 +132,22 @@ def test_a_lost_event_queue_is_reported_unless_ray_is_shut_down(
     with event_queue.forward_events(recorder):
         pass
     assert len(recorder.of_kind(NoteEvent)) == is_initialized
+
+
+def test_bytes_are_reported_in_mb_after_each_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder, clock = ProgressRecorder(), iter([0.0, 0.5, 2.0, 3.0])
+    monkeypatch.setattr("cluster.progress.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    report = byte_reporter(recorder)
+    for text, done in (
+        ("checking a", 1),
+        ("checking a", 2 * 10**6),
+        ("checking a", 4 * 10**6),
+        ("checking b", 1),
+    ):
+        report(text, done, 8 * 10**6)
+    expected = [
+        ActivityEvent("checking a"),
+        RowsEvent(4, 8, 2.0, unit="MB"),
+        ActivityEvent("checking b"),
+    ]
+    assert recorder.events == expected

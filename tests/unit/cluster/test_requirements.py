@@ -12,8 +12,6 @@ def test_requirements_are_those_in_pyproject() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = requirements()
     assert wanted.python == project["requires-python"]
-    assert len(wanted.packages[ALWAYS]) == len(project["dependencies"])
-    assert ("ray", ">=2.60,<2.61") in wanted.packages[ALWAYS]
     assert wanted.packages.keys() == {ALWAYS, *project["optional-dependencies"]}
     assert "tailorbird" not in {name for name, _ in wanted.packages["dev"]}
     assert {package.line for package in wanted.group(ALWAYS)} == {*project["dependencies"]}

@@ -18,11 +18,9 @@ from tailorbird.config.training import TrainingConfig
 @pytest.mark.parametrize(
     ("node", "worker", "fits"),
     [
-        (Resources(4), Resources(2), 2),
         (Resources(3), Resources(2), 1),
         (Resources(0.3), Resources(0.1), 3),
         (Resources(8, 1), Resources(2, 1), 1),
-        (Resources(8), Resources(2, 1), 0),
     ],
 )
 def test_the_number_of_workers_on_a_node_is_limited_by_its_scarcest_resource(
@@ -31,33 +29,14 @@ def test_the_number_of_workers_on_a_node_is_limited_by_its_scarcest_resource(
     assert node.num_workers(worker) == fits
 
 
-def test_a_worker_does_not_span_two_nodes() -> None:
-    assert workers_that_fit([Resources(2), Resources(2)], Resources(3)) == 0
+def test_the_largest_node_types_fit_workers_first_up_to_the_limit_of_the_cluster() -> None:
+    small = NodeType("small", Resources(8), 4, 10)
+    large = NodeType("large", Resources(16), 8, 10)
+    assert workers_of_types([small, large], Resources(8)) == 8 * 2 + 2
+    assert workers_of_types([small, large], Resources(16)) == 8
+    assert workers_of_types((), Resources(1)) == 0
+    # a worker does not span two nodes
     assert workers_that_fit([Resources(5), Resources(3)], Resources(2)) == 3
-
-
-def test_node_types_fit_workers_up_to_their_limit() -> None:
-    types = [NodeType("small", Resources(2), 3), NodeType("gpu", Resources(8, 1), 1)]
-    assert workers_of_types(types, Resources(2)) == 3 + 4
-    assert workers_of_types(types, Resources(1, 1)) == 1
-    assert workers_of_types((), Resources(1)) == 0
-
-
-def test_node_types_together_fit_workers_up_to_the_limit_of_the_cluster() -> None:
-    content = {
-        "max_workers": 10,
-        "available_node_types": {
-            "serving": {"resources": {"CPU": 8}, "max_workers": 4},
-            "training": {"resources": {"CPU": 8}, "max_workers": 8},
-        },
-    }
-    assert workers_of_types(parse_node_types(content), Resources(8)) == 10
-    content["available_node_types"]["training"]["resources"] = {"CPU": 16}  # type: ignore[index]
-    assert (
-        workers_of_types(parse_node_types(content), Resources(8)) == 8 * 2 + 2
-    )  # the largest first
-    assert workers_of_types(parse_node_types(content), Resources(16)) == 8
-    assert workers_of_types((), Resources(1)) == 0
 
 
 def test_node_types_are_read_from_the_file_of_ray_up() -> None:
@@ -111,7 +90,6 @@ def test_a_wait_names_up_to_three_holders() -> None:
     [
         (0, 1, Resources(2)),
         (0.5, 1, Resources(4, 1)),
-        (8, 1, Resources(4, 1)),
         (8, 8, Resources(16, 8)),
     ],
 )

@@ -12,31 +12,6 @@ from tailorbird.registry.hybrid_routing import NO_GROUP, Routing, routes_to_seco
 
 GROUP = Routing(by="group", column="sex", values=("f", "x"))
 CASCADE = Routing(by="cascade", threshold=0.7)
-values = st.one_of(st.none(), st.text(max_size=3), st.sampled_from(["f", "x", "m", NO_GROUP]))
-probabilities = st.floats(0, 1)
-
-
-@given(st.lists(values))
-def test_by_group_the_second_part_answers_the_rows_with_its_values(
-    groups: list[str | None],
-) -> None:
-    routed = routes_to_second(GROUP, groups=groups)
-    assert routed.dtype == np.bool_
-    second, first = np.flatnonzero(routed).tolist(), np.flatnonzero(~routed).tolist()
-    assert sorted(second + first) == list(range(len(groups)))
-    assert {groups[row] for row in second} <= {"f", "x"}
-    assert {groups[row] for row in first}.isdisjoint({"f", "x"})
-
-
-@given(st.lists(probabilities), probabilities)
-def test_in_a_cascade_the_first_part_answers_the_rows_at_or_above_the_threshold(
-    confidences: list[float], threshold: float
-) -> None:
-    routed = routes_to_second(Routing(by="cascade", threshold=threshold), confidences=confidences)
-    second, first = np.flatnonzero(routed).tolist(), np.flatnonzero(~routed).tolist()
-    assert sorted(second + first) == list(range(len(confidences)))
-    assert all(confidences[row] < threshold for row in second)
-    assert all(confidences[row] >= threshold for row in first)
 
 
 @given(st.floats(0.0, 1.0, width=32))
@@ -51,17 +26,14 @@ def test_the_first_part_answers_a_row_on_the_threshold_for_any_dtype(confidence:
 
 
 def test_the_first_part_answers_rows_without_a_group() -> None:
-    assert routes_to_second(GROUP, groups=[None, NO_GROUP, "", "f"]).tolist() == [
-        False,
-        False,
-        False,
-        True,
-    ]
+    routed = routes_to_second(GROUP, groups=[None, NO_GROUP, "m", "f", "x"])
+    assert routed.tolist() == [False, False, False, True, True]
     assert read.NO_GROUP == NO_GROUP
 
 
 def test_the_second_part_answers_a_row_with_a_nan_confidence() -> None:
-    assert routes_to_second(CASCADE, confidences=[float("nan"), 0.9]).tolist() == [True, False]
+    routed = routes_to_second(CASCADE, confidences=[float("nan"), 0.6, 0.9])
+    assert routed.tolist() == [True, True, False]
 
 
 @pytest.mark.parametrize(

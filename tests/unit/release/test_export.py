@@ -260,24 +260,14 @@ def test_a_folder_has_template_license_prompt_and_card(chat_base: Path, tmp_path
     assert result.exit_code == 0, result.output
     value = json.loads(result.stdout)
     folder = tmp_path / "out" / "model"
-    assert (value["library"], value["folder"]) == ("peft", str(folder))
     assert TRAINING_ROWS not in value["files"]
     written = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert set(value["files"]) == written
     assert (folder / "LICENSE.txt").read_text() == "the license of the base model"
     assert (folder / "chat_template.jinja").read_text() == small_chat.TEMPLATE
-    assert json.loads((folder / "prompting.json").read_text()) == {
-        "messages": [
-            {"role": "system", "content": "be brief"},
-            {"role": "user", "content": "a"},
-            {"role": "assistant", "content": "b"},
-        ],
-        "max_new_tokens": 8,
-    }
-    assert (len(value["notes"]), value["contains_training_text"]) == (1, True)
-    card = (folder / "README.md").read_text()
-    assert yaml.safe_load(card.split("---")[1]) == {"library_name": "peft"}
-    assert 'PeftModel.from_pretrained(base, "FOLDER")' in card
+    messages = json.loads((folder / "prompting.json").read_text())["messages"]
+    assert [message["content"] for message in messages] == ["be brief", "a", "b"]
+    assert value["contains_training_text"] is True
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["model"]
 
 
@@ -285,6 +275,7 @@ def test_a_folder_has_template_license_prompt_and_card(chat_base: Path, tmp_path
     ("fields", "reason"),
     [
         ({"kind": "nearest"}, "no language model"),
+        ({"kind": "bag_of_words"}, "bag of words"),
         ({"kind": "retrieved"}, "no weights"),
         ({"exported_from": PinnedVersion(uri="s3://first", digest="d")}, "s3://first"),
         ({"hybrid": HYBRID}, "s3://first and s3://second"),
@@ -295,13 +286,6 @@ def test_a_version_that_other_libraries_cannot_load_is_refused(
 ) -> None:
     with pytest.raises(ModelError, match=reason):
         require_exportable(version(PROMPTING).model_copy(update=fields))
-
-
-def test_a_bag_of_words_is_refused(base: Path, tmp_path: Path) -> None:
-    folder = artifact_folder(tmp_path, "bag_of_words", base)
-    uri = register((tmp_path / "task").as_uri(), folder).uri
-    with pytest.raises(ModelError, match="bag of words"):
-        export_version(uri, tmp_path / "out")
 
 
 def test_the_encoder_of_a_mixed_classifier_is_exported_on_request(

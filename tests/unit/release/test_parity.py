@@ -17,7 +17,7 @@ from tailorbird.data.rows import rows_sha256
 from tailorbird.evaluation.prediction_store import save_predictions
 from tailorbird.evaluation.statistics.text_metrics import words_sha256
 from tailorbird.registry.champion import ParityResult
-from tailorbird.registry.hybrid_routing import PartName, Routing
+from tailorbird.registry.hybrid_routing import Routing
 from tailorbird.registry.versions import Hybrid, ModelVersion
 from tailorbird.release import parity, probe_requests
 from tailorbird.release.parity import (
@@ -97,13 +97,12 @@ def hybrid_with_endpoint(
     tmp_path: Path,
     *,
     routing: Routing,
-    endpoint: PartName,
     unanswered: str = "",
 ) -> tuple[ModelVersion, tuple[ParityProbe, ...]]:
-    """Return a hybrid and its probes: confidences of the first part rise with the number of the
-    row.
+    """Return a hybrid whose second part is an endpoint, and its probes: confidences of the first
+    part rise with the number of the row.
 
-    `unanswered` is the output of the endpoint for row 0.
+    `unanswered` is the output of the endpoint for the first half of each group.
     """
     outputs = ["bone", "eye"] * 20
     texts = [str(row) for row in range(40)]
@@ -111,11 +110,10 @@ def hybrid_with_endpoint(
     rows = build.rows(texts, outputs, groups=groups)
     from_endpoint = endpoint_version("http://127.0.0.1:1/v1", classes=("eye", "bone"))
     model = from_endpoint.model_copy(update={"kind": "full", "endpoint": None, "prompting": None})
-    parts = {"first": model, "second": model} | {endpoint: from_endpoint}
-    for name, role in zip(parts, ("incumbent", "candidate"), strict=True):
+    for role in ("incumbent", "candidate"):
         answers = outputs
-        if name == endpoint:
-            answers = [unanswered, *outputs[1:]]
+        if role == "candidate":
+            answers = ([unanswered] * 10 + outputs[:10]) * 2
         table = build.predictions(
             answers, outputs, confidences=np.linspace(0, 1, 40), groups=groups
         )
@@ -137,7 +135,7 @@ def hybrid_with_endpoint(
         ),
     )
     monkeypatch.setattr(parity, "read_test", lambda *_, **__: rows)
-    monkeypatch.setattr(parity, "read_parts", lambda _: tuple(parts.values()))
+    monkeypatch.setattr(parity, "read_parts", lambda _: (model, from_endpoint))
     return hybrid, parity.sample_probes(cast(Any, evidence), uri=tmp_path.as_uri(), version=hybrid)
 
 
@@ -146,27 +144,18 @@ CASCADE = Routing(by="cascade", threshold=0.5)
 
 
 @pytest.mark.parametrize(
-    ("routing", "endpoint", "unanswered"),
-    [(BY_GROUP, "first", ""), (BY_GROUP, "second", words_sha256("")), (CASCADE, "second", "")],
+    ("routing", "unanswered"), [(BY_GROUP, ""), (CASCADE, ""), (CASCADE, words_sha256(""))]
 )
 def test_few_rows_of_a_hybrid_go_to_its_endpoint_and_they_are_checked_apart(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    routing: Routing,
-    endpoint: PartName,
-    unanswered: str,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, routing: Routing, unanswered: str
 ) -> None:
-    _, probes = hybrid_with_endpoint(
-        monkeypatch, tmp_path, routing=routing, endpoint=endpoint, unanswered=unanswered
-    )
-    paid = {int(each.row_id) for each in probes if each.part == endpoint}
+    _, probes = hybrid_with_endpoint(monkeypatch, tmp_path, routing=routing, unanswered=unanswered)
+    paid = {int(each.row_id) for each in probes if each.part == "second"}
     exact = {int(each.row_id) for each in probes if each.part is None}
-    sides = [set(range(20)), set(range(20, 40))]
-    if endpoint == "second" and routing is BY_GROUP:
-        sides.reverse()
+    start = 20 if routing is BY_GROUP else 0
     assert len(paid) == parity.MAX_ENDPOINT_PROBES
-    assert paid <= sides[0] - {0}  # the service refuses to answer row 0
-    assert exact == sides[1]
+    assert paid < set(range(start + 10, start + 20))  # the service refuses the first ten rows
+    assert exact == set(range(40)) - set(range(start, start + 20))
     assert len(probes) == len(paid) + len(exact)
 
 
@@ -183,7 +172,7 @@ def test_few_rows_of_a_hybrid_go_to_its_endpoint_and_they_are_checked_apart(
 def test_the_endpoint_of_a_hybrid_must_answer_its_rows_with_the_evaluated_model(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, changes: dict[str, Any], message: str | None
 ) -> None:
-    hybrid, probes = hybrid_with_endpoint(monkeypatch, tmp_path, routing=CASCADE, endpoint="second")
+    hybrid, probes = hybrid_with_endpoint(monkeypatch, tmp_path, routing=CASCADE)
     by_text = {each.text: each for each in probes}
 
     def send(_: str, body: Any) -> ServedAnswer:
@@ -209,7 +198,7 @@ def test_a_hybrid_whose_rows_all_go_to_the_endpoint_can_be_checked(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     routing = Routing(by="group", column="ward", values=("a", "b"))
-    hybrid, probes = hybrid_with_endpoint(monkeypatch, tmp_path, routing=routing, endpoint="second")
+    hybrid, probes = hybrid_with_endpoint(monkeypatch, tmp_path, routing=routing)
     answer = ServedAnswer("eye", "eye", reported_model=MODEL, answered_by="second")
     monkeypatch.setattr(parity, "send_probe", lambda *_, **__: answer)
     result = check_parity(probes, url="http://127.0.0.1:1", version=hybrid)

@@ -243,13 +243,6 @@ def test_a_service_that_a_rayservice_would_start_again_is_not_stopped(
     assert kubernetes.patches == []
 
 
-@pytest.mark.parametrize("status", [403, 404, 500])
-def test_an_error_of_the_api_has_its_message(kubernetes: Kubernetes, status: int) -> None:
-    kubernetes.status = status
-    with pytest.raises(KubernetesError, match="not here or not allowed"):
-        update_rayservice(lambda _: [], namespace=NAMESPACE, name="x")
-
-
 def test_a_pod_uses_the_token_and_the_namespace_of_its_account(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

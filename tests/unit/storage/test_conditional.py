@@ -7,7 +7,7 @@ import pytest
 
 from tailorbird import storage
 from tailorbird.storage import conditional, s3
-from tailorbird.storage.stored_model import StoredModel
+from tailorbird.storage.stored_model import FORMAT, StoredModel
 from tests.conditional_writes import check_absent_file, check_concurrent_changes, check_etags
 
 URI = "s3://lake/value.json"
@@ -75,6 +75,12 @@ def test_no_change_of_a_local_file_by_concurrent_writers_is_lost(tmp_path: Path)
 
 class Note(StoredModel):
     text: str
+
+
+def test_a_stored_value_records_its_format_and_a_newer_one_is_rejected() -> None:
+    assert Note(text="a").model_dump(mode="json") == {"format": FORMAT, "text": "a"}
+    with pytest.raises(ValueError, match=f"this Note has format {FORMAT + 1}"):
+        Note.model_validate({"format": FORMAT + 1, "text": "a"})
 
 
 def test_a_value_that_is_written_once_is_that_of_the_first_writer(

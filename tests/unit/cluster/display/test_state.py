@@ -3,41 +3,15 @@
 import pytest
 
 from cluster.display.state import (
-    Row,
     State,
     duration,
     estimate,
     next_state,
-    sorted_rows,
-    updated_rows,
 )
 from cluster.progress import (
     EpochEvent,
-    NoteEvent,
-    ScoreEvent,
     StageEvent,
-    TrialEvent,
 )
-
-
-def test_contenders_are_sorted_best_first_and_one_without_a_score_is_last() -> None:
-    rows: dict[str, Row] = {}
-    for event in (
-        TrialEvent("b", {}, "training"),
-        ScoreEvent("majority", 0.1, "always a"),
-        EpochEvent(0, 0.5, 1.0, 9.0, trial="a"),
-        EpochEvent(1, 0.7, 0.5, 9.0, trial="a"),
-        TrialEvent("a", {"learning_rate": 0.00021}, "completed"),
-        EpochEvent(0, 0.6, 1.0, 9.0, seed=1),
-        NoteEvent("a note changes nothing"),
-    ):
-        rows = dict(updated_rows(rows, event))
-    assert sorted_rows(rows) == [
-        Row("trial a", "completed", 0.7, epochs=2, text="learning_rate 0.00021"),
-        Row("seed 1", "", 0.6, epochs=1),
-        Row("majority", "", 0.1, text="always a"),
-        Row("trial b", "training"),
-    ]
 
 
 def test_a_stage_with_the_same_name_continues_the_stage() -> None:

@@ -6,6 +6,7 @@ import psutil
 import pytest
 
 from cluster.local import ray_env, stack
+from cluster.local.folder import NAME, default_folder
 
 
 def _state(**changes: object) -> stack.StackState:
@@ -30,18 +31,9 @@ def _write(folder: Path, state: stack.StackState) -> None:
     (folder / stack.STATE_FILE).write_text(state.model_dump_json())
 
 
-def test_the_status_is_the_state_of_a_live_process(tmp_path: Path) -> None:
+def test_a_reused_process_id_is_not_a_running_stack(tmp_path: Path) -> None:
     _write(tmp_path, _state())
     assert stack.status(tmp_path) == _state()
-
-
-def test_a_folder_without_a_state_file_has_no_stack(tmp_path: Path) -> None:
-    assert stack.status(tmp_path) is None
-    assert stack.status(tmp_path / "none") is None
-    assert not stack.down(tmp_path / "none")
-
-
-def test_a_reused_process_id_is_not_a_running_stack(tmp_path: Path) -> None:
     _write(tmp_path, _state(started=psutil.Process().create_time() - 3600))
     assert stack.status(tmp_path) is None
     assert not stack.down(tmp_path)
@@ -98,6 +90,8 @@ def test_a_folder_that_others_use_is_refused_and_keeps_its_permissions(tmp_path:
     assert not stack.down(tmp_path)
     assert mode(tmp_path) == 0o1777
     assert [path.name for path in tmp_path.iterdir()] == ["another's file"]
+    tmp_path.chmod(0o700)
+    stack._make_private(tmp_path)  # nobody else uses it
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
@@ -110,14 +104,25 @@ def test_a_lock_of_another_user_does_not_make_a_folder_that_of_a_stack(tmp_path:
     assert mode(tmp_path) == 0o1777
 
 
-def test_a_private_folder_with_other_files_is_accepted(tmp_path: Path) -> None:
-    (tmp_path / "notes").touch()
-    tmp_path.chmod(0o700)
-    stack._make_private(tmp_path)
-    assert mode(tmp_path) == 0o700
-
-
 def test_a_file_is_not_the_folder_of_a_stack(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(stack.StackError, match="is not a folder"):
         stack.up(tmp_path / "file")
+
+
+def test_the_folder_is_that_of_the_nearest_parent_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TAILORBIRD_HOME", raising=False)
+    inner = tmp_path / "project" / "recipes"
+    inner.mkdir(parents=True)
+    monkeypatch.chdir(inner)
+    assert default_folder() == inner / NAME
+    (tmp_path / NAME).mkdir()
+    (tmp_path / "project" / NAME).mkdir()
+    assert default_folder() == tmp_path / "project" / NAME
+    # the folders belong to another user
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    assert default_folder() == inner / NAME
+    monkeypatch.setenv("TAILORBIRD_HOME", "elsewhere")
+    assert default_folder() == inner / "elsewhere"
