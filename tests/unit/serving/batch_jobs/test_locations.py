@@ -51,13 +51,6 @@ def test_a_location_outside_the_prefixes_or_in_the_registry_or_the_log_is_refuse
 
 
 @pytest.mark.parametrize(
-    "uri", ["s3://lake/pre/in", "s3://lake/pre/in/%2e%2e/x", "s3://lake/pre/requests-of-may"]
-)
-def test_a_location_under_a_prefix_is_allowed_and_names_are_not_decoded(uri: str) -> None:
-    assert location_error(uri, task_uri=TASK_URI, config=CONFIG) is None
-
-
-@pytest.mark.parametrize(
     ("input", "output"),
     [(uri, "s3://lake/pre/out") for uri in AMBIGUOUS]
     + [

@@ -28,23 +28,6 @@ CHAT = Prompting(system=None, max_new_tokens=8)
 EXPERIMENT = ServingConfig(challenger=ChallengerConfig(version="full-2", canary=0.1))
 
 
-def test_arguments_are_the_fields_without_defaults_which_older_code_may_not_know() -> None:
-    config = ServingConfig(autoscaling={"max_replicas": 2}, max_batch_size=8)
-    args = application_of(config, task_uri=TASK, version=registered("full-1")).args
-    assert args == {
-        "task_uri": TASK,
-        "task": "classification",
-        "serving": {"autoscaling": {"max_replicas": 2}, "max_batch_size": 8},
-    }
-    assert BuildArgs.model_validate(args).serving == config
-    with pytest.raises(ValueError, match="newer"):
-        BuildArgs.model_validate(args | {"newer": 1})
-    chat = application_of(EXPERIMENT, task_uri=TASK, version=registered("full-1", prompting=CHAT))
-    # the challenger is not an argument: a new share restarts no replica
-    assert chat.args == {"task_uri": TASK, "task": "chat", "serving": {}}
-    assert [deployment.name for deployment in chat.deployments] == ["chat"]
-
-
 def test_replicas_load_the_champion_and_the_additional_versions() -> None:
     champion, pretrained, lora = (registered(name) for name in ("full-1", "probe-1", "lora-1"))
     additional = AdditionalVersions(pretrained, registered("full-2"), (lora, champion))

@@ -20,7 +20,6 @@ from serving.http.metrics import (
     Meter,
 )
 from serving.http.schemas import RequestError
-from tailorbird.config.formats.response_format import JsonObjectFormat
 from tailorbird.models.endpoint import client as endpoint_client
 from tests.endpoint_server import (
     Reply,
@@ -127,19 +126,6 @@ def test_a_format_of_a_request_is_passed_on_and_never_left_out() -> None:
     assert responses[-1].json()["error"]["param"] == "response_format"
 
 
-@pytest.mark.parametrize("is_omitted", [True, False])
-def test_the_format_of_a_version_is_left_out_if_the_endpoint_refused_it_in_the_evaluation(
-    is_omitted: bool,
-) -> None:
-    format = JsonObjectFormat(type="json_object")
-    with endpoint_server(lambda *_: completion("{}")) as server:
-        engine = engine_of(server, omitted=("response_format",) if is_omitted else ())
-        engine.prompting = engine.prompting.model_copy(update={"response_format": format})
-        with client_of(engine) as client:
-            assert chat(client).status_code == 200
-    assert ("response_format" in server.bodies[0]) != is_omitted
-
-
 def test_a_streamed_response_has_the_model_and_the_last_token_counts_of_the_endpoint() -> None:
     meter = Meter()
     usage = last_events((21, 1))[0]  # some endpoints repeat it in each event
@@ -201,14 +187,6 @@ def test_a_failure_is_an_error_in_our_format_without_the_endpoints_message_and_k
     assert "127.0.0.1" not in response.text
 
 
-def test_a_redirect_is_not_followed() -> None:
-    with endpoint_server(lambda *_: completion("other")) as other:
-        moved = Reply(307, headers={"Location": f"{other.url}/chat/completions"})
-        [response], server = ask(moved)
-    assert response.status_code == 502
-    assert (len(server.bodies), other.bodies) == (1, [])
-
-
 def test_a_request_is_sent_again_only_before_the_first_piece() -> None:
     meter = Meter()
     replies = [refusal(503, "starting"), stream([event("one")]), completion("never")]
@@ -239,26 +217,6 @@ def test_tokens_spend_and_another_model_are_counted_and_the_other_model_is_logge
     reported = [response.json()["choices"][0]["reported_model"] for response in responses]
     assert reported == ["m-new"] * 2
     assert caplog.text.count("'m-new'") == 1
-
-
-def test_requests_at_the_same_time_are_bounded() -> None:
-    release = threading.Barrier(3)  # three of four slots: one client leaves a slot for others
-
-    def answer(*_: object) -> Reply:
-        release.wait(10)
-        return completion("yes")
-
-    async def ask_at_once(engine: EndpointChatEngine) -> None:
-        async def one() -> None:
-            async with engine.slot(generation(engine), client="a"):
-                async for _ in engine.answers(generation(engine), streaming=False):
-                    pass
-
-        await asyncio.gather(*(one() for _ in range(6)))
-
-    with endpoint_server(answer) as server:
-        asyncio.run(ask_at_once(engine_of(server)))
-    assert (len(server.bodies), server.max_at_once) == (6, 3)
 
 
 def long_stream(*pieces: bytes, pause_s: float = 0.0) -> Reply:

@@ -10,7 +10,6 @@ import pytest
 from serving.engines.base_chat import PartialAnswer, StoredAnswer
 from serving.engines.nearest_engine import NearestEngine
 from serving.http.chat_schemas import parse_chat
-from serving.http.schemas import RequestError
 from serving.replica.generation import generation_request, token_limit, whole_answer
 from tailorbird.models.retrieval.index import build_index
 from tailorbird.registry.versions import Prompting, Retrieval
@@ -43,16 +42,6 @@ def answer_of(text: str, **fields: Any) -> tuple[PartialAnswer, StoredAnswer]:
     return asyncio.run(whole_answer(generation)), prompt
 
 
-def test_the_answer_is_that_of_the_nearest_row_at_any_length_with_the_similarity() -> None:
-    answer, prompt = answer_of("blue skies")
-    assert answer == PartialAnswer(
-        text=ANSWERS[0][1], num_tokens=13, finish_reason="stop", confidence=prompt.similarity
-    )
-    assert (len(prompt), 0 < prompt.similarity < 1) == (10, True)
-    assert answer_of("green leaf")[1].similarity == pytest.approx(1)
-    assert answer_of("green leaf" * 1000)[0].text == WHOLE
-
-
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
@@ -64,10 +53,3 @@ def test_the_answer_is_that_of_the_nearest_row_at_any_length_with_the_similarity
 )
 def test_max_tokens_and_stop_texts_apply(fields: dict[str, Any], expected: Any) -> None:
     assert answer_of("green leaf", **fields)[0][:3] == expected
-
-
-def test_a_request_cannot_set_the_format_of_a_stored_answer() -> None:
-    with pytest.raises(RequestError) as caught:
-        answer_of("blue sky", response_format={"type": "json_object"})
-    assert (caught.value.status, caught.value.param) == (400, "response_format")
-    assert answer_of("green leaf", response_format={"type": "text"})[0].text == WHOLE

@@ -16,9 +16,3 @@ def test_a_resource_is_released_once_after_its_last_use_and_not_without_unload()
     with resource.use():
         resource.unload()
     assert released == ["released"]
-
-
-def test_a_resource_without_a_use_is_released_at_once() -> None:
-    released: list[str] = []
-    RefCounted(lambda: released.append("released")).unload()
-    assert released == ["released"]

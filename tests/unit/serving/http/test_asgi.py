@@ -78,30 +78,6 @@ def test_all_routes_except_open_ones_need_a_key_before_the_body_is_read() -> Non
     assert _request("GET", "/up", headers=bad)[0] == 200
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "status"),
-    [
-        ("GET", "/things/7", 200),
-        ("POST", "/things/7/end", 200),
-        ("POST", "/things//end", 404),
-        ("GET", "/things/7/8", 404),
-        ("GET", "/nowhere", 404),
-        ("POST", "/things/7", 405),
-    ],
-)
-def test_an_id_is_one_segment_and_an_unknown_route_or_method_an_error_that_names_what_exists(
-    method: str, path: str, status: int
-) -> None:
-    answered, content, headers = _request(method, path)
-    assert answered == status
-    if status == 200:
-        assert content["path_id"] == "7"
-    elif status == 404:
-        assert "/echo, /things/{id}, /things/{id}/end, /up" in content["error"]["message"]
-    else:
-        assert headers[b"allow"] == b"GET"
-
-
 @pytest.mark.parametrize("headers", [{}, {b"content-length": b"101"}])
 def test_a_body_over_the_limit_is_a_413_with_or_without_a_declared_length(
     headers: dict[bytes, bytes],

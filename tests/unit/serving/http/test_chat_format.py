@@ -1,28 +1,13 @@
 """Responses of chat models in OpenAI's format, with the version."""
 
-import json
-
 from serving.engines.base_chat import LikelyToken, PartialAnswer, TokenLogprobs
 from serving.http.chat_format import (
     OBJECT,
-    STREAM_OBJECT,
     Usage,
     answer_head,
-    text_event,
     whole_response,
 )
 from serving.http.chat_schemas import ChatResponse
-
-HEAD = answer_head(STREAM_OBJECT, request_id="r", model="m", version="v")
-
-
-def test_an_event_is_one_line_of_data_for_any_text() -> None:
-    event = text_event(HEAD, text="a\n\nb\r")
-    assert event.startswith(b"data: ")
-    assert event.endswith(b"\n\n")
-    assert b"\n" not in event[:-2]
-    assert b"\r" not in event
-    assert json.loads(event[6:])["choices"][0]["delta"] == {"content": "a\n\nb\r"}
 
 
 def test_log_probabilities_have_openais_fields() -> None:

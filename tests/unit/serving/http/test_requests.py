@@ -40,15 +40,6 @@ def with_schema(schema: dict[str, Any]) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
 
 
-def test_the_input_is_one_text_or_a_list_and_attributes_apply_to_all_or_to_each() -> None:
-    request = classify({"input": "fever"})
-    assert (request.texts, request.model, request.scores) == (["fever"], "champion", False)
-    largest = {"k" * 255 + str(number): "v" * 256 for number in range(3)}
-    for attributes in (None, {}, {"sex": "f"}, [{"sex": "f"}, {}, {}], largest):
-        request = classify({"input": ["b", "a", ""], "attributes": attributes})
-        assert (request.texts, request.attributes) == (["b", "a", ""], attributes)
-
-
 @pytest.mark.parametrize(
     "body",
     [

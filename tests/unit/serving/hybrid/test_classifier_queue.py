@@ -68,18 +68,6 @@ def parts_of(names: str, *, fallbacks: str = "") -> list[tuple[str, bool]]:
     return [(parts[name], str(row) in fallbacks) for row, name in enumerate(names)]
 
 
-def test_each_part_gets_only_the_texts_that_are_routed_to_it() -> None:
-    first = Part("first")
-    second = Part("second")
-    assert answered(first, second) == parts_of("1221")
-    assert first.texts == ["sure", "unsure", "unsure", "sure"]
-    assert second.texts == ["unsure", "unsure"]
-    first.texts.clear()
-    second.texts.clear()
-    assert answered(first, second, routing=BY_SEX) == parts_of("1212")
-    assert (first.texts, second.texts) == (["sure", "unsure"], ["unsure", "sure"])
-
-
 @pytest.mark.parametrize(
     "fault", [{"error": BROKEN}, {"error": RuntimeError("no memory")}, {"hangs": True}]
 )

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.limits import RECENT_TURNS, Entry, FairQueue
+from serving.limits import Entry, FairQueue
 
 Queue = FairQueue[str]
 
@@ -20,14 +20,6 @@ def served(queue: Queue, *, turns: int = 1000) -> list[str]:
 
 def add(queue: Queue, client: str, count: int, *, cost: float = 1) -> list[Entry[str]]:
     return queue.add(client, [(f"{client}{number}", cost) for number in range(count)])
-
-
-def test_a_client_waits_for_one_item_of_another_and_not_for_its_queue() -> None:
-    queue = Queue()
-    add(queue, "a", 100)
-    assert served(queue, turns=3) == ["a0", "a1", "a2"]
-    add(queue, "b", 1)
-    assert served(queue, turns=2) == ["b0", "a3"]
 
 
 def test_idle_time_gives_no_credit() -> None:
@@ -71,14 +63,6 @@ def test_the_upcoming_items_of_one_client_stay_within_its_share() -> None:
     assert sorted(entry.item for entry in entries) == ["a0", "a1", "b0", "c0"]
 
 
-def test_items_of_one_turn_may_be_any_of_the_waiting_ones() -> None:
-    queue = Queue()
-    entries = add(queue, "a", 4)
-    queue.serve([entries[0], entries[2]])
-    assert queue.num_waiting == 2
-    assert served(queue) == ["a1", "a3"]
-
-
 def test_a_discarded_item_costs_nothing_unless_its_turn_has_begun() -> None:
     queue = Queue()
     entries = add(queue, "a", 10, cost=5)
@@ -94,18 +78,6 @@ def test_a_discarded_item_costs_nothing_unless_its_turn_has_begun() -> None:
     add(queue, "b", 20)
     add(queue, "a", 20)
     assert sum(item.startswith("b") for item in served(queue, turns=20)) == 20
-
-
-def test_the_queue_is_shared_while_another_client_was_served_recently() -> None:
-    queue = Queue()
-    add(queue, "a", 2 * RECENT_TURNS)
-    assert not queue.is_shared
-    add(queue, "b", 1)
-    assert queue.is_shared
-    served(queue, turns=RECENT_TURNS)
-    assert queue.is_shared
-    served(queue, turns=5)
-    assert not queue.is_shared
 
 
 @given(

@@ -69,11 +69,3 @@ def test_a_request_that_one_limit_refuses_is_not_charged_to_another() -> None:
         waiting_s(limiter, limited)
     clock.s += 1
     limiter.accept(limited)
-
-
-def test_two_keys_of_one_name_have_separate_limits() -> None:
-    limiter = RateLimiter(now=lambda: 0.0)
-    one, two = (ApiKey("app", digit * 64, parse_options(["requests=1"])) for digit in "12")
-    limiter.accept(one)
-    assert waiting_s(limiter, one)
-    limiter.accept(two)

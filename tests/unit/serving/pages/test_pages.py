@@ -126,31 +126,6 @@ def faults(page: Any) -> list[str]:
     return [*accessibility_faults(page), *wide]
 
 
-def test_the_page_of_a_classifier_is_accessible_in_each_state(
-    open_page: OpenPage, classifiers: str
-) -> None:
-    page = open_page(f"{classifiers}letters")  # a prefix without a slash at its end
-    assert page.url == f"{classifiers}letters/"
-    page.get_by_text("Examples", exact=True).wait_for()
-    assert faults(page) == []
-    assert keyboard_faults(page) == []
-    for text, state in (
-        (AGREED, "Both models answer: weather"),
-        (DISAGREED, "The models disagree."),
-    ):
-        page.get_by_label("Text to classify").fill(text)
-        page.keyboard.press("Control+Enter")
-        page.get_by_text(state).wait_for()
-        assert faults(page) == []
-    page.route(
-        "**/v1/classify",
-        lambda route: route.fulfill(status=429, body="Request dropped due to backpressure"),
-    )
-    page.get_by_role("button", name="Classify").click()
-    page.get_by_text("429 Too Many Requests").wait_for()  # an error that is not JSON
-    assert faults(page) == []
-
-
 def test_the_page_shows_who_answers_and_why_and_data_is_never_html(
     open_page: OpenPage, classifiers: str, models: Models
 ) -> None:
@@ -229,42 +204,6 @@ def test_feedback_is_written_to_the_request_log_with_the_keyboard_alone(
     assert {row["request_id"] for row in feedback} == {row["request_id"] for row in answers}
     assert [row["label"] for row in feedback] == ["animals"] * 2
     assert sorted(row["label"] for row in answers) == ["animals", "plants"]
-
-
-def test_a_service_of_one_model_says_so_and_has_no_feedback_without_a_log(
-    open_page: OpenPage, serve: Serve, models: Models
-) -> None:
-    with serve(
-        models.bag, fields={}, baseline=models.bag
-    ) as url:  # after STAY, the champion is the baseline
-        page = open_page(link(url, AGREED))
-        page.locator("#both section").wait_for()
-        assert page.locator("#both section").count() == 1
-        assert page.get_by_text(
-            "The champion is the best baseline itself, and no other model is served"
-        ).is_visible()
-        assert not page.get_by_label("Compare with").is_visible()
-        assert not page.get_by_text("Which class is right?").is_visible()
-        assert faults(page) == []
-
-
-def test_a_further_version_can_be_compared_instead_and_integer_labels_are_feedback(
-    open_page: OpenPage, serve: Serve, models: Models
-) -> None:
-    fields = {"request_log": models.log}
-    with serve(
-        models.integers, fields=fields, baseline=models.integers, other=models.swapped
-    ) as url:
-        page = open_page(link(url, AGREED))
-        page.locator("#both section").nth(1).wait_for()
-        assert (
-            f"Other version: {models.swapped.version}"
-            in page.locator("#both section").nth(1).inner_text()
-        )
-        page.get_by_label("Compare with").select_option("no other model")
-        page.locator("#both section").nth(1).wait_for(state="detached")
-        page.locator("#labels").get_by_role("button", name="2", exact=True).click()
-        page.get_by_text("Saved: 2").wait_for()
 
 
 def test_a_service_with_keys_asks_for_one(

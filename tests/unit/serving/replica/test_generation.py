@@ -131,13 +131,3 @@ def test_a_prompt_without_room_for_its_answer_is_a_400_with_openais_code() -> No
     with pytest.raises(RequestError) as caught:
         request_of(messages=[{"role": "user", "content": "abc" * 20}])
     assert (caught.value.status, caught.value.code) == (400, "context_length_exceeded")
-
-
-def test_the_default_is_greedy_decoding_with_a_random_seed_and_without_log_probabilities() -> None:
-    assert request_of(seed=-1).sampling.seed == 2**64 - 1
-    default = request_of()
-    assert default.sampling.seed != request_of().sampling.seed
-    assert (default.sampling[:2], default.num_likely) == ((0.0, 1.0), None)
-    assert request_of(logprobs=False).num_likely is None
-    assert request_of(logprobs=True).num_likely == 0
-    assert request_of(logprobs=True, top_logprobs=2).num_likely == 2
