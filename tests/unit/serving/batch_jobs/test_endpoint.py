@@ -119,9 +119,11 @@ def test_a_resumed_batch_sends_only_the_requests_without_an_answer(
     is_down = True
 
     def answer(body: dict[str, Any], _: int) -> Reply:
+        if question(body) == "b":
+            return refusal(400, "no", code="content_filter")
         if is_down and question(body) == "d":
             return refusal(500, "down")
-        return completion(label_answer("x"))
+        return completion(label_answer("x"), logprobs=(-0.5,))
 
     with endpoint_server(answer) as server:
         batch = Batch(register(server, tmp_path), tmp_path, list("abcdef"))
@@ -129,10 +131,15 @@ def test_a_resumed_batch_sends_only_the_requests_without_an_answer(
         assert {"e", "f"}.isdisjoint(map(question, server.bodies))  # none after the error
         is_down = False
         num_before = len(server.bodies)
-        assert causes(batch.score()) == [None] * 3
+        results = batch.score()
+        assert causes(results) == [None] * 3
+        assert [result.num_unanswered for result in results] == [1, 0, 0]
         assert sorted(map(question, server.bodies[num_before:])) == ["d", "e", "f"]
         assert server.max_at_once <= LIMITS.max_concurrency
-    assert batch.scored("label") == ["x"] * 6
+    assert batch.scored("label") == ["x", None, "x", "x", "x", "x"]
+    assert batch.scored("score")[:2] == [pytest.approx(0.6065, abs=1e-4), None]
+    for path in (tmp_path / "out").rglob("*"):
+        assert not path.is_file() or KEY.encode() not in path.read_bytes()
 
 
 def test_the_limit_of_the_spend_stops_a_batch_and_a_higher_one_continues_it(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from serving.batch_jobs.schema import InputFile
 from serving.batch_jobs.scorers import SCORERS
-from serving.batch_jobs.scoring import _read_bytes, new_batch, parts_of
+from serving.batch_jobs.scoring import PART_BYTES, _read_bytes, new_batch, parts_of
 from serving.engines.classify import Prediction
 from tailorbird.registry.versions import ModelVersion, Prompting
 from tests import build
@@ -32,12 +32,12 @@ def test_every_row_is_in_one_part_and_no_part_spans_files(sizes: list[int], size
     ]
     parts = list(parts_of(inputs, size=size))
     assert [part.number for part in parts] == list(range(len(parts)))
-    assert [part.first + row for part in parts for row in range(part.num_rows)] == list(
-        range(sum(sizes))
-    )
     positions = [(part.uri, part.start + row) for part in parts for row in range(part.num_rows)]
     assert positions == [(file.uri, row) for file in inputs for row in range(file.num_rows)]
     assert all(0 < part.num_rows <= size for part in parts)
+    assert [part.first for part in parts] == [
+        sum(part.num_rows for part in parts[:number]) for number in range(len(parts))
+    ]
 
 
 def test_only_the_columns_that_are_read_count_for_the_size(tmp_path: Path) -> None:
@@ -47,6 +47,8 @@ def test_only_the_columns_that_are_read_count_for_the_size(tmp_path: Path) -> No
     metadata = pq.read_metadata(tmp_path / "rows.parquet")
     assert 50_000 < _read_bytes(metadata, ["messages"]) < 60_000
     assert _read_bytes(metadata, ["messages", "other"]) > 300_000
+    long = _file("s3://lake/long", num_rows=100, read_bytes=100 * (PART_BYTES // 8))
+    assert [part.num_rows for part in parts_of([long], size=50)] == [8] * 12 + [4]
 
 
 @pytest.mark.parametrize("is_integer", [False, True])

@@ -20,6 +20,7 @@ from serving.http.metrics import (
     Meter,
 )
 from serving.http.schemas import RequestError
+from tailorbird.config.formats.response_format import JsonObjectFormat
 from tailorbird.models.endpoint import client as endpoint_client
 from tests.endpoint_server import (
     Reply,
@@ -126,18 +127,23 @@ def test_a_format_of_a_request_is_passed_on_and_never_left_out() -> None:
     assert responses[-1].json()["error"]["param"] == "response_format"
 
 
-def test_a_streamed_response_has_the_model_and_the_last_token_counts_of_the_endpoint() -> None:
+def test_the_format_of_a_version_is_left_out_if_the_endpoint_refused_it_in_the_evaluation() -> None:
+    with endpoint_server(lambda *_: completion("{}")) as server:
+        engine = engine_of(server, omitted=("response_format",))
+        format = JsonObjectFormat(type="json_object")
+        engine.prompting = engine.prompting.model_copy(update={"response_format": format})
+        with client_of(engine) as client:
+            assert chat(client).status_code == 200
+    assert "response_format" not in server.bodies[0]
+
+
+def test_a_streamed_response_has_the_last_token_counts_of_the_endpoint() -> None:
     meter = Meter()
     usage = last_events((21, 1))[0]  # some endpoints repeat it in each event
     parts = [event("one"), usage, event(" two", end="length"), *last_events((21, 3))]
-    options = {"stream": True, "stream_options": {"include_usage": True}}
-    [response], _ = ask(stream(parts), requests=[options], meter=meter)
-    *choices, counted, done = events_of(response)
-    texts = [part["choices"][0]["delta"].get("content") for part in choices]
-    assert texts == ["", "one", " two", None]
-    assert choices[-1]["choices"][0]["finish_reason"] == "length"
-    assert choices[-1]["choices"][0]["reported_model"] == "m-2026-01-01"
-    assert (counted["usage"]["prompt_tokens"], done) == (21, "[DONE]")
+    [response], _ = ask(stream(parts), requests=[{"stream": True}], meter=meter)
+    *_, choice, done = events_of(response)
+    assert (choice["choices"][0]["finish_reason"], done) == ("length", "[DONE]")
     assert counts(meter, ENDPOINT_TOKENS) == {("prompt", "no"): 21, ("completion", "no"): 3}
 
 
@@ -155,6 +161,7 @@ def coded(code: str) -> Reply:
         (Reply(waits=True), 504, "endpoint_timeout", 1, None),
         (refusal(401, f"wrong key {KEY}"), 502, "endpoint_failed", 1, None),
         (refusal(404, "secret"), 502, "endpoint_refused", 1, None),
+        (Reply(307, headers={"Location": "completions"}), 502, "endpoint_failed", 1, None),
         (refusal(400, "seed is not supported"), 400, "endpoint_refused", 1, None),
         (coded("context_length_exceeded"), 400, "too_long", 1, None),
         (coded("content_filter"), 400, "endpoint_refused", 1, None),

@@ -118,6 +118,8 @@ def test_an_error_of_one_text_leaves_the_answers_of_the_others() -> None:
         with pytest.raises(RequestError) as caught:
             predict(engine_of(server), ["bad"])
     assert [shown(result) for result in results] == ["bone", 400, 502, "skin"]
+    assert isinstance(results[0], Prediction)
+    assert results[0].score == pytest.approx(math.exp(-0.5))
     assert "input[" not in caught.value.message
 
 

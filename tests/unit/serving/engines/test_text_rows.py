@@ -9,6 +9,7 @@ from serving.engines.classify import Prediction
 from serving.engines.text_rows import (
     CPU,
     GPU,
+    TOKENIZER_BYTES_PER_TOKEN,
     PassCosts,
     TextRow,
     cost_of_row,
@@ -71,6 +72,9 @@ def test_an_estimate_grows_with_the_text_up_to_the_models_length() -> None:
     texts = ("", "word " * 10, "é\ud800" * 20, "word " * 1000)
     estimates = [estimated_length(text, max_length=64) for text in texts]
     assert estimates == [2, 14, 27, 64]
+    assert cost_of_row(TextRow(loaded(), "a b c", [1, 2, 3])) == 3
+    long = "x" * (100 * TOKENIZER_BYTES_PER_TOKEN)
+    assert cost_of_row(TextRow(loaded(max_length=8), long, [1] * 8)) == 108
 
 
 def test_texts_of_similar_length_share_a_pass_up_to_its_size() -> None:

@@ -176,6 +176,8 @@ def test_greedy_answers_of_all_formats_in_one_batch_equal_those_of_the_evaluatio
     formats = (ANY, PERSON, CHOICE)
     check_greedy(engine, loop, reference, formats=formats, streaming=streaming)
     assert loop.run(last(engine, PROMPTS[0])).text in CHOICE.choice  # the format of the version
+    parts = loop.run(pieces(engine, PROMPTS[1], format=PERSON, streaming=streaming))
+    assert (len(parts) > 1) == streaming
 
 
 @pytest.mark.parametrize("format", [CHOICE, choice("<user>", "<system>", "a <pad>")])

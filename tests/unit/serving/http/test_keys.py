@@ -295,5 +295,13 @@ def test_a_change_of_keys_has_the_options_before_and_after_without_hashes() -> N
         "new": ["scopes=batch"],
         "rotated": [default],
     }
+    names = [
+        key_change(new, previous, task="icd10", changed_at="1")[1],
+        key_change(previous, new, task="icd10", changed_at="2")[1],  # made again later
+        key_change(None, new, task="icd10", changed_at="1")[1],
+    ]
+    assert len({name, *names}) == 4
+    # another replica has noticed the same change
+    assert name == key_change(previous[::-1], new, task="icd10", changed_at="1")[1]
     text = event.model_dump_json() + name
     assert not any(key.sha256 in text for key in (*previous, *new))

@@ -144,6 +144,8 @@ def test_the_parts_are_unloaded_after_the_last_request() -> None:
             return await super().submit(rows, client=client)
 
     queue = queue_of(Part("first"), Waiting("second"), unload_parts=is_unloaded.set)
+    asyncio.run(queue.submit(ROWS[:1], client="c"))
+    assert not is_unloaded.is_set()
     asyncio.run(queue.submit(ROWS, client="c"))
     assert is_unloaded.is_set()
 

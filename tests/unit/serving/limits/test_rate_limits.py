@@ -34,6 +34,7 @@ def test_requests_are_limited_and_refill_evenly() -> None:
         limiter.accept(slow)
     with pytest.raises(RequestError):
         limiter.accept(slow)
+    limiter.accept(ApiKey("app", "1" * 64, slow.options))  # another key of the same name
     clock.s += waiting_s(limiter, slow)
     limiter.accept(slow)
     assert waiting_s(limiter, slow)

@@ -65,7 +65,7 @@ async def test_a_challenger_gets_its_share_only_of_the_requests_for_the_champion
     await change(versions, config("one", challenger=ref("new", shadow=1.0)))
     assert arm_of("champion") == ("one", "champion")
     assert versions.shadow_for("u") is versions.engine_of("new")
-    await change(versions, config("one"))
+    await change(versions, config("one", challenger=ref("bad", canary=1.0)))
     assert arm_of("champion") == ("one", "champion")
     assert versions.shadow_for("u") is None
     assert (loads.loaded, loads.unloaded) == (["one", "new"], ["new"])

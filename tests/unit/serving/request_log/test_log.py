@@ -7,10 +7,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 
 from serving.request_log.log import RequestLog
-from serving.request_log.schema import LogEntry
+from serving.request_log.schema import LogEntry, top_classes
 from serving.request_log.write_ahead_log import encode_row
 
 KEY = b"k" * 32
@@ -68,8 +69,10 @@ def log_and_read(folder: Path, entries: Sequence[LogEntry], **options: Any) -> l
 
 
 def test_texts_are_logged_only_on_request_and_subjects_only_with_a_key(tmp_path: Path) -> None:
-    answer = entry(1, text="input", answer="output", subject="s")
+    top = top_classes(("a", "b", "c", "d"), np.array([0.1, 0.6, 0.05, 0.25]))
+    answer = entry(1, text="input", answer="output", subject="s", top=top)
     (row,) = log_and_read(tmp_path, [answer], texts=True)
     assert (row["text"], row["answer"], row["subject"]) == ("input", "output", None)
+    assert [top["label"] for top in row["top"]] == ["b", "d", "a"]
     for texts, expected in ((True, "input"), (False, None)):
         assert request_log(tmp_path, texts=texts).loggable("input") == expected

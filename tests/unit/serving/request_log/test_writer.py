@@ -48,6 +48,8 @@ def test_rows_that_unavailable_storage_did_not_accept_are_written_later_and_once
     labels = {row["request_id"]: row["label"] for row in written(tmp_path)}
     assert labels == {"r1": None, "r2": None, "r3": LINES, "r4": None}
     assert caplog.text.count(": unavailable") == 1
+    days = sorted(folder.name for folder in (tmp_path / "answers").iterdir())
+    assert days == ["day=2026-05-01", "day=2026-05-02"]
 
 
 def test_a_file_is_bounded_and_bytes_are_free_again_when_rows_are_stored(
