@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from serving.engines.classify import Prediction, hybrid_rows, predict_texts, scores_by_class
 from serving.http.schemas import parse_request
@@ -16,7 +14,7 @@ from serving.offline import InputRow, offline_hybrid, offline_model
 from serving.replica.classifier import _result
 from tailorbird.evaluation.inference.predict import _predict_labels
 from tailorbird.models.loading import LoadedClassifier
-from tailorbird.registry.hybrid_routing import Routing, routes_to_second
+from tailorbird.registry.hybrid_routing import Routing
 from tailorbird.registry.hybrids import hybrid_config
 from tailorbird.registry.versions import ModelVersion
 from tests.build import rows, version

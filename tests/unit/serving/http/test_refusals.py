@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Mapping
 
-import pytest
 from starlette.testclient import TestClient
 
 from serving.http.asgi import ASGIApp, Events, Route, caller, http_app
