@@ -1,4 +1,5 @@
-"""The queue of a hybrid classifier: routing, and the other part's answers when a part fails."""
+"""The queue of a hybrid classifier: routing, and the other part's answers when a part fails or has
+timed out repeatedly."""
 
 import asyncio
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ import pytest
 from serving.engines.classify import Prediction
 from serving.http.schemas import RequestError
 from serving.hybrid.classifier_queue import HybridQueue, failing_together
-from serving.hybrid.part_state import MAX_TIMEOUTS
+from serving.hybrid.part_state import COOL_DOWN_S, MAX_TIMEOUTS, PartState
 from tailorbird.registry.hybrid_routing import Routing
 
 CASCADE = Routing(by="cascade", threshold=0.5)
@@ -165,3 +166,28 @@ def test_a_part_that_times_out_repeatedly_is_skipped(routing: Routing) -> None:
 
     asyncio.run(scenario())
     assert second.texts == []
+
+
+LATE = RequestError(504, "endpoint_timeout", "late")
+
+
+def test_only_time_outs_in_a_row_make_a_part_absent_and_one_more_is_enough_after_the_cool_down() -> (
+    None
+):
+    now = 0.0
+    part = PartState("second", version="v", clock=lambda: now)
+    for error in [LATE] * (MAX_TIMEOUTS - 1) + [RuntimeError("no memory")] * MAX_TIMEOUTS:
+        part.failed(error)
+    assert not part.is_away
+    part.answered()
+    part.failed(LATE)
+    assert not part.is_away
+    for _ in range(MAX_TIMEOUTS - 1):
+        part.failed(TimeoutError())
+    assert part.is_away
+    now = COOL_DOWN_S
+    assert not part.is_away
+    part.failed(LATE)
+    assert part.is_away
+    part.answered()
+    assert not part.is_away
