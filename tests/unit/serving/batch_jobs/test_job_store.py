@@ -47,6 +47,12 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path)
 
 
+def test_keys_have_jobs_of_their_own_even_for_the_same_batch(store: Store) -> None:
+    jobs = [store.submit(owner=owner) for owner in ("app", "other", None)]
+    store.update(jobs[0], status="cancelled")
+    assert store.submit(owner="other") == jobs[1]
+
+
 def test_only_a_running_job_is_updated(store: Store) -> None:
     job = store.submit()
     for status, rows_done, stored in (("queued", 5, 0), ("running", 5, 5), ("cancelled", 6, 5)):

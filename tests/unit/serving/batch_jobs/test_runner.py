@@ -49,7 +49,7 @@ def test_a_runner_runs_the_jobs_of_different_owners_in_turn(
 ) -> None:
     owners = {"a0": "many", "a1": "many", "a2": "many", "b": "few"}
     jobs = [job_of(id, owner=owner, status="queued", created_at=id) for id, owner in owners.items()]
-    jobs[2].status = "running"  # continues first
+    jobs[2] = jobs[2].model_copy(update={"status": "running"})  # continues first
     monkeypatch.setattr(runner, "running_runners", lambda _task_uri: set())
     monkeypatch.setattr(
         runner, "unfinished_jobs", lambda _task_uri: [job for job in jobs if job.id not in ran]

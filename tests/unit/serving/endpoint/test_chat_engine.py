@@ -161,7 +161,7 @@ def coded(code: str) -> Reply:
         (Reply(waits=True), 504, "endpoint_timeout", 1, None),
         (refusal(401, f"wrong key {KEY}"), 502, "endpoint_failed", 1, None),
         (refusal(404, "secret"), 502, "endpoint_refused", 1, None),
-        (Reply(307, headers={"Location": "completions"}), 502, "endpoint_failed", 1, None),
+        (Reply(307, headers={"Location": "completions"}), 502, "endpoint_refused", 1, None),
         (refusal(400, "seed is not supported"), 400, "endpoint_refused", 1, None),
         (coded("context_length_exceeded"), 400, "too_long", 1, None),
         (coded("content_filter"), 400, "endpoint_refused", 1, None),

@@ -25,6 +25,15 @@ def test_an_answer_ends_before_the_stop_text_that_is_complete_first(
     assert visible_text(decoded, stops=stops, ended=True) == (text, stopped)
 
 
+@pytest.mark.parametrize(
+    ("decoded", "text"), [("so it EN", "so it"), ("so it ENds", "so it ENds"), ("a \ufffd", "a")]
+)
+def test_only_an_incomplete_character_and_a_possible_start_of_a_stop_text_are_held_back(
+    decoded: str, text: str
+) -> None:
+    assert visible_text(decoded, stops=("END",), ended=False) == (text, False)
+
+
 @given(LETTERS, STOPS)
 def test_each_result_starts_with_the_previous_one_and_the_last_equals_the_whole(
     text: str, stops: list[str]

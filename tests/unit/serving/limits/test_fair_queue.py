@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.limits import Entry, FairQueue
+from serving.limits import RECENT_TURNS, Entry, FairQueue
 
 Queue = FairQueue[str]
 
@@ -78,6 +78,16 @@ def test_a_discarded_item_costs_nothing_unless_its_turn_has_begun() -> None:
     add(queue, "b", 20)
     add(queue, "a", 20)
     assert sum(item.startswith("b") for item in served(queue, turns=20)) == 20
+
+
+def test_the_queue_is_shared_while_another_client_was_served_recently() -> None:
+    queue = Queue()
+    add(queue, "a", 2 * RECENT_TURNS)
+    add(queue, "b", 1)
+    served(queue, turns=RECENT_TURNS)
+    assert queue.is_shared
+    served(queue, turns=5)
+    assert not queue.is_shared
 
 
 @given(
