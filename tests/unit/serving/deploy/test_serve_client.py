@@ -7,7 +7,9 @@ import pytest
 from serving.deploy.serve_client import (
     DeployError,
     declared_in,
+    listen_host,
     require_private_or_keys,
+    serve_body,
 )
 from serving.deploy.serve_schema import (
     ApplicationDetails,
@@ -39,6 +41,12 @@ def test_without_keys_a_deploy_that_other_machines_can_reach_is_refused(
         return
     with pytest.raises(DeployError):
         require_private_or_keys(instance)
+
+
+def test_serve_listens_on_the_address_of_its_url() -> None:
+    body = serve_body([], url="http://10.0.0.5:9000")
+    assert body["http_options"] == {"host": "0.0.0.0", "port": 9000}
+    assert listen_host("http://localhost") == "127.0.0.1"
 
 
 def test_deleted_and_imperative_applications_are_not_put_again() -> None:
