@@ -1,7 +1,5 @@
 """Options of Serve for the deployments of a recipe."""
 
-from typing import Any
-
 import pytest
 from ray.serve.schema import DeploymentSchema
 
@@ -30,8 +28,7 @@ def test_the_options_of_serve_have_the_limits_of_the_recipe(task: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_gpus", "task", "limit"),
-    [(0, "classification", 164), (0, "chat", 164), (1, "classification", 356), (1, "chat", 164)],
+    ("num_gpus", "task", "limit"), [(1, "classification", 356), (1, "chat", 164)]
 )
 def test_serve_sends_a_replica_256_requests_more_than_all_clients_may_hold(
     num_gpus: float, task: str, limit: int
@@ -60,21 +57,7 @@ def test_vllm_servers_share_the_replicas_placement_group_and_use_its_gpus(
         bundles,
         "STRICT_PACK",
     )
-    assert (options["ray_actor_options"]["num_cpus"], options["ray_actor_options"]["num_gpus"]) == (
-        2,
-        0,
-    )
-
-
-@pytest.mark.parametrize("engine", ["transformers", "vllm"])
-def test_a_replica_without_gpus_sees_none_and_a_server_sees_those_of_its_placement_group(
-    engine: str,
-) -> None:
-    def environment(gpus: float) -> Any:
-        config = ServingConfig.model_validate({"engine": engine, "gpus_per_replica": gpus})
-        return deployment_options(config, task="chat")["ray_actor_options"]["runtime_env"][
-            "env_vars"
-        ]
-
-    assert environment(0)["CUDA_VISIBLE_DEVICES"] == ""
-    assert "CUDA_VISIBLE_DEVICES" not in environment(1)
+    resources = options["ray_actor_options"]
+    assert (resources["num_cpus"], resources["num_gpus"]) == (2, 0)
+    visible = resources["runtime_env"]["env_vars"].get("CUDA_VISIBLE_DEVICES")
+    assert visible == (None if num_gpus else "")

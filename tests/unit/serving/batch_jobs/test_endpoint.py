@@ -23,7 +23,7 @@ from tailorbird.config.serving import ServingConfig
 from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.models.endpoint.client import RetryPolicy
-from tailorbird.models.endpoint.prompts import label_answer, label_format, label_prompting
+from tailorbird.models.endpoint.prompts import label_answer, label_prompting
 from tailorbird.registry import versions as registry
 from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.versions import ModelVersion, Prompting, write_config
@@ -114,47 +114,17 @@ def causes(results: list[PartResult]) -> list[str | None]:
     return [result.cause for result in results]
 
 
-def test_labels_are_those_of_the_endpoint_and_null_if_it_refuses_a_text_or_names_no_class(
-    tmp_path: Path,
-) -> None:
-    label = CLASSES[1]
-
-    def answer(body: dict[str, Any], _: int) -> Reply:
-        assert body["response_format"] == label_format(CLASSES)
-        text = question(body)
-        if text == "refused":
-            return refusal(400, "no", code="content_filter")
-        return completion("?" if text == "unclear" else label_answer(label), logprobs=(-0.5,))
-
-    texts = ["a", "refused", "unclear", "b", "a"]
-    with endpoint_server(answer) as server:
-        batch = Batch(register(server, tmp_path), tmp_path, texts)
-        results = batch.score()
-        assert sorted(map(question, server.bodies)) == sorted(set(texts))  # equal texts once
-        assert set(server.authorizations) == {f"Bearer {KEY}"}
-    assert [(result.error, result.num_rows) for result in results] == [
-        (None, 2),
-        (None, 2),
-        (None, 1),
-    ]
-    for counted in (results, batch.score()):  # also if the parts are stored
-        assert [result.num_unanswered for result in counted] == [1, 1, 0]
-    assert batch.scored("row") == batch.scored("id") == [0, 1, 2, 3, 4]
-    assert batch.scored("label") == [label, None, None, label, label]
-    assert batch.scored("score")[:2] == [pytest.approx(0.6065, abs=1e-4), None]
-    for path in (tmp_path / "out").rglob("*"):
-        assert not path.is_file() or KEY.encode() not in path.read_bytes()
-
-
 def test_a_resumed_batch_sends_only_the_requests_without_an_answer(
     tmp_path: Path,
 ) -> None:
     is_down = True
 
     def answer(body: dict[str, Any], _: int) -> Reply:
+        if question(body) == "b":
+            return refusal(400, "no", code="content_filter")
         if is_down and question(body) == "d":
             return refusal(500, "down")
-        return completion(label_answer("x"))
+        return completion(label_answer("x"), logprobs=(-0.5,))
 
     with endpoint_server(answer) as server:
         batch = Batch(register(server, tmp_path), tmp_path, list("abcdef"))
@@ -162,10 +132,15 @@ def test_a_resumed_batch_sends_only_the_requests_without_an_answer(
         assert {"e", "f"}.isdisjoint(map(question, server.bodies))  # none after the error
         is_down = False
         num_before = len(server.bodies)
-        assert causes(batch.score()) == [None] * 3
+        results = batch.score()
+        assert causes(results) == [None] * 3
+        assert [result.num_unanswered for result in results] == [1, 0, 0]
         assert sorted(map(question, server.bodies[num_before:])) == ["d", "e", "f"]
         assert server.max_at_once <= LIMITS.max_concurrency
-    assert batch.scored("label") == ["x"] * 6
+    assert batch.scored("label") == ["x", None, "x", "x", "x", "x"]
+    assert batch.scored("score")[:2] == [pytest.approx(0.6065, abs=1e-4), None]
+    for path in (tmp_path / "out").rglob("*"):
+        assert not path.is_file() or KEY.encode() not in path.read_bytes()
 
 
 def test_the_limit_of_the_spend_stops_a_batch_and_a_higher_one_continues_it(

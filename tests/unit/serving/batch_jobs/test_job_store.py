@@ -7,7 +7,6 @@ import pytest
 
 from serving.batch_jobs import job_store
 from serving.batch_jobs.job_store import (
-    in_turn,
     job_id,
     read_job,
     submit_job,
@@ -48,22 +47,9 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path)
 
 
-def test_a_repeated_request_returns_the_same_job_and_requeues_an_ended_one(store: Store) -> None:
-    job = store.submit()
-    assert (job.status, job.column, job.owner) == ("queued", "text", "app")
-    assert store.submit() == job
-    failed = store.update(job, status="failed", error="why")
-    assert (failed.status, failed.error) == ("failed", "why")
-    again = store.submit()
-    assert (again.status, again.error, again.created_at) == ("queued", None, job.created_at)
-    assert store.submit(id_column="key").id != job.id
-
-
 def test_keys_have_jobs_of_their_own_even_for_the_same_batch(store: Store) -> None:
     jobs = [store.submit(owner=owner) for owner in ("app", "other", None)]
     assert len({job.id for job in jobs}) == 3
-    store.update(jobs[0], status="cancelled")
-    assert store.submit(owner="other") == jobs[1]
 
 
 def test_only_a_running_job_is_updated(store: Store) -> None:
@@ -140,21 +126,3 @@ def test_an_owner_has_a_limited_number_of_unfinished_jobs(
     store.submit("c")
     with pytest.raises(RequestError):
         store.submit("b")
-
-
-def test_owners_take_turns_however_many_jobs_each_has(store: Store) -> None:
-    submitted = store.submit()
-
-    def job(id: str, *, day: int, status: str = "queued") -> BatchJob:
-        created_at = f"2026-03-0{day}"
-        fields = {"id": id, "owner": id[:3], "status": status, "created_at": created_at}
-        return submitted.model_copy(update=fields)
-
-    many = [job(f"many{day}", day=day) for day in (1, 2, 3)]
-    few = job("few", day=4)
-    new = job("new", day=5)
-    running = job("many0", day=6, status="running")
-    assert in_turn([few, *reversed(many)], turns={}) == [*many, few]
-    assert in_turn([*many, few, new], turns={"man": 0, "few": 1}) == [new, *many, few]
-    assert in_turn([*many, few], turns={"few": 1, "man": 2}) == [few, *many]
-    assert in_turn([few, running], turns={"man": 0}) == [running, few]

@@ -117,8 +117,3 @@ def test_a_batch_of_another_key_and_an_unknown_batch_have_the_same_answer(
         answers.append(keys.request("GET", f"/{BATCH_ID}", key="other").json())
     assert answers[0] == answers[1] == answers[2]
     assert answers[0]["error"]["type"] == "unknown_batch"
-
-
-@pytest.mark.usefixtures("stored")
-def test_without_keys_every_batch_is_visible() -> None:
-    assert app(ServingConfig()).get(f"/v1/batches/{BATCH_ID}").json()["owner"] == "app"

@@ -9,13 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.batch_jobs.schema import BatchError, InputFile
+from serving.batch_jobs.schema import InputFile
 from serving.batch_jobs.scorers import SCORERS
 from serving.batch_jobs.scoring import PART_BYTES, _read_bytes, new_batch, parts_of
 from serving.engines.classify import Prediction
-from tailorbird import storage
-from tailorbird.data.parquet import parquet_files
-from tailorbird.data.rows import DataError
 from tailorbird.registry.versions import ModelVersion, Prompting
 from tests import build
 
@@ -35,19 +32,12 @@ def test_every_row_is_in_one_part_and_no_part_spans_files(sizes: list[int], size
     ]
     parts = list(parts_of(inputs, size=size))
     assert [part.number for part in parts] == list(range(len(parts)))
-    assert [part.first + row for part in parts for row in range(part.num_rows)] == list(
-        range(sum(sizes))
-    )
     positions = [(part.uri, part.start + row) for part in parts for row in range(part.num_rows)]
     assert positions == [(file.uri, row) for file in inputs for row in range(file.num_rows)]
     assert all(0 < part.num_rows <= size for part in parts)
-
-
-def test_parts_with_long_rows_are_smaller() -> None:
-    file = _file("s3://lake/long", num_rows=100, read_bytes=100 * (PART_BYTES // 8))
-    assert [part.num_rows for part in parts_of([file], size=50)] == [8] * 12 + [4]
-    larger = _file("s3://lake/longer", num_rows=3, read_bytes=9 * PART_BYTES)
-    assert [part.num_rows for part in parts_of([larger], size=50)] == [1, 1, 1]
+    assert [part.first for part in parts] == [
+        sum(part.num_rows for part in parts[:number]) for number in range(len(parts))
+    ]
 
 
 def test_only_the_columns_that_are_read_count_for_the_size(tmp_path: Path) -> None:
@@ -57,13 +47,8 @@ def test_only_the_columns_that_are_read_count_for_the_size(tmp_path: Path) -> No
     metadata = pq.read_metadata(tmp_path / "rows.parquet")
     assert 50_000 < _read_bytes(metadata, ["messages"]) < 60_000
     assert _read_bytes(metadata, ["messages", "other"]) > 300_000
-
-
-def test_an_error_that_was_caused_by_a_storage_error_is_recognized() -> None:
-    with pytest.raises(DataError) as caught:
-        parquet_files("file:///nowhere/at/all")
-    assert storage.comes_from_storage(caught.value)
-    assert not storage.comes_from_storage(BatchError("no storage error"))
+    long = _file("s3://lake/long", num_rows=100, read_bytes=100 * (PART_BYTES // 8))
+    assert [part.num_rows for part in parts_of([long], size=50)] == [8] * 12 + [4]
 
 
 @pytest.mark.parametrize("is_integer", [False, True])

@@ -19,7 +19,7 @@ from tailorbird.models.loading import LoadedChat
 from tailorbird.registry.versions import Prompting, Retrieval
 from tests import small_chat
 from tests.build import rows, version
-from tests.unit.serving.engines.test_language_model import index_of
+from tests.unit.serving.engines.test_nearest_engine import index_of
 
 QUESTIONS = ["abc", "what is a dog", "x", "zzzz", "one two three"]
 Scored = Callable[..., dict[str, Any]]

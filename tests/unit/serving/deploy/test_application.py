@@ -1,7 +1,5 @@
 """The declared application of a version: arguments, code and the configuration of the replicas."""
 
-from dataclasses import replace
-
 import pytest
 
 from serving.app import BuildArgs, build
@@ -18,7 +16,6 @@ from serving.deploy.serve_client import ChallengerError
 from serving.deploy.serve_schema import ApplicationDetails
 from tailorbird.config.serving import ChallengerConfig, ServingConfig
 from tailorbird.registry.champion import ChosenBy
-from tailorbird.registry.kinds import KINDS
 from tailorbird.registry.versions import Prompting
 from tests.unit.serving.deploy.registered import registered
 
@@ -28,29 +25,14 @@ CHAT = Prompting(system=None, max_new_tokens=8)
 EXPERIMENT = ServingConfig(challenger=ChallengerConfig(version="full-2", canary=0.1))
 
 
-def test_arguments_are_the_fields_without_defaults_which_older_code_may_not_know() -> None:
-    config = ServingConfig(autoscaling={"max_replicas": 2}, max_batch_size=8)
-    args = application_of(config, task_uri=TASK, version=registered("full-1")).args
-    assert args == {
-        "task_uri": TASK,
-        "task": "classification",
-        "serving": {"autoscaling": {"max_replicas": 2}, "max_batch_size": 8},
-    }
-    assert BuildArgs.model_validate(args).serving == config
-    with pytest.raises(ValueError, match="newer"):
-        BuildArgs.model_validate(args | {"newer": 1})
-    chat = application_of(EXPERIMENT, task_uri=TASK, version=registered("full-1", prompting=CHAT))
-    # the challenger is not an argument: a new share restarts no replica
-    assert chat.args == {"task_uri": TASK, "task": "chat", "serving": {}}
-    assert [deployment.name for deployment in chat.deployments] == ["chat"]
-
-
 def test_replicas_load_the_champion_and_the_additional_versions() -> None:
     champion, pretrained, lora = (registered(name) for name in ("full-1", "probe-1", "lora-1"))
     additional = AdditionalVersions(pretrained, registered("full-2"), (lora, champion))
     application = application_of(
         EXPERIMENT, task_uri=TASK, version=champion, additional=additional, verdict=CHOSEN_BY
     )
+    # the challenger is not an argument: a new share restarts no replica
+    assert application.args == {"task_uri": TASK, "task": "classification", "serving": {}}
     config = replica_config(application)
     digests = {name: version.digest for name, version in config.versions.items()}
     assert digests == {
@@ -86,15 +68,12 @@ def test_a_chat_service_serves_a_baseline_only_without_a_further_language_model(
     assert set(replica_config(application).selectable) == ({"baseline"} if served else set())
 
 
-@pytest.mark.parametrize(("baseline", "served"), [("retrieved-1", True), ("few-shot-1", False)])
-def test_a_chat_service_with_a_shared_base_model_serves_baselines_that_do_not_change_it(
-    baseline: str, served: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(KINDS, "few_shot", replace(KINDS["few_shot"], base="changed"))
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_a_chat_service_with_a_shared_base_model_serves_a_baseline_on_it(is_shared: bool) -> None:
     champion = registered("lora-1", prompting=CHAT).model_copy(update={"kind": "lora"})
-    pretrained = registered(baseline).pinned
-    assert is_baseline_served(pretrained, champion=champion, shares_chat_base=True) == served
-    assert not is_baseline_served(pretrained, champion=champion, shares_chat_base=False)
+    pretrained = registered("retrieved-1").pinned
+    served = is_baseline_served(pretrained, champion=champion, shares_chat_base=is_shared)
+    assert served == is_shared
 
 
 @pytest.mark.parametrize(

@@ -87,14 +87,6 @@ async def test_a_lone_request_starts_at_once_and_later_ones_form_one_batch_even_
     assert model.batches == [[1], [2, 3, 4], [5]]
 
 
-async def test_a_request_is_split_in_order_and_rows_left_out_stay_in_the_queue(
-    model: Model,
-) -> None:
-    model.gate.release(NUM_CALLS)
-    assert await (await model.submit(*range(10))) == [2 * row for row in range(10)]
-    assert model.batches == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9]]
-
-
 async def test_a_small_request_of_another_client_does_not_wait_for_a_large_one(
     model: Model,
 ) -> None:
@@ -119,18 +111,6 @@ async def test_an_error_affects_only_the_request_at_fault(model: Model) -> None:
     with pytest.raises(ValueError, match="row -1"):
         await bad
     assert await answers(before, after) == [[6], [4]]
-
-
-@pytest.mark.parametrize("model", [{"max_rows": 1}], indirect=True)
-async def test_requests_that_fail_take_turns_like_others(model: Model) -> None:
-    await model.busy(0)
-    failing = [await model.submit(-1, client="b") for _ in range(3)]
-    good = [await model.submit(row, client="c") for row in (1, 2)]
-    model.gate.release(NUM_CALLS)
-    assert await answers(*good) == [[2], [4]]
-    errors = await asyncio.gather(*failing, return_exceptions=True)
-    assert [type(error) for error in errors] == [ValueError] * 3
-    assert model.batches == [[0], [-1], [1], [-1], [2], [-1]]
 
 
 async def test_the_rows_of_a_cancelled_request_are_discarded_and_those_in_a_call_are_charged(

@@ -1,4 +1,4 @@
-"""The engine of stored answers."""
+"""The engine of stored answers, and retrieved examples in the prompt of a language model."""
 
 import asyncio
 import json
@@ -10,12 +10,12 @@ import pytest
 from serving.engines.base_chat import PartialAnswer, StoredAnswer
 from serving.engines.nearest_engine import NearestEngine
 from serving.http.chat_schemas import parse_chat
-from serving.http.schemas import RequestError
 from serving.replica.generation import generation_request, token_limit, whole_answer
-from tailorbird.models.retrieval.index import build_index
+from tailorbird.models.retrieval.index import RetrievalIndex, build_index
 from tailorbird.registry.versions import Prompting, Retrieval
-from tests.build import pairs
+from tests.build import pairs, rows
 from tests.small_chat import tokenizer
+from tests.unit.serving.replica.fake_engine import TOKENIZER, FakeEngine
 
 ANSWERS = (("blue sky", "Blue\u2014as ever!"), ("green leaf", "one two three four"))
 WHOLE = ANSWERS[1][1]
@@ -43,16 +43,6 @@ def answer_of(text: str, **fields: Any) -> tuple[PartialAnswer, StoredAnswer]:
     return asyncio.run(whole_answer(generation)), prompt
 
 
-def test_the_answer_is_that_of_the_nearest_row_at_any_length_with_the_similarity() -> None:
-    answer, prompt = answer_of("blue skies")
-    assert answer == PartialAnswer(
-        text=ANSWERS[0][1], num_tokens=13, finish_reason="stop", confidence=prompt.similarity
-    )
-    assert (len(prompt), 0 < prompt.similarity < 1) == (10, True)
-    assert answer_of("green leaf")[1].similarity == pytest.approx(1)
-    assert answer_of("green leaf" * 1000)[0].text == WHOLE
-
-
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
@@ -66,8 +56,28 @@ def test_max_tokens_and_stop_texts_apply(fields: dict[str, Any], expected: Any) 
     assert answer_of("green leaf", **fields)[0][:3] == expected
 
 
-def test_a_request_cannot_set_the_format_of_a_stored_answer() -> None:
-    with pytest.raises(RequestError) as caught:
-        answer_of("blue sky", response_format={"type": "json_object"})
-    assert (caught.value.status, caught.value.param) == (400, "response_format")
-    assert answer_of("green leaf", response_format={"type": "text"})[0].text == WHOLE
+INDEXED = ("blue sky", "green leaf", "green grass", "red rose")
+FIRST = "<user>green grass</s><assistant>a2</s>"
+NEAREST = "<user>green leaf</s><assistant>a1</s>"
+
+
+def index_of(questions: tuple[str, ...] = INDEXED) -> RetrievalIndex:
+    """Return an index whose answers are `a0`, `a1`, ..."""
+    answers = [f"a{number}" for number in range(len(questions))]
+    return build_index(rows(questions, answers, chat=True), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("max_length", "max_new_tokens", "shown"),
+    [(256, 8, FIRST + NEAREST), (50, 8, NEAREST), (64, 40, "")],
+)
+def test_the_nearest_training_rows_are_in_the_prompt_as_far_as_they_leave_room_for_the_answer(
+    max_length: int, max_new_tokens: int, shown: str
+) -> None:
+    retrieval = Retrieval(num_examples=2, max_prompt_tokens=200, index_sha256="0" * 64)
+    prompting = Prompting(system="s", max_new_tokens=8, retrieval=retrieval)
+    engine = FakeEngine("", prompting=prompting, index=index_of())
+    engine.max_length = max_length
+    prompt = engine.chat_prompt((("user", "green leafs"),), max_new_tokens=max_new_tokens)
+    text = "".join(TOKENIZER.convert_ids_to_tokens(prompt))
+    assert text == f"<system>s</s>{shown}<user>green leafs</s><assistant>"

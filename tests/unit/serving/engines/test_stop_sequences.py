@@ -13,14 +13,10 @@ STOPS = st.lists(st.text(alphabet="ab \n", min_size=1, max_size=4), max_size=4)
 @pytest.mark.parametrize(
     ("decoded", "stops", "text", "stopped"),
     [
-        (" one two ", (), "one two", False),
-        ("one\n\ntwo", ("\n\n",), "one", True),
         ("one END", ("END", "E"), "one", True),
-        ("END", ("END",), "", True),
         ("abcd", ("abcd", "bc"), "a", True),
         ("abc", ("bc", "abc"), "", True),
-        ("so it EN", ("END",), "so it EN", False),
-        ("a \ufffd", (), "a \ufffd", False),
+        (" so it EN ", ("END",), "so it EN", False),
     ],
 )
 def test_an_answer_ends_before_the_stop_text_that_is_complete_first(
@@ -30,8 +26,7 @@ def test_an_answer_ends_before_the_stop_text_that_is_complete_first(
 
 
 @pytest.mark.parametrize(
-    ("decoded", "text"),
-    [("so it EN", "so it"), ("so it ENds", "so it ENds"), ("a \ufffd", "a"), ("a é", "a é")],
+    ("decoded", "text"), [("so it EN", "so it"), ("so it ENds", "so it ENds"), ("a \ufffd", "a")]
 )
 def test_only_an_incomplete_character_and_a_possible_start_of_a_stop_text_are_held_back(
     decoded: str, text: str

@@ -7,7 +7,6 @@ import numpy as np
 
 from serving.engines.classify import Prediction
 from serving.engines.text_rows import (
-    BAG_BYTES_PER_TOKEN,
     CPU,
     GPU,
     TOKENIZER_BYTES_PER_TOKEN,
@@ -73,18 +72,9 @@ def test_an_estimate_grows_with_the_text_up_to_the_models_length() -> None:
     texts = ("", "word " * 10, "é\ud800" * 20, "word " * 1000)
     estimates = [estimated_length(text, max_length=64) for text in texts]
     assert estimates == [2, 14, 27, 64]
-
-
-def test_the_cost_of_a_text_is_its_number_of_tokens_and_the_work_of_tokenizer_and_bag() -> None:
     assert cost_of_row(TextRow(loaded(), "a b c", [1, 2, 3])) == 3
-    text = "x" * (10 * BAG_BYTES_PER_TOKEN)
-    assert cost_of_row(TextRow(loaded(model=None, bag="bag"), text)) == 10
-    in_tokenizer = len(text) // TOKENIZER_BYTES_PER_TOKEN
-    assert cost_of_row(TextRow(loaded(max_length=8, bag="bag"), text)) == 18 + in_tokenizer
-    assert cost_of_row(TextRow(loaded(model=None, bag="bag"), "")) == 1
     long = "x" * (100 * TOKENIZER_BYTES_PER_TOKEN)
-    for tokens in (None, [1] * 8):
-        assert cost_of_row(TextRow(loaded(max_length=8), long, tokens)) == 108
+    assert cost_of_row(TextRow(loaded(max_length=8), long, [1] * 8)) == 108
 
 
 def test_texts_of_similar_length_share_a_pass_up_to_its_size() -> None:

@@ -6,7 +6,6 @@ text.
 
 import asyncio
 import gc
-import json
 import threading
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
@@ -14,7 +13,6 @@ from contextlib import aclosing, contextmanager
 from types import SimpleNamespace
 from typing import Any
 
-import jsonschema
 import pytest
 import torch
 from pydantic import TypeAdapter
@@ -26,7 +24,6 @@ from serving.limits import FairSlots
 from serving.replica.generation import partial_answers, whole_answer
 from tailorbird.config.formats.response_format import (
     ChoiceFormat,
-    JsonObjectFormat,
     ResponseFormat,
     TextFormat,
 )
@@ -179,31 +176,8 @@ def test_greedy_answers_of_all_formats_in_one_batch_equal_those_of_the_evaluatio
     formats = (ANY, PERSON, CHOICE)
     check_greedy(engine, loop, reference, formats=formats, streaming=streaming)
     assert loop.run(last(engine, PROMPTS[0])).text in CHOICE.choice  # the format of the version
-
-
-@pytest.mark.parametrize(
-    ("format", "schema"),
-    [
-        (PERSON, SCHEMA),
-        (TEXT, SHORT_TEXT),
-        (JsonObjectFormat(type="json_object"), {"type": "object"}),
-    ],
-    ids=["fields", "text", "object"],
-)
-def test_sampled_answers_satisfy_the_schema_or_are_cut(
-    engine: ChatEngine, loop: asyncio.Runner, format: Any, schema: dict[str, Any]
-) -> None:
-    works = [
-        last(engine, PROMPTS[seed % 4], sampling=sampled(seed), format=format) for seed in range(24)
-    ]
-    texts = set()
-    for answer in loop.run(together(*works)):
-        if answer.finish_reason == "stop":
-            jsonschema.validate(json.loads(answer.text), schema)
-            texts.add(answer.text)
-        else:
-            assert answer.num_tokens == LIMIT
-    assert len(texts) > 4
+    parts = loop.run(pieces(engine, PROMPTS[1], format=PERSON, streaming=streaming))
+    assert (len(parts) > 1) == streaming
 
 
 @pytest.mark.parametrize("format", [CHOICE, choice("<user>", "<system>", "a <pad>")])
@@ -214,20 +188,6 @@ def test_sampled_choices_are_exactly_the_options(
     answers = loop.run(together(*works))
     assert {answer.text for answer in answers} == set(format.choice)
     assert {answer.finish_reason for answer in answers} == {"stop"}
-
-
-def test_the_pieces_of_a_stream_are_the_whole_answer_and_max_tokens_or_a_stop_text_ends_it(
-    engine: ChatEngine, loop: asyncio.Runner
-) -> None:
-    prompt = PROMPTS[1]
-    parts = loop.run(pieces(engine, prompt, streaming=True, format=PERSON))
-    assert len(parts) > 1
-    assert [parts[-1]] == loop.run(pieces(engine, prompt, format=PERSON))
-    cut = loop.run(last(engine, prompt, format=PERSON, max_new_tokens=5))
-    assert (cut.finish_reason, cut.num_tokens) == ("length", 5)
-    stopped = loop.run(last(engine, prompt, format=PERSON, stops=(":",), streaming=True))
-    assert stopped.finish_reason == "stop"
-    assert stopped.text.endswith('"ok"')
 
 
 def test_log_probabilities_contain_only_tokens_that_the_format_allows(

@@ -69,11 +69,7 @@ CONFIG = ServingConfig(engine="vllm", max_batch_size=8)
 test_greedy_answers = (
     shared.test_greedy_answers_of_all_formats_in_one_batch_equal_those_of_the_evaluation
 )
-test_sampled_answers = shared.test_sampled_answers_satisfy_the_schema_or_are_cut
 test_sampled_choices = shared.test_sampled_choices_are_exactly_the_options
-test_streams = (
-    shared.test_the_pieces_of_a_stream_are_the_whole_answer_and_max_tokens_or_a_stop_text_ends_it
-)
 test_log_probabilities = shared.test_log_probabilities_contain_only_tokens_that_the_format_allows
 test_seeds = shared.test_a_seed_gives_the_same_answer_alone_and_in_a_batch
 

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Mapping
 
-import pytest
 from starlette.testclient import TestClient
 
 from serving.http.asgi import ASGIApp, Events, Route, caller, http_app
@@ -41,29 +40,13 @@ def _app(refusals: Refusals) -> ASGIApp:
     return with_request_metrics(app, meter=Meter(), refusals=refusals)
 
 
-@pytest.mark.parametrize(
-    ("authorization", "body", "refusal"),
-    [
-        ("", "", Refusal(401, "missing_api_key", "address testclient")),
-        ("app", "403", Refusal(403, "type_403", "key app")),
-        ("app", "429", Refusal(429, "type_429", "key app")),
-        ("app", "", None),
-        ("app", "404", None),
-        ("app", "500", None),
-    ],
-)
-def test_a_response_that_refuses_is_counted_with_its_type_and_key(
-    authorization: str, body: str, refusal: Refusal | None
-) -> None:
+def test_a_response_that_refuses_is_counted_with_its_type_and_key() -> None:
     refusals = Refusals("icd10")
     client = TestClient(_app(refusals))
-    for _ in range(2):
-        client.post(
-            "/answer",
-            content=body,
-            headers={"authorization": authorization} if authorization else {},
-        )
-    assert refusals.take() == ({} if refusal is None else {refusal: 2})
+    for status in ("403", "403", "429", "404", "500"):
+        client.post("/answer", content=status, headers={"authorization": "app"})
+    refusal = Refusal(403, "type_403", "key app")
+    assert refusals.take() == {refusal: 2, Refusal(429, "type_429", "key app"): 1}
 
 
 def test_the_caller_of_a_previous_request_is_not_blamed() -> None:

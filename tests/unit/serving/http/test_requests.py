@@ -1,4 +1,4 @@
-"""Validation of requests, and the form of errors and answers."""
+"""Validation of requests, and the form of errors and answers, also in OpenAI's format."""
 
 import asyncio
 import json
@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from serving.http.chat_schemas import ChatRequest, parse_chat
+from serving.engines.base_chat import LikelyToken, PartialAnswer, TokenLogprobs
+from serving.http.chat_format import (
+    OBJECT,
+    Usage,
+    answer_head,
+    whole_response,
+)
+from serving.http.chat_schemas import ChatRequest, ChatResponse, parse_chat
 from serving.http.schemas import (
     MAX_VALUES,
     SCORES_AT_ONCE,
@@ -38,15 +45,6 @@ def chat(**fields: Any) -> ChatRequest:
 
 def with_schema(schema: dict[str, Any]) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
-
-
-def test_the_input_is_one_text_or_a_list_and_attributes_apply_to_all_or_to_each() -> None:
-    request = classify({"input": "fever"})
-    assert (request.texts, request.model, request.scores) == (["fever"], "champion", False)
-    largest = {"k" * 255 + str(number): "v" * 256 for number in range(3)}
-    for attributes in (None, {}, {"sex": "f"}, [{"sex": "f"}, {}, {}], largest):
-        request = classify({"input": ["b", "a", ""], "attributes": attributes})
-        assert (request.texts, request.attributes) == (["b", "a", ""], attributes)
 
 
 @pytest.mark.parametrize(
@@ -236,3 +234,20 @@ def test_a_subject_that_cannot_be_logged_is_ignored() -> None:
     assert chat(user="u").subject == "u"
     assert chat(user=7).subject is None
     assert chat(safety_identifier="s" * 257).subject is None
+
+
+def test_log_probabilities_have_openais_fields() -> None:
+    head = answer_head(OBJECT, request_id="r", model="m", version="v")._replace(created=5)
+    part = "\N{REPLACEMENT CHARACTER}"
+    logprobs = (
+        TokenLogprobs(LikelyToken("é", -0.5), (LikelyToken("é", -0.5), LikelyToken(part, -2.0))),
+    )
+    answer = PartialAnswer("é", 1, "stop", logprobs=logprobs)
+    response = ChatResponse.model_validate_json(whole_response(head, answer, usage=Usage(3, 1)))
+    assert response.choices[0].logprobs is not None
+    (entry,) = response.choices[0].logprobs.content
+    assert (entry.token, entry.logprob, entry.bytes) == ("é", -0.5, [0xC3, 0xA9])
+    assert [(token.token, token.logprob, token.bytes) for token in entry.top_logprobs] == [
+        ("é", -0.5, [0xC3, 0xA9]),
+        (part, -2.0, None),
+    ]

@@ -14,7 +14,6 @@ import pytest
 from serving.endpoint.chat_engine import EndpointChatEngine
 from serving.engines.base_chat import ChatEngine, PartialAnswer
 from serving.engines.language_model import Generation, Likelihood
-from serving.http.chat_format import STREAM_OBJECT, answer_head, whole_response
 from serving.http.chat_schemas import parse_chat
 from serving.http.schemas import RequestError
 from serving.hybrid.chat_engine import HybridChatEngine
@@ -23,9 +22,7 @@ from serving.limits import FairSlots
 from serving.replica.generation import (
     generation_request,
     partial_answers,
-    stream_events,
     token_limit,
-    usage_of,
 )
 from tailorbird.registry.hybrid_routing import PARTS, Routing
 from tests.unit.serving.engines.test_nearest_engine import engine_of
@@ -123,21 +120,17 @@ def test_nearest_answers_a_known_question_and_the_language_model_all_others(
     assert len(answers_of(engine, OTHER, streaming=streaming)) > 1
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-def test_a_first_part_with_a_language_model_answers_completely_before_the_decision(
-    streaming: bool,
-) -> None:
+def test_a_first_part_with_a_language_model_answers_completely_before_the_decision() -> None:
     sure = hybrid_of(ModelEngine("one two", logprob=-0.01), ModelEngine("three"))
-    (answer,) = answers_of(sure, "x", streaming=streaming)
-    assert (answer.text, answer.answered_by, answer.logprobs) == ("one two", "first", None)
-    (answer,) = answers_of(sure, "x", streaming=streaming, logprobs=True)
+    (answer,) = answers_of(sure, "x", streaming=True, logprobs=True)
+    assert (answer.text, answer.answered_by) == ("one two", "first")
     assert answer.logprobs is not None
     assert {token.generated.logprob for token in answer.logprobs} == {-0.01}
     # the confidence is the exponential of the mean log-probability
     for threshold, name in ((math.exp(-3.0) - 1e-9, "first"), (math.exp(-3.0) + 1e-9, "second")):
         unsure = ModelEngine("one two", logprob=-3.0)
         engine = hybrid_of(unsure, ModelEngine("three"), threshold=threshold)
-        assert outcome(engine, "x", streaming=streaming)[1] == name
+        assert outcome(engine, "x")[1] == name
 
 
 FAULTS: dict[str, dict[str, Any]] = {"fails": {"fails_after": 0}, "hangs": {"hangs": True}}
@@ -208,27 +201,6 @@ def test_an_error_after_the_first_token_ends_the_stream() -> None:
     engine = hybrid_of(engine_of(), ModelEngine("one two three", fails_after=2))
     with pytest.raises(RequestError):
         answers_of(engine, OTHER, streaming=True)
-
-
-def test_a_response_and_the_last_event_of_a_stream_name_the_part_and_count_its_tokens() -> None:
-    engine = hybrid_of(engine_of(), ModelEngine("one", fails_after=0))
-    generation = generation_of(engine, SIMILAR)
-    head = answer_head(STREAM_OBJECT, request_id="r", model="m", version="v")
-
-    async def read() -> list[Any]:
-        events = stream_events(generation, head=head, with_usage=True, on_finish=lambda _: None)
-        return [event.removeprefix(b"data: ").strip() async for event in events]
-
-    *_, last, usage, _done = asyncio.run(read())
-    (answer,) = answers_of(engine, SIMILAR)
-    counted = usage_of(generation, answer)
-    prompt = engine_of().chat_prompt((("user", SIMILAR),), max_new_tokens=None)
-    assert counted == (len(prompt), answers_of(engine_of(), SIMILAR)[0].num_tokens)
-    assert json.loads(usage)["usage"]["prompt_tokens"] == len(prompt)
-    for response in (last, whole_response(head, answer, usage=counted)):
-        (choice,) = json.loads(response)["choices"]
-        assert (choice["answered_by"], choice["fallback"]) == ("first", True)
-        assert choice["finish_reason"] == "stop"
 
 
 def test_a_stored_answer_is_not_cut_at_the_models_limit_and_a_request_can_set_one() -> None:

@@ -1,4 +1,5 @@
-"""The queue of a hybrid classifier: routing, and the other part's answers when a part fails."""
+"""The queue of a hybrid classifier: routing, and the other part's answers when a part fails or has
+timed out repeatedly."""
 
 import asyncio
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ import pytest
 from serving.engines.classify import Prediction
 from serving.http.schemas import RequestError
 from serving.hybrid.classifier_queue import HybridQueue, failing_together
-from serving.hybrid.part_state import MAX_TIMEOUTS
+from serving.hybrid.part_state import COOL_DOWN_S, MAX_TIMEOUTS, PartState
 from tailorbird.registry.hybrid_routing import Routing
 
 CASCADE = Routing(by="cascade", threshold=0.5)
@@ -66,18 +67,6 @@ def parts_of(names: str, *, fallbacks: str = "") -> list[tuple[str, bool]]:
     """Return the expected answers: a letter for the part of each row, and the rows of fallbacks."""
     parts = {"1": "first", "2": "second"}
     return [(parts[name], str(row) in fallbacks) for row, name in enumerate(names)]
-
-
-def test_each_part_gets_only_the_texts_that_are_routed_to_it() -> None:
-    first = Part("first")
-    second = Part("second")
-    assert answered(first, second) == parts_of("1221")
-    assert first.texts == ["sure", "unsure", "unsure", "sure"]
-    assert second.texts == ["unsure", "unsure"]
-    first.texts.clear()
-    second.texts.clear()
-    assert answered(first, second, routing=BY_SEX) == parts_of("1212")
-    assert (first.texts, second.texts) == (["sure", "unsure"], ["unsure", "sure"])
 
 
 @pytest.mark.parametrize(
@@ -148,16 +137,19 @@ def test_a_text_that_both_parts_refuse_is_named() -> None:
 
 def test_the_parts_are_unloaded_after_the_last_request() -> None:
     is_unloaded = asyncio.Event()
+    during: list[bool] = []
 
     class Waiting(Part):
         async def submit(self, rows: Sequence[str], *, client: str) -> list[Prediction]:
             queue.unload()
-            assert not is_unloaded.is_set()
+            during.append(is_unloaded.is_set())
             return await super().submit(rows, client=client)
 
     queue = queue_of(Part("first"), Waiting("second"), unload_parts=is_unloaded.set)
+    asyncio.run(queue.submit(ROWS[:1], client="c"))
+    assert not is_unloaded.is_set()
     asyncio.run(queue.submit(ROWS, client="c"))
-    assert is_unloaded.is_set()
+    assert (during, is_unloaded.is_set()) == ([False], True)
 
 
 @pytest.mark.parametrize("routing", [CASCADE, BY_SEX])
@@ -175,3 +167,28 @@ def test_a_part_that_times_out_repeatedly_is_skipped(routing: Routing) -> None:
 
     asyncio.run(scenario())
     assert second.texts == []
+
+
+LATE = RequestError(504, "endpoint_timeout", "late")
+
+
+def test_only_time_outs_in_a_row_make_a_part_absent_and_one_more_is_enough_after_the_cool_down() -> (
+    None
+):
+    now = 0.0
+    part = PartState("second", version="v", clock=lambda: now)
+    for error in [LATE] * (MAX_TIMEOUTS - 1) + [RuntimeError("no memory")] * MAX_TIMEOUTS:
+        part.failed(error)
+    assert not part.is_away
+    part.answered()
+    part.failed(LATE)
+    assert not part.is_away
+    for _ in range(MAX_TIMEOUTS - 1):
+        part.failed(TimeoutError())
+    assert part.is_away
+    now = COOL_DOWN_S
+    assert not part.is_away
+    part.failed(LATE)
+    assert part.is_away
+    part.answered()
+    assert not part.is_away

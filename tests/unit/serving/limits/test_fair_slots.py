@@ -6,26 +6,9 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from serving.limits import FairSlots, max_held_alone
+from serving.limits import FairSlots
 
 pytestmark = pytest.mark.timeout(60)
-
-
-@pytest.mark.parametrize(("num_slots", "alone"), [(1, 1), (2, 1), (4, 3), (8, 6), (64, 48)])
-def test_one_client_leaves_slots_for_others(num_slots: int, alone: int) -> None:
-    budget = FairSlots(num_slots).budget
-    held = 0
-    while budget.take("many", 1):
-        held += 1
-    assert held == max_held_alone(num_slots) == alone
-
-
-def test_a_client_without_a_slot_may_take_the_last_one() -> None:
-    budget = FairSlots(4).budget
-    assert [budget.take(client, 1) for client in ("many", "many", "some")] == [True] * 3
-    assert not budget.allows("some", 1)
-    assert budget.take("few", 1)
-    assert not budget.allows("none", 1)
 
 
 @pytest.mark.anyio

@@ -34,6 +34,7 @@ def test_requests_are_limited_and_refill_evenly() -> None:
         limiter.accept(slow)
     with pytest.raises(RequestError):
         limiter.accept(slow)
+    limiter.accept(ApiKey("app", "1" * 64, slow.options))  # another key of the same name
     clock.s += waiting_s(limiter, slow)
     limiter.accept(slow)
     assert waiting_s(limiter, slow)
@@ -69,11 +70,3 @@ def test_a_request_that_one_limit_refuses_is_not_charged_to_another() -> None:
         waiting_s(limiter, limited)
     clock.s += 1
     limiter.accept(limited)
-
-
-def test_two_keys_of_one_name_have_separate_limits() -> None:
-    limiter = RateLimiter(now=lambda: 0.0)
-    one, two = (ApiKey("app", digit * 64, parse_options(["requests=1"])) for digit in "12")
-    limiter.accept(one)
-    assert waiting_s(limiter, one)
-    limiter.accept(two)

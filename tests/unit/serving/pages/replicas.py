@@ -47,9 +47,7 @@ SYSTEM = "Answer with one word."
 ANSWERS = {"what is a cat": "an animal", "what is a rose": "a plant", "what is rain": "weather"}
 
 
-def register_bag(
-    task_uri: str, folder: Path, *, swapped: bool = False, integer_labels: bool = False
-) -> ModelVersion:
+def register_bag(task_uri: str, folder: Path, *, swapped: bool = False) -> ModelVersion:
     """Register a bag of words that was fitted on `TEXTS`; with `swapped`, it mistakes animals for
     plants."""
     order = ("plants", "animals", "weather") if swapped else CLASSES
@@ -58,10 +56,7 @@ def register_bag(
     vectorizers, terms = fit_vectorizers(texts, num_classes=len(CLASSES))
     fit = fit_bag(HeadData((terms,), labels, (terms,), HeldOut(labels, "accuracy")))
     files = bag_files(BagOfWords(vectorizers, fit.weights[0], fit.bias))
-    classes = tuple(str(index) for index in range(len(CLASSES))) if integer_labels else CLASSES
-    config = version_config(
-        kind="bag_of_words", classes=classes, integer_labels=integer_labels, temperature=0.5
-    )
+    config = version_config(kind="bag_of_words", classes=CLASSES, temperature=0.5)
     return _register(task_uri, folder, files=files, config=config)
 
 

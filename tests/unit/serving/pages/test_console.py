@@ -1,17 +1,13 @@
 """The console of a service behind a key, and the local server behind a secret address."""
 
-import asyncio
 import re
 import signal
 import socket
 import subprocess
 import sys
-import threading
 from base64 import b64encode
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 from urllib.request import urlopen
 
 import pytest
@@ -19,8 +15,6 @@ from starlette.testclient import TestClient
 
 from serving.console_server import ConsoleServer, console_app
 from serving.http.api_keys import new_key
-from serving.http.schemas import RequestError
-from serving.pages.console import THREADS, console_routes
 from serving.replica.base import Replica
 from tailorbird.config.serving import ServingConfig
 from tailorbird.storage.paths import TaskPaths
@@ -146,31 +140,6 @@ def test_the_command_prints_the_address_and_ends_at_a_signal(
             assert page.status == 200
         process.send_signal(number)
         assert process.wait(300) == 0
-
-
-def test_pages_leave_threads_to_other_work() -> None:
-    go = threading.Event()
-
-    def hanging() -> Any:
-        assert go.wait(60)
-        raise RequestError(404, "no_console", "none")
-
-    route = console_routes(hanging)["/console"]
-
-    async def scenario() -> None:
-        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS + 1))
-        waiting = [asyncio.ensure_future(route.answer(b"", "r")) for _ in range(8)]
-        await asyncio.sleep(0)
-        try:
-            await asyncio.wait_for(
-                asyncio.to_thread(lambda: None), 20
-            )  # for example, to reload the keys
-        finally:
-            go.set()
-        answers = await asyncio.gather(*waiting, return_exceptions=True)
-        assert [type(answer) for answer in answers] == [RequestError] * 8
-
-    asyncio.run(scenario())
 
 
 def test_the_port_is_taken_before_its_address_is_printed(paths: TaskPaths) -> None:

@@ -45,7 +45,6 @@ class Models:
     folder: Path
     bag: ModelVersion
     swapped: ModelVersion
-    integers: ModelVersion
     chat: ModelVersion
     nearest: ModelVersion
 
@@ -63,7 +62,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
         folder=folder,
         bag=replicas.register_bag(task, folder / "bag"),
         swapped=replicas.register_bag(task, folder / "swapped", swapped=True),
-        integers=replicas.register_bag(task, folder / "integers", integer_labels=True),
         chat=replicas.register_chat(task, folder / "chat", base=base),
         nearest=replicas.register_nearest(task, folder / "nearest", base=base),
     )
@@ -126,31 +124,6 @@ def faults(page: Any) -> list[str]:
     return [*accessibility_faults(page), *wide]
 
 
-def test_the_page_of_a_classifier_is_accessible_in_each_state(
-    open_page: OpenPage, classifiers: str
-) -> None:
-    page = open_page(f"{classifiers}letters")  # a prefix without a slash at its end
-    assert page.url == f"{classifiers}letters/"
-    page.get_by_text("Examples", exact=True).wait_for()
-    assert faults(page) == []
-    assert keyboard_faults(page) == []
-    for text, state in (
-        (AGREED, "Both models answer: weather"),
-        (DISAGREED, "The models disagree."),
-    ):
-        page.get_by_label("Text to classify").fill(text)
-        page.keyboard.press("Control+Enter")
-        page.get_by_text(state).wait_for()
-        assert faults(page) == []
-    page.route(
-        "**/v1/classify",
-        lambda route: route.fulfill(status=429, body="Request dropped due to backpressure"),
-    )
-    page.get_by_role("button", name="Classify").click()
-    page.get_by_text("429 Too Many Requests").wait_for()  # an error that is not JSON
-    assert faults(page) == []
-
-
 def test_the_page_shows_who_answers_and_why_and_data_is_never_html(
     open_page: OpenPage, classifiers: str, models: Models
 ) -> None:
@@ -160,7 +133,6 @@ def test_the_page_shows_who_answers_and_why_and_data_is_never_html(
         page.get_by_role("button", name="Classify").click()
     assert request.value.post_data_json["model"] == models.bag.version  # no request of a report
     page.get_by_text("The models disagree.").wait_for()
-    assert page.title() == page.locator("h1").inner_text() == "letters"
     who = page.get_by_role("region", name="Who answers, and why")
     answers = f"The champion answers: bag-of-words model ({models.bag.version})"
     assert who.inner_text().split("\n\n") == [answers, VERDICT]
@@ -172,21 +144,17 @@ def test_the_page_shows_who_answers_and_why_and_data_is_never_html(
         (champion, "Champion", models.bag, "animals"),
         (other, "Baseline", models.swapped, "plants"),
     ):
-        assert card.locator("h2").text_content() == "bag-of-words model"
         assert f"{role}: {version.version}" in card.inner_text()
         first = card.locator("li").first
         assert re.fullmatch(rf"{label}\s+\d+\.\d%", first.inner_text())
-        assert re.search(r"answered in \d+(\.\d)? m?s", card.inner_text())
         assert (replicas.COST in card.inner_text()) == (version is models.bag)
 
 
 def test_if_one_model_fails_the_answer_of_the_other_is_shown_with_the_error(
     open_page: OpenPage, classifiers: str, models: Models
 ) -> None:
-    failing = models.swapped
-
     def fail(route: Any) -> None:
-        if route.request.post_data_json["model"] == failing.version:
+        if route.request.post_data_json["model"] == models.swapped.version:
             route.fulfill(status=429, json={"error": {"message": "too many requests"}})
         else:
             route.continue_()
@@ -194,14 +162,12 @@ def test_if_one_model_fails_the_answer_of_the_other_is_shown_with_the_error(
     page = open_page(link(classifiers, DISAGREED))
     page.get_by_text("The models disagree.").wait_for()
     page.route("**/v1/classify", fail)
-    for role, other in (("Baseline", models.bag), ("Champion", models.swapped)):
-        page.get_by_role("button", name="Classify").click()
-        page.get_by_text(f"{role}: too many requests").wait_for()
-        assert other.version in page.locator("#both section").inner_text()  # fails for two cards
-        assert page.locator("#agreement").inner_text() == ""
-        assert page.get_by_text("Which class is right?").is_visible()
-        assert faults(page) == []
-        failing = models.bag
+    page.get_by_role("button", name="Classify").click()
+    page.get_by_text("Baseline: too many requests").wait_for()
+    assert models.bag.version in page.locator("#both section").inner_text()  # fails for two cards
+    assert page.locator("#agreement").inner_text() == ""
+    assert page.get_by_text("Which class is right?").is_visible()
+    assert faults(page) == []
     page.route("**/v1/classify", lambda route: route.abort())
     page.get_by_label("Text to classify").fill(AGREED)
     page.get_by_role("button", name="Classify").click()
@@ -215,8 +181,9 @@ def test_feedback_is_written_to_the_request_log_with_the_keyboard_alone(
 ) -> None:
     log = models.folder / "feedback"
     with serve(models.bag, fields={"request_log": log.as_uri()}, baseline=models.swapped) as url:
-        page = open_page(url)
+        page = open_page(f"{url}letters")  # a prefix without a slash at its end
         page.get_by_text("Names of classes").wait_for()
+        assert keyboard_faults(page) == []
         page.get_by_label("Text to classify").focus()
         page.keyboard.type(DISAGREED)
         page.keyboard.press("Control+Enter")
@@ -229,42 +196,6 @@ def test_feedback_is_written_to_the_request_log_with_the_keyboard_alone(
     assert {row["request_id"] for row in feedback} == {row["request_id"] for row in answers}
     assert [row["label"] for row in feedback] == ["animals"] * 2
     assert sorted(row["label"] for row in answers) == ["animals", "plants"]
-
-
-def test_a_service_of_one_model_says_so_and_has_no_feedback_without_a_log(
-    open_page: OpenPage, serve: Serve, models: Models
-) -> None:
-    with serve(
-        models.bag, fields={}, baseline=models.bag
-    ) as url:  # after STAY, the champion is the baseline
-        page = open_page(link(url, AGREED))
-        page.locator("#both section").wait_for()
-        assert page.locator("#both section").count() == 1
-        assert page.get_by_text(
-            "The champion is the best baseline itself, and no other model is served"
-        ).is_visible()
-        assert not page.get_by_label("Compare with").is_visible()
-        assert not page.get_by_text("Which class is right?").is_visible()
-        assert faults(page) == []
-
-
-def test_a_further_version_can_be_compared_instead_and_integer_labels_are_feedback(
-    open_page: OpenPage, serve: Serve, models: Models
-) -> None:
-    fields = {"request_log": models.log}
-    with serve(
-        models.integers, fields=fields, baseline=models.integers, other=models.swapped
-    ) as url:
-        page = open_page(link(url, AGREED))
-        page.locator("#both section").nth(1).wait_for()
-        assert (
-            f"Other version: {models.swapped.version}"
-            in page.locator("#both section").nth(1).inner_text()
-        )
-        page.get_by_label("Compare with").select_option("no other model")
-        page.locator("#both section").nth(1).wait_for(state="detached")
-        page.locator("#labels").get_by_role("button", name="2", exact=True).click()
-        page.get_by_text("Saved: 2").wait_for()
 
 
 def test_a_service_with_keys_asks_for_one(
@@ -306,14 +237,9 @@ def test_both_models_answer_side_by_side_and_feedback_is_logged(
     with serve(models.chat, fields={"request_log": log.as_uri()}, baseline=models.nearest) as url:
         page = open_page(link(url, QUESTIONS[0]))
         page.get_by_role("button", name="Good").nth(1).wait_for()
-        first, second = page.locator(".reply").all()
-        assert first.locator("h2").inner_text() == "Champion: pretrained model"
+        second = page.locator(".reply").nth(1)
         assert second.locator("h2").inner_text() == "Baseline: answer of the nearest training row"
-        assert second.locator(".content").inner_text() == replicas.ANSWERS[QUESTIONS[0]]
-        assert re.search(
-            rf"{models.nearest.version}; similarity 1.00; \d+ tokens in, \d+ out; ",
-            second.inner_text(),
-        )
+        assert f"{models.nearest.version}; similarity 1.00; " in second.inner_text()
         second.get_by_role("button", name="Bad").click()
         page.get_by_text("Saved: bad").wait_for()
         page.get_by_label("Your message").fill(
@@ -327,8 +253,6 @@ def test_both_models_answer_side_by_side_and_feedback_is_logged(
             "user",
         ]
         page.get_by_role("button", name="Copy").nth(3).wait_for()
-        page.get_by_role("button", name="New conversation").click()
-        assert page.locator(".reply").count() == 0
     answers, feedback = (pq.read_table(log / kind).to_pylist() for kind in ("answers", "feedback"))
     rated = {row["request_id"]: row["label"] for row in feedback}
     assert [row["version"] for row in answers if row["request_id"] in rated] == [
@@ -398,14 +322,10 @@ def test_the_page_of_a_hybrid_classifier_shows_the_part_a_fallback_and_an_unknow
         assert faults(page) == []
 
 
-def test_an_answer_can_be_copied_and_a_request_stopped_and_a_stream_that_ends_early_is_an_error(
+def test_a_request_can_be_stopped_and_a_stream_that_ends_early_is_an_error(
     open_page: OpenPage, chats: str
 ) -> None:
-    page = open_page(link(chats, QUESTIONS[0]))
-    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    page.get_by_role("button", name="Copy").nth(1).click()
-    page.get_by_text("Copied").wait_for()
-    assert page.evaluate("navigator.clipboard.readText()") == replicas.ANSWERS[QUESTIONS[0]]
+    page = open_page(chats)
     page.route("**/v1/chat/completions", lambda _route: None)  # no answer arrives
     page.get_by_label("Your message").fill(QUESTIONS[1])
     page.keyboard.press("Enter")
@@ -415,8 +335,7 @@ def test_an_answer_can_be_copied_and_a_request_stopped_and_a_stream_that_ends_ea
     assert page.get_by_label("Your message").input_value() == QUESTIONS[1]  # to send it again
     page.unroute("**/v1/chat/completions")
     page.route("**/v1/chat/completions", lambda route: route.fulfill(body="data: {}\n\n"))
-    page.get_by_role("button", name="New conversation").click()
-    page.get_by_role("button", name=QUESTIONS[0]).click()
+    page.keyboard.press("Enter")
     page.get_by_text("The answer ended before it was complete.").wait_for()
     assert page.locator(".reply").count() == 0
 

@@ -7,15 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from serving.replica.config import Challenger, ReplicaConfig, VersionRef, config_id
+from serving.replica.config import Challenger
 from tests.unit.serving.replica.loads import SECRET
 
 shares = st.floats(0, 1)
-CONFIG = ReplicaConfig(
-    champion=VersionRef(uri="s3://a", digest="a"),
-    challenger=Challenger(uri="s3://b", digest="b", shadow=0.5),
-    selectable={"lora-1": VersionRef(uri="s3://c", digest="c")},
-)
 
 
 def challenger(digest: str = "one", *, canary: float = 0.0, shadow: float = 0.0) -> Challenger:
@@ -54,9 +49,3 @@ def test_assignments_of_versions_arms_and_secrets_are_independent() -> None:
     other_version = draws(challenger("two", canary=0.5))
     for second in (other_version, shadows, draws(both, secret=b"t" * 32)):
         assert (first & second).mean() == pytest.approx(0.25, abs=0.05)
-
-
-def test_a_configuration_survives_json_and_unknown_keys_are_ignored() -> None:
-    user_config = CONFIG.to_user_config()
-    assert ReplicaConfig.model_validate(user_config | {"newer": 1}) == CONFIG
-    assert config_id(user_config | {"newer": 1}) != config_id(user_config)

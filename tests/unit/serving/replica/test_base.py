@@ -13,7 +13,7 @@ from starlette.types import Message
 from serving.http.api_keys import new_key
 from serving.http.asgi import Route
 from serving.http.schemas import RequestError
-from serving.replica.base import Replica, RequestContext
+from serving.replica.base import Replica
 from serving.replica.config import config_id
 from tailorbird.config.serving import ServingConfig
 from tests.unit.serving.replica.loads import Loads, config, ref, settle
@@ -124,11 +124,6 @@ def test_a_client_that_sends_bodies_slowly_leaves_room_for_others(separate_lines
     assert [response["status"] for response in responses] == [200, 200, 429, 200]
     assert dict(responses[2]["headers"])[b"retry-after"] == b"2"
     assert not replica._admission.budgets["requests"].held
-
-
-def test_the_unit_of_an_experiment_is_the_subject_which_is_never_the_name_of_a_request() -> None:
-    context = RequestContext(route="chat", request_id="r", started_at=0.0, caller=None, subject="r")
-    assert context.unit != context._replace(subject=None).unit
 
 
 def test_behind_a_gateway_a_page_of_another_site_can_read_but_not_post() -> None:

@@ -1,9 +1,11 @@
-"""Answers, log rows and shadows of chat requests, with fake engines."""
+"""Answers, log rows and shadows of chat requests, with fake engines, and the bounded queue of
+shadows."""
 
 import asyncio
 import json
 import threading
 from collections.abc import Sequence
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from serving.http.schemas import RequestError
+from serving.replica import shadow
 from serving.replica.chat import Chat
 from serving.replica.config import ReplicaConfig
+from serving.replica.shadow import ShadowRunner
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.conversations import logged_conversation
 from tests.unit.serving.http.application import deployment
@@ -193,3 +197,37 @@ async def test_the_champion_answers_in_a_format_that_the_challenger_cannot_have(
     for format, expected in ((None, "two"), ("text", "two"), ("json_object", "one")):
         fields: dict[str, Any] = {"response_format": {"type": format}} if format else {}
         assert await service.answer(**fields) == expected
+
+
+async def test_shadows_run_one_by_one_despite_errors() -> None:
+    turn = asyncio.Lock()
+    answered = []
+    shadows = ShadowRunner(lambda: True)
+
+    async def answer(number: int) -> None:
+        assert not turn.locked()
+        async with turn:
+            await asyncio.sleep(0)
+        if number == 1:
+            raise ValueError("cannot be answered")
+        answered.append(number)
+
+    for number in range(4):
+        shadows.add(partial(answer, number), num_bytes=10, caller=None)
+    await asyncio.gather(*shadows._tasks)
+    assert answered == [0, 2, 3]
+
+
+async def test_a_key_that_fills_the_queue_loses_only_its_own_requests_and_answered_ones_free_space(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shadow, "MAX_BYTES", 7 * (shadow.REQUEST_BYTES + 100))
+    gate = asyncio.Event()
+    shadows = ShadowRunner(lambda: True)
+    for caller in ["flood"] * 10 + ["calm"]:
+        shadows.add(gate.wait, num_bytes=100, caller=caller)
+    assert (shadows.num_dropped, len(shadows._tasks)) == (7, 4)
+    gate.set()
+    await asyncio.gather(*shadows._tasks)
+    shadows.add(gate.wait, num_bytes=100, caller="flood")
+    assert shadows.num_dropped == 7

@@ -125,9 +125,8 @@ async def test_the_answer_of_a_hybrid_names_the_part_in_the_response_the_log_and
 
     engine.routing = Routing(by="cascade", threshold=0.5)
     engine.submit = submit
-    first, second = (await answer(classifier, input=["x", "y"]))["results"]
-    assert first == {"label": "a", "score": 0.75, "answered_by": "second"}
-    assert second == first | {"answered_by": "first", "fallback": True}
+    (_, second) = (await answer(classifier, input=["x", "y"]))["results"]
+    assert (second["answered_by"], second["fallback"]) == ("first", True)
     counts = classifier._replica.meter._counts.items()
     counted = {labels[2:]: by for (metric, labels), by in counts if metric is COUNTS}
     assert counted == {("second", "no"): 1, ("first", "yes"): 1}

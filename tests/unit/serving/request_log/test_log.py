@@ -1,9 +1,7 @@
-"""Rows of the request log: columns, hashed subjects, optional texts, and files by day."""
+"""Rows of the request log: optional texts, files by day, and storage that is unavailable."""
 
 import asyncio
-import hashlib
-import hmac
-import json
+import threading
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,9 +12,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from serving.request_log import writer
 from serving.request_log.log import RequestLog
-from serving.request_log.schema import FeedbackEntry, LogEntry, top_classes
+from serving.request_log.schema import LogEntry, top_classes
 from serving.request_log.write_ahead_log import encode_row
+from tailorbird.storage import write_bytes
 
 KEY = b"k" * 32
 NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
@@ -72,47 +72,78 @@ def log_and_read(folder: Path, entries: Sequence[LogEntry], **options: Any) -> l
     return written(folder)
 
 
-def test_a_row_has_the_answer_and_a_hash_of_the_subject(tmp_path: Path) -> None:
-    scores = np.array([0.1, 0.6, 0.05, 0.25], dtype=np.float32)
-    fields: dict[str, Any] = {
-        "row": 3,
-        "label": "b",
-        "answered_by": "second",
-        "fallback": False,
-        "route": "classify",
-        "caller": "app",
-    }
-    top = top_classes(("a", "b", "c", "d"), scores)
-    answer = entry(1, subject="patient 7", attributes={"sex": "f"}, score=0.6, top=top, **fields)
-    (row,) = log_and_read(tmp_path, [answer], key=KEY)
-    expected = fields | {"request_id": "r1", "at": NOON, "latency_ms": 250, "digest": "d"}
-    assert {name: row[name] for name in expected} == expected
-    assert row["score"] == pytest.approx(0.6)
-    assert [top["label"] for top in row["top"]] == ["b", "d", "a"]
-    assert json.loads(row["attributes"]) == {"sex": "f"}
-    assert row["subject"] == hmac.new(KEY, b"patient 7", hashlib.sha256).hexdigest()
-    raw = b"".join(file.read_bytes() for file in tmp_path.glob("answers/day=*/*"))
-    assert b"patient 7" not in raw
-
-
 def test_texts_are_logged_only_on_request_and_subjects_only_with_a_key(tmp_path: Path) -> None:
-    answer = entry(1, text="input", answer="output", subject="s")
+    top = top_classes(("a", "b", "c", "d"), np.array([0.1, 0.6, 0.05, 0.25]))
+    answer = entry(1, text="input", answer="output", subject="s", top=top)
     (row,) = log_and_read(tmp_path, [answer], texts=True)
     assert (row["text"], row["answer"], row["subject"]) == ("input", "output", None)
+    assert [top["label"] for top in row["top"]] == ["b", "d", "a"]
     for texts, expected in ((True, "input"), (False, None)):
         assert request_log(tmp_path, texts=texts).loggable("input") == expected
 
 
-def test_rows_are_stored_by_day_and_feedback_in_a_separate_folder(tmp_path: Path) -> None:
-    async def work(log: RequestLog) -> None:
-        log.answers.add([entry(1), entry(2, at=NOON.replace(day=2)), entry(3)])
-        log.feedback.add([FeedbackEntry(request_id="r1", at=NOON, row=3, label="b")])
+LINES = "a\u2028b\x85c\n"
+"""Characters that some readers treat as line ends."""
 
-    run_log(tmp_path, work)
+
+def test_rows_that_unavailable_storage_did_not_accept_are_written_later_and_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls = 0
+
+    def failing(uri: str, data: bytes) -> None:
+        nonlocal calls
+        calls += 1
+        if calls in (2, 3):  # the second day of the first attempt, and the second attempt
+            raise OSError("unavailable")
+        write_bytes(uri, data)
+
+    async def work(log: RequestLog) -> None:
+        log.answers.add([entry(1), entry(2, at=NOON.replace(day=2))])
+        await log.answers.flush()
+        log.answers.add([entry(3, label=LINES)])
+        await log.answers.flush()
+        await log.answers.flush()
+        log.answers.add([entry(4)])
+
+    monkeypatch.setattr(writer, "write_bytes", failing)
+    assert run_log(tmp_path, work).answers.num_dropped == 0
+    labels = {row["request_id"]: row["label"] for row in written(tmp_path)}
+    assert labels == {"r1": None, "r2": None, "r3": LINES, "r4": None}
+    assert caplog.text.count(": unavailable") == 1
     days = sorted(folder.name for folder in (tmp_path / "answers").iterdir())
     assert days == ["day=2026-05-01", "day=2026-05-02"]
-    assert {row["request_id"] for row in written(tmp_path)} == {"r1", "r2", "r3"}
-    (file,) = tmp_path.glob("feedback/day=2026-05-01/*.parquet")
-    (row,) = pq.read_table(file, partitioning=None).to_pylist()
-    given = {name: value for name, value in row.items() if value is not None}
-    assert given == {"request_id": "r1", "at": NOON, "row": 3, "label": "b"}
+
+
+def test_a_file_is_bounded_and_bytes_are_free_again_when_rows_are_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_bytes = counted_bytes(entry(0))
+    monkeypatch.setattr(writer, "MAX_BYTES", 14 * num_bytes)
+    monkeypatch.setattr(writer, "FILE_BYTES", 4 * num_bytes)
+
+    async def work(log: RequestLog) -> None:
+        for start in range(0, 30, 6):
+            for number in range(start, start + 6):
+                log.answers.add([entry(number)])
+            await log.answers.flush()
+
+    assert run_log(tmp_path, work).answers.num_dropped == 0
+    files = sorted(tmp_path.rglob("*.parquet"))
+    assert [pq.read_metadata(file).num_rows for file in files] == [4, 2] * 5
+
+
+def test_unresponsive_storage_delays_closing_only_up_to_a_timeout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released = threading.Event()
+    monkeypatch.setattr(writer, "CLOSE_S", 0.05)
+    monkeypatch.setattr(writer, "write_bytes", lambda *_: released.wait(30))
+
+    async def end() -> None:
+        log = request_log(tmp_path)
+        log.answers.add([entry(1), entry(2)])
+        await asyncio.wait_for(log.close(), 20)
+        released.set()
+
+    asyncio.run(end())

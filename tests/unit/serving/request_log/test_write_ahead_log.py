@@ -4,21 +4,17 @@ import asyncio
 import hashlib
 import hmac
 import json
-import math
 import resource
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from serving.request_log import writer
 from serving.request_log.log import RequestLog
-from serving.request_log.schema import LogEntry, arrow_schema
-from serving.request_log.write_ahead_log import encode_row, read_batch
 from tests.unit.serving.request_log.test_log import (
     KEY,
     NOON,
@@ -160,21 +156,3 @@ def test_a_key_that_fills_the_disk_loses_only_its_own_rows(
     assert 800 < lost == num_dropped < 999
     assert f"flood: {lost}" in caplog.text
     assert wal_files(tmp_path) == []
-
-
-def test_every_column_is_read_from_the_disk_with_its_type(tmp_path: Path) -> None:
-    schema = arrow_schema(LogEntry)
-    values: dict[str, Any] = {
-        "string": "\u4f60\n",
-        "timestamp[us, tz=UTC]": NOON,
-        "int32": 7,
-        "float": math.nan,
-        "bool": True,
-    }
-    row = {column.name: values.get(str(column.type), []) for column in schema}
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(encode_row(row) + encode_row(dict.fromkeys(row) | {"at": NOON}))
-    full, empty = read_batch(path, schema=schema).to_pylist()
-    for name, value in row.items():
-        assert full[name] == value or (math.isnan(value) and math.isnan(full[name])), name
-    assert {name for name, value in empty.items() if value is not None} == {"at"}

@@ -50,19 +50,6 @@ class Service:
         )
 
 
-async def test_a_large_body_of_another_client_is_the_next_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(asgi, "BYTES_PER_S", len(LARGE) / 0.2)
-
-    service = Service()
-    await service.send("many", LARGE)
-    requests = [service.send("many", LARGE) for _ in range(3)]
-    await asyncio.sleep(0)
-    await asyncio.gather(*requests, service.send("some", LARGE))
-    assert service.answered == ["many", "some", "many", "many", "many"]
-
-
 async def test_only_large_bodies_wait_for_the_pause_after_a_large_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
