@@ -19,18 +19,6 @@ from tailorbird.data.rows import DataError, Splits
 from tailorbird.evaluation.statistics.answer_metrics import per_row
 from tests.build import rows
 
-JSON = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(max_size=3),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
-    ),
-)
-OBJECTS = st.dictionaries(st.text(max_size=3), JSON, max_size=4)
-
 
 def score(answer: str, reference: str, **config: Any) -> float:
     [metric] = config
@@ -80,35 +68,6 @@ def test_json_fields_compares_the_given_paths_only() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "reference", "expected"),
-    [
-        ("{}", '{"f0": 1, "f1": null}', 0.0),
-        ('{"f0": 1}', '{"f0": 1, "f1": null}', 0.5),
-        ('{"f0": 1, "f1": null}', '{"f0": 1, "f1": null}', 1.0),
-        ('{"f0": 1, "f2": 1}', '{"f0": 1}', 0.5),
-        ("{}", "{}", 1.0),
-        ('{"f0": 1}', "{}", 0.0),
-    ],
-)
-def test_fields_that_are_missing_in_both_texts_do_not_count(
-    answer: str, reference: str, expected: float
-) -> None:
-    names = [f"f{number}" for number in range(20)]
-    assert (
-        score(answer, reference, json_fields={"paths": [f"/{name}" for name in names]}) == expected
-    )
-
-
-@given(document=OBJECTS, other=OBJECTS)
-def test_json_fields_is_1_for_the_same_document_in_another_order(document: Any, other: Any) -> None:
-    reordered = dict(reversed(list(document.items())))
-    assert score(json.dumps(reordered, indent=1), json.dumps(document), json_fields={}) == 1
-    value = score(json.dumps(other), json.dumps(document), json_fields={})
-    assert 0 <= value <= 1
-    assert value == score(json.dumps(document), json.dumps(other), json_fields={})
-
-
-@pytest.mark.parametrize(
     ("answer", "expected"),
     [("So it is 4.\n#### 42 ", 1.0), ("#### 43", 0.0), ("42", 0.0), ("#### 42\n#### 43", 1.0)],
 )
@@ -123,25 +82,6 @@ def test_a_regular_expression_that_does_not_end_is_stopped(monkeypatch: pytest.M
     monkeypatch.setattr(metrics, "PATTERN_SECONDS", 0.05)
     with pytest.raises(PatternTimeout):
         score("a" * 60 + "!", "a", regex={"pattern": r"((?:(a|aa)+)+)$"})
-
-
-@pytest.mark.parametrize(
-    ("answer", "expected"),
-    [
-        ("1234.5", 1.0),
-        ("The sum of 2 and 3 is $1,234.50.", 1.0),
-        ("+1.2345e3", 1.0),
-        ("１２３４．５", 1.0),
-        ("-1234.5", 0.0),
-        ("1234.5 or 7", 0.0),
-        ("none", 0.0),
-        ("", 0.0),
-        ("9" * 5000, 0.0),
-        ("1e999", 0.0),
-    ],
-)
-def test_numeric_compares_the_last_number(answer: str, expected: float) -> None:
-    assert score(answer, "1234.5", numeric={}) == expected
 
 
 @pytest.mark.parametrize(
@@ -185,12 +125,6 @@ def test_a_difference_within_one_of_the_tolerances_counts_as_equal() -> None:
     assert score("-98.9", "-100", numeric={"absolute": 1}) == 0
 
 
-@given(number=st.floats(allow_nan=False, allow_infinity=False, min_value=-1e12, max_value=1e12))
-def test_a_number_equals_its_own_text(number: float) -> None:
-    assert score(f"It is {number!r}", repr(number), numeric={}) == 1
-    assert score(repr(number), repr(math.nextafter(number, math.inf)), numeric={}) == 0
-
-
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [
@@ -211,35 +145,6 @@ def test_the_longest_option_is_chosen_and_letters_have_a_case() -> None:
     assert score("It is not likely.", "not likely", choice=options) == 1
     assert score("It is not likely.", "likely", choice=options) == 0
     assert score("a patient has (B)", "B", choice={"options": ["A", "B"]}) == 1
-
-
-@given(options=st.lists(st.text("aAbB1-+ .,'", max_size=4), min_size=2, max_size=4))
-def test_each_accepted_option_has_a_value_of_its_own(options: list[str]) -> None:
-    try:
-        config = AnswersConfig.model_validate({"choice": {"options": options}})
-    except ValidationError:
-        return
-    choice = metrics.answer_metrics(config)["choice"]
-    assert [choice.read(option) for option in options] == options
-
-
-@pytest.mark.parametrize(
-    ("config", "references", "expected"),
-    [
-        ({"json_fields": {}}, ["{}", "text"], (1, "JSON object")),
-        ({"regex": {"pattern": "x(.)"}}, ["xy", "z"], (1, "match of 'x(.)'")),
-        ({"numeric": {}}, ["one", "1"], (0, "number")),
-        ({"choice": {"options": ["a", "b"]}}, ["a", "a or b"], (1, "single option of a, b")),
-        ({"choice": {"options": ["a", "b"]}}, ["a", "b"], None),
-        (None, ["text"], None),
-    ],
-)
-def test_references_without_a_value_are_reported(
-    config: Any, references: list[str], expected: Any
-) -> None:
-    assert (
-        unreadable(references, config=config and AnswersConfig.model_validate(config)) == expected
-    )
 
 
 @pytest.mark.parametrize(("answer", "reference"), [("1", "one"), ("99,50", "12,50")])

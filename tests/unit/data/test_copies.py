@@ -45,41 +45,6 @@ def test_punctuation_order_and_single_words_make_no_new_text(copy: str) -> None:
     assert near(QUESTION, other=copy)
 
 
-@pytest.mark.parametrize(
-    ("text", "other"),
-    [
-        ("Fracture of left femur", "Fracture of right femur"),
-        ("Cancel my order", "Cancel my order please"),
-        (QUESTION, "I would like to order a card for my other bank account and not this one"),
-        ("", "..."),
-    ],
-)
-def test_other_words_make_another_text(text: str, other: str) -> None:
-    assert not near(text, other=other)
-
-
-def test_a_near_copy_has_the_same_label_and_an_equal_text_any() -> None:
-    assert not near(QUESTION, other=f"Please, {QUESTION}", label="y")
-    assert near(QUESTION, other=f"{QUESTION}!", label="y")
-    assert near(QUESTION, other=f"Please, {QUESTION}", label="X.")
-
-
-def test_a_fixed_instruction_makes_no_near_copies() -> None:
-    instruction = (
-        "Read the following message of a customer and answer with the one department that should "
-        "handle it"
-    )
-    messages = [
-        f"{instruction}: {topic} {word}"
-        for topic in ("card", "loan")
-        for word in "abcdefghijklmnopqrst"
-    ]
-    index = copy_index(messages, labels=["x"] * len(messages))
-    assert [
-        copies_of(letters_and_digits(text), label="x", index=index) for text in messages[:2]
-    ] == [{0}, {1}]
-
-
 texts = st.sets(st.sampled_from("abcdefghijklmn"), min_size=7).map(sorted).map(" ".join)
 labels = st.sampled_from("xy")
 

@@ -17,32 +17,12 @@ from tailorbird.data.rows import DataError
 from tests.build import rows
 
 
-@pytest.mark.parametrize(
-    "changed", ["Hello, world!", "hello\u200b WORLD.", " Hello  World\n", "ｈｅｌｌｏ world"]
-)
-def test_punctuation_case_and_zero_width_characters_do_not_change_a_fingerprint(
-    changed: str,
-) -> None:
-    assert fingerprints([changed]) == fingerprints(["hello world"])
-
-
 def test_marks_belong_to_their_letters() -> None:
     assert letters_and_digits("हिन्दी, में") == "हिन्दी में"
 
 
 def test_texts_without_letters_differ() -> None:
     assert len(np.unique(fingerprints(["...", "?!", ""]))) == 3
-
-
-def test_a_conversation_is_known_by_the_turns_of_its_user() -> None:
-    conversation = (
-        ("system", "Be brief."),
-        ("user", "Hi"),
-        ("assistant", "Hello"),
-        ("user", "Why?"),
-    )
-    assert user_texts(rows(["all turns"], conversations=(conversation,))) == ("Hi\nWhy?",)
-    assert user_texts(rows(["text"])) == ("text",)
 
 
 def test_each_turn_that_is_trained_on_is_known_by_the_turns_of_the_user_before_it() -> None:

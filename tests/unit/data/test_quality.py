@@ -108,28 +108,6 @@ def test_near_copies_leave_train_and_validation_like_copies_and_are_counted() ->
     assert (report.test_documents, report.largest_test_document) == (21, 2)
 
 
-def test_a_near_copy_of_a_validation_row_leaves_train() -> None:
-    splits = Splits(
-        train=rows(*BASE, (f"Hello, {CARD}", "a")),
-        validation=rows((CARD, "a")),
-        test=rows(("ache", "b"), ("itch", "b")),
-    )
-    cleaned, report = clean(splits)
-    assert cleaned.train.row_ids == ("0", "1")
-    assert report.train_copies_of_test == 0
-    assert report.train_copies_of_validation == report.near_copies == 1
-
-
-def test_test_answers_that_occur_in_train_are_counted_for_chat_tasks() -> None:
-    splits = Splits(
-        train=dialogues("burn of the hand/T23.0 Burn", "itch/L29"),
-        validation=dialogues("ache/R52"),
-        test=dialogues("hand burnt/t23.0  burn", "sprain/S93", "scratching/L29"),
-    )
-    _, report = clean(splits)
-    assert report.test_answers_in_train == 2
-
-
 def test_an_earlier_turn_that_answers_a_row_of_a_later_split_is_not_trained_on() -> None:
     splits = Splits(
         train=dialogues(
@@ -213,16 +191,6 @@ def test_a_label_without_training_rows_after_cleaning_is_rejected() -> None:
     test = rows(("itch", "c"), ("burn", "c"))
     with pytest.raises(DataError, match="not in train: 'c'"):
         clean(Splits(**VALID | {"train": rows(*BASE, ("itch", "c")), "test": test}))
-
-
-@given(size=st.integers(3, 40), seed=st.integers(0, 1000))
-def test_a_subset_of_the_training_rows_has_every_class(size: int, seed: int) -> None:
-    train = rows(*[(f"text {number}", "abc"[number % 17 % 3]) for number in range(30)])
-    part = take_training_rows(train, size=size, seed=seed)
-    assert len(part) == min(size, 30)
-    assert set(part.labels) == {"a", "b", "c"}
-    assert set(part.row_ids) <= set(train.row_ids)
-    assert part == take_training_rows(train, size=size, seed=seed)
 
 
 def test_a_subset_of_the_training_rows_needs_a_row_of_each_class() -> None:

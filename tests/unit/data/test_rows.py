@@ -86,11 +86,6 @@ def test_each_trained_turn_of_a_conversation_is_a_row_with_the_turns_before_it()
     assert trained_turns(classes) is classes
 
 
-def test_a_conversation_up_to_the_first_question_is_its_document() -> None:
-    assert document_keys(TALKS) == ["s how?", "hi how?", "s"]
-    assert document_keys(replace(TALKS, split_keys=("a", "B", "a"))) == ["a", "B", "a"]
-
-
 def test_a_greeting_of_many_conversations_is_no_document() -> None:
     greeted = [((U, "Hello"), (A, "hi"), (U, f"q{row}")) for row in range(11)]
     longer = (*greeted[3], (A, "a"), (U, "more"))

@@ -41,15 +41,6 @@ def test_a_prompt_and_its_completion_are_a_conversation(tmp_path: Path) -> None:
     assert rows.take([1]).conversations == ((("user", "more"),),)
 
 
-def test_messages_are_split_into_turns_and_the_last_answer(tmp_path: Path) -> None:
-    rows = chat_rows(tmp_path, turns("be kind", "hi", "hello", "bye", "ciao", roles="suaua"))
-    assert rows.conversations == (
-        (("system", "be kind"), ("user", "hi"), ("assistant", "hello"), ("user", "bye")),
-    )
-    assert rows.labels == ("ciao",)
-    assert rows.texts == ("be kind\nhi\nhello\nbye",)
-
-
 @pytest.mark.parametrize(
     "conversation",
     [
@@ -152,8 +143,3 @@ def test_a_column_whose_type_cannot_contain_conversations_is_rejected(
         ChatData().require_types(pa.schema([("turns", type_)]), config=config, uri="file:///rows")
 
 
-def test_a_task_reads_its_columns_and_the_shared_ones_once() -> None:
-    config = config_of("file:///rows", split_by="doc", groups=("sex", "doc"))
-    assert data_task("classification").columns(config) == ["text", "label", "doc", "sex"]
-    assert data_task("chat", system="be brief") == ChatData("be brief")
-    assert data_task("chat").columns(config) == ["prompt", "completion", "doc", "sex"]

@@ -78,17 +78,6 @@ def test_only_titles_of_short_codes_are_training_texts(
     assert {"A51", "D46.B"} <= {row["code"] for row in titles}
 
 
-def test_every_split_has_all_21_chapters_in_similar_shares(splits: Splits) -> None:
-    shares = []
-    for rows in (splits.train, splits.validation, splits.test):
-        assert set(rows.labels) == set(icd10.CHAPTER_NAMES.values())
-        shares.append({label: rows.labels.count(label) / len(rows) for label in set(rows.labels)})
-    # A single category (L89, pressure ulcers) has 2% of all rows and is not divided.
-    assert all(
-        abs(shares[0][label] - share[label]) < 0.04 for share in shares[1:] for label in share
-    )
-
-
 def test_the_quality_checks_find_only_near_copies_from_other_categories(splits: Splits) -> None:
     cleaned, report = clean(splits)
     assert (cleaned.validation, cleaned.test) == (splits.validation, splits.test)

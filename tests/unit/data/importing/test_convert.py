@@ -125,11 +125,6 @@ def test_further_columns_keep_their_types(tmp_path: Path) -> None:
     assert tuple(table.schema.field(name).type for name in names) == types
 
 
-def test_a_table_of_texts_and_labels_is_kept(tmp_path: Path) -> None:
-    rows = [{"text": "a", "label": 1}, {"text": "", "label": 2}]
-    assert converted(json_lines(tmp_path / "rows.jsonl", rows)).to_pylist() == rows
-
-
 IMAGE = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
 CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 

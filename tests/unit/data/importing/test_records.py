@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 from tailorbird.data.importing import records
 from tailorbird.data.importing.records import LineFault, Record, read_records
 
-TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
-
 
 def read(path: Path, content: str | bytes) -> list[Record | LineFault]:
     path.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -106,29 +104,3 @@ def test_a_fault_of_a_csv_file_names_its_line(tmp_path: Path, content: str, line
     assert fault_of(tmp_path / "rows.csv", content).line == line
 
 
-@given(
-    rows=st.lists(
-        st.dictionaries(st.sampled_from("abc"), TEXTS | st.integers() | st.booleans() | st.none())
-    )
-)
-def test_json_lines_are_read_as_they_were_written(
-    tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, object]]
-) -> None:
-    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
-    read_rows = read(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    assert read_rows == [Record(line, row) for line, row in enumerate(rows, start=1)]
-
-
-@given(rows=st.lists(st.tuples(TEXTS, TEXTS)))
-def test_csv_is_read_as_it_was_written(
-    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]]
-) -> None:
-    path = tmp_path_factory.mktemp("rows") / "rows.csv"
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("text", "label"), *rows])
-    values = [
-        list(row.values.values())
-        for row in read_records(path, report=lambda _: None)
-        if isinstance(row, Record)
-    ]
-    assert values == [[text or None, label or None] for text, label in rows]

@@ -68,22 +68,10 @@ def test_conversations_and_pairs_are_a_chat_task(sampled: Any) -> None:
     assert roles.task == "chat"
 
 
-def test_columns_with_few_values_are_groups_with_known_names_first(sampled: Any) -> None:
-    roles = infer_column_roles(
-        sampled(text=WORDS, label=cycle(3), shift=cycle(2), language=cycle(6), town=cycle(50))
-    )
-    assert [role.name for role in roles.groups] == ["language", "shift"]
-
-
 def test_columns_with_repeated_values_are_split_keys_with_known_names_first(sampled: Any) -> None:
     columns = {"text": WORDS, "label": cycle(3), "batch": cycle(100), "patientId": cycle(150)}
     roles = infer_column_roles(sampled(row=list(range(NUM)), **columns))
     assert [role.name for role in roles.keys] == ["patientId", "batch"]
-
-
-def test_a_split_key_has_no_nulls(sampled: Any) -> None:
-    keys = [None, *cycle(100)[1:]]
-    assert infer_column_roles(sampled(text=WORDS, label=cycle(3), patient=keys)).keys == ()
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,6 @@ import pytest
 
 from tailorbird.data.profiling.languages import language_of, languages_of
 
-SETS = os.environ.get("TAILORBIRD_DATA")
-
 
 @pytest.mark.parametrize(
     ("text", "language"),
@@ -44,19 +42,3 @@ def test_shares_are_of_the_recognized_texts() -> None:
     assert languages_of([]).foreign_share == 0
 
 
-@pytest.mark.skipif(SETS is None, reason="TAILORBIRD_DATA is not set to a folder of data sets")
-@pytest.mark.parametrize(
-    ("name", "column", "recognized"),
-    [
-        ("banking77", "text", 0.95),
-        ("contract_nli_clauses", "text", 0.95),
-        ("pii_presidio", "text", 0.8),
-    ],
-)
-def test_english_data_sets_are_recognized_as_english(
-    name: str, column: str, recognized: float
-) -> None:
-    assert SETS is not None
-    languages = languages_of(pq.read_table(Path(SETS) / name / "test.parquet")[column].to_pylist())
-    assert languages.num_recognized >= recognized * languages.num_texts
-    assert languages.foreign_share < 0.02

@@ -8,27 +8,6 @@ from tailorbird.data.parquet import kind_of
 from tailorbird.data.profiling import sample as profile
 from tailorbird.data.profiling.sample import count_rows, read_sample
 
-TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-
-
-@pytest.mark.parametrize(
-    ("type_", "kind"),
-    [
-        (pa.string(), "string"),
-        (pa.dictionary(pa.int32(), pa.string()), "string"),
-        (pa.int16(), "integer"),
-        (pa.bool_(), "boolean"),
-        (pa.date32(), "date"),
-        (TURNS, "messages"),
-        (pa.list_(pa.string()), "other"),
-        (pa.list_(pa.struct([("role", pa.string())])), "other"),
-        (pa.float64(), "other"),
-        (pa.binary(), "other"),
-    ],
-)
-def test_the_kind_of_a_column_follows_from_its_type(type_: pa.DataType, kind: str) -> None:
-    assert kind_of(type_) == kind
-
 
 def test_a_sample_has_the_usable_columns_and_the_names_of_the_others(tmp_path: Path) -> None:
     pq.write_table(

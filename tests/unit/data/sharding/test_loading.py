@@ -27,20 +27,6 @@ def recipe_of(config: DataConfig, folder: Path) -> Recipe:
     return Recipe.model_validate({**fields, "data": config})
 
 
-def test_fewer_rows_than_the_limit_are_loaded_into_memory(
-    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(loading, "MAX_ROWS_IN_MEMORY", 1004)
-    small = config.model_copy(update={"max_train_rows": 100})
-    dataset = load_in_memory(recipe_of(small, tmp_path))
-    assert dataset is not None
-    assert dataset.shards is None
-    assert (
-        dataset.num_train == len(dataset.splits.train) == 1001
-    )  # the limit is that of fine-tuning
-    assert dataset.report == clean(read_splits(config))[1]
-
-
 @pytest.mark.parametrize(
     "fields",
     [

@@ -55,14 +55,6 @@ def test_every_row_is_in_one_chunk(shards: Shards) -> None:
     assert rows.lengths.tolist() == [len(tokens_of(position)) for position in range(sum(SIZES))]
 
 
-def test_some_chunks_of_several_files_are_read(shards: Shards) -> None:
-    chunks = shards.chunks()
-    order = np.array([0, 1, 3, 4])
-    rows = shards.read(chunks[order])
-    whole = [shards.read(chunks[[index]]) for index in order]
-    assert rows.row_ids == tuple(row_id for part in whole for row_id in part.row_ids)
-
-
 def test_a_shard_whose_writing_failed_is_not_uploaded(tmp_path: Path) -> None:
     rows = rows_of(0, 600)
     with (

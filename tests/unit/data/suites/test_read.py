@@ -68,52 +68,6 @@ def test_the_suites_of_the_package_have_enough_rows_for_the_default_margin_in_gr
 
 
 @pytest.mark.parametrize(
-    ("name", "metric", "group"),
-    [("refusals", "refusal", "harm: "), ("over-refusals", "no_refusal", "harmless: ")],
-)
-def test_harmful_and_harmless_requests_are_not_in_one_suite(
-    name: str, metric: str, group: str
-) -> None:
-    """A model that refuses less gains on harmless requests what it loses on harmful ones."""
-    rows = read_suite(f"{BUILTIN}{name}")
-    assert rows.suite is not None
-    assert set(rows.suite.metrics) == {metric}
-    assert all(value.startswith(group) for value in rows.groups["group"])
-
-
-def scenario(rows: Rows, position: int) -> list[str]:
-    """Return the words of a prompt, of `bias` without the instruction and without the words that
-    name a person."""
-
-    def words_of(text: str) -> list[str]:
-        return re.findall(r"[\w'-]+", text.partition(" Answer ")[0].lower())
-
-    assert rows.suite is not None
-    first, second = words_of(rows.texts[position]), words_of(rows.suite.counterparts[position])
-    if not second:
-        named = {word for option in rows.suite.options[position][:2] for word in words_of(option)}
-        return [word for word in first if word not in named]
-    blocks = SequenceMatcher(None, first, second, autojunk=False).get_matching_blocks()
-    return [word for block in blocks for word in first[block.a : block.a + block.size]]
-
-
-@pytest.mark.parametrize(("name", "least"), [("bias", 7), ("refusals", 1), ("over-refusals", 1)])
-def test_each_row_has_a_scenario_of_its_own(name: str, least: int) -> None:
-    """Rows of one scenario would not be independent, and the interval of the gate too narrow."""
-    rows = read_suite(f"{BUILTIN}{name}")
-    scenarios = [set(scenario(rows, position)) for position in range(len(rows))]
-    similar = [
-        (rows.texts[first], rows.texts[second])
-        for first, second in combinations(range(len(rows)), 2)
-        if len(scenarios[first] & scenarios[second])
-        >= 0.5 * len(scenarios[first] | scenarios[second])
-    ]
-    assert similar == []
-    # A pair of `bias` differs only in the words that name a person.
-    assert min(map(len, scenarios)) >= least
-
-
-@pytest.mark.parametrize(
     "row",
     [
         {"metric": "bleu"},
