@@ -1,20 +1,16 @@
 """Metrics of structured answers, and their configuration."""
 
-import json
-import math
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tailorbird.config.answers import AnswersConfig
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.data import answers as metrics
-from tailorbird.data.answers import PatternTimeout, require_readable_answers, unreadable
+from tailorbird.data.answers import PatternTimeout, require_readable_answers
 from tailorbird.data.rows import DataError, Splits
 from tailorbird.evaluation.statistics.answer_metrics import per_row
 from tests.build import rows
@@ -65,6 +61,9 @@ def test_json_fields_compares_the_given_paths_only() -> None:
     assert score(equal, REFERENCE, json_fields={"paths": paths}) == 1
     assert score(third, REFERENCE, json_fields={"paths": paths}) == pytest.approx(1 / 3)
     assert score('{"a/b": true}', '{"a/b": 1}', json_fields={"paths": ["/a~1b"]}) == 0
+    null = {"json_fields": {"paths": ["/f0", "/f1", "/f2"]}}
+    assert score('{"f0": 1}', '{"f0": 1, "f1": null}', **null) == 0.5
+    assert score("{}", "{}", **null) == 1
 
 
 @pytest.mark.parametrize(
@@ -87,21 +86,19 @@ def test_a_regular_expression_that_does_not_end_is_stopped(monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("text", "number"),
     [
+        ("", None),
+        ("9" * 5000, None),
+        ("1e999", None),
+        ("１２３４．５", "1234.5"),
+        ("+1.2345e3", "1234.5"),
         ("from 2019-2020", "2020"),
-        ("range 3\N{EN DASH}5", "5"),
         ("minus \N{MINUS SIGN}5", "-5"),
         ("code N13.5", None),
         ("version 1.2.3", "1.2"),
-        ("a list 1, 2, 3", "3"),
         ("a list 1,2,3", None),
         ("12,50 \N{EURO SIGN}", None),
-        ("0,125", None),
-        ("1.234,56", None),
         ("1,000,00", None),
-        ("100 000", None),
         ("100\N{NO-BREAK SPACE}000 km", None),
-        ("100\N{NARROW NO-BREAK SPACE}000", None),
-        ("1'000.50", None),
         ("1\N{RIGHT SINGLE QUOTATION MARK}000", None),
         ("options 3 4000", "4000"),
         ("the points (1,-5)", "-5"),
@@ -109,8 +106,6 @@ def test_a_regular_expression_that_does_not_end_is_stopped(monkeypatch: pytest.M
         ("COVID\N{NON-BREAKING HYPHEN}19", None),
         ("1,000,000 people", "1000000"),
         (".5 mg", "0.5"),
-        ("No.7", "7"),
-        ("5kg", "5"),
     ],
 )
 def test_numbers_in_text_are_recognized(text: str, number: str | None) -> None:
@@ -118,11 +113,10 @@ def test_numbers_in_text_are_recognized(text: str, number: str | None) -> None:
     assert metric.read(text) == (None if number is None else Decimal(number))
 
 
-def test_a_difference_within_one_of_the_tolerances_counts_as_equal() -> None:
-    assert score("1.1", "1.0", numeric={"absolute": 0.1}) == 1
-    assert score("1.11", "1.0", numeric={"absolute": 0.1}) == 0
-    assert score("-99", "-100", numeric={"absolute": 1}) == 1
+def test_a_difference_within_the_tolerance_counts_as_equal() -> None:
+    assert score("1.1", "1.0", numeric={"absolute": 0.1}) == 1  # in decimal arithmetic
     assert score("-98.9", "-100", numeric={"absolute": 1}) == 0
+    assert score("100", "99.9", numeric={}) == 0
 
 
 @pytest.mark.parametrize(
@@ -147,10 +141,9 @@ def test_the_longest_option_is_chosen_and_letters_have_a_case() -> None:
     assert score("a patient has (B)", "B", choice={"options": ["A", "B"]}) == 1
 
 
-@pytest.mark.parametrize(("answer", "reference"), [("1", "one"), ("99,50", "12,50")])
-def test_a_reference_without_a_value_is_an_error(answer: str, reference: str) -> None:
-    with pytest.raises(ValueError, match=reference):
-        score(answer, reference, numeric={})
+def test_a_reference_without_a_value_is_an_error() -> None:
+    with pytest.raises(ValueError, match="12,50"):
+        score("99,50", "12,50", numeric={})
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,14 @@ from tailorbird.data.fingerprints import (
     load_fingerprints,
     save_fingerprints,
     trained_fingerprints,
-    user_texts,
 )
 from tailorbird.data.rows import DataError
 from tests.build import rows
 
 
-def test_marks_belong_to_their_letters() -> None:
-    assert letters_and_digits("हिन्दी, में") == "हिन्दी में"
+def test_letters_with_their_marks_and_digits_are_compared() -> None:
+    assert letters_and_digits("हिन्दी, में\u200b") == "हिन्दी में"
+    assert letters_and_digits(" Ｈｅｌｌｏ,  WORLD 2!\n") == "hello world 2"
 
 
 def test_texts_without_letters_differ() -> None:
@@ -27,13 +27,14 @@ def test_texts_without_letters_differ() -> None:
 
 def test_each_turn_that_is_trained_on_is_known_by_the_turns_of_the_user_before_it() -> None:
     conversation = (
+        ("system", "Be brief."),
         ("user", "Hi"),
         ("assistant", "Hello"),
         ("user", "Why?"),
         ("assistant", "So"),
         ("user", "How?"),
     )
-    conversations = rows(["all"], conversations=(conversation,), untrained_turns=((3,),))
+    conversations = rows(["all"], conversations=(conversation,), untrained_turns=((4,),))
     expected = fingerprints(["Hi", "Hi\nWhy?\nHow?"])
     np.testing.assert_array_equal(trained_fingerprints(conversations), expected)
 

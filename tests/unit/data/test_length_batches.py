@@ -11,9 +11,14 @@ from tailorbird.data.length_batches import length_batches
 BATCH_COST = 50
 
 
-def test_with_shortest_first_the_last_batch_has_the_longest_rows() -> None:
-    batches = length_batches([3, 1, 2, 1, 5], max_rows=2, longest_first=False)
+def test_batches_have_rows_of_similar_length_in_order_of_length() -> None:
+    lengths = [3, 1, 2, 1, 5]
+    batches = length_batches(lengths, max_rows=2, longest_first=False)
     assert [batch.tolist() for batch in batches] == [[1, 3], [2, 0], [4]]
+    batches = length_batches(lengths, max_rows=2)
+    assert [batch.tolist() for batch in batches] == [[4, 0], [2, 1], [3]]
+    batches = length_batches(lengths, max_rows=2, cost=cost)
+    assert sorted(map(sorted, batches)) == [[0, 4], [1, 2], [3]]
 
 
 def cost(num_rows: np.ndarray, longest: np.ndarray) -> np.ndarray:

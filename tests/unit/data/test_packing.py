@@ -34,6 +34,8 @@ def test_packed_rows_contain_every_token_once_and_target_assistant_tokens(
     assert (batch.input_ids[batch.conversation_ids == -1] == 0).all()
     assert int((batch.conversation_ids >= 0).sum()) == sum(lengths)
     assert len(batch.targets) == sum(int(row.assistant_mask.sum()) for row in rows)
+    spans = np.split(batch.conversation_ids.reshape(-1), batch.bounds[1:-1])
+    assert all(len(set(span.tolist())) == 1 for span in spans)
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=40))
@@ -53,5 +55,3 @@ def test_one_row_has_no_padding(lengths: list[int]) -> None:
     assert batch.input_ids.shape == (1, sum(lengths))
     assert sorted(np.diff(batch.bounds)) == sorted(lengths)
     assert batch.longest == max(lengths)
-
-

@@ -10,7 +10,7 @@ from transformers import AutoConfig
 
 from tailorbird.data.loader import read_rows
 from tailorbird.data.rows import DataError, Rows, concat_rows, rows_sha256
-from tailorbird.data.task_data import CLASSIFICATION, ChatData, data_task
+from tailorbird.data.task_data import CLASSIFICATION, ChatData
 from tests.unit.data.parquet_rows import config_of, put
 
 
@@ -141,5 +141,3 @@ def test_a_column_whose_type_cannot_contain_conversations_is_rejected(
     error = nullcontext() if fits else pytest.raises(DataError, match="turns")
     with error:
         ChatData().require_types(pa.schema([("turns", type_)]), config=config, uri="file:///rows")
-
-

@@ -6,7 +6,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from serving.request_log.schema import FeedbackEntry, LogEntry, arrow_schema
 from tailorbird.data.rows import NO_GROUP
 from tailorbird.monitoring import log_reader, traffic
 from tailorbird.monitoring.log_reader import (

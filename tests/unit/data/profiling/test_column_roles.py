@@ -68,9 +68,14 @@ def test_conversations_and_pairs_are_a_chat_task(sampled: Any) -> None:
     assert roles.task == "chat"
 
 
-def test_columns_with_repeated_values_are_split_keys_with_known_names_first(sampled: Any) -> None:
-    columns = {"text": WORDS, "label": cycle(3), "batch": cycle(100), "patientId": cycle(150)}
-    roles = infer_column_roles(sampled(row=list(range(NUM)), **columns))
+def test_groups_and_split_keys_follow_from_the_number_of_values_with_known_names_first(
+    sampled: Any,
+) -> None:
+    columns = {"text": WORDS, "label": cycle(3), "shift": cycle(2), "language": cycle(6)}
+    columns |= {"town": cycle(39), "batch": cycle(100), "patientId": cycle(150)}
+    doc: list[str | None] = [None, *cycle(100)[1:]]  # a split key has no nulls
+    roles = infer_column_roles(sampled(row=list(range(NUM)), doc=doc, **columns))
+    assert [role.name for role in roles.groups] == ["language", "shift"]
     assert [role.name for role in roles.keys] == ["patientId", "batch"]
 
 

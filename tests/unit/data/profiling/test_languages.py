@@ -1,9 +1,5 @@
 """The language of a text is recognized by its script and its function words."""
 
-import os
-from pathlib import Path
-
-import pyarrow.parquet as pq
 import pytest
 
 from tailorbird.data.profiling.languages import language_of, languages_of
@@ -38,7 +34,4 @@ def test_shares_are_of_the_recognized_texts() -> None:
         ["the card of my friend"] * 3 + ["das ist nicht die Karte"] + ["J44.1"] * 4
     )
     assert (languages.num_texts, languages.num_recognized, languages.foreign_share) == (8, 4, 0.25)
-    assert languages.sentence() == "English 75%, German 25%"
     assert languages_of([]).foreign_share == 0
-
-

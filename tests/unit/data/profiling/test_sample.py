@@ -4,7 +4,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tailorbird.data.parquet import kind_of
 from tailorbird.data.profiling import sample as profile
 from tailorbird.data.profiling.sample import count_rows, read_sample
 

@@ -52,6 +52,8 @@ def test_every_row_is_in_one_chunk(shards: Shards) -> None:
         CLASSES[position % 3] for position in range(sum(SIZES))
     ]
     assert rows.assistant_mask is None
+    some = shards.read(shards.chunks()[[1, 3]])
+    assert some.row_ids == (*map(str, range(256, 512)), *map(str, range(700, 956)))
     assert rows.lengths.tolist() == [len(tokens_of(position)) for position in range(sum(SIZES))]
 
 

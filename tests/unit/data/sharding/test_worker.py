@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 
 from tailorbird.config.data import DataConfig
-from tailorbird.data.loader import read_splits
 from tailorbird.data.rows import DataError
 from tailorbird.data.sharding import worker
 from tailorbird.data.sharding.shards import Shards
 from tailorbird.data.sharding.worker import read_sample, write_shard
-from tailorbird.data.task_data import CLASSIFICATION, ChatData
+from tailorbird.data.task_data import ChatData
 from tailorbird.data.tokenized import TokenizedRows
 from tests.small_chat import tokenizer
 from tests.unit.data.parquet_rows import config_of, put

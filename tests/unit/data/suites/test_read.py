@@ -1,9 +1,6 @@
 """Suites are read from Parquet files and from the package; a suite with an error is refused."""
 
-import re
 from collections import Counter
-from difflib import SequenceMatcher
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
