@@ -87,8 +87,6 @@ def test_a_regular_expression_that_does_not_end_is_stopped(monkeypatch: pytest.M
     ("text", "number"),
     [
         ("", None),
-        ("9" * 5000, None),
-        ("1e999", None),
         ("１２３４．５", "1234.5"),
         ("+1.2345e3", "1234.5"),
         ("from 2019-2020", "2020"),
@@ -116,7 +114,7 @@ def test_numbers_in_text_are_recognized(text: str, number: str | None) -> None:
 def test_a_difference_within_the_tolerance_counts_as_equal() -> None:
     assert score("1.1", "1.0", numeric={"absolute": 0.1}) == 1  # in decimal arithmetic
     assert score("-98.9", "-100", numeric={"absolute": 1}) == 0
-    assert score("100", "99.9", numeric={}) == 0
+    assert score("9" * 5000, "1e999", numeric={}) == 0
 
 
 @pytest.mark.parametrize(

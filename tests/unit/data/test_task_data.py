@@ -28,17 +28,10 @@ def turns(*contents: str, roles: str = "uauaua") -> list[dict[str, str]]:
 
 
 def test_a_prompt_and_its_completion_are_a_conversation(tmp_path: Path) -> None:
-    uri = put(
-        tmp_path / "rows.parquet", prompt=["ask", "more"], completion=["tell", "it"], doc=["d", "e"]
-    )
+    uri = put(tmp_path / "rows.parquet", prompt=["ask"], completion=["tell"], doc=["d"])
     rows = read_rows(uri, config=config_of(uri, split_by="doc"), task=ChatData())
-    assert rows.conversations == ((("user", "ask"),), (("user", "more"),))
-    assert (rows.texts, rows.labels, rows.split_keys) == (
-        ("ask", "more"),
-        ("tell", "it"),
-        ("d", "e"),
-    )
-    assert rows.take([1]).conversations == ((("user", "more"),),)
+    assert rows.conversations == ((("user", "ask"),),)
+    assert (rows.texts, rows.labels, rows.split_keys) == (("ask",), ("tell",), ("d",))
 
 
 @pytest.mark.parametrize(
@@ -72,9 +65,6 @@ def weighted(*weights: float | None, roles: str = "uauaua") -> list[dict[str, An
 
 def test_assistant_turns_with_weight_0_are_not_trained_on(tmp_path: Path) -> None:
     rows = chat_rows(tmp_path, weighted(None, 0, None, 1), weighted(None, None, 0, 1))
-    assert rows.untrained_turns == ((1,), ())
-    assert rows.labels == ("3", "3")
-    assert rows.take([1, 0]).untrained_turns == ((), (1,))
     assert concat_rows([rows, rows]).untrained_turns == ((1,), (), (1,), ())
 
 
@@ -84,6 +74,7 @@ def test_a_conversation_ends_with_the_last_answer_that_is_trained_on(tmp_path: P
     )
     assert rows.labels == ("1", "3")
     assert [len(turns) for turns in rows.turns] == [1, 3]
+    assert rows.texts == ("0", "0\n1\n2")
 
 
 @pytest.mark.parametrize("weights", [(None, 0), (1, 1), (None, 0.5), (None, 0, None, 0)])
