@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from tailorbird.data.rows import Rows
 from tailorbird.data.sharding.shards import CHUNK_ROWS, Shards, window_chunks, write_shard_file
 from tailorbird.data.tokenized import TokenLists
-from tailorbird.storage.s3 import StorageError
 from tests import build
 
 SIZES = (700, 0, 256, 3)
@@ -65,17 +64,6 @@ def test_a_shard_whose_writing_failed_is_not_uploaded(tmp_path: Path) -> None:
     ):
         writer.add(rows.row_ids, TokenLists([[1]] * 300, labels=rows.labels))
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_error_for_a_damaged_shard_names_it_and_the_remedy(tmp_path: Path) -> None:
-    with write_shard_file(tmp_path.as_uri(), 0) as writer:
-        rows = rows_of(0, 600)
-        writer.add(rows.row_ids, TokenLists([[1]] * 600, labels=rows.labels))
-    (path,) = tmp_path.iterdir()
-    path.write_bytes(path.read_bytes()[:-100])
-    shards = Shards(tmp_path.as_uri(), (600,), CLASSES)
-    with pytest.raises(StorageError, match=path.name):
-        shards.read(shards.chunks())
 
 
 @given(
