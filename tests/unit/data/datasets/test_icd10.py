@@ -83,8 +83,8 @@ def test_the_quality_checks_find_only_near_copies_from_other_categories(splits: 
     assert (cleaned.validation, cleaned.test) == (splits.validation, splits.test)
     assert len(splits.train) - len(cleaned.train) == report.near_copies < 0.01 * len(splits.train)
     assert (report.conflicting_texts, report.empty_texts, report.rare_classes) == (0, 0, ())
-    for _, rows in splits.items():
-        assert set(rows.labels) == set(icd10.CHAPTER_NAMES.values())
+    chapters = set(icd10.CHAPTER_NAMES.values())
+    assert all(set(rows.labels) == chapters for _, rows in splits.items())
     texts = [normalise(text) for _, rows in splits.items() for text in rows.texts]
     assert len(texts) == len(set(texts))
 
