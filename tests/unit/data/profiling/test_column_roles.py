@@ -111,7 +111,6 @@ def test_a_sample_has_the_usable_columns_and_the_names_of_the_others(tmp_path: P
     text = sample.column("text")
     assert text is not None
     assert (text.num_null, text.mean_words) == (1, 2.0)
-    assert sample.is_whole
 
 
 def test_row_groups_beyond_the_limit_are_not_read(
