@@ -61,9 +61,9 @@ def test_json_fields_compares_the_given_paths_only() -> None:
     assert score(equal, REFERENCE, json_fields={"paths": paths}) == 1
     assert score(third, REFERENCE, json_fields={"paths": paths}) == pytest.approx(1 / 3)
     assert score('{"a/b": true}', '{"a/b": 1}', json_fields={"paths": ["/a~1b"]}) == 0
-    null = {"json_fields": {"paths": ["/f0", "/f1", "/f2"]}}
-    assert score('{"f0": 1}', '{"f0": 1, "f1": null}', **null) == 0.5
-    assert score("{}", "{}", **null) == 1
+    missing = {"paths": ["/f0", "/f1", "/f2"]}
+    assert score('{"f0": 1}', '{"f0": 1, "f1": null}', json_fields=missing) == 0.5
+    assert score("{}", "{}", json_fields=missing) == 1
 
 
 @pytest.mark.parametrize(

@@ -25,14 +25,14 @@ seeds = st.integers(min_value=0, max_value=2**31)
 def test_the_split_does_not_depend_on_the_order_or_on_other_rows(
     keys: list[str], seed: int, shuffle: Random
 ) -> None:
-    def split_of_keys(keys: list[str]) -> set[tuple[str, int]]:
+    def assigned(keys: list[str]) -> set[tuple[str, int]]:
         parts = split_by_key(keys, fractions=FRACTIONS, seed=seed)
         return set(zip(keys, parts.tolist(), strict=True))
 
     shuffled = [*keys, *keys, "one more"]
     shuffle.shuffle(shuffled)
-    assert split_of_keys(keys) <= split_of_keys(shuffled)
-    assert len(split_of_keys(shuffled)) == len(set(shuffled))
+    assert assigned(keys) <= assigned(shuffled)
+    assert len(assigned(shuffled)) == len(set(shuffled))
 
 
 def test_the_split_of_a_key_is_the_same_on_every_machine_and_version() -> None:

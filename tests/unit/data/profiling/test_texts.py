@@ -37,9 +37,7 @@ def test_a_text_has_the_language_of_its_function_words_or_its_script(
 
 
 def test_shares_are_of_the_recognized_texts() -> None:
-    languages = languages_of(
-        ["the card of Ann"] * 3 + ["das ist nicht die Karte"] + ["J44.1"] * 4
-    )
+    languages = languages_of(["the card of Ann"] * 3 + ["das ist nicht die Karte"] + ["J44.1"] * 4)
     assert (languages.num_texts, languages.num_recognized, languages.foreign_share) == (8, 4, 0.25)
     assert languages_of([]).foreign_share == 0
 
