@@ -1,35 +1,19 @@
 """Metrics of structured answers, and their configuration."""
 
-import json
-import math
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tailorbird.config.answers import AnswersConfig
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.data import answers as metrics
-from tailorbird.data.answers import PatternTimeout, require_readable_answers, unreadable
+from tailorbird.data.answers import PatternTimeout, require_readable_answers
 from tailorbird.data.rows import DataError, Splits
 from tailorbird.evaluation.statistics.answer_metrics import per_row
 from tests.build import rows
-
-JSON = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(max_size=3),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
-    ),
-)
-OBJECTS = st.dictionaries(st.text(max_size=3), JSON, max_size=4)
 
 
 def score(answer: str, reference: str, **config: Any) -> float:
@@ -77,35 +61,9 @@ def test_json_fields_compares_the_given_paths_only() -> None:
     assert score(equal, REFERENCE, json_fields={"paths": paths}) == 1
     assert score(third, REFERENCE, json_fields={"paths": paths}) == pytest.approx(1 / 3)
     assert score('{"a/b": true}', '{"a/b": 1}', json_fields={"paths": ["/a~1b"]}) == 0
-
-
-@pytest.mark.parametrize(
-    ("answer", "reference", "expected"),
-    [
-        ("{}", '{"f0": 1, "f1": null}', 0.0),
-        ('{"f0": 1}', '{"f0": 1, "f1": null}', 0.5),
-        ('{"f0": 1, "f1": null}', '{"f0": 1, "f1": null}', 1.0),
-        ('{"f0": 1, "f2": 1}', '{"f0": 1}', 0.5),
-        ("{}", "{}", 1.0),
-        ('{"f0": 1}', "{}", 0.0),
-    ],
-)
-def test_fields_that_are_missing_in_both_texts_do_not_count(
-    answer: str, reference: str, expected: float
-) -> None:
-    names = [f"f{number}" for number in range(20)]
-    assert (
-        score(answer, reference, json_fields={"paths": [f"/{name}" for name in names]}) == expected
-    )
-
-
-@given(document=OBJECTS, other=OBJECTS)
-def test_json_fields_is_1_for_the_same_document_in_another_order(document: Any, other: Any) -> None:
-    reordered = dict(reversed(list(document.items())))
-    assert score(json.dumps(reordered, indent=1), json.dumps(document), json_fields={}) == 1
-    value = score(json.dumps(other), json.dumps(document), json_fields={})
-    assert 0 <= value <= 1
-    assert value == score(json.dumps(document), json.dumps(other), json_fields={})
+    missing = {"paths": ["/f0", "/f1", "/f2"]}
+    assert score('{"f0": 1}', '{"f0": 1, "f1": null}', json_fields=missing) == 0.5
+    assert score("{}", "{}", json_fields=missing) == 1
 
 
 @pytest.mark.parametrize(
@@ -126,42 +84,19 @@ def test_a_regular_expression_that_does_not_end_is_stopped(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    ("answer", "expected"),
-    [
-        ("1234.5", 1.0),
-        ("The sum of 2 and 3 is $1,234.50.", 1.0),
-        ("+1.2345e3", 1.0),
-        ("１２３４．５", 1.0),
-        ("-1234.5", 0.0),
-        ("1234.5 or 7", 0.0),
-        ("none", 0.0),
-        ("", 0.0),
-        ("9" * 5000, 0.0),
-        ("1e999", 0.0),
-    ],
-)
-def test_numeric_compares_the_last_number(answer: str, expected: float) -> None:
-    assert score(answer, "1234.5", numeric={}) == expected
-
-
-@pytest.mark.parametrize(
     ("text", "number"),
     [
+        ("", None),
+        ("１２３４．５", "1234.5"),
+        ("+1.2345e3", "1234.5"),
         ("from 2019-2020", "2020"),
-        ("range 3\N{EN DASH}5", "5"),
         ("minus \N{MINUS SIGN}5", "-5"),
         ("code N13.5", None),
         ("version 1.2.3", "1.2"),
-        ("a list 1, 2, 3", "3"),
         ("a list 1,2,3", None),
         ("12,50 \N{EURO SIGN}", None),
-        ("0,125", None),
-        ("1.234,56", None),
         ("1,000,00", None),
-        ("100 000", None),
         ("100\N{NO-BREAK SPACE}000 km", None),
-        ("100\N{NARROW NO-BREAK SPACE}000", None),
-        ("1'000.50", None),
         ("1\N{RIGHT SINGLE QUOTATION MARK}000", None),
         ("options 3 4000", "4000"),
         ("the points (1,-5)", "-5"),
@@ -169,8 +104,6 @@ def test_numeric_compares_the_last_number(answer: str, expected: float) -> None:
         ("COVID\N{NON-BREAKING HYPHEN}19", None),
         ("1,000,000 people", "1000000"),
         (".5 mg", "0.5"),
-        ("No.7", "7"),
-        ("5kg", "5"),
     ],
 )
 def test_numbers_in_text_are_recognized(text: str, number: str | None) -> None:
@@ -178,17 +111,10 @@ def test_numbers_in_text_are_recognized(text: str, number: str | None) -> None:
     assert metric.read(text) == (None if number is None else Decimal(number))
 
 
-def test_a_difference_within_one_of_the_tolerances_counts_as_equal() -> None:
-    assert score("1.1", "1.0", numeric={"absolute": 0.1}) == 1
-    assert score("1.11", "1.0", numeric={"absolute": 0.1}) == 0
-    assert score("-99", "-100", numeric={"absolute": 1}) == 1
+def test_a_difference_within_the_tolerance_counts_as_equal() -> None:
+    assert score("1.1", "1.0", numeric={"absolute": 0.1}) == 1  # in decimal arithmetic
     assert score("-98.9", "-100", numeric={"absolute": 1}) == 0
-
-
-@given(number=st.floats(allow_nan=False, allow_infinity=False, min_value=-1e12, max_value=1e12))
-def test_a_number_equals_its_own_text(number: float) -> None:
-    assert score(f"It is {number!r}", repr(number), numeric={}) == 1
-    assert score(repr(number), repr(math.nextafter(number, math.inf)), numeric={}) == 0
+    assert score("9" * 5000, "1e999", numeric={}) == 0
 
 
 @pytest.mark.parametrize(
@@ -213,39 +139,9 @@ def test_the_longest_option_is_chosen_and_letters_have_a_case() -> None:
     assert score("a patient has (B)", "B", choice={"options": ["A", "B"]}) == 1
 
 
-@given(options=st.lists(st.text("aAbB1-+ .,'", max_size=4), min_size=2, max_size=4))
-def test_each_accepted_option_has_a_value_of_its_own(options: list[str]) -> None:
-    try:
-        config = AnswersConfig.model_validate({"choice": {"options": options}})
-    except ValidationError:
-        return
-    choice = metrics.answer_metrics(config)["choice"]
-    assert [choice.read(option) for option in options] == options
-
-
-@pytest.mark.parametrize(
-    ("config", "references", "expected"),
-    [
-        ({"json_fields": {}}, ["{}", "text"], (1, "JSON object")),
-        ({"regex": {"pattern": "x(.)"}}, ["xy", "z"], (1, "match of 'x(.)'")),
-        ({"numeric": {}}, ["one", "1"], (0, "number")),
-        ({"choice": {"options": ["a", "b"]}}, ["a", "a or b"], (1, "single option of a, b")),
-        ({"choice": {"options": ["a", "b"]}}, ["a", "b"], None),
-        (None, ["text"], None),
-    ],
-)
-def test_references_without_a_value_are_reported(
-    config: Any, references: list[str], expected: Any
-) -> None:
-    assert (
-        unreadable(references, config=config and AnswersConfig.model_validate(config)) == expected
-    )
-
-
-@pytest.mark.parametrize(("answer", "reference"), [("1", "one"), ("99,50", "12,50")])
-def test_a_reference_without_a_value_is_an_error(answer: str, reference: str) -> None:
-    with pytest.raises(ValueError, match=reference):
-        score(answer, reference, numeric={})
+def test_a_reference_without_a_value_is_an_error() -> None:
+    with pytest.raises(ValueError, match="12,50"):
+        score("99,50", "12,50", numeric={})
 
 
 @pytest.mark.parametrize(

@@ -27,57 +27,33 @@ OTHERS = tuple(
 )
 
 
-def near(text: str, *, other: str, label: str = "x") -> bool:
+def near(text: str, *, other: str) -> bool:
     index = copy_index((text, *OTHERS), labels=("x", *OTHERS))
-    return copies_of(letters_and_digits(other), label=label, index=index) == {0}
+    return copies_of(letters_and_digits(other), label="x", index=index) == {0}
 
 
 @pytest.mark.parametrize(
-    "copy",
+    ("text", "other", "is_near"),
     [
-        "i would like to transfer money from my other bank account, into this ONE!",
-        "Hello, I would like to transfer some money from my other bank account into this one",
-        "I would like to transfer cash from my other bank account into this one",
-        "Into this one I would like to transfer money from my other bank account",
+        (
+            QUESTION,
+            "Hello, I would like to transfer some money from my other account into this one",
+            True,
+        ),
+        (
+            QUESTION,
+            "I would like to order a card for my other bank account and not this one",
+            False,
+        ),
+        ("Fracture of left femur", "Fracture of right femur", False),
+        ("Cancel my order", "Cancel my order please", False),
+        ("", "...", False),
     ],
 )
-def test_punctuation_order_and_single_words_make_no_new_text(copy: str) -> None:
-    assert near(QUESTION, other=copy)
-
-
-@pytest.mark.parametrize(
-    ("text", "other"),
-    [
-        ("Fracture of left femur", "Fracture of right femur"),
-        ("Cancel my order", "Cancel my order please"),
-        (QUESTION, "I would like to order a card for my other bank account and not this one"),
-        ("", "..."),
-    ],
-)
-def test_other_words_make_another_text(text: str, other: str) -> None:
-    assert not near(text, other=other)
-
-
-def test_a_near_copy_has_the_same_label_and_an_equal_text_any() -> None:
-    assert not near(QUESTION, other=f"Please, {QUESTION}", label="y")
-    assert near(QUESTION, other=f"{QUESTION}!", label="y")
-    assert near(QUESTION, other=f"Please, {QUESTION}", label="X.")
-
-
-def test_a_fixed_instruction_makes_no_near_copies() -> None:
-    instruction = (
-        "Read the following message of a customer and answer with the one department that should "
-        "handle it"
-    )
-    messages = [
-        f"{instruction}: {topic} {word}"
-        for topic in ("card", "loan")
-        for word in "abcdefghijklmnopqrst"
-    ]
-    index = copy_index(messages, labels=["x"] * len(messages))
-    assert [
-        copies_of(letters_and_digits(text), label="x", index=index) for text in messages[:2]
-    ] == [{0}, {1}]
+def test_single_words_make_no_new_text_unless_it_is_short(
+    text: str, other: str, is_near: bool
+) -> None:
+    assert near(text, other=other) == is_near
 
 
 texts = st.sets(st.sampled_from("abcdefghijklmn"), min_size=7).map(sorted).map(" ".join)

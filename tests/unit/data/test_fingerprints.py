@@ -11,49 +11,30 @@ from tailorbird.data.fingerprints import (
     load_fingerprints,
     save_fingerprints,
     trained_fingerprints,
-    user_texts,
 )
 from tailorbird.data.rows import DataError
 from tests.build import rows
 
 
-@pytest.mark.parametrize(
-    "changed", ["Hello, world!", "hello\u200b WORLD.", " Hello  World\n", "ｈｅｌｌｏ world"]
-)
-def test_punctuation_case_and_zero_width_characters_do_not_change_a_fingerprint(
-    changed: str,
-) -> None:
-    assert fingerprints([changed]) == fingerprints(["hello world"])
-
-
-def test_marks_belong_to_their_letters() -> None:
-    assert letters_and_digits("हिन्दी, में") == "हिन्दी में"
+def test_letters_with_their_marks_and_digits_are_compared() -> None:
+    assert letters_and_digits("हिन्दी, में\u200b") == "हिन्दी में"
+    assert letters_and_digits(" Ｈｅｌｌｏ,  WORLD 2!\n") == "hello world 2"
 
 
 def test_texts_without_letters_differ() -> None:
     assert len(np.unique(fingerprints(["...", "?!", ""]))) == 3
 
 
-def test_a_conversation_is_known_by_the_turns_of_its_user() -> None:
-    conversation = (
-        ("system", "Be brief."),
-        ("user", "Hi"),
-        ("assistant", "Hello"),
-        ("user", "Why?"),
-    )
-    assert user_texts(rows(["all turns"], conversations=(conversation,))) == ("Hi\nWhy?",)
-    assert user_texts(rows(["text"])) == ("text",)
-
-
 def test_each_turn_that_is_trained_on_is_known_by_the_turns_of_the_user_before_it() -> None:
     conversation = (
+        ("system", "Be brief."),
         ("user", "Hi"),
         ("assistant", "Hello"),
         ("user", "Why?"),
         ("assistant", "So"),
         ("user", "How?"),
     )
-    conversations = rows(["all"], conversations=(conversation,), untrained_turns=((3,),))
+    conversations = rows(["all"], conversations=(conversation,), untrained_turns=((4,),))
     expected = fingerprints(["Hi", "Hi\nWhy?\nHow?"])
     np.testing.assert_array_equal(trained_fingerprints(conversations), expected)
 

@@ -118,36 +118,6 @@ def written(columns: dict[str, Any], folder: Path) -> bytes:
     return path.read_bytes()
 
 
-@pytest.fixture(scope="module")
-def valid(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    return written(COLUMNS, tmp_path_factory.mktemp("valid"))
-
-
-POSITIONS = st.integers(0, 1 << 16)
-
-
-@given(
-    damage=st.lists(st.tuples(POSITIONS, st.integers(0, 255)), max_size=4),
-    end=st.none() | POSITIONS,
-    extra=st.binary(max_size=20),
-    task=st.sampled_from(sorted(TASKS)),
-)
-def test_a_damaged_or_truncated_file_is_read_or_rejected(
-    damage: list[tuple[int, int]],
-    end: int | None,
-    extra: bytes,
-    task: str,
-    valid: bytes,
-    read: Callable[[bytes, str], None],
-) -> None:
-    content = bytearray(valid)
-    for position, value in damage:
-        content[position % len(content)] = value
-    if end is not None:
-        content[end % len(content) :] = extra
-    read(bytes(content), task)
-
-
 @given(
     name=st.sampled_from(("text", "label", "area", "messages")),
     array=ARRAYS,

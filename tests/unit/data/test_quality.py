@@ -67,9 +67,6 @@ def test_cleaning_leaves_each_text_in_one_split_and_counts_what_it_drops(splits:
     dropped = len(splits.train) - len(cleaned.train)
     assert report.train_copies_of_test + report.train_copies_of_validation == dropped
     assert report.validation_copies_of_test == len(splits.validation) - len(cleaned.validation)
-    assert report.num_train == len(cleaned.train)
-    assert report.num_validation == len(cleaned.validation)
-    assert report.num_test == len(cleaned.test)
 
 
 def test_conflicting_labels_empty_texts_and_rare_classes_are_counted() -> None:
@@ -87,15 +84,20 @@ def test_conflicting_labels_empty_texts_and_rare_classes_are_counted() -> None:
 
 
 CARD = "my new card has not arrived yet, please tell me where it is"
+BILL = "the bill of the clinic for my last stay was sent to an old address of mine"
 UNRELATED = tuple((f"an unrelated complaint of patient {number}", "b") for number in range(20))
 
 
 def test_near_copies_leave_train_and_validation_like_copies_and_are_counted() -> None:
     splits = Splits(
         train=rows(
-            *BASE, (CARD.replace("yet", "here"), "a"), (f"Hello, {CARD}", "b"), (f"{CARD}!", "b")
+            *BASE,
+            (CARD.replace("yet", "here"), "a"),
+            (f"Hello, {CARD}", "b"),
+            (f"{CARD}!", "b"),
+            (f"Hello, {BILL}", "a"),
         ),
-        validation=rows((CARD.upper(), "a"), (CARD.replace("please", "do"), "a"), ("itch", "a")),
+        validation=rows((CARD.upper(), "a"), (CARD.replace("please", "do"), "a"), (BILL, "a")),
         test=rows((CARD, "a"), (CARD.replace("new", "other"), "a"), *UNRELATED),
     )
     cleaned, report = clean(splits)
@@ -104,30 +106,9 @@ def test_near_copies_leave_train_and_validation_like_copies_and_are_counted() ->
     assert cleaned.validation.row_ids == ("2",)
     assert cleaned.test == splits.test
     assert report.train_copies_of_test == report.validation_copies_of_test == 2
-    assert report.near_copies == 2
+    assert report.train_copies_of_validation == 1
+    assert report.near_copies == 3
     assert (report.test_documents, report.largest_test_document) == (21, 2)
-
-
-def test_a_near_copy_of_a_validation_row_leaves_train() -> None:
-    splits = Splits(
-        train=rows(*BASE, (f"Hello, {CARD}", "a")),
-        validation=rows((CARD, "a")),
-        test=rows(("ache", "b"), ("itch", "b")),
-    )
-    cleaned, report = clean(splits)
-    assert cleaned.train.row_ids == ("0", "1")
-    assert report.train_copies_of_test == 0
-    assert report.train_copies_of_validation == report.near_copies == 1
-
-
-def test_test_answers_that_occur_in_train_are_counted_for_chat_tasks() -> None:
-    splits = Splits(
-        train=dialogues("burn of the hand/T23.0 Burn", "itch/L29"),
-        validation=dialogues("ache/R52"),
-        test=dialogues("hand burnt/t23.0  burn", "sprain/S93", "scratching/L29"),
-    )
-    _, report = clean(splits)
-    assert report.test_answers_in_train == 2
 
 
 def test_an_earlier_turn_that_answers_a_row_of_a_later_split_is_not_trained_on() -> None:
@@ -155,15 +136,13 @@ def test_an_earlier_turn_that_answers_a_row_of_a_later_split_is_not_trained_on()
 
 def test_near_copies_and_answers_are_compared_with_every_trained_turn() -> None:
     splits = Splits(
-        train=dialogues(f"Hello, {CARD}/N13/and of the duct/K83", "itch/L29/pain/R52"),
+        train=dialogues(f"Hello, {CARD}/N13/and of the duct/K83", "itch/l29 /pain/R52"),
         validation=dialogues("ache/R10"),
         test=dialogues(f"{CARD}/N13", "burn/L29"),
     )
     cleaned, report = clean(splits)
     assert cleaned.train.untrained_turns == ((1,), ())
     assert (report.untrained_turns, report.test_answers_in_train) == (1, 1)
-    _, report = clean(replace(splits, train=replace(splits.train, untrained_turns=((1,), ()))))
-    assert report.untrained_turns == 0
 
 
 def test_a_split_by_value_in_two_splits_is_rejected_without_the_value() -> None:
@@ -175,15 +154,8 @@ def test_a_split_by_value_in_two_splits_is_rejected_without_the_value() -> None:
     with pytest.raises(DataError, match=r"1 values .* train and test") as error:
         clean(splits)
     assert "p2" not in str(error.value)
-
-
-def test_a_split_by_value_of_dropped_copies_is_allowed() -> None:
-    splits = Splits(
-        train=rows(*BASE, ("Itch", "a"), keys=["p1", "p5", "p2"]),
-        validation=rows(("rash", "a"), keys=["p3"]),
-        test=rows(("itch", "b"), keys=["p2"]),
-    )
-    assert len(clean(splits)[0].train) == 2
+    copied = rows(*BASE, ("Itch", "a"), keys=["p1", "p5", "p2"])
+    assert len(clean(replace(splits, train=copied))[0].train) == 2
 
 
 VALID = {"train": rows(*BASE), "validation": rows(("rash", "a")), "test": rows(("itch", "b"))}
@@ -215,18 +187,10 @@ def test_a_label_without_training_rows_after_cleaning_is_rejected() -> None:
         clean(Splits(**VALID | {"train": rows(*BASE, ("itch", "c")), "test": test}))
 
 
-@given(size=st.integers(3, 40), seed=st.integers(0, 1000))
-def test_a_subset_of_the_training_rows_has_every_class(size: int, seed: int) -> None:
-    train = rows(*[(f"text {number}", "abc"[number % 17 % 3]) for number in range(30)])
-    part = take_training_rows(train, size=size, seed=seed)
-    assert len(part) == min(size, 30)
-    assert set(part.labels) == {"a", "b", "c"}
-    assert set(part.row_ids) <= set(train.row_ids)
-    assert part == take_training_rows(train, size=size, seed=seed)
-
-
-def test_a_subset_of_the_training_rows_needs_a_row_of_each_class() -> None:
-    train = rows(*BASE)
+def test_a_subset_of_the_training_rows_has_a_row_of_each_class() -> None:
+    train = rows(*[(f"text {number}", "a") for number in range(30)], *BASE)
     assert take_training_rows(train, size=None, seed=0) is train
+    part = take_training_rows(train, size=3, seed=0)
+    assert sorted(part.labels) == ["a", "a", "b"]
     with pytest.raises(DataError, match="max_train_rows"):
         take_training_rows(train, size=1, seed=0)

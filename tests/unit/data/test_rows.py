@@ -1,58 +1,26 @@
 """Rows and their hashes."""
 
-from dataclasses import replace
-
-from hypothesis import given
-from hypothesis import strategies as st
-
 from tailorbird.data.rows import (
-    Splits,
     document_keys,
-    fingerprint,
     rows_sha256,
     trained_turns,
 )
-from tests.build import pairs, rows
+from tests.build import rows
 
 
 def test_rows_are_returned_in_the_requested_order() -> None:
-    whole = rows(
-        ["a", "b", "c"],
-        ["x", "y", "z"],
-        split_keys=("k", "l", "m"),
-        groups={"sex": ("f", "m", "f")},
-    )
-    part = whole.take([2, 0])
-    assert part.row_ids == ("2", "0")
-    assert part.texts == ("c", "a")
-    assert part.labels == ("z", "x")
-    assert part.split_keys == ("m", "k")
-    assert part.groups == {"sex": ("f", "f")}
-    assert len(whole.take([])) == 0
+    part = TALKS.take([2, 0])
+    assert (part.row_ids, part.labels) == (("2", "0"), ("end", "because"))
+    assert (part.groups, part.untrained_turns) == ({"g": ("z", "x")}, ((), ()))
 
 
-triples = st.lists(
-    st.tuples(st.text(max_size=4), st.text(max_size=4), st.text(max_size=4)), max_size=6
-)
-
-
-@given(first=triples, second=triples)
-def test_different_splits_have_different_fingerprints(
-    first: list[tuple[str, str, str]], second: list[tuple[str, str, str]]
-) -> None:
-    empty = rows([])
-    prints = []
-    for content in (first, second):
-        ids = tuple(row_id for row_id, _, _ in content)
-        train = replace(pairs([(text, label) for _, text, label in content]), row_ids=ids)
-        prints.append(fingerprint(Splits(train=train, validation=empty, test=empty)))
-    assert (prints[0] == prints[1]) == (first == second)
-    assert set(prints[0]) == {"train", "validation", "test"}
-
-
-def test_the_fingerprint_depends_on_the_role_and_name_of_a_column() -> None:
+def test_the_fingerprint_depends_on_each_value_and_on_the_role_and_name_of_a_column() -> None:
     variants = [
         rows(["text"]),
+        rows(["text"], first=1),
+        rows(["text"] * 2),
+        rows(["tex"], ["tb"]),
+        rows(["text"], ["b"]),
         rows(["text"], split_keys=("x",)),
         rows(["text"], groups={"sex": ("x",)}),
         rows(["text"], groups={"ward": ("x",)}),
@@ -79,16 +47,8 @@ def test_each_trained_turn_of_a_conversation_is_a_row_with_the_turns_before_it()
     assert trained.row_ids == ("0", "0", "1", "2")
     assert trained.texts == ("s\nHow?", *TALKS.texts)
     assert trained.labels == ("so", *TALKS.labels)
-    assert trained.groups == {"g": ("x", "x", "y", "z")}
     assert trained.turns[:2] == ((("system", "s"), (U, "How?")), TALKS.turns[0])
     assert trained.untrained_turns == ((), (), (0,), ())
-    classes = rows(["t"])
-    assert trained_turns(classes) is classes
-
-
-def test_a_conversation_up_to_the_first_question_is_its_document() -> None:
-    assert document_keys(TALKS) == ["s how?", "hi how?", "s"]
-    assert document_keys(replace(TALKS, split_keys=("a", "B", "a"))) == ["a", "B", "a"]
 
 
 def test_a_greeting_of_many_conversations_is_no_document() -> None:

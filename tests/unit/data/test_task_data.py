@@ -10,7 +10,7 @@ from transformers import AutoConfig
 
 from tailorbird.data.loader import read_rows
 from tailorbird.data.rows import DataError, Rows, concat_rows, rows_sha256
-from tailorbird.data.task_data import CLASSIFICATION, ChatData, data_task
+from tailorbird.data.task_data import CLASSIFICATION, ChatData
 from tests.unit.data.parquet_rows import config_of, put
 
 
@@ -28,26 +28,10 @@ def turns(*contents: str, roles: str = "uauaua") -> list[dict[str, str]]:
 
 
 def test_a_prompt_and_its_completion_are_a_conversation(tmp_path: Path) -> None:
-    uri = put(
-        tmp_path / "rows.parquet", prompt=["ask", "more"], completion=["tell", "it"], doc=["d", "e"]
-    )
+    uri = put(tmp_path / "rows.parquet", prompt=["ask"], completion=["tell"], doc=["d"])
     rows = read_rows(uri, config=config_of(uri, split_by="doc"), task=ChatData())
-    assert rows.conversations == ((("user", "ask"),), (("user", "more"),))
-    assert (rows.texts, rows.labels, rows.split_keys) == (
-        ("ask", "more"),
-        ("tell", "it"),
-        ("d", "e"),
-    )
-    assert rows.take([1]).conversations == ((("user", "more"),),)
-
-
-def test_messages_are_split_into_turns_and_the_last_answer(tmp_path: Path) -> None:
-    rows = chat_rows(tmp_path, turns("be kind", "hi", "hello", "bye", "ciao", roles="suaua"))
-    assert rows.conversations == (
-        (("system", "be kind"), ("user", "hi"), ("assistant", "hello"), ("user", "bye")),
-    )
-    assert rows.labels == ("ciao",)
-    assert rows.texts == ("be kind\nhi\nhello\nbye",)
+    assert rows.conversations == ((("user", "ask"),),)
+    assert (rows.texts, rows.labels, rows.split_keys) == (("ask",), ("tell",), ("d",))
 
 
 @pytest.mark.parametrize(
@@ -81,9 +65,6 @@ def weighted(*weights: float | None, roles: str = "uauaua") -> list[dict[str, An
 
 def test_assistant_turns_with_weight_0_are_not_trained_on(tmp_path: Path) -> None:
     rows = chat_rows(tmp_path, weighted(None, 0, None, 1), weighted(None, None, 0, 1))
-    assert rows.untrained_turns == ((1,), ())
-    assert rows.labels == ("3", "3")
-    assert rows.take([1, 0]).untrained_turns == ((), (1,))
     assert concat_rows([rows, rows]).untrained_turns == ((1,), (), (1,), ())
 
 
@@ -93,6 +74,7 @@ def test_a_conversation_ends_with_the_last_answer_that_is_trained_on(tmp_path: P
     )
     assert rows.labels == ("1", "3")
     assert [len(turns) for turns in rows.turns] == [1, 3]
+    assert rows.texts == ("0", "0\n1\n2")
 
 
 @pytest.mark.parametrize("weights", [(None, 0), (1, 1), (None, 0.5), (None, 0, None, 0)])
@@ -150,10 +132,3 @@ def test_a_column_whose_type_cannot_contain_conversations_is_rejected(
     error = nullcontext() if fits else pytest.raises(DataError, match="turns")
     with error:
         ChatData().require_types(pa.schema([("turns", type_)]), config=config, uri="file:///rows")
-
-
-def test_a_task_reads_its_columns_and_the_shared_ones_once() -> None:
-    config = config_of("file:///rows", split_by="doc", groups=("sex", "doc"))
-    assert data_task("classification").columns(config) == ["text", "label", "doc", "sex"]
-    assert data_task("chat", system="be brief") == ChatData("be brief")
-    assert data_task("chat").columns(config) == ["prompt", "completion", "doc", "sex"]

@@ -59,15 +59,6 @@ def differences(*parts: Rows) -> list[float]:
     return sorted(compare(logged(*parts)).values.tolist())
 
 
-def test_the_texts_of_a_unit_are_one_difference() -> None:
-    rows = [both(1, False, key < 6) for key in range(8)]
-    rows.append(both(2, True, False))
-    result = compare(logged(*rows))
-    assert result.values.tolist() == [0.75, -1.0]
-    assert (result.num_subjects, result.num_answers, result.matched) == (2, 9, False)
-    assert compare(logged(*rows, are_subjects=False)).num_subjects == 0
-
-
 def test_missing_answers_of_a_shadow_have_bounds() -> None:
     rows = [both(1, True, False), both(1, False, False), both(2, True, False)]
     log = logged(*rows, both(3, False, True))

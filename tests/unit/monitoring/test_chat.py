@@ -172,18 +172,14 @@ def test_drift_of_prompts_is_found_and_traffic_like_the_reference_raises_no_alar
     report = watch(task)
     assert [statistic.name for statistic in report.drift] == ["unfamiliar", "length"]
     assert report.drift_alarms == ()
-    foreign = [f"{FOREIGN[number % 4]}, {number}" for number in range(500, 560)]
-    rows = []
-    for number, text in enumerate(foreign, 500):
-        rows.append(chat_answer(number, text=text, text_chars=len(text)))
-    task.write(*rows)
+    texts = [f"{FOREIGN[number % 4]}, {number}" for number in range(60)]
+    task.write(*(chat_answer(number, text=text) for number, text in enumerate(texts, 500)))
     assert "unfamiliar" in [each.name for each in watch(task).drift if each.alarm]
 
 
 def test_without_texts_only_the_known_lengths_are_compared(task: Task) -> None:
-    task.write(*(chat_answer(number, text=None, text_chars=None) for number in range(100)))
-    assert watch(task).drift == ()
-    task.write(*(chat_answer(number, text=None, text_chars=500) for number in range(100, 200)))
+    rows = [chat_answer(number, text=None, text_chars=500) for number in range(100)]
+    task.write(*rows, chat_answer(100, text=None, text_chars=None))
     drift = watch(task).drift
     assert [(each.name, each.n, each.alarm) for each in drift] == [("length", 100, True)]
 
@@ -270,8 +266,6 @@ def test_the_reference_has_the_lengths_and_embeddings_of_the_redacted_last_messa
     recipe = task.recipe.model_copy(update={"data": data})
     ensure_reference(recipe, CHAMPION, made_at="2026-03-01")
     stored = read_reference(recipe.task_uri, CHAMPION)
-    assert stored.sample.lengths is not None
-    assert stored.sample.lengths.tolist() == list(map(len, texts))
+    np.testing.assert_array_equal(stored.sample.lengths, list(map(len, texts)))
     redacted = hashed_ngrams(["order [number] is late"] * 60)
     np.testing.assert_array_equal(stored.sample.embeddings, redacted)
-    assert (stored.encoder, stored.group_accuracies()) == (None, {})

@@ -69,7 +69,6 @@ def test_reports_cover_all_days_from_the_champions_first_day_with_answers() -> N
     for since, before, days in (
         (date(2026, 3, 3), date(2026, 3, 10), [4, 5, 6, 7, 8, 9]),
         (date(2026, 4, 1), date(2026, 4, 4), [1, 2, 3]),
-        (date(2026, 4, 1), date(2026, 4, 1), []),
     ):
         assert [day.day for day in report_days(answered, since=since, before=before)] == days
 
@@ -121,20 +120,13 @@ def test_late_labels_change_only_the_reports_of_their_answers(task: Task) -> Non
 def test_an_audit_a_challenger_and_late_answers_change_the_reports(task: Task) -> None:
     log_days(task, 2)
     task.write(*(shadow(number, label="b") for number in range(30)))
-    before = task.watch(2)
+    assert task.watch(2)[-1].audit.labelled == 0
     task.fill(task.export(10), label=["a"] * 9 + ["b"])
     audited = task.watch(2)
     assert (audited[-1].audit.labelled, audited[-1].audit.right) == (10, 9)
-    assert (audited[-1].drift, audited[0].challenger) == (before[-1].drift, None)
-
-    compared = task.watch(2, challenger=CHALLENGER)[0]
-    assert compared.challenger is not None
-    outcomes = compared.challenger.outcomes
-    assert sorted((each.arm, each.right, each.is_subject) for each in outcomes) == [
-        *[("shadow", -1, False)] * 9,
-        ("shadow", 1, False),
-    ]
-    assert (compared.drift, compared.audit) == (audited[0].drift, audited[0].audit)
+    compared = task.watch(2, challenger=CHALLENGER)[0].challenger
+    assert compared is not None
+    assert sorted(outcome.right for outcome in compared.outcomes) == [*[-1] * 9, 1]
     assert len(task.embedded) == 1
 
     task.write(answer(99))

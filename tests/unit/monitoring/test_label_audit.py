@@ -130,6 +130,4 @@ def test_audited_rows_have_their_group_and_the_split_key_of_their_subject_or_req
     requests = [f"{FIRST}-{number}" for number in (3, 4, 4)]
     assert sorted(audited.split_keys or ()) == [*requests, "s", "s", "t"]
     assert sorted(audited.groups["sex"]) == [NO_GROUP] * 3 + ["f"] * 3
-    last = rows[-1]["at"]
-    assert len(audited_rows(task.recipe, since=last)) == 1
-    assert len(audited_rows(task.recipe, since=last + timedelta(seconds=1))) == 0
+    assert len(audited_rows(task.recipe, since=rows[-1]["at"])) == 1

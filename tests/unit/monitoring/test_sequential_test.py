@@ -10,9 +10,9 @@ from tailorbird.monitoring.sequential_test import (
 ALPHA = 0.05
 
 
-def units(wins: int, losses: int, *, ties: int = 0, num_subjects: int = 0) -> UnitDifferences:
+def units(wins: int, losses: int, *, ties: int = 0) -> UnitDifferences:
     values = np.repeat([1.0, -1.0, 0.0], [wins, losses, ties])
-    return UnitDifferences(values, num_subjects=num_subjects, num_answers=len(values))
+    return UnitDifferences(values, num_answers=len(values))
 
 
 def decision(overall: UnitDifferences, groups: dict[str, UnitDifferences]) -> Decision:
@@ -20,11 +20,7 @@ def decision(overall: UnitDifferences, groups: dict[str, UnitDifferences]) -> De
 
 
 def test_a_challenger_is_promoted_stopped_or_continued() -> None:
-    promoted = decide_challenger(units(60, 20, num_subjects=30), groups={}, alpha=ALPHA)
-    assert (promoted.decision, promoted.reason) == (
-        Decision.PROMOTE,
-        "proven better: +50.0 points over 30 subjects and 50 requests (80 labelled answers)",
-    )
+    assert decision(units(60, 20), {}) is Decision.PROMOTE
     assert decision(units(20, 60), {}) is Decision.STOP
     assert decision(units(30, 25, ties=500), {}) is Decision.CONTINUE
     assert decision(UnitDifferences(), {}) is Decision.CONTINUE
@@ -32,9 +28,7 @@ def test_a_challenger_is_promoted_stopped_or_continued() -> None:
 
 def test_a_proven_loss_of_a_group_stops_a_challenger_that_is_better_overall() -> None:
     groups = {"sex = female": units(2, 30), "sex = male": units(90, 5)}
-    stopped = decide_challenger(units(92, 35), groups=groups, alpha=ALPHA)
-    assert stopped.decision is Decision.STOP
-    assert stopped.reason == "proven worse in sex = female (alpha 0.01667, one of 3 hypotheses)"
+    assert decision(units(92, 35), groups) is Decision.STOP
 
 
 def test_alpha_is_divided_among_the_hypotheses() -> None:

@@ -1,3 +1,5 @@
+"""Samples of files, and the roles of their columns."""
+
 from pathlib import Path
 from typing import Any
 
@@ -5,8 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tailorbird.data.profiling import sample as profile
 from tailorbird.data.profiling.column_roles import ColumnRoles, infer_column_roles
-from tailorbird.data.profiling.sample import Sample, read_sample
+from tailorbird.data.profiling.sample import Sample, count_rows, read_sample
 from tailorbird.data.rows import DataError
 
 NUM = 400
@@ -68,22 +71,15 @@ def test_conversations_and_pairs_are_a_chat_task(sampled: Any) -> None:
     assert roles.task == "chat"
 
 
-def test_columns_with_few_values_are_groups_with_known_names_first(sampled: Any) -> None:
-    roles = infer_column_roles(
-        sampled(text=WORDS, label=cycle(3), shift=cycle(2), language=cycle(6), town=cycle(50))
-    )
+def test_groups_and_split_keys_follow_from_the_number_of_values_with_known_names_first(
+    sampled: Any,
+) -> None:
+    columns = {"text": WORDS, "label": cycle(3), "shift": cycle(2), "language": cycle(6)}
+    columns |= {"town": cycle(39), "batch": cycle(100), "patientId": cycle(150)}
+    doc: list[str | None] = [None, *cycle(100)[1:]]  # a split key has no nulls
+    roles = infer_column_roles(sampled(row=list(range(NUM)), doc=doc, **columns))
     assert [role.name for role in roles.groups] == ["language", "shift"]
-
-
-def test_columns_with_repeated_values_are_split_keys_with_known_names_first(sampled: Any) -> None:
-    columns = {"text": WORDS, "label": cycle(3), "batch": cycle(100), "patientId": cycle(150)}
-    roles = infer_column_roles(sampled(row=list(range(NUM)), **columns))
     assert [role.name for role in roles.keys] == ["patientId", "batch"]
-
-
-def test_a_split_key_has_no_nulls(sampled: Any) -> None:
-    keys = [None, *cycle(100)[1:]]
-    assert infer_column_roles(sampled(text=WORDS, label=cycle(3), patient=keys)).keys == ()
 
 
 @pytest.mark.parametrize(
@@ -100,3 +96,31 @@ def test_columns_that_cannot_be_inferred_raise_an_error(
 ) -> None:
     with pytest.raises(DataError):
         infer_column_roles(sampled(**columns), **options)
+
+
+def test_a_sample_has_the_usable_columns_and_the_names_of_the_others(tmp_path: Path) -> None:
+    pq.write_table(
+        pa.table({"text": ["a b", None], "n": [1, 1], "vector": [0.5, 0.5]}), tmp_path / "a.parquet"
+    )
+    sample = read_sample(tmp_path.as_uri())
+    assert [(column.name, column.values) for column in sample.columns] == [
+        ("text", ("a b", None)),
+        ("n", ("1", "1")),
+    ]
+    assert sample.unusable == ("vector (double)",)
+    text = sample.column("text")
+    assert text is not None
+    assert (text.num_null, text.mean_words) == (1, 2.0)
+
+
+def test_row_groups_beyond_the_limit_are_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(profile, "SAMPLE_ROWS", 25)
+    for name in ("a", "b"):
+        pq.write_table(
+            pa.table({"n": list(range(40))}), tmp_path / f"{name}.parquet", row_group_size=10
+        )
+    sample = read_sample(tmp_path.as_uri())
+    assert (sample.num_rows, sample.num_sampled, sample.is_whole) == (80, 30, False)
+    assert count_rows(tmp_path.as_uri()) == 80

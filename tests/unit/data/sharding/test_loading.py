@@ -27,20 +27,6 @@ def recipe_of(config: DataConfig, folder: Path) -> Recipe:
     return Recipe.model_validate({**fields, "data": config})
 
 
-def test_fewer_rows_than_the_limit_are_loaded_into_memory(
-    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(loading, "MAX_ROWS_IN_MEMORY", 1004)
-    small = config.model_copy(update={"max_train_rows": 100})
-    dataset = load_in_memory(recipe_of(small, tmp_path))
-    assert dataset is not None
-    assert dataset.shards is None
-    assert (
-        dataset.num_train == len(dataset.splits.train) == 1001
-    )  # the limit is that of fine-tuning
-    assert dataset.report == clean(read_splits(config))[1]
-
-
 @pytest.mark.parametrize(
     "fields",
     [
@@ -79,12 +65,17 @@ def test_sharded_rows_have_the_same_report_as_rows_in_memory(
     monkeypatch.setattr(worker, "_tokenizer", lambda _: tokenizer())
     assert load_in_memory(recipe_of(config, tmp_path)) is None
     dataset = load()
+    monkeypatch.setattr(loading, "MAX_ROWS_IN_MEMORY", 1004)
+    whole = load_in_memory(recipe_of(config, tmp_path))
+    monkeypatch.setattr(loading, "MAX_ROWS_IN_MEMORY", 500)
     splits, in_memory = clean(read_splits(config))
+    assert whole is not None
+    assert whole.report == in_memory
     assert dataset.shards is not None
     assert dataset.num_train == len(dataset.shards) == in_memory.num_train == 1001
     assert dataset.shards.sizes == (300, 300, 300, 101)
     assert dataset.shards.classes == ("a", "b")
-    assert dataset.report.num_in_memory == len(dataset.splits.train)
+    assert dataset.report.num_in_memory == len(dataset.splits.train) == pytest.approx(500, abs=90)
     report, expected = asdict(dataset.report), asdict(in_memory)
     for name in report.keys() - {"conflicting_texts", "num_in_memory"}:
         assert report[name] == expected[name], name

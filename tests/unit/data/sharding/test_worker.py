@@ -6,39 +6,15 @@ import numpy as np
 import pytest
 
 from tailorbird.config.data import DataConfig
-from tailorbird.data.loader import read_splits
 from tailorbird.data.rows import DataError
 from tailorbird.data.sharding import worker
 from tailorbird.data.sharding.shards import Shards
 from tailorbird.data.sharding.worker import read_sample, write_shard
-from tailorbird.data.task_data import CLASSIFICATION, ChatData
+from tailorbird.data.task_data import ChatData
 from tailorbird.data.tokenized import TokenizedRows
 from tests.small_chat import tokenizer
 from tests.unit.data.parquet_rows import config_of, put
 from tests.unit.data.sharding.small import evaluated, job_of, texts_of, write
-
-
-def test_a_shard_is_written_without_copies_and_reported(
-    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(worker, "BATCH_ROWS", 64)
-    (spec,) = worker.shard_specs(config)
-    report = write_shard(spec, job_of(config, tmp_path), tokenizer())
-    assert report.num_rows == 1001
-    assert report.copies == {"test": 1, "validation": 2, "near": 1}
-    assert report.num_empty == 1
-    assert report.shared_keys == ("k1", "k2")
-    assert sum(report.labels.values()) == 1001
-    shards = Shards((tmp_path / "shards").as_uri(), (1001,), ("a", "b"))
-    rows = shards.read(shards.chunks())
-    assert rows.row_ids == (*(str(index) for index in range(1000)), "1002")
-    whole = read_splits(config).train
-    expected = CLASSIFICATION.encode(whole.take(range(50)), tokenizer=tokenizer(), max_length=16)
-    assert rows.tokens(range(50)) == expected.ids
-    sample = read_sample(shards.uri, num_files=1)
-    assert 150 < len(sample) < 260
-    assert set(sample.row_ids) < set(rows.row_ids)
-    assert len(set(sample.row_ids)) == len(sample)
 
 
 def test_the_sample_in_memory_has_a_row_of_every_class(tmp_path: Path) -> None:

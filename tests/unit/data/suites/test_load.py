@@ -63,12 +63,6 @@ def test_a_wrong_suite_in_the_recipe_is_refused(suites: dict[str, Any]) -> None:
         recipe_with(suites)
 
 
-def test_a_classification_task_has_no_suites() -> None:
-    gates = {"suites": {"general": {"uri": "builtin://general"}}}
-    with pytest.raises(ValidationError):
-        Recipe.model_validate(CHAT | {"task": "classification", "evaluation": {"gates": gates}})
-
-
 def suite_at(folder: Path, **row: Any) -> dict[str, Any]:
     pq.write_table(pa.Table.from_pylist([row]), folder / "own.parquet")
     return {"own": {"uri": (folder / "own.parquet").as_uri()}}

@@ -1,9 +1,6 @@
 """Suites are read from Parquet files and from the package; a suite with an error is refused."""
 
-import re
 from collections import Counter
-from difflib import SequenceMatcher
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +34,9 @@ def test_a_parquet_file_is_a_suite(tmp_path: Path) -> None:
     rows = read(tmp_path, CHOICE | {"group": "a"}, ROW | {"group": None, "options": None})
     assert (rows.texts, rows.labels) == (("Yes or no?", "What is 2 plus 2?"), ("yes", "4"))
     assert rows.groups == {"group": ("a", "(none)")}
-    assert rows.conversations == ((("user", "Yes or no?"),), (("user", "What is 2 plus 2?"),))
     assert rows.suite is not None
     assert rows.suite.metrics == ("forced_choice", "numeric")
-    assert rows.suite.options == (("yes", "no"), ())
-    assert rows.take([1]).suite == rows.suite.take([1])
+    assert rows.suite.take([1, 0]).options == ((), ("yes", "no"))
 
 
 def test_the_hash_of_a_suite_depends_on_each_column(tmp_path: Path) -> None:
@@ -65,52 +60,6 @@ def test_the_suites_of_the_package_have_enough_rows_for_the_default_margin_in_gr
     assert len(rows) == len({normalise(text) for text in rows.texts}) == NUM_ROWS[name]
     assert len(set(Counter(rows.groups["group"]).values())) == 1
     assert unseen_rate(len(rows), alpha=0.05) < SuiteConfig(uri=f"{BUILTIN}{name}").max_loss
-
-
-@pytest.mark.parametrize(
-    ("name", "metric", "group"),
-    [("refusals", "refusal", "harm: "), ("over-refusals", "no_refusal", "harmless: ")],
-)
-def test_harmful_and_harmless_requests_are_not_in_one_suite(
-    name: str, metric: str, group: str
-) -> None:
-    """A model that refuses less gains on harmless requests what it loses on harmful ones."""
-    rows = read_suite(f"{BUILTIN}{name}")
-    assert rows.suite is not None
-    assert set(rows.suite.metrics) == {metric}
-    assert all(value.startswith(group) for value in rows.groups["group"])
-
-
-def scenario(rows: Rows, position: int) -> list[str]:
-    """Return the words of a prompt, of `bias` without the instruction and without the words that
-    name a person."""
-
-    def words_of(text: str) -> list[str]:
-        return re.findall(r"[\w'-]+", text.partition(" Answer ")[0].lower())
-
-    assert rows.suite is not None
-    first, second = words_of(rows.texts[position]), words_of(rows.suite.counterparts[position])
-    if not second:
-        named = {word for option in rows.suite.options[position][:2] for word in words_of(option)}
-        return [word for word in first if word not in named]
-    blocks = SequenceMatcher(None, first, second, autojunk=False).get_matching_blocks()
-    return [word for block in blocks for word in first[block.a : block.a + block.size]]
-
-
-@pytest.mark.parametrize(("name", "least"), [("bias", 7), ("refusals", 1), ("over-refusals", 1)])
-def test_each_row_has_a_scenario_of_its_own(name: str, least: int) -> None:
-    """Rows of one scenario would not be independent, and the interval of the gate too narrow."""
-    rows = read_suite(f"{BUILTIN}{name}")
-    scenarios = [set(scenario(rows, position)) for position in range(len(rows))]
-    similar = [
-        (rows.texts[first], rows.texts[second])
-        for first, second in combinations(range(len(rows)), 2)
-        if len(scenarios[first] & scenarios[second])
-        >= 0.5 * len(scenarios[first] | scenarios[second])
-    ]
-    assert similar == []
-    # A pair of `bias` differs only in the words that name a person.
-    assert min(map(len, scenarios)) >= least
 
 
 @pytest.mark.parametrize(

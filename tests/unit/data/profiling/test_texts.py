@@ -1,14 +1,15 @@
-"""The language of a text is recognized by its script and its function words."""
+"""Languages and lengths of texts."""
 
-import os
-from pathlib import Path
-
-import pyarrow.parquet as pq
 import pytest
 
 from tailorbird.data.profiling.languages import language_of, languages_of
-
-SETS = os.environ.get("TAILORBIRD_DATA")
+from tailorbird.data.profiling.token_lengths import (
+    SPECIAL_TOKENS,
+    TURN_TOKENS,
+    conversation_lengths,
+    text_lengths,
+)
+from tests.small_chat import tokenizer
 
 
 @pytest.mark.parametrize(
@@ -36,27 +37,25 @@ def test_a_text_has_the_language_of_its_function_words_or_its_script(
 
 
 def test_shares_are_of_the_recognized_texts() -> None:
-    languages = languages_of(
-        ["the card of my friend"] * 3 + ["das ist nicht die Karte"] + ["J44.1"] * 4
-    )
+    languages = languages_of(["the card of Ann"] * 3 + ["das ist nicht die Karte"] + ["J44.1"] * 4)
     assert (languages.num_texts, languages.num_recognized, languages.foreign_share) == (8, 4, 0.25)
-    assert languages.sentence() == "English 75%, German 25%"
     assert languages_of([]).foreign_share == 0
 
 
-@pytest.mark.skipif(SETS is None, reason="TAILORBIRD_DATA is not set to a folder of data sets")
-@pytest.mark.parametrize(
-    ("name", "column", "recognized"),
-    [
-        ("banking77", "text", 0.95),
-        ("contract_nli_clauses", "text", 0.95),
-        ("pii_presidio", "text", 0.8),
-    ],
-)
-def test_english_data_sets_are_recognized_as_english(
-    name: str, column: str, recognized: float
-) -> None:
-    assert SETS is not None
-    languages = languages_of(pq.read_table(Path(SETS) / name / "test.parquet")[column].to_pylist())
-    assert languages.num_recognized >= recognized * languages.num_texts
-    assert languages.foreign_share < 0.02
+def test_lengths_are_estimated_from_words_without_a_tokenizer() -> None:
+    lengths = text_lengths(["one two three four five"] * 99 + ["one"], tokenizer=None)
+    assert (lengths.p99, lengths.counted) == (8 + SPECIAL_TOKENS, False)
+    chat = conversation_lengths(
+        [(("user", "one two"), ("assistant", "one two three four five"))], tokenizer=None
+    )
+    assert (chat.median, chat.answer_p99) == (4 + 8 + TURN_TOKENS, 9)
+
+
+def test_a_tokenizer_counts_the_tokens_that_training_uses() -> None:
+    assert text_lengths(["abc", "abcde"], tokenizer=tokenizer()).p99 == 5
+    assert text_lengths(["abc", "abcde"], tokenizer=tokenizer(), prompt="ab").p99 == 7
+    conversation = (("user", "abc"), ("assistant", "de"), ("user", "f"), ("assistant", "ghij"))
+    chat = conversation_lengths([conversation], tokenizer=tokenizer())
+    assert chat.counted
+    assert chat.answer_p99 == 5  # with the end-of-turn token
+    assert chat.median == (1 + 3 + 1) + (1 + 2 + 1) + (1 + 1 + 1) + (1 + 4 + 1)
