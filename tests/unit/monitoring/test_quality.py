@@ -65,6 +65,21 @@ def test_feedback_fails_no_group() -> None:
     assert checked(Outcomes(), f=(1000, 800)).state is State.NOT_ASSESSABLE
 
 
+def test_a_group_with_a_proven_loss_fails_and_another_passes() -> None:
+    now = labelled(("f", 600, 400), ("m", 1900, 100))
+    gate = checked(now, f=(1000, 800), m=(1000, 940))
+    states = {bound.what: bound.state for bound in gate.bounds}
+    assert states == {"change for sex = f": State.FAILS, "change for sex = m": State.PASSES}
+    assert gate.bounds[0].estimate == pytest.approx(-0.2)
+
+
+def test_the_level_of_a_loss_is_divided_by_the_number_of_groups() -> None:
+    alone = checked(labelled(("f", 105, 45)), f=(200, 160))
+    beside = checked(labelled(("f", 105, 45), ("m", 120, 30)), f=(200, 160), m=(200, 160))
+    assert alone.bounds[0].state is State.FAILS
+    assert beside.bounds[0].state is State.NOT_ASSESSABLE
+
+
 @pytest.mark.parametrize("per_unit", [1, 8])
 def test_equal_answers_to_one_unit_fail_no_group_more_often_than_alpha(per_unit: int) -> None:
     chance = np.random.default_rng(6)
