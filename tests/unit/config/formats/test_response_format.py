@@ -6,7 +6,6 @@ import pytest
 from pydantic import ValidationError
 
 from tailorbird.config.formats.response_format import (
-    ChoiceFormat,
     JsonObjectFormat,
     JsonSchemaFormat,
     format_key,
@@ -103,8 +102,3 @@ def test_an_endpoint_cannot_be_compared_with_a_choice() -> None:
     with pytest.raises(ValidationError, match=r"`choice`, which evaluation\.endpoint cannot have"):
         chat({"type": "choice", "choice": ["yes", "no"]}, endpoint=endpoint)
     assert chat({"type": "json_object"}, endpoint=endpoint).evaluation.endpoint is not None
-
-
-def test_a_choice_keeps_its_options() -> None:
-    format = chat({"type": "choice", "choice": ["yes", "no"]}).data.response_format
-    assert format == ChoiceFormat(type="choice", choice=("yes", "no"))
