@@ -1,7 +1,6 @@
 """All stored pages in a real browser: accessible, without overflow and requests, and usable with
 the keyboard alone."""
 
-import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,7 +14,6 @@ from serving.replica.chat import Chat
 from serving.replica.classifier import Classifier
 from tailorbird.config.serving import ServingConfig
 from tailorbird.evaluation.report.html import to_html
-from tailorbird.evaluation.verdict.formatting import points
 from tailorbird.interface.answers import Answers
 from tailorbird.monitoring.recommendation import recommend
 from tailorbird.monitoring.render import render_page
@@ -267,28 +265,5 @@ def test_a_report_is_printed_within_the_sheet(
     page = open_page((tmp_path / "page.html").as_uri())
     page.emulate_media(media="print")
     assert overflow(page, width=SHEET_WIDTH) == 0
-    wider = page.evaluate(
-        """[...document.querySelectorAll("main, .wide, table, figure, pre, dl")]
-        .filter(part => part.checkVisibility() && part.scrollWidth > part.clientWidth + 1)
-        .map(part => part.outerHTML.slice(0, 80))"""
-    )
-    assert wider == []
     protocol = page.locator("details.printed pre")  # closed on the screen
     assert (protocol.is_visible(), page.locator("#values").is_visible()) == (True, False)
-    printed = page.pdf(format="A4", prefer_css_page_size=True)
-    assert printed.startswith(b"%PDF-")
-    assert 4 < len(re.findall(rb"/Type\s*/Page\b", printed)) < 25
-
-
-@pytest.mark.parametrize("outcome", SIMULATIONS)
-def test_a_report_shows_outcome_and_interval(
-    open_page: OpenPage, tmp_path: Path, outcome: str
-) -> None:
-    verdict = evidence_for(outcome).verdict
-    (tmp_path / "page.html").write_text(report_page(outcome, tmp_path), encoding="utf-8")
-    shown = open_page((tmp_path / "page.html").as_uri(), width=320).locator("body").inner_text()
-    closest = verdict.closest
-    assert closest is not None
-    low, high = closest.interval
-    for expected in (outcome, points(low), points(high), f"{verdict.n:,}"):
-        assert expected in shown
