@@ -7,7 +7,6 @@ import pytest
 from safetensors.numpy import save_file
 
 from tailorbird import storage
-from tailorbird.data.fingerprints import fingerprints, load_fingerprints
 from tailorbird.evaluation.inference.predict import DecisionFit
 from tailorbird.pipeline.artifacts import Contender, make_loadable, register_contender, set_decision
 from tailorbird.registry.endpoint import Endpoint
@@ -76,19 +75,6 @@ def test_an_artifact_of_an_earlier_run_is_registered_with_the_current_code(
         assert storage.read_bytes(f"{version.uri}/head.safetensors") == storage.read_bytes(
             f"{contender.uri}/head.safetensors"
         )
-
-
-def test_a_version_stores_the_fingerprints_of_its_training_and_validation_rows(
-    tmp_path: Path, contender: Contender
-) -> None:
-    version = register_contender(
-        (tmp_path / "task").as_uri(), contender.uri, code="s3://m/c.zip", max_spend=None, data=DATA
-    )
-    texts = DATA.splits.train.texts + DATA.splits.validation.texts
-    stored = load_fingerprints(f"{version.uri}/{TRAINING_ROWS}")
-    np.testing.assert_array_equal(stored, np.sort(fingerprints(texts)))
-    assert TRAINING_ROWS in storage.read_json(f"{version.uri}/manifest.json")
-    assert not storage.exists(f"{contender.uri}/{TRAINING_ROWS}")
 
 
 def test_an_endpoint_is_registered_with_the_limit_of_the_run_that_registers_it(
