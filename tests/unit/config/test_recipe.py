@@ -86,10 +86,8 @@ def test_a_field_of_the_other_task_is_rejected(content: dict[str, Any], message:
     ("path", "value", "message"),
     [
         ("trainning", {}, "trainning: no such field; remove it or correct its name"),
-        ("training.epoch", 3, "training.epoch: no such field"),
         ("training.epochs", "many", "training.epochs: .*valid integer.*given: 'many'"),
         ("training.epochs", 0, r"training.epochs: .*greater than or equal to 1 \(given: 0\)"),
-        ("training.zero_stage", 4, r"training.zero_stage: .*0, 1, 2 or 3 \(given: 4\)"),
         ("training.method", "prefix", "training.method: .*'lora' or 'full'.*given: 'prefix'"),
         ("training.batch_size", 1, "training: batch_size 1 must be at least num_workers 2"),
         (
@@ -115,12 +113,6 @@ def test_a_field_of_the_other_task_is_rejected(content: dict[str, Any], message:
             "training.deepspeed: zero_optimization.stage cannot be set here; set "
             "training.zero_stage",
         ),
-        ("training.gpus_per_worker", 2, "training.gpus_per_worker: "),
-        (
-            "training.parameter_dtype",
-            "fp16",
-            r"training.parameter_dtype: .*'fp32' or 'bf16'.*given: 'fp16'",
-        ),
         (
             "training.deepspeed",
             {"bf16": {"enabled": True}},
@@ -141,9 +133,7 @@ def test_a_field_of_the_other_task_is_rejected(content: dict[str, Any], message:
             {"zero_stage": 3, "torch_compile": True},
             "training: torch_compile requires zero_stage",
         ),
-        ("training.seed", -1, r"training.seed: .*greater than or equal to 0 \(given: -1\)"),
         ("name", "Has Spaces", "name: .*pattern.*given: 'Has Spaces'"),
-        ("task", "regression", "task: .*'classification'.*given: 'regression'"),
         (
             "base_model",
             "bert-base",
@@ -162,7 +152,6 @@ def test_a_field_of_the_other_task_is_rejected(content: dict[str, Any], message:
             ["s3://lake/a", "lake/b"],
             "data.train: 'lake/b' must start with s3:// or file://",
         ),
-        ("data.max_length", 2, "data.max_length: "),
         (
             "tuning.space",
             {"epohs": {"choice": [1]}},
@@ -194,16 +183,12 @@ def test_a_field_of_the_other_task_is_rejected(content: dict[str, Any], message:
             {"learning_rate": {"log_uniform": [1, float("inf")]}},
             "tuning.space.learning_rate: ",
         ),
-        ("serving.autoscaling", {"initial_replicas": 1}, "serving.autoscaling"),
-        ("serving.autoscaling", {"downscale_delay_s": -1}, "serving.autoscaling"),
         ("tuning.space", {"learning_rate": {"choice": []}}, "choice is empty"),
-        ("evaluation.alpha", 0.5, "evaluation.alpha: "),
         (
             "evaluation.minimum_gain",
             0.0,
             "evaluation: minimum_gain 0 gives no default for expected_gain; set expected_gain",
         ),
-        ("evaluation.metric", "f1", "evaluation.metric: "),
         ("evaluation.regulated", True, "gates.groups never passes because data.groups is empty"),
         (
             "serving",
@@ -293,10 +278,7 @@ def test_a_digest_depends_only_on_the_content(tmp_path: Path) -> None:
             {"version": "candidate", "canary": 0.1, "shadow": 0.1},
             "set exactly one of `canary` and `shadow`",
         ),
-        ({"version": "candidate", "canary": 0}, "greater than 0"),
         ({"version": "candidate", "canary": 1.5}, "less than or equal to 1"),
-        ({"version": "", "canary": 0.1}, "at least 1 character"),
-        ({"canary": 0.1}, "version"),
         ({"version": "candidate", "shadow": 1.0}, "challenger.shadow requires request_log"),
     ],
 )

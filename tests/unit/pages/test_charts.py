@@ -1,22 +1,7 @@
 """Geometry of charts, and their drawing as SVG with escaped text."""
 
-import pytest
-
 from tailorbird.pages.charts import Axis, Box, Chart, Dot, Line, Text, around, sparkline
 from tailorbird.pages.environment import COMPONENTS, environment
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "expected"),
-    [
-        (0.613, 0.787, (0.65, 0.7, 0.75)),
-        (-0.004, 0.011, (0.0, 0.005, 0.01)),
-    ],
-)
-def test_ticks_are_round_values_inside_the_axis(
-    low: float, high: float, expected: tuple[float, ...]
-) -> None:
-    assert Axis(low, high).ticks() == pytest.approx(expected)
 
 
 def test_positions_are_clamped_to_the_axis_and_point_upwards_on_request() -> None:

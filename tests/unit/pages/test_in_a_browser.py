@@ -40,7 +40,6 @@ from tests.unit.interface.test_notebook import ANSWER, page_in
 from tests.unit.monitoring.test_recommendation import ALARM, TODAY, day_of, decided, failing, report
 from tests.unit.serving.http.application import application, request
 
-SHEET_WIDTH = 672  # CSS pixels of A4 (210 mm) between the margins of 16 mm
 EXPIRED = "2026-01-01T00:00:00+00:00"
 ENDPOINT = Endpoint(url="https://api.example.org/v1", model="m", reported_model="m-2026-01-01")
 
@@ -255,15 +254,3 @@ def test_no_label_and_no_dot_covers_a_dot_of_the_contenders(
         num_dots, faults = page.evaluate(OVERLAPS)
         assert num_dots > 1
         assert (width, faults) == (width, [])
-
-
-@pytest.mark.parametrize("name", ["report FINE_TUNE", "report HYBRID"])
-def test_a_report_is_printed_within_the_sheet(
-    open_page: OpenPage, tmp_path: Path, name: str
-) -> None:
-    (tmp_path / "page.html").write_text(PAGES[name](tmp_path), encoding="utf-8")
-    page = open_page((tmp_path / "page.html").as_uri())
-    page.emulate_media(media="print")
-    assert overflow(page, width=SHEET_WIDTH) == 0
-    protocol = page.locator("details.printed pre")  # closed on the screen
-    assert (protocol.is_visible(), page.locator("#values").is_visible()) == (True, False)

@@ -40,10 +40,6 @@ TITLE_AND_SUMMARY: list[dict[str, Any]] = [{"maxLength": 200}, {"maxLength": 100
     ("schema", "expected"),
     [
         (
-            {"title": "T", "description": "d", "type": "string", "format": "date", "default": "x"},
-            {"type": "string"},
-        ),
-        (
             {"properties": {"b": True, "a": {}}, "required": ["a", "a"]},
             {
                 "type": "object",
@@ -51,10 +47,6 @@ TITLE_AND_SUMMARY: list[dict[str, Any]] = [{"maxLength": 200}, {"maxLength": 100
                 "required": ["a"],
                 "additionalProperties": False,
             },
-        ),
-        (
-            {"type": ["string", "null"], "minLength": 2},
-            {"anyOf": [{"type": "string", "minLength": 2}, {"type": "null"}]},
         ),
         (
             {"$ref": "#/definitions/x", "definitions": {"x": {"items": {"$ref": "#"}}}},

@@ -31,16 +31,12 @@ def chat(response_format: object, **evaluation: Any) -> Recipe:
     )
 
 
-def test_a_version_stores_the_format_of_the_recipe_with_the_order_of_its_properties() -> None:
+def test_a_recipe_stores_its_format_with_the_order_of_its_properties() -> None:
     recipe = chat({"type": "json_schema", "json_schema": NAMED})
-    prompting = Prompting(
-        system=None, max_new_tokens=8, response_format=recipe.data.response_format
-    )
-    stored = Prompting.model_validate_json(prompting.model_dump_json())
-    assert stored == prompting
-    assert isinstance(stored.response_format, JsonSchemaFormat)
-    assert list(stored.response_format.json_schema.content["properties"]) == ["z", "a"]
-    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+    stored = Recipe.model_validate_json(recipe.model_dump_json())
+    assert stored == recipe
+    assert isinstance(stored.data.response_format, JsonSchemaFormat)
+    assert list(stored.data.response_format.json_schema.content["properties"]) == ["z", "a"]
 
 
 def test_a_version_without_a_format_is_read_from_its_former_config() -> None:
