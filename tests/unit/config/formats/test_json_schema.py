@@ -32,8 +32,6 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=4),
     max_leaves=15,
 )
-LENGTHS: list[dict[str, Any]] = [{"maxLength": most} for most in range(33, 133)]
-TITLE_AND_SUMMARY: list[dict[str, Any]] = [{"maxLength": 200}, {"maxLength": 1000}]
 
 
 @pytest.mark.parametrize(
@@ -147,12 +145,6 @@ def test_a_supported_schema_has_one_form_for_each_subschema(schema: Any, expecte
 def test_other_schemas_are_refused_with_the_path(path: str, schema: Any) -> None:
     with pytest.raises(ValueError, match=re.escape(path) or r"\w"):
         supported_schema(schema)
-
-
-def _with_properties(schemas: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "properties": {f"p{row}": {"type": "string"} | schema for row, schema in enumerate(schemas)}
-    }
 
 
 @given(
