@@ -441,11 +441,7 @@ def test_a_changed_weight_in_a_part_of_a_hybrid_is_detected(task_folder: Path) -
     routing = {"by": "group", "column": "sex", "values": ["male"]}
     hybrid = {"routing": routing, "first": named, "second": named}
     whole = task_folder / "versions" / "hybrid-1"
-    whole.mkdir()
-    (whole / "config.json").write_text(json.dumps({"kind": "hybrid", "hybrid": hybrid}))
-    listed = {"sha256": sha256_of(whole / "config.json"), "size_bytes": 1}
-    (whole / "manifest.json").write_text(json.dumps({"config.json": listed}))
-    changed = {"uri": whole.as_uri(), "digest": sha256_of(whole / "manifest.json")}
+    changed = {"uri": whole.as_uri(), "digest": registered(whole, "hybrid", hybrid=hybrid)}
     record = stored_in(task_folder)["versions"]["incumbent"] | changed
     assert forged(task_folder, {"versions.hybrid": record}) == ()
     (part / "head.safetensors").write_bytes(b"other weights")
