@@ -75,6 +75,10 @@ def chat(**evaluation: Any) -> dict[str, Any]:
             minimal() | {"training": {"with_retrieved": True}},
             "training.with_retrieved is not available for classification tasks; remove it",
         ),
+        (
+            minimal() | {"evaluation": {"retrieval_encoder": "pypi://encoder"}},
+            "retrieval_encoder is not available for classification tasks",
+        ),
     ],
 )
 def test_a_field_of_the_other_task_is_rejected(content: dict[str, Any], message: str) -> None:

@@ -14,7 +14,7 @@ from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.interface.model import Model
 from tailorbird.models.causal_lm import ChatModel
 from tailorbird.models.loading import LoadedChat
-from tailorbird.registry.versions import Prompting, RegistryError, register
+from tailorbird.registry.versions import ModelVersion, Prompting, RegistryError, register
 from tests import small_chat
 from tests.unit.evaluation.test_mix import CLASSES, ROWS, TEXTS, artifact
 from tests.unit.serving.batch_jobs.test_scoring import version
@@ -44,6 +44,15 @@ def chat() -> Model:
     return Model(
         offline_model(loaded, batch_size=4), uri=loaded.version.uri, kind=loaded.version.kind
     )
+
+
+def test_outputs_have_the_type_of_the_label_column(
+    registered: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ModelVersion, "typed_label", lambda _version, label: CLASSES.index(label))
+    evaluated = predict_rows(registered, rows=ROWS).outputs
+    answers = tailorbird.load(registered).predict(list(TEXTS))
+    assert [answer.output for answer in answers] == [CLASSES.index(label) for label in evaluated]
 
 
 def test_a_loaded_classifier_has_the_outputs_and_confidences_of_the_evaluation(
