@@ -78,10 +78,10 @@ def write_ledger(folder: Path, *entries: TestSetAccess) -> None:
     storage.write_bytes(paths.test_set_ledger, Ledger(entries=entries).model_dump_json().encode())
 
 
-def registered(folder: Path, kind: str) -> str:
+def registered(folder: Path, kind: str, **fields: object) -> str:
     folder.mkdir(parents=True)
     contents = {
-        "config.json": json.dumps({"kind": kind}).encode(),
+        "config.json": json.dumps({"kind": kind} | fields).encode(),
         "head.safetensors": kind.encode() * 100,
     }
     for name, content in contents.items():

@@ -31,12 +31,6 @@ GOOD = Machine(
 )
 
 
-def test_a_complete_machine_has_only_ok_results() -> None:
-    lines = check_machine(GOOD)
-    assert passes(lines)
-    assert {line.state for line in lines} == {"ok"}
-
-
 @pytest.mark.parametrize(
     ("changed", "state", "message", "remedy"),
     [

@@ -94,14 +94,6 @@ def only_fault(facts: PreflightFacts, changed_recipe: Recipe | None = None) -> C
     return faults[0]
 
 
-def test_a_good_recipe_has_one_result_per_check() -> None:
-    lines = check_facts(recipe(), GOOD)
-    assert passes(lines)
-    assert [line.name for line in lines] == [
-        *("Ray", "data.train", "registry", "base model", "workers", "free now", "nodes", "memory")
-    ]
-
-
 @pytest.mark.parametrize("unreachable", [None, "Ray is not reachable at x:1"])
 def test_without_a_cluster_everything_else_is_checked(unreachable: str | None) -> None:
     facts = replace(GOOD, cluster=None, unreachable=unreachable)

@@ -20,7 +20,6 @@ from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.config.recipe import Recipe
 from tests import build
 
-EIGHT = {"site": {f"site {size}": size for size in (150, 200, 250, 300, 350, 450, 550, 750)}}
 SMALL = {
     "site": {f"site {number}": int(size) for number, size in enumerate(np.geomspace(30, 1_000, 12))}
 }
@@ -30,12 +29,6 @@ def config(**gates: object) -> EvaluationConfig:
     """Return an evaluation with these gates only, and an expected gain of three points."""
     off = dict.fromkeys(("calibration", "groups", "counterfactual", "robustness"))
     return EvaluationConfig.model_validate({"expected_gain": 0.03, "gates": off | gates})
-
-
-def test_3000_rows_in_eight_groups_usually_pass() -> None:
-    (line,) = check_gates(config(groups={}), PlannedTest(3_000, EIGHT))
-    assert (line.state, line.name) == ("ok", "gate groups")
-    assert "the smallest group is site = site 150 with 150 rows" in line.message
 
 
 def test_a_gate_that_seldom_passes_names_the_margin_and_the_rows_that_do() -> None:

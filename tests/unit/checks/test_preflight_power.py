@@ -7,16 +7,6 @@ from tailorbird.config.evaluation import EvaluationConfig
 EVALUATION = EvaluationConfig(minimum_gain=0.01, expected_gain=0.03)
 
 
-def test_more_rows_and_a_larger_gain_give_more_power() -> None:
-    few, many = (
-        planned_power(EVALUATION, PlannedTest(rows)).at_expected_gain for rows in (300, 3000)
-    )
-    assert few < 0.4
-    assert many > 0.8
-    larger = EVALUATION.model_copy(update={"expected_gain": 0.1})
-    assert planned_power(larger, PlannedTest(300)).at_expected_gain > few
-
-
 def test_a_small_test_is_reported_with_the_rows_that_it_needs() -> None:
     small, large = (
         check_power(planned_power(EVALUATION, planned), config=EVALUATION, planned=planned)

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from tailorbird.checks.differences import differences
 from tailorbird.checks.verify import (
     engine_subject_faults,
     restore_pages,
@@ -103,6 +104,10 @@ def replace_file(folder: Path, name: str, content: Stored) -> None:
     (run / MANIFEST).write_text(json.dumps(manifest))
 
 
+def sha256_of(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
 def faults_of(folder: Path) -> tuple[str, ...]:
     return verify_evidence(run_of(folder).as_uri())
 
@@ -148,11 +153,6 @@ def test_a_change_of_the_evidence_is_detected_even_if_every_hash_matches(
     for part in parts:
         assert any(fault.startswith(part) for fault in faults), faults
     assert bool(faults) is bool(parts)
-
-
-def test_a_rounded_p_value_is_no_fault(task_folder: Path) -> None:
-    p_value = stored_in(task_folder)["verdict"]["relations"][0]["p_value"]
-    assert forged(task_folder, {"verdict.relations.0.p_value": p_value + 1e-15}) == ()
 
 
 @pytest.mark.parametrize(
@@ -234,15 +234,21 @@ def test_a_hybrid_that_the_recipe_or_the_validation_rows_do_not_give_is_detected
     fitted_to_test = Routing("group", "sex", ("male",), None)
     run = concluded(tmp_path / "task", replace(HYBRID, routing=fitted_to_test))
     assert has(verify_evidence(run), "family.hybrid.routing.values is ")
-    family = stored_in(tmp_path / "task", "family.json") | {"hybrid": None}
-    (run_of(tmp_path / "task") / "family.json").write_text(json.dumps(family))
-    assert has(verify_evidence(run), "family.hybrid is ")
 
 
 def test_a_run_that_should_have_trained_a_model_is_reported(tmp_path: Path) -> None:
     simulation = replace(NOTHING_TO_GAIN, incumbent=0.9)
     faults = verify_evidence(concluded(tmp_path / "task", simulation))
     assert has(faults, "that no training was needed is true")
+
+
+def test_equal_numbers_of_another_rounding_are_no_difference_and_other_types_are_one() -> None:
+    stated = {"d": 0.1 + 0.2, "e": 1, "f": [1]}
+    expected = {"d": 0.3, "e": True, "f": [1, 2]}
+    assert list(differences(stated, expected, at="", other="it is")) == [
+        "e is 1 in evidence.json; it is true",
+        "f is [1] in evidence.json; it is [1, 2]",
+    ]
 
 
 def test_evidence_of_another_version_or_run_is_a_fault(task_folder: Path, tmp_path: Path) -> None:
@@ -307,12 +313,6 @@ def test_damaged_rows_in_the_ledger_are_an_error_of_the_storage(task_folder: Pat
         faults_of(task_folder)
 
 
-@pytest.mark.parametrize("content", [b"{}", b"[]", b"{", b""])
-def test_invalid_evidence_is_a_fault(task_folder: Path, content: bytes) -> None:
-    (run_of(task_folder) / "evidence.json").write_bytes(content)
-    assert faults_of(task_folder)
-
-
 def test_damaged_pages_are_restored_but_not_from_changed_evidence(task_folder: Path) -> None:
     run = run_of(task_folder)
     names = ("report.html", "MODEL_CARD.md", MANIFEST)
@@ -324,7 +324,7 @@ def test_damaged_pages_are_restored_but_not_from_changed_evidence(task_folder: P
 
     manifest = json.loads(before[MANIFEST])  # of a page that other code rendered
     (run / "report.html").write_text("<p>written by an older version</p>")
-    manifest["report.html"] = hashlib.sha256((run / "report.html").read_bytes()).hexdigest()
+    manifest["report.html"] = sha256_of(run / "report.html")
     (run / MANIFEST).write_text(json.dumps(manifest))
     assert restore_pages(run.as_uri()) == ("report.html",)
     assert faults_of(task_folder) == ()
@@ -391,9 +391,16 @@ def test_a_missing_manifest_and_an_unlisted_table_are_reported(task_folder: Path
 
 
 @pytest.mark.parametrize(
-    "name", ["versions/full-1/head.safetensors", "versions/probe-1/manifest.json"]
+    "name",
+    [
+        "versions/full-1/head.safetensors",
+        "versions/probe-1/manifest.json",
+        "base/model.safetensors",
+    ],
 )
-def test_a_changed_byte_of_a_registered_version_is_detected(task_folder: Path, name: str) -> None:
+def test_a_changed_byte_of_a_registered_version_or_of_the_base_model_is_detected(
+    task_folder: Path, name: str
+) -> None:
     flip(task_folder / name, at=9)
     (fault,) = faults_of(task_folder)
     assert name.rpartition("/")[0] in fault
@@ -416,7 +423,7 @@ def test_changed_or_missing_code_is_detected(task_folder: Path) -> None:
 
 def test_an_unregistered_version_needs_no_files(task_folder: Path) -> None:
     weights = task_folder / "versions" / "full-1" / "head.safetensors"
-    files = {weights.name: hashlib.sha256(weights.read_bytes()).hexdigest()}
+    files = {weights.name: sha256_of(weights)}
     unregistered = {
         "versions.candidate.digest": UNREGISTERED,
         "versions.candidate.files": files,
@@ -428,36 +435,14 @@ def test_an_unregistered_version_needs_no_files(task_folder: Path) -> None:
     assert faults_of(task_folder) == ()
 
 
-def test_a_changed_base_model_is_detected(task_folder: Path) -> None:
-    flip(task_folder / "base" / "model.safetensors", at=5)
-    (fault,) = faults_of(task_folder)
-    assert fault.startswith("the base model ")
-    shutil.rmtree(task_folder / "base")
-    (fault,) = faults_of(task_folder)
-    assert fault.endswith('in storage it is "missing"')
-
-
 def test_a_changed_weight_in_a_part_of_a_hybrid_is_detected(task_folder: Path) -> None:
     part = task_folder / "versions" / "probe-1"
-    digest = hashlib.sha256((part / "manifest.json").read_bytes()).hexdigest()
-    named = {"uri": part.as_uri(), "digest": digest}
+    named = {"uri": part.as_uri(), "digest": sha256_of(part / "manifest.json")}
     routing = {"by": "group", "column": "sex", "values": ["male"]}
     hybrid = {"routing": routing, "first": named, "second": named}
-    config = json.dumps({"kind": "hybrid", "hybrid": hybrid}).encode()
-    listed = {"sha256": hashlib.sha256(config).hexdigest(), "size_bytes": len(config)}
-    manifest = json.dumps({"config.json": listed}).encode()
     whole = task_folder / "versions" / "hybrid-1"
-    whole.mkdir()
-    (whole / "config.json").write_bytes(config)
-    (whole / "manifest.json").write_bytes(manifest)
-    record: dict[str, Any] = {
-        "kind": "hybrid",
-        "uri": whole.as_uri(),
-        "digest": hashlib.sha256(manifest).hexdigest(),
-        "files": None,
-        "offsets": {},
-        "base_model": None,
-    }
+    changed = {"uri": whole.as_uri(), "digest": registered(whole, "hybrid", hybrid=hybrid)}
+    record = stored_in(task_folder)["versions"]["incumbent"] | changed
     assert forged(task_folder, {"versions.hybrid": record}) == ()
     (part / "head.safetensors").write_bytes(b"other weights")
     assert has(faults_of(task_folder), "the first part of the hybrid's file")

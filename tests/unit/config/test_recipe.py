@@ -9,9 +9,7 @@ from pydantic import ValidationError
 
 from tailorbird.config.base import RecipeError, digest
 from tailorbird.config.loader import load_recipe
-from tailorbird.config.model_uri import ModelUri
 from tailorbird.config.recipe import Recipe
-from tailorbird.config.training import TrainingConfig
 from tailorbird.config.tuning import Distribution
 from tests import build
 
@@ -43,35 +41,8 @@ def test_every_shipped_recipe_loads_and_has_the_name_of_its_file(path: Path) -> 
     assert recipe.task_uri == f"{registry}/{recipe.name}"
 
 
-def test_the_demo_recipe_has_the_test_rows_and_protocol_of_the_default_recipe() -> None:
-    demo, default = (
-        load_recipe(SHIPPED[0].parent / f"icd10_{name}.yaml") for name in ("demo", "chapters")
-    )
-    assert (demo.data.test, demo.data.validation) == (default.data.test, default.data.validation)
-    assert demo.evaluation == default.evaluation
-
-
-def test_an_omitted_field_has_its_default(tmp_path: Path) -> None:
-    recipe = load_recipe(written(tmp_path, minimal()))
-    assert recipe.training == TrainingConfig()
-    assert recipe.data.validation is None
-    assert recipe.task == "classification"
-
-
 def chat(**evaluation: Any) -> dict[str, Any]:
     return minimal() | {"task": "chat", "evaluation": {"metric": "token_f1"} | evaluation}
-
-
-def test_gates_for_classification_are_off_for_chat_tasks() -> None:
-    gates = Recipe.model_validate(chat()).evaluation.gates
-    assert gates.groups is not None
-    assert (gates.calibration, gates.counterfactual, gates.robustness, gates.suites) == (
-        None,
-        None,
-        None,
-        None,
-    )
-    assert Recipe.model_validate(minimal()).evaluation.gates.calibration is not None
 
 
 @pytest.mark.parametrize(
@@ -104,6 +75,10 @@ def test_gates_for_classification_are_off_for_chat_tasks() -> None:
             minimal() | {"training": {"with_retrieved": True}},
             "training.with_retrieved is not available for classification tasks; remove it",
         ),
+        (
+            minimal() | {"evaluation": {"retrieval_encoder": "pypi://encoder"}},
+            "retrieval_encoder is not available for classification tasks",
+        ),
     ],
 )
 def test_a_field_of_the_other_task_is_rejected(content: dict[str, Any], message: str) -> None:
@@ -111,20 +86,12 @@ def test_a_field_of_the_other_task_is_rejected(content: dict[str, Any], message:
         Recipe.model_validate(content)
 
 
-def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
-    recipe = load_recipe(written(tmp_path, minimal()))
-    with pytest.raises(ValidationError, match="frozen"):
-        recipe.training.epochs = 9
-
-
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
         ("trainning", {}, "trainning: no such field; remove it or correct its name"),
-        ("training.epoch", 3, "training.epoch: no such field"),
         ("training.epochs", "many", "training.epochs: .*valid integer.*given: 'many'"),
         ("training.epochs", 0, r"training.epochs: .*greater than or equal to 1 \(given: 0\)"),
-        ("training.zero_stage", 4, r"training.zero_stage: .*0, 1, 2 or 3 \(given: 4\)"),
         ("training.method", "prefix", "training.method: .*'lora' or 'full'.*given: 'prefix'"),
         ("training.batch_size", 1, "training: batch_size 1 must be at least num_workers 2"),
         (
@@ -150,12 +117,6 @@ def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
             "training.deepspeed: zero_optimization.stage cannot be set here; set "
             "training.zero_stage",
         ),
-        ("training.gpus_per_worker", 2, "training.gpus_per_worker: "),
-        (
-            "training.parameter_dtype",
-            "fp16",
-            r"training.parameter_dtype: .*'fp32' or 'bf16'.*given: 'fp16'",
-        ),
         (
             "training.deepspeed",
             {"bf16": {"enabled": True}},
@@ -176,9 +137,7 @@ def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
             {"zero_stage": 3, "torch_compile": True},
             "training: torch_compile requires zero_stage",
         ),
-        ("training.seed", -1, r"training.seed: .*greater than or equal to 0 \(given: -1\)"),
         ("name", "Has Spaces", "name: .*pattern.*given: 'Has Spaces'"),
-        ("task", "regression", "task: .*'classification'.*given: 'regression'"),
         (
             "base_model",
             "bert-base",
@@ -197,7 +156,6 @@ def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
             ["s3://lake/a", "lake/b"],
             "data.train: 'lake/b' must start with s3:// or file://",
         ),
-        ("data.max_length", 2, "data.max_length: "),
         (
             "tuning.space",
             {"epohs": {"choice": [1]}},
@@ -229,16 +187,12 @@ def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
             {"learning_rate": {"log_uniform": [1, float("inf")]}},
             "tuning.space.learning_rate: ",
         ),
-        ("serving.autoscaling", {"initial_replicas": 1}, "serving.autoscaling"),
-        ("serving.autoscaling", {"downscale_delay_s": -1}, "serving.autoscaling"),
         ("tuning.space", {"learning_rate": {"choice": []}}, "choice is empty"),
-        ("evaluation.alpha", 0.5, "evaluation.alpha: "),
         (
             "evaluation.minimum_gain",
             0.0,
             "evaluation: minimum_gain 0 gives no default for expected_gain; set expected_gain",
         ),
-        ("evaluation.metric", "f1", "evaluation.metric: "),
         ("evaluation.regulated", True, "gates.groups never passes because data.groups is empty"),
         (
             "serving",
@@ -271,31 +225,6 @@ def test_each_value_of_the_search_space_is_checked(name: str, value: int) -> Non
         Recipe.model_validate(content)
 
 
-def test_all_errors_are_reported_together(tmp_path: Path) -> None:
-    content = minimal() | {"nmae": "x", "training": {"epochs": "many", "seeed": 1}}
-    del content["registry"]
-    with pytest.raises(RecipeError) as caught:
-        load_recipe(written(tmp_path, content))
-    fields = {line.split(":")[0].strip() for line in str(caught.value).splitlines()[1:]}
-    assert fields == {"nmae", "training.epochs", "training.seeed", "registry"}
-    assert "registry: this field is required" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("", "must be a mapping"),
-        ("- a\n- b", "must be a mapping of sections, not list"),
-        ("a: [", "is not valid YAML"),
-    ],
-)
-def test_a_file_that_is_not_a_mapping_is_rejected(
-    tmp_path: Path, content: str, message: str
-) -> None:
-    with pytest.raises(RecipeError, match=message):
-        load_recipe(written(tmp_path, content))
-
-
 def test_a_missing_or_binary_file_is_rejected_with_its_name(tmp_path: Path) -> None:
     with pytest.raises(
         RecipeError, match=r"absent\.yaml: No such file.*give the path of a YAML file"
@@ -309,14 +238,9 @@ def test_a_missing_or_binary_file_is_rejected_with_its_name(tmp_path: Path) -> N
 
 
 def test_overrides_are_parsed_as_yaml_and_create_missing_sections(tmp_path: Path) -> None:
-    overrides = (
-        "training.epochs=7",
-        "name=other",
-        "data.groups=[a, b]",
-        "tuning.space={epochs: {choice: [1, 2]}}",
-    )
+    overrides = ("name=other", "tuning.space={epochs: {choice: [1, 2]}}")
     recipe = load_recipe(written(tmp_path, minimal()), overrides=overrides)
-    assert (recipe.training.epochs, recipe.name, recipe.data.groups) == (7, "other", ("a", "b"))
+    assert recipe.name == "other"
     assert recipe.tuning.space == {"epochs": Distribution(choice=(1, 2))}
 
 
@@ -324,11 +248,7 @@ def test_overrides_are_parsed_as_yaml_and_create_missing_sections(tmp_path: Path
     ("override", "message"),
     [
         ("training.epochs", "must have the form section.key=value"),
-        ("=3", "must have the form section.key=value"),
         ("name.first=3", "'name' is not a section"),
-        ("training.epochs=[1", "the value is not valid YAML"),
-        ("training.epochs=many", "training.epochs: .*given: 'many'"),
-        ("training.epoch=3", "training.epoch: no such field"),
     ],
 )
 def test_an_invalid_override_is_rejected(tmp_path: Path, override: str, message: str) -> None:
@@ -352,7 +272,6 @@ def test_a_digest_depends_only_on_the_content(tmp_path: Path) -> None:
     assert digest(recipe) != digest(
         load_recipe(written(tmp_path, minimal()), overrides=("training.seed=1",))
     )
-    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
 
 
 @pytest.mark.parametrize(
@@ -363,10 +282,7 @@ def test_a_digest_depends_only_on_the_content(tmp_path: Path) -> None:
             {"version": "candidate", "canary": 0.1, "shadow": 0.1},
             "set exactly one of `canary` and `shadow`",
         ),
-        ({"version": "candidate", "canary": 0}, "greater than 0"),
         ({"version": "candidate", "canary": 1.5}, "less than or equal to 1"),
-        ({"version": "", "canary": 0.1}, "at least 1 character"),
-        ({"canary": 0.1}, "version"),
         ({"version": "candidate", "shadow": 1.0}, "challenger.shadow requires request_log"),
     ],
 )
@@ -375,21 +291,6 @@ def test_a_challenger_has_one_version_and_one_share(
 ) -> None:
     with pytest.raises(RecipeError, match=message):
         load_recipe(written(tmp_path, minimal() | {"serving": {"challenger": challenger}}))
-
-
-def test_an_encoder_for_retrieval_is_a_model_uri_of_a_chat_recipe() -> None:
-    field = {"retrieval_encoder": "pypi://encoder"}
-    assert Recipe.model_validate(chat(**field)).evaluation.retrieval_encoder == ModelUri(
-        "pypi", "encoder"
-    )
-    with pytest.raises(
-        ValidationError, match=r"'encoder' is not a model URI; use pypi://package, "
-    ):
-        Recipe.model_validate(chat(retrieval_encoder="encoder"))
-    with pytest.raises(
-        ValidationError, match=r"retrieval_encoder is not available for classification tasks"
-    ):
-        Recipe.model_validate(minimal() | {"evaluation": field})
 
 
 @pytest.mark.parametrize(
@@ -425,12 +326,6 @@ def test_cpu_cores_are_free_only_if_all_come_with_a_gpu(
         Recipe.model_validate(minimal() | on_gpus | {"evaluation": {"cost": cost}}).evaluation.cost
         is not None
     )
-
-
-def test_prices_may_be_missing() -> None:
-    cost = {"value_of_correct": 0.5, "requests_per_month": 1000}
-    on_gpus = {"serving": {"gpus_per_replica": 1}, "evaluation": {"cost": cost}}
-    assert Recipe.model_validate(minimal() | on_gpus).evaluation.cost is not None
 
 
 def test_base_models_are_one_uri_or_a_list_of_different_uris() -> None:

@@ -75,12 +75,6 @@ def add_champion(
     made.add_looks(paths, evidence)
 
 
-def test_an_empty_registry_names_the_command_that_creates_a_task(paths: TaskPaths) -> None:
-    text = page(paths)
-    assert "The registry contains no task yet" in text
-    assert "tailorbird run RECIPE" in text
-
-
 def test_tasks_of_a_registry_in_a_folder_of_the_registry_are_shown_with_their_folder(
     tmp_path: Path,
 ) -> None:
@@ -97,25 +91,6 @@ def test_tasks_of_a_registry_in_a_folder_of_the_registry_are_shown_with_their_fo
         prefix = "../" * (path.count("/") + 1)
         assert f'href="{prefix}console/demo/icd10-demo' in content
     assert page_at(site, "demo", now=NOW)[0] == 404
-
-
-def test_a_champion_whose_parity_was_added_is_in_the_history_once(paths: TaskPaths) -> None:
-    add_champion(paths, days_ago=8)
-    (record,) = Path(paths.history.removeprefix("file://")).iterdir()
-    (record.parent / "second.json").write_bytes(record.read_bytes())
-    history = page(paths, "icd10-chapters").partition("History of the champion")[2]
-    assert history.partition("Accesses to test rows")[0].count("promoted by an engineer") == 1
-
-
-def test_a_task_without_a_champion_shows_its_run_and_that_nothing_is_served(
-    paths: TaskPaths,
-) -> None:
-    evidence = made.add_run(paths, RUN, at=NOW - timedelta(hours=3))
-    assert "? no champion" not in page(paths)  # the symbol of a state is drawn by the stylesheet
-    assert "icd10-chapters no champion No version was promoted." in page(paths)
-    text = page(paths, "icd10-chapters")
-    assert f"{RUN} 3 hours ago finished {evidence.verdict.sentence()}" in text
-    assert "There is no report on this champion" in text
 
 
 def test_a_champion_has_its_sentence_age_expiry_and_traffic(paths: TaskPaths) -> None:
@@ -145,7 +120,6 @@ def test_recommendations_and_alarms_of_the_last_watch_need_attention(paths: Task
     )
     assert "needs attention" in page(paths)
     text = page(paths, "icd10-chapters")
-    assert "A re-evaluation is recommended." in text
     assert "share of far texts 0.031 0.020 alarm" in text
     assert "Challenger lora-0f3a9c21d4e7 continue : +3.0 points over 320 subjects" in text
     assert (
@@ -165,16 +139,6 @@ def test_the_page_of_a_chat_task_has_the_scores_that_people_gave(paths: TaskPath
     assert "ccuracy" not in text.partition("Quality")[2].partition("Challenger")[0]
 
 
-def test_a_new_watch_shows_its_new_reports_through_the_same_cache(paths: TaskPaths) -> None:
-    add_champion(paths, days_ago=40)
-    site = Site(paths.registry)
-    for num_days in (2, 3):
-        until = NOW - timedelta(days=3 - num_days)
-        reports = made.add_reports(paths, until=until, num_days=num_days)
-        made.add_watch(paths, at=until, expires=NOW + timedelta(days=300))
-        assert f"1 day to {reports[-1].day}" in text_of(page_at(site, None, now=NOW)[1])
-
-
 def test_an_old_watch_is_not_health(paths: TaskPaths) -> None:
     add_champion(paths, days_ago=40)
     made.add_reports(paths, until=NOW, num_days=9)
@@ -188,21 +152,14 @@ def test_a_running_run_is_live_and_shows_stages_curves_and_what_is_left(paths: T
     assert "Run under way : sweep: trial 17b62 epoch 5 (61 of 141)" in page(paths)
     content = html_of(paths, f"icd10-chapters/runs/{RUN}")
     assert '<script src="../../../console/_live.js" defer></script>' in content
-    assert 'data-seconds="10"' in content
-    assert "Load the page again" in text_of(content)  # without scripts
-    assert 'aria-label="learning curves of 3 trainings; see the table"' in content
     text = text_of(content)
     assert "about 1 min 26 s left of this step" in text
-    assert "baselines finished 1 min 14 s 1 min 20 s 10,356 rows" in text
     assert "test planned 1 min 35 s up to 4 models" in text
     low, high = wilson_interval(round(0.719 * 1389), n=1389)
     assert (
         f"trial 17b62 0.7190 {low:.4f} to {high:.4f} 4 training learning_rate 0.0001, method full"
         in text
     )
-    assert "Wilson's 95% interval of the share of correct rows, of 1,389 validation rows." in text
-    assert "no measured cost" not in text
-    assert "target 0.678 (probe + 0.01)" in text
     assert all("_live.js" in html_of(paths, path) for path in (None, "icd10-chapters"))
 
 
@@ -214,7 +171,6 @@ def test_a_run_without_news_is_neither_running_nor_live(paths: TaskPaths) -> Non
     assert "There is no news of this run since 2026-11-28 11:54 UTC (6 minutes ago)" in text_of(
         content
     )
-    assert "sweep not finished" in text_of(content)
     assert re.search(r"trial 17b62 0\.7190 0\.\d{4} to 0\.\d{4} 4 not finished", text_of(content))
 
 
@@ -236,33 +192,15 @@ def test_a_failed_run_shows_its_error_and_how_to_resume(paths: TaskPaths) -> Non
     )
 
 
-def test_a_finished_run_shows_contenders_outcomes_gates_and_groups(paths: TaskPaths) -> None:
-    evidence = made.add_run(paths, RUN, at=NOW - timedelta(hours=3))
+def test_the_outcomes_of_a_chat_run_are_titled_by_exact_match(paths: TaskPaths) -> None:
+    evidence = evidence_of(Simulation(chat=True, num_rows=300))
+    made.add_run(paths, RUN, at=NOW, evidence=evidence)
+    text = page(paths, f"icd10-chapters/runs/{RUN}")
     verdict = evidence.verdict
-    content = html_of(paths, f"icd10-chapters/runs/{RUN}")
-    text = text_of(content)
     assert f"Verdict {verdict.outcome} {verdict.sentence()}" in text
+    assert all(f"{gate.name} {gate.state}" in text for gate in verdict.gates)
     won = verdict.relation("candidate", "incumbent").only_first_right
     assert f"only the candidate right {won}" in text
-    for gate in verdict.gates:
-        assert f"{gate.name} {gate.state}" in text
-        for bound in gate.bounds:
-            assert bound.what in text
-    assert any("sex = female" in bound.what for gate in verdict.gates for bound in gate.bounds)
-    assert 'aria-label="Contenders: ' in content
-    low, high = wilson_interval(round(0.741 * 1389), n=1389)
-    assert f"{evidence.sweep[0].validation:.4f} {low:.4f} to {high:.4f}" in text
-    assert (
-        "Models that were not tested on the test rows have no test score and no measured cost."
-        in text
-    )
-    assert f"tailorbird verify {evidence.run}" in text
-    assert verdict.sentence() in page(paths, f"icd10-chapters/runs/{RUN}/report")
-
-
-def test_the_outcomes_of_a_chat_run_are_titled_by_exact_match(paths: TaskPaths) -> None:
-    made.add_run(paths, RUN, at=NOW, evidence=evidence_of(Simulation(chat=True, num_rows=300)))
-    text = page(paths, f"icd10-chapters/runs/{RUN}")
     assert "Paired outcomes by exact match" in text
     assert (
         "right, by exact match. The verdict compares another metric, in which other answers can "
@@ -276,6 +214,7 @@ def test_many_runs_are_on_pages_with_the_newest_first(paths: TaskPaths) -> None:
         for number in range(40)
     ]
     made.add_looks(paths, *runs)
+    assert "icd10-chapters no champion No version was promoted." in page(paths)
     first, last = page(paths, "icd10-chapters"), page(paths, "icd10-chapters/page/3")
     assert f"Page 1 of 3, {len(runs)} runs" in first
     listed = [
@@ -362,21 +301,6 @@ def test_names_and_texts_of_records_are_escaped(paths: TaskPaths) -> None:
         assert "<img" not in content
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html_of(paths)
     assert "&lt;img src=x" in html_of(paths, "icd10-chapters/runs/" + "1" * 16)
-
-
-def test_links_are_relative_so_that_they_work_behind_a_prefix(paths: TaskPaths) -> None:
-    add_champion(paths, days_ago=8)
-    for path, prefix in {
-        None: "",
-        "icd10-chapters": "../",
-        f"icd10-chapters/runs/{RUN}": "../../../",
-    }.items():
-        links = re.findall(r'href="([^"#]*)"', html_of(paths, path))
-        inside = [link for link in links if link != "data:,"]
-        assert inside
-        assert all(
-            link == f"{prefix}console" or link.startswith(f"{prefix}console/") for link in inside
-        )
 
 
 def test_a_console_of_one_task_shows_no_other(paths: TaskPaths) -> None:

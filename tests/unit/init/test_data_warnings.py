@@ -18,13 +18,6 @@ def warning_for(counts: dict[str, int], *, multilingual: str | None = MULTILINGU
     return language_warning(languages, base_model="pypi://small", multilingual=multilingual)
 
 
-def test_texts_that_are_not_english_come_with_a_multilingual_model() -> None:
-    text = warning_for({"English": 80, "German": 20})
-    assert text is not None
-    assert "20% of the texts are not English (English 80%, German 20%)" in text
-    assert MULTILINGUAL in text
-
-
 def test_a_base_model_whose_languages_are_not_known_is_to_be_checked() -> None:
     text = warning_for({"German": 30}, multilingual=None)
     assert text is not None

@@ -30,24 +30,16 @@ def test_a_run_on_few_short_texts_keeps_its_settings() -> None:
     assert settings(3_000, 700, lengths=SHORT) == RunSettings(4)
 
 
-@pytest.mark.parametrize("num_train", [20_000, 500_000])
-def test_a_run_on_many_long_texts_has_fewer_trials_epochs_and_rows(num_train: int) -> None:
-    done = settings(num_train, 3_000, lengths=LONG)
+def test_a_run_on_many_long_texts_has_fewer_trials_epochs_and_rows() -> None:
+    done = settings(500_000, 3_000, lengths=LONG)
     assert done.is_reduced
     assert (done.num_trials, done.epochs) == (2, 2)
-    assert 1_000 <= (done.max_train_rows or 0) < num_train
+    assert 1_000 <= (done.max_train_rows or 0) < 500_000
     assert done.max_test_rows is None  # labels take little time
-
-
-def test_a_chat_run_answers_fewer_validation_and_test_rows() -> None:
-    done = settings(900, 8_000, lengths=LONG, task="chat")
-    assert done.is_reduced
-    assert 300 <= (done.max_test_rows or 0) < 8_000
-    assert (done.max_validation_rows or 0) >= 200
-    assert done.max_train_rows is None
 
 
 def test_a_run_keeps_enough_rows() -> None:
     endless = TokenLengths(1e6, 10**6, 10**6, 1e6, 10**6, counted=True)
     done = settings(5_000, 5_000, lengths=endless, task="chat")
     assert (done.max_train_rows, done.max_test_rows) == (1_000, 300)
+    assert (done.max_validation_rows or 0) >= 200

@@ -80,17 +80,6 @@ def test_answers_have_the_order_of_the_texts_and_the_ids_for_feedback(
         client.feedback(Answer("x", "a", 0.5, "one"), "b")
 
 
-def test_integer_labels_are_integers_in_answers_and_feedback(
-    connect: Connect, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    service = new_classifier(monkeypatch, request_log=(tmp_path / "log").as_uri())
-    asyncio.run(service.reconfigure(config("integers")))
-    client = connect(service.__serve_build_asgi_app__())
-    answer = client.classify("x")
-    assert answer.output == 7
-    client.feedback(answer, 7)
-
-
 def test_the_key_is_read_from_the_environment_and_is_in_no_representation(
     connect: Connect, classifier: ASGIApp, key: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

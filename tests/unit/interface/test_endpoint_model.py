@@ -52,18 +52,13 @@ def test_a_classifier_sends_each_text_once_and_an_answer_without_a_class_is_empt
     with endpoint_server(answer) as server:
         version = classifier_of(server, first, tmp_path)
         model = tailorbird.load(version.uri)
-        assert (model.uri, model.kind) == (version.uri, "endpoint_zero_shot")
         answers = model.predict(["one", "other"])
         assert [each.output for each in answers] == [label, ""]
-        assert [(each.version, each.reported_model, each.row) for each in answers] == [
-            (version.version, MODEL, row) for row in (0, 1)
-        ]
+        assert [each.reported_model for each in answers] == [MODEL] * 2
         assert answers[0].confidence == pytest.approx(0.6065, abs=1e-4)
         assert model.predict("one").output == label  # stored
         assert len(server.bodies) == 2
         assert server.authorizations == [f"Bearer {KEY}"] * 2
-        with pytest.raises(ValueError, match="give texts instead of conversations"):
-            model.predict([[{"role": "user", "content": "one"}]])
 
 
 def test_without_the_key_a_version_is_not_loaded(

@@ -3,19 +3,15 @@
 import re
 from dataclasses import replace
 from html import unescape
-from pathlib import Path
 
 import pytest
 
 from tailorbird.interface.answer import Answer
 from tailorbird.interface.answers import Answers
-from tailorbird.interface.notebook import BASE, framed, report_html
-from tests.browser import OpenPage
-from tests.unit.evaluation.report.test_html import Page, evidence_for
+from tailorbird.interface.notebook import BASE, framed
+from tests.unit.evaluation.report.test_html import Page
 
 ANSWER = Answer("Fear of <b>flying</b>", "a & b", 0.875, "probe-1")
-
-NOTEBOOK = "<!DOCTYPE html><title>Notebook</title>{frame}"
 
 
 def page_in(frame: str) -> str:
@@ -44,17 +40,3 @@ def test_answers_are_a_table_in_which_texts_are_escaped() -> None:
 @pytest.mark.parametrize("text", ['"><script>', "a & b", "<p>it's</p>"])
 def test_a_frame_contains_any_page_and_title(text: str) -> None:
     assert page_in(framed(text, title=text, height=10)) == text
-
-
-def test_a_link_within_a_page_does_not_open_the_notebook_in_the_frame(
-    open_page: OpenPage, tmp_path: Path
-) -> None:
-    notebook = NOTEBOOK.format(frame=report_html(evidence_for("STAY")))
-    (tmp_path / "notebook.html").write_text(notebook, encoding="utf-8")
-    page = open_page((tmp_path / "notebook.html").as_uri())
-    frame = page.locator("iframe").element_handle().content_frame()
-    link = frame.locator("a[href^='#']:not(.skip)").first
-    target = link.get_attribute("href")
-    link.click()
-    frame.wait_for_url(f"about:srcdoc{target}")
-    assert frame.title() != page.title() == "Notebook"

@@ -58,17 +58,6 @@ def propose(folder: Path, recipe: Recipe, *, rows: Rows = AUDITED) -> Recipe:
     return parse_recipe(text, path=uri)
 
 
-def test_the_proposed_recipe_also_trains_on_the_audited_rows(tmp_path: Path) -> None:
-    recipe = recipe_of(tmp_path)
-    wider = propose(tmp_path, recipe)
-    assert wider.data.train_uris[0] == recipe.data.train
-    rows = read_splits(wider.data.model_copy(update={"validation": wider.data.test})).train
-    assert len(rows) == 40 + 2
-    assert (rows.texts[-2:], rows.labels[-2:]) == (AUDITED.texts, AUDITED.labels)
-    assert rows.groups["ward"][-2:] == AUDITED.groups["ward"]
-    assert wider.model_copy(update={"data": recipe.data}) == recipe
-
-
 @pytest.mark.parametrize("column", ["patient", "bed"])
 def test_audited_rows_have_new_split_keys_which_dependent_rows_share(
     tmp_path: Path, column: str
@@ -84,9 +73,10 @@ def test_audited_rows_have_new_split_keys_which_dependent_rows_share(
         recipe_of(tmp_path, split_by=column),
         rows=replace(audited, groups={"ward": ("x",) * 3}),
     )
-    keys = read_splits(
-        wider.data.model_copy(update={"validation": wider.data.test})
-    ).train.split_keys
+    rows = read_splits(wider.data.model_copy(update={"validation": wider.data.test})).train
+    assert (rows.texts[-3:], rows.labels[-3:]) == (audited.texts, audited.labels)
+    assert rows.groups["ward"] == ("west",) * 40 + ("x",) * 3
+    keys = rows.split_keys
     assert keys is not None
     first, second, third = keys[-3:]
     assert first == third != second
@@ -189,13 +179,8 @@ def test_a_system_message_does_not_hide_a_row_of_a_split() -> None:
             tuple(map(str, range(len(turns)))), texts, ("rest",) * len(turns), conversations=turns
         )
 
-    system, other, knee, eye = (
-        ("system", "be brief"),
-        ("system", "be kind"),
-        ("user", "my knee"),
-        ("user", "my eye"),
-    )
-    splits = Splits(rows((other, knee)), rows(), rows())
+    system, knee, eye = (("system", "be brief"), ("user", "my knee"), ("user", "my eye"))
+    splits = Splits(rows((("system", "be kind"), knee)), rows(), rows())
     usable, dropped = usable_rows(rows((system, knee), (knee,), (system, eye), (eye,)), splits)
     assert usable.conversations == ((system, eye),)
     assert (dropped["train"], dropped["duplicate"]) == (2, 1)

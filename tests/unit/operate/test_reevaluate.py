@@ -1,6 +1,7 @@
 """Two re-evaluations of a champion in local folders. An integration test covers Ray, S3 and a
 served rollback."""
 
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,24 +15,18 @@ from tailorbird.config.recipe import Recipe
 from tailorbird.data.fingerprints import fingerprints
 from tailorbird.data.rows import Rows, Splits
 from tailorbird.evaluation.gates.cost import ServingUsage, TrainingUsage
+from tailorbird.evaluation.inference.endpoint_coverage import AnswerCounts
 from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
-from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.report.evidence import CandidateRecord, CostRecord
-from tailorbird.models.endpoint.prompts import label_answer, label_prompting
 from tailorbird.operate import reevaluate
 from tailorbird.operate.reevaluate import ReevaluationError, protocol_for, reevaluate_champion
-from tailorbird.pipeline.cost import endpoint_answers
 from tailorbird.registry import security_log
-from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.versions import (
     ModelVersion,
     PinnedVersion,
-    register,
-    write_artifact_config,
 )
-from tests.build import predictions, version, version_config
-from tests.endpoint_server import MODEL, Reply, completion, endpoint_server, question, refusal
+from tests.build import predictions, version
 from tests.finished_runs import write_finished_run
 from tests.unit.operate.test_reevaluation_evidence import champion_since
 from tests.unit.pipeline.contexts import recipe_at, rows_of
@@ -120,32 +115,13 @@ def test_a_reevaluation_uses_all_audited_rows_and_records_only_the_new_ones_as_a
 
 @pytest.mark.usefixtures("accesses")
 def test_the_evidence_states_the_answers_that_an_endpoint_refused(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def answer(body: dict[str, Any], _: int) -> Reply:
-        if question(body).startswith(("request 9 ", "request 19 ")):
-            return refusal(400, "filtered", code="content_filter")
-        return completion(label_answer("a"))
-
+    refused = AnswerCounts(200, refused=2, truncated=0, empty=0)
+    monkeypatch.setattr(reevaluate, "endpoint_answers", lambda *_, **__: {"candidate": refused})
     audit(monkeypatch, 205)
-    with endpoint_server(answer) as server:
-        config = version_config(
-            kind="endpoint_zero_shot",
-            classes=("a", "b"),
-            prompting=label_prompting(("a", "b")),
-            endpoint=Endpoint(url=server.url, model="m", reported_model=MODEL),
-        )
-        write_artifact_config((tmp_path / "artifact").as_uri(), config)
-        registered = register(recipe.task_uri, tmp_path / "artifact")
-        monkeypatch.setattr(reevaluate, "champion_version", lambda _: registered)
-        monkeypatch.setattr(reevaluate, "read_pinned", lambda _: registered)
-        monkeypatch.setattr(reevaluate, "run_evaluation", lambda *_, **__: predict_rows)
-        monkeypatch.setattr(reevaluate, "endpoint_answers", endpoint_answers)
-        result = reevaluate_champion(recipe, progress=SILENT)
-        assert len(server.bodies) == 200
-    counts = {"rows": 200, "refused": 2, "truncated": 0, "empty": 0, "invalid": 0}
-    stored = storage.read_json(f"{result.uri}/evidence.json")
-    assert stored["endpoint_answers"] == {"incumbent": counts, "candidate": counts}
+    stored = storage.read_json(f"{reevaluate_champion(recipe, progress=SILENT).uri}/evidence.json")
+    assert stored["endpoint_answers"] == {"candidate": asdict(refused)}
 
 
 @pytest.mark.usefixtures("accesses")

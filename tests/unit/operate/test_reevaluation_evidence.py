@@ -69,14 +69,12 @@ def test_the_reevaluations_since_a_promotion_are_returned_with_the_rows_that_the
 ) -> None:
     task_uri = tmp_path.as_uri()
     champion = champion_since(PROMOTED_AT)
-    assert read_reevaluations(task_uri, champion=champion) == {}
     write(task_uri, month=2, num_rows=60, since="2026-01-01T00:00:00+00:00")
     later = [write(task_uri, month=month, num_rows=10 * month) for month in (4, 3)]
     read = read_reevaluations(task_uri, champion=champion)
     assert list(read) == sorted(later)
     assert [evidence.verdict.n for evidence in read.values()] == [30, 40]
     assert evaluated_rows(read) == {str(row) for row in range(40)}
-    assert evaluated_rows([]) == set()
 
 
 def test_each_reevaluation_is_in_the_history_and_a_withdrawn_verdict_in_the_security_log(
@@ -92,7 +90,6 @@ def test_each_reevaluation_is_in_the_history_and_a_withdrawn_verdict_in_the_secu
     assert events == []
     uri = write(task_uri, month=6, num_rows=400, is_worse=True)
     (event,) = events
-    assert "full-1" in event.what
     assert (event.kind, event.who) == ("champion", security_log.caller())
     assert isinstance(event.after, dict)
     assert event.after["reevaluation"] == uri

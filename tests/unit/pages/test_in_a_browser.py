@@ -1,7 +1,6 @@
 """All stored pages in a real browser: accessible, without overflow and requests, and usable with
 the keyboard alone."""
 
-import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,7 +14,6 @@ from serving.replica.chat import Chat
 from serving.replica.classifier import Classifier
 from tailorbird.config.serving import ServingConfig
 from tailorbird.evaluation.report.html import to_html
-from tailorbird.evaluation.verdict.formatting import points
 from tailorbird.interface.answers import Answers
 from tailorbird.monitoring.recommendation import recommend
 from tailorbird.monitoring.render import render_page
@@ -42,7 +40,6 @@ from tests.unit.interface.test_notebook import ANSWER, page_in
 from tests.unit.monitoring.test_recommendation import ALARM, TODAY, day_of, decided, failing, report
 from tests.unit.serving.http.application import application, request
 
-SHEET_WIDTH = 672  # CSS pixels of A4 (210 mm) between the margins of 16 mm
 EXPIRED = "2026-01-01T00:00:00+00:00"
 ENDPOINT = Endpoint(url="https://api.example.org/v1", model="m", reported_model="m-2026-01-01")
 
@@ -254,38 +251,3 @@ def test_no_label_and_no_dot_covers_a_dot_of_the_contenders(
         num_dots, faults = page.evaluate(OVERLAPS)
         assert num_dots > 1
         assert (width, faults) == (width, [])
-
-
-@pytest.mark.parametrize("name", ["report FINE_TUNE", "report HYBRID"])
-def test_a_report_is_printed_within_the_sheet(
-    open_page: OpenPage, tmp_path: Path, name: str
-) -> None:
-    (tmp_path / "page.html").write_text(PAGES[name](tmp_path), encoding="utf-8")
-    page = open_page((tmp_path / "page.html").as_uri())
-    page.emulate_media(media="print")
-    assert overflow(page, width=SHEET_WIDTH) == 0
-    wider = page.evaluate(
-        """[...document.querySelectorAll("main, .wide, table, figure, pre, dl")]
-        .filter(part => part.checkVisibility() && part.scrollWidth > part.clientWidth + 1)
-        .map(part => part.outerHTML.slice(0, 80))"""
-    )
-    assert wider == []
-    protocol = page.locator("details.printed pre")  # closed on the screen
-    assert (protocol.is_visible(), page.locator("#values").is_visible()) == (True, False)
-    printed = page.pdf(format="A4", prefer_css_page_size=True)
-    assert printed.startswith(b"%PDF-")
-    assert 4 < len(re.findall(rb"/Type\s*/Page\b", printed)) < 25
-
-
-@pytest.mark.parametrize("outcome", SIMULATIONS)
-def test_a_report_shows_outcome_and_interval(
-    open_page: OpenPage, tmp_path: Path, outcome: str
-) -> None:
-    verdict = evidence_for(outcome).verdict
-    (tmp_path / "page.html").write_text(report_page(outcome, tmp_path), encoding="utf-8")
-    shown = open_page((tmp_path / "page.html").as_uri(), width=320).locator("body").inner_text()
-    closest = verdict.closest
-    assert closest is not None
-    low, high = closest.interval
-    for expected in (outcome, points(low), points(high), f"{verdict.n:,}"):
-        assert expected in shown

@@ -49,18 +49,9 @@ def test_the_stage_returns_the_better_model_and_is_cached(
         "accuracy",
     )
     assert call["validation"] == context.splits.validation
-
-
-def test_another_bag_of_words_or_candidate_is_mixed_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    record = MixRecord(1.0, validation=0.7, unmixed=0.7)
-    run_locally(monkeypatch)
-    monkeypatch.setattr(mix, "mix_with_bag", wraps(mix_with_bag)(lambda *_, **__: record))
-    context = context_of(recipe_at(tmp_path), splits_of())
-    for bag, model in (("a", "a"), ("b", "a"), ("b", "b"), ("b", "b")):
-        baselines = [Baseline("bag_of_words", f"s3://m/{bag}", 0.6, True, "")]
-        mix_candidate(context, Contender("full", f"s3://m/{model}", 0.7), baselines=baselines)
+    other_bag = Baseline("bag_of_words", "s3://m/other", 0.6, True, "")
+    mix_candidate(context, UNMIXED, baselines=[other_bag])
+    mix_candidate(context, Contender("full", "s3://m/other", 0.7), baselines=[BAG])
     assert len(storage.list_files(f"{context.recipe.task_uri}/stages")) == 3
 
 

@@ -80,9 +80,6 @@ def test_the_protocol_is_registered_once(recipe: Recipe, monkeypatch: pytest.Mon
     assert [uri.removeprefix(f"{first.run}/") for uri in storage.list_files(first.run)] == [
         "protocol.json"
     ]
-    assert first.protocol.num_test_rows == len(first.splits.test)
-    assert first.task.classes == ("x", "y", "z")
-    assert storage.exists(first.inputs.code.uri)
 
 
 def test_test_rows_of_earlier_accesses_are_reported_before_the_training(recipe: Recipe) -> None:

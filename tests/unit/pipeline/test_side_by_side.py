@@ -2,17 +2,10 @@
 
 import threading
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tailorbird.config.training import TrainingConfig
-from tailorbird.pipeline import run
 from tailorbird.pipeline.side_by_side import run_side_by_side
-from tests.unit.pipeline.contexts import context_of, recipe_at, splits_of
-from training.reports import TrainingResult
-from tuning.sweep import SweepResult
 
 LIMIT_S = 20
 
@@ -81,34 +74,3 @@ def test_no_call_starts_after_an_error() -> None:
 def test_one_call_at_a_time_runs_in_this_thread() -> None:
     threads = run_side_by_side([threading.get_ident] * 3, at_once=1)
     assert set(threads) == {threading.get_ident()}
-
-
-def test_seeds_train_at_the_same_time_if_the_cluster_has_room(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    both = threading.Barrier(2)
-
-    def train(*_: Any, name: str, **__: Any) -> TrainingResult:
-        both.wait(LIMIT_S)
-        return result_of(name)
-
-    monkeypatch.setattr(run, "_train", train)
-    monkeypatch.setattr(run, "num_groups_that_fit", lambda _: 2)
-    context = context_of(recipe_at(tmp_path, training={"num_seeds": 3}), splits_of())
-    swept = SweepResult(
-        base_model="s3://m/base", rows=(), selected=TrainingConfig(), trained=result_of("sweep")
-    )
-    trained = run.train_seeds(context, swept)
-    assert [result.weights for result in trained] == ["sweep", "seed-1", "seed-2"]
-
-
-def result_of(weights: str) -> TrainingResult:
-    return TrainingResult(
-        weights=weights,
-        score=0.5,
-        epochs=1,
-        rows_per_second=1,
-        padding_share=0,
-        step_seconds=1,
-        dtype="float32",
-    )

@@ -4,6 +4,8 @@ place."""
 import contextlib
 import re
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -30,30 +32,13 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=4),
     max_leaves=15,
 )
-LENGTHS: list[dict[str, Any]] = [{"maxLength": most} for most in range(33, 133)]
-TITLE_AND_SUMMARY: list[dict[str, Any]] = [{"maxLength": 200}, {"maxLength": 1000}]
-ANY_OBJECT = {"type": "object", "additionalProperties": True}
 
 
 @pytest.mark.parametrize(
     ("schema", "expected"),
     [
-        ({}, {}),
         (
-            {"title": "T", "description": "d", "type": "string", "format": "date", "default": "x"},
-            {"type": "string"},
-        ),
-        ({"type": "object"}, ANY_OBJECT),
-        (
-            {"additionalProperties": {"type": "null"}},
-            {"type": "object", "additionalProperties": {"type": "null"}},
-        ),
-        (
-            {
-                "properties": {"b": True, "a": {}},
-                "required": ["a", "a"],
-                "additionalProperties": True,
-            },
+            {"properties": {"b": True, "a": {}}, "required": ["a", "a"]},
             {
                 "type": "object",
                 "properties": {"b": {}, "a": {}},
@@ -62,37 +47,23 @@ ANY_OBJECT = {"type": "object", "additionalProperties": True}
             },
         ),
         (
-            {"type": ["string", "null"], "minLength": 2},
-            {"anyOf": [{"type": "string", "minLength": 2}, {"type": "null"}]},
+            {"$ref": "#/definitions/x", "definitions": {"x": {"items": {"$ref": "#"}}}},
+            {
+                "$ref": "#/definitions/x",
+                "definitions": {"x": {"type": "array", "items": {"$ref": "#"}}},
+            },
         ),
-        ({"const": 1}, {"enum": [1]}),
         ({"enum": [2**53, 1e300, True]}, {"enum": [2**53, 1e300, True]}),
         (
             {"type": "number", "minimum": 1, "maximum": 1},
             {"type": "number", "minimum": 1, "maximum": 1},
         ),
-        ({"type": "string", "enum": ["a"]}, {"enum": ["a"]}),
-        ({"type": "string", "pattern": "^a?$"}, {"type": "string", "pattern": "([a]|)"}),
-        (
-            {
-                "$ref": "#/definitions/x",
-                "definitions": {"x": {"type": "array", "items": {"$ref": "#"}}},
-            },
-            {
-                "$ref": "#/definitions/x",
-                "definitions": {"x": {"type": "array", "items": {"$ref": "#"}}},
-            },
-        ),
     ],
 )
 def test_a_supported_schema_has_one_form_for_each_subschema(schema: Any, expected: Any) -> None:
-    assert supported_schema(schema) == expected
-    assert supported_schema(expected) == expected
-
-
-def test_properties_keep_their_order() -> None:
-    properties: Any = supported_schema({"properties": {"z": {}, "a": {}}})
-    assert list(properties["properties"]) == ["z", "a"]
+    supported = supported_schema(schema)
+    assert supported == supported_schema(expected) == expected
+    assert list(supported.get("properties", {})) == list(expected.get("properties", {}))
 
 
 @pytest.mark.parametrize(
@@ -176,12 +147,6 @@ def test_other_schemas_are_refused_with_the_path(path: str, schema: Any) -> None
         supported_schema(schema)
 
 
-def _with_properties(schemas: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "properties": {f"p{row}": {"type": "string"} | schema for row, schema in enumerate(schemas)}
-    }
-
-
 @given(
     st.dictionaries(NAMES, JSON, max_size=4),
     st.dictionaries(
@@ -203,18 +168,31 @@ def test_a_schema_with_many_levels_is_refused() -> None:
         supported_schema(schema)
 
 
-def test_the_steps_to_follow_references_grow_with_their_number_and_not_with_its_square() -> None:
-    def num_steps(num_schemas: int) -> int:
+def long_chain(size: int) -> dict[str, Any]:
+    """Return definitions each of which refers to the next."""
+    chain: dict[str, Any] = {str(row): {"$ref": f"#/$defs/{row + 1}"} for row in range(size)}
+    return {"$ref": "#/$defs/0", "$defs": chain | {str(size): {}}}
+
+
+def long_class(size: int, negation: str = "") -> dict[str, Any]:
+    """Return a pattern of one class of characters without neighbours."""
+    chars = "".join(map(chr, range(0x100, 0x100 + 2 * size, 2)))
+    return {"type": "string", "pattern": f"[{negation}{chars}]"}
+
+
+@pytest.mark.parametrize("schema_of", [long_chain, long_class, partial(long_class, negation="^")])
+def test_the_steps_grow_with_the_size_of_a_schema_and_not_with_its_square(
+    schema_of: Callable[[int], dict[str, Any]],
+) -> None:
+    def num_steps(size: int) -> int:
         """Return the number of calls, those of the library included."""
-        chain: dict[str, Any] = {
-            str(row): {"$ref": f"#/$defs/{row + 1}"} for row in range(num_schemas)
-        }
         events: list[str] = []
         sys.setprofile(lambda _frame, event, _arg: events.append(event))
         try:
-            supported_schema({"$ref": "#/$defs/0", "$defs": chain | {str(num_schemas): {}}})
+            supported_schema(schema_of(size))
         finally:
             sys.setprofile(None)
         return len(events)
 
-    assert num_steps(400) < 2.2 * num_steps(200)
+    num_steps(8)
+    assert num_steps(240) < 2.2 * num_steps(120)

@@ -1,7 +1,6 @@
 """Patterns of JSON Schemas are rewritten into patterns that match a part of the same texts."""
 
 import re
-import sys
 
 import pytest
 from hypothesis import given
@@ -77,22 +76,3 @@ def test_counts_and_anchors_are_written_as_groups(pattern: str, expected: str) -
 def test_other_patterns_are_refused(pattern: object) -> None:
     with pytest.raises(ValueError, match=r"\w"):
         exact_pattern(pattern)
-
-
-@pytest.mark.parametrize("negation", ["", "^"])
-def test_the_steps_to_rewrite_a_class_grow_with_its_characters_and_not_with_their_square(
-    negation: str,
-) -> None:
-    def num_steps(num_chars: int) -> int:
-        """Return the number of calls, those of the library included."""
-        chars = "".join(map(chr, range(0x100, 0x100 + 2 * num_chars, 2)))
-        events: list[str] = []
-        sys.setprofile(lambda _frame, event, _arg: events.append(event))
-        try:
-            exact_pattern(f"[{negation}{chars}]")
-        finally:
-            sys.setprofile(None)
-        return len(events)
-
-    num_steps(8)
-    assert num_steps(240) < 2.2 * num_steps(120)
