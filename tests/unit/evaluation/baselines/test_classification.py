@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,10 @@ from scipy.sparse import csr_matrix
 
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.evaluation.baselines import classification
+from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.evaluation.baselines.classification import (
+    BaselineResults,
+    FittedBaseline,
     centroids,
     cosine_head,
     embed_in_time,
@@ -19,10 +23,16 @@ from tailorbird.evaluation.baselines.classification import (
     fit_probe,
     fit_with_embeddings,
     mix_fits,
+    store_baselines,
     unit,
 )
-from tailorbird.evaluation.baselines.linear_head import HeadData, HeldOut, fit_linear
+from tailorbird.evaluation.baselines.linear_head import Head, HeadData, HeldOut, fit_linear
+from tailorbird.models.bag_of_words import BagOfWords, fit_vectorizers
+from tailorbird.registry.kinds import Kind
+from tailorbird.registry.pooling import Pooling
+from tailorbird.registry.versions import read_artifact_config
 from tests import build
+from tests.build import version_config
 
 GENERATOR = np.random.default_rng(0)
 
@@ -82,6 +92,26 @@ def test_a_probe_with_a_bag_of_words_has_a_weight_for_both_blocks() -> None:
     both = fit_with_embeddings(data, embeddings=embeddings, alone=fit_bag(data))
     expected = held_out @ both.weights[0] + data.features[0] @ both.weights[1] + both.bias
     np.testing.assert_allclose(both.logits, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("bag_of_words", "float32"), ("probe", "bfloat16")])
+def test_a_stored_baseline_has_its_temperature_its_offsets_and_the_dtype_that_it_computes_in(
+    tmp_path: Path, kind: Kind, dtype: str
+) -> None:
+    bias = np.zeros(2, dtype=np.float32)
+    vectorizers, terms = fit_vectorizers(["x", "y"], num_classes=2)
+    bag = BagOfWords(vectorizers, np.zeros((terms.shape[1], 2), dtype=np.float32), bias)
+    parts: dict[str, Any] = {"bag": bag}
+    if kind == "probe":
+        parts = {"head": Head(np.zeros((2, 1), dtype=np.float32), bias)}
+    baseline = Baseline(kind, uri=None, validation=0.5, servable=True, note="")
+    fitted = FittedBaseline(baseline, temperature=2.0, offsets=(0.0, 1.5), **parts)
+    config = version_config(classes=("a", "b"), dtype="bfloat16")
+    store_baselines(
+        tmp_path.as_uri(), BaselineResults((fitted,), "bfloat16", Pooling()), config=config
+    )
+    stored = read_artifact_config(f"{tmp_path.as_uri()}/{kind}")
+    assert (stored.temperature, stored.offsets, stored.dtype) == (2.0, (0.0, 1.5), dtype)
 
 
 def test_training_rows_of_one_class_are_refused() -> None:
