@@ -290,3 +290,31 @@ def test_a_client_that_leaves_cancels_the_request_whose_tokens_are_estimated() -
     tokens = counts(meter, ENDPOINT_TOKENS)
     assert (tokens["prompt", "yes"], tokens["completion", "yes"]) == (num_prompt, 1)
     assert counts(meter, ENDPOINT_SPEND)["yes",] == pytest.approx((num_prompt + 1) / 1000)
+
+
+def test_a_redirect_is_not_followed() -> None:
+    with endpoint_server(lambda *_: completion("other")) as other:
+        moved = Reply(307, headers={"Location": f"{other.url}/chat/completions"})
+        [response], server = ask(moved)
+    assert response.status_code == 502
+    assert (len(server.bodies), other.bodies) == (1, [])
+
+
+def test_requests_at_the_same_time_are_bounded() -> None:
+    release = threading.Barrier(3)  # three of four slots: one client leaves a slot for others
+
+    def answer(*_: object) -> Reply:
+        release.wait(10)
+        return completion("yes")
+
+    async def ask_at_once(engine: EndpointChatEngine) -> None:
+        async def one() -> None:
+            async with engine.slot(generation(engine), client="a"):
+                async for _ in engine.answers(generation(engine), streaming=False):
+                    pass
+
+        await asyncio.gather(*(one() for _ in range(6)))
+
+    with endpoint_server(answer) as server:
+        asyncio.run(ask_at_once(engine_of(server)))
+    assert (len(server.bodies), server.max_at_once) == (6, 3)
