@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -95,6 +96,16 @@ def finish(benchmark: str, figures: Figures, *, bounds: Mapping[str, str]) -> No
         "holds": all(holds(figures[name], bound) for name, bound in applied.items()),
     }
     print(json.dumps(result), flush=True)
+
+
+def run_parts(
+    benchmark: str, parts: Mapping[str, Callable[[], Figures]], *, bounds: Mapping[str, str]
+) -> None:
+    """Measure the parts that the command line names, by default all, and print the final line."""
+    figures: dict[str, float] = {}
+    for part in sys.argv[1:] or parts:
+        figures |= parts[part]()
+    finish(benchmark, figures, bounds=bounds)
 
 
 def skip(benchmark: str, reason: str) -> None:
