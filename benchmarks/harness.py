@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,8 @@ from statistics import median
 
 import numpy as np
 import requests
+import torch
+import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 
@@ -59,13 +62,19 @@ def medians(rounds: Sequence[Figures]) -> dict[str, float]:
     return {name: median(figures[name] for figures in rounds) for name in rounds[0]}
 
 
+def ratios_of_rounds(
+    measured: Mapping[str, Sequence[Figures]], first: str, second: str, *, figure: str
+) -> list[float]:
+    """Return the ratio of each round, because a disturbance affects both variants of a round."""
+    rounds = zip(measured[first], measured[second], strict=True)
+    return [figures[figure] / base[figure] for figures, base in rounds]
+
+
 def median_ratio(
     measured: Mapping[str, Sequence[Figures]], first: str, second: str, *, figure: str
 ) -> float:
-    """Return the median of the ratios within each round, because a disturbance affects both
-    variants of a round."""
-    rounds = zip(measured[first], measured[second], strict=True)
-    return median(figures[figure] / base[figure] for figures, base in rounds)
+    """Return the median of the ratios within each round."""
+    return median(ratios_of_rounds(measured, first, second, figure=figure))
 
 
 def standard_error(rate: float, num: int) -> float:
@@ -122,6 +131,32 @@ def holds(value: float, bound: str) -> bool:
         "<": value < float(limit),
     }
     return compared[sign]
+
+
+@contextmanager
+def rank_variables(*, world_size: int = 1) -> Iterator[None]:
+    """Set the variables that Ray Train sets for DeepSpeed, within the block only (see
+    RANK_VARIABLES)."""
+    os.environ.update(RANK_VARIABLES | {"WORLD_SIZE": str(world_size)})
+    try:
+        yield
+    finally:
+        for name in RANK_VARIABLES:
+            del os.environ[name]
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Join a process group with one rank, on NCCL if there is a GPU and on gloo otherwise."""
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
+        method = f"file://{folder}/group"
+        with rank_variables():
+            dist.init_process_group(backend, init_method=method, rank=0, world_size=1)
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
 
 
 @contextmanager

@@ -22,18 +22,16 @@ import requests
 import torch
 import yaml
 
-from benchmarks.gpu.models import Task, letters, process_group, saved_model, training_task
+from benchmarks.gpu.models import Task, letters, saved_model, training_task
 from benchmarks.gpu.report import Figure
 from benchmarks.gpu.training import RESUME_TOLERANCE, training_config
-from benchmarks.harness import ROOT, chat_request, register, server, stream_all
-from benchmarks.training.training_overhead import rank_variables
+from benchmarks.harness import ROOT, chat_request, process_group, register, server, stream_all
+from benchmarks.training import training_overhead
 from cluster.connection import connect
 from cluster.progress import EpochEvent, ProgressEvent, StepEvent, TrialEvent
 from tailorbird.config.serving import ServingConfig
 from tailorbird.config.tuning import TuningConfig
 from tailorbird.registry.versions import Prompting
-from training.loop import Callbacks, build_engine, train
-from training.reports import EpochReport
 from tuning.futility import Target
 
 EPOCHS = 4
@@ -108,17 +106,8 @@ def killed_worker(folder: Path, reduced: bool) -> Iterator[Figure]:
     training in this process."""
     task = _encoder_task(folder, reduced, num_steps=6 if reduced else 48)
     config = training_config(reduced, batch_size=4 if reduced else 32, epochs=EPOCHS)
-    reports: list[EpochReport] = []
-
-    def on_epoch(report: EpochReport, _engine: object) -> bool:
-        reports.append(report)
-        return True
-
-    with process_group(), rank_variables():
-        runtime = task.load_runtime()
-        engine = build_engine(config, runtime)
-        train(engine, config, runtime=runtime, callbacks=Callbacks(on_epoch=on_epoch))
-    del engine, runtime
+    with process_group():
+        _, reports = training_overhead.finetune(task.load_runtime(), config)
 
     log = WorkerLog(folder / "killed.jsonl", kill_in_epoch=KILLED_IN)
     with connect():
