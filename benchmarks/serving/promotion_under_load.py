@@ -15,7 +15,6 @@ end, with that of the ten seconds before it, so that other load on the machine a
 is one replica with one torch thread. The benchmark starts a separate stack and stops it.
 """
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -66,25 +65,23 @@ BOUNDS = {
 
 def main() -> None:
     """Print each change, then one line of JSON."""
-    with tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as temporary:
-        folder = Path(temporary)
-        with separate_stack(folder):
-            icd10.write(DATA)
-            data: dict[str, Any] = {"label": "chapter", "max_test_rows": NUM_TEST_ROWS}
-            data |= {split: f"{DATA}/{split}" for split in ("train", "validation", "test")}
-            recipe = build.recipe(name="promotion-under-load", data=data)
-            first, second = two_versions(folder, task_uri=recipe.task_uri)
-            write_run(recipe, first, run="first", champion=None)
-            promote_version(recipe.task_uri)
-            url, _ = serve_champion(ServingConfig(), task_uri=recipe.task_uri)
-            write_run(recipe, second, run="second", champion=first)
-            labels = _labels([first, second])
-            texts = list(labels)
-            bodies = [{"input": text} for text in texts]
-            with clients(folder, f"{url}/v1/classify", bodies, number=NUM_CLIENTS) as collect:
-                time.sleep(WARM_S)
-                changes = list(_changes(recipe.task_uri))
-                responses = collect()
+    with separate_stack() as folder:
+        icd10.write(DATA)
+        data: dict[str, Any] = {"label": "chapter", "max_test_rows": NUM_TEST_ROWS}
+        data |= {split: f"{DATA}/{split}" for split in ("train", "validation", "test")}
+        recipe = build.recipe(name="promotion-under-load", data=data)
+        first, second = two_versions(folder, task_uri=recipe.task_uri)
+        write_run(recipe, first, run="first", champion=None)
+        promote_version(recipe.task_uri)
+        url, _ = serve_champion(ServingConfig(), task_uri=recipe.task_uri)
+        write_run(recipe, second, run="second", champion=first)
+        labels = _labels([first, second])
+        texts = list(labels)
+        bodies = [{"input": text} for text in texts]
+        with clients(folder, f"{url}/v1/classify", bodies, number=NUM_CLIENTS) as collect:
+            time.sleep(WARM_S)
+            changes = list(_changes(recipe.task_uri))
+            responses = collect()
 
     rows = {}
     for number, (name, begin, end) in enumerate(changes, 1):

@@ -43,10 +43,7 @@ from benchmarks.harness import (
     CHAT_MODEL,
     ENCODER,
     Figures,
-    finish,
-    median_ratio,
-    medians,
-    print_table,
+    finish_ratios,
     process_group,
     rank_variables,
     stage,
@@ -123,7 +120,7 @@ def _compare_classifiers(registry: str) -> None:
     if HAS_BF16:
         variants["Trainer, bf16"] = partial(_classifier_trainer, runtime, bf16=True)
     measured = take_turns(variants, rounds=5)
-    _finish("training_overhead", measured, bounds=BOUNDS)
+    finish_ratios("training_overhead", measured, ratios=RATIOS, bounds=BOUNDS)
 
 
 def _compare_chat(registry: str) -> None:
@@ -146,16 +143,7 @@ def _compare_chat(registry: str) -> None:
     if HAS_BF16:
         variants["Trainer, bf16"] = partial(_chat_trainer, runtime, num_tokens, bf16=True)
     measured = take_turns(variants, rounds=3)
-    _finish("chat_training", measured, bounds=CHAT_BOUNDS)
-
-
-def _finish(name: str, measured: dict[str, list[Figures]], *, bounds: dict[str, str]) -> None:
-    print_table(name, {variant: medians(rounds) for variant, rounds in measured.items()})
-    figures = {}
-    for ratio, (first, second, rate) in RATIOS.items():
-        if first in measured and second in measured:
-            figures[ratio] = median_ratio(measured, first, second, figure=rate)
-    finish(name, figures, bounds=bounds)
+    finish_ratios("chat_training", measured, ratios=RATIOS, bounds=CHAT_BOUNDS)
 
 
 def icd10_task(base_model: str, *, num_rows: int) -> ClassificationTrainingTask:
