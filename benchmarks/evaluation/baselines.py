@@ -96,7 +96,7 @@ def load_splits(case: Case) -> Splits:
     """Return the cleaned rows of a case."""
     folder = Path(os.environ["TAILORBIRD_DATA"]) / case.folder
     uris = {split: (folder / f"{split}.parquet").as_uri() for split in SPLIT_NAMES}
-    splits = read_splits(DataConfig(**uris))
+    splits = read_splits(DataConfig.model_validate(uris))
     return clean(Splits(*(case.change(name, getattr(splits, name)) for name in SPLIT_NAMES)))[0]
 
 

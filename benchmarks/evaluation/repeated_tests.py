@@ -272,11 +272,11 @@ def _decisions_unlike_rule() -> int:
     """Return the number of full decisions, from predictions to result, that differ from the rule on
     the same counts."""
     different = 0
-    rules: list[tuple[float, Callable[[Indices], Months], dict[str, float]]] = [
-        *((gain, _decided, {}) for gain in (-0.03, 0.01, 0.03)),
-        *((gain, _decided_for_cost, {"incumbent": 2, "candidate": 1}) for gain in (-0.03, 0.0)),
-    ]
-    for gain, rule, costs in rules:
+    rules: list[tuple[float, Callable[[Indices], Months]]]
+    rules = [(gain, _decided) for gain in (-0.03, 0.01, 0.03)]
+    rules += [(gain, _decided_for_cost) for gain in (-0.03, 0.0)]
+    for gain, rule in rules:
+        costs = {"incumbent": 2.0, "candidate": 1.0} if rule == _decided_for_cost else None
         months = _monthly(gain, 0.12)[:NUM_DECISIONS]
         renewed, withdrawn = rule(months)
         last = np.random.default_rng(3).integers(0, MONTHS, NUM_DECISIONS)
@@ -287,7 +287,7 @@ def _decisions_unlike_rule() -> int:
     return different
 
 
-def _holds(counts: Indices, *, costs: dict[str, float]) -> bool | None:
+def _holds(counts: Indices, *, costs: dict[str, float] | None) -> bool | None:
     """Return the result of the real decision for numbers of losses, ties and wins."""
     losses, ties, wins = counts.tolist()
     row = np.arange(losses + ties + wins)
@@ -295,7 +295,7 @@ def _holds(counts: Indices, *, costs: dict[str, float]) -> bool | None:
         "incumbent": ModelPredictions(answers(row < losses)),
         "candidate": ModelPredictions(answers(row >= losses + ties)),
     }
-    inputs = VerdictInputs(models, "simulated", costs=serving_usage(costs) or None)
+    inputs = VerdictInputs(models, "simulated", costs=costs and serving_usage(costs))
     return decide_reevaluation(inputs, protocol=simulated_protocol(len(row)), number=1).holds
 
 

@@ -99,7 +99,7 @@ POWER = {
 
 def main() -> None:
     """Print false decisions and power, then one line of JSON."""
-    figures = {}
+    figures: dict[str, float] = {}
     bounds = {}
     rates = {}
     for name, setting in SETTINGS.items():

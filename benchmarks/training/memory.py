@@ -31,6 +31,7 @@ from tailorbird.models.metadata import shape_of
 from tailorbird.models.pretrained import inference_dtype, load_causal
 from tailorbird.models.shape import ModelShape
 from tailorbird.storage.node_cache import local_copy
+from tests import build
 from tests.small_chat import tokenizer
 from tests.tracked_memory import TrackedMemory
 from training.batch import Batch
@@ -139,12 +140,14 @@ def _run(case: Case, folder: Path) -> dict[str, float]:
     task = training_task(
         base_model,
         "chat",
-        num_rows=2 * NUM_RANKS,
+        num_rows=1,
         num_tokens=LENGTH,
         num_validation=ANSWERED_ROWS * NUM_RANKS,  # as many as are answered at a time at stage 3
         max_new_tokens=MAX_NEW_TOKENS,
     )
     assert isinstance(task, ChatTrainingTask)
+    long_answers = build.pairs([("a", "b" * LENGTH)] * 2 * NUM_RANKS, chat=True)
+    task = replace(task, train=long_answers)
     runtime = _Runtime(lm, tokenizer(), task, task.dataset(tokenizer()))
     with TrackedMemory(lm) as memory:
         engine = build_engine(case.config, runtime)
