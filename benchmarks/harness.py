@@ -137,12 +137,7 @@ def skip(benchmark: str, reason: str) -> None:
 def holds(value: float, bound: str) -> bool:
     """Return True if a figure is within its bound."""
     sign, limit = bound.split()
-    compared = {
-        "<=": value <= float(limit),
-        ">=": value >= float(limit),
-        "<": value < float(limit),
-    }
-    return compared[sign]
+    return value <= float(limit) if sign == "<=" else value >= float(limit)
 
 
 @contextmanager
@@ -171,19 +166,24 @@ def process_group() -> Iterator[None]:
             dist.destroy_process_group()
 
 
+def set_project_variables(folder: Path) -> None:
+    """Let processes of Ray import the project, and cache models in `folder`."""
+    search_path = filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
+    os.environ["PYTHONPATH"] = os.pathsep.join(search_path)
+    os.environ["TAILORBIRD_CACHE"] = str(folder / "cache")
+
+
 @contextmanager
 def separate_stack(*, num_cpus: int | None = None) -> Iterator[Path]:
     """Start a stack in a temporary folder, set this process's environment to it, yield the folder,
     and stop the stack."""
-    search_path = filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
-    os.environ["PYTHONPATH"] = os.pathsep.join(search_path)
     # By default, Ray gives its workers a lower priority than processes outside of Ray have.
     os.environ.update(
         {"RAY_worker_niceness": "0", "RAY_SERVE_HAPROXY_NBTHREAD": "1", "OMP_NUM_THREADS": "1"}
     )
     with tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as temporary:
         folder = Path(temporary)
-        os.environ["TAILORBIRD_CACHE"] = str(folder / "cache")
+        set_project_variables(folder)
         state = stack.up(folder / STACK, num_cpus=num_cpus)
         try:
             os.environ.update(state.environment())

@@ -295,7 +295,8 @@ def _holds(counts: Indices, *, costs: dict[str, float] | None) -> bool | None:
         "incumbent": ModelPredictions(answers(row < losses)),
         "candidate": ModelPredictions(answers(row >= losses + ties)),
     }
-    inputs = VerdictInputs(models, "simulated", costs=costs and serving_usage(costs))
+    usage = None if costs is None else serving_usage(costs)
+    inputs = VerdictInputs(models, "simulated", costs=usage)
     return decide_reevaluation(inputs, protocol=simulated_protocol(len(row)), number=1).holds
 
 

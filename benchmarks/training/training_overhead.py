@@ -72,10 +72,11 @@ NUM_ROWS = 640
 NUM_CHAT_ROWS = 96
 TRAINING = TrainingConfig(zero_stage=0, num_workers=1, epochs=1, batch_size=32)
 CHAT_TRAINING = TRAINING.model_copy(update={"cpus_per_worker": 2, "batch_size": 16})
+TASKS = {"classification": TRAINING, "chat": CHAT_TRAINING}
+MODULE = "benchmarks.training.training_overhead"
 HAS_BF16 = inference_dtype() == torch.bfloat16
 """True if the machine supports bfloat16. On other machines, bfloat16 takes many times as long as
 fp32."""
-RESTARTED = "TAILORBIRD_BENCHMARK_RESTARTED"
 WALL = "per second"
 CPU = "per CPU-second"
 RATIOS = {
@@ -336,23 +337,15 @@ def _chat_trainer(runtime: ChatRuntime, num_tokens: float, *, bf16: bool) -> Fig
     return _trainer(model, runtime, collator, config=CHAT_TRAINING, bf16=bf16, number=num_tokens)
 
 
-def _restart_as_worker(config: TrainingConfig) -> None:
-    """Restart this process with the environment of a training worker.
-
-    All variants are measured in this environment. glibc reads its malloc settings only when a
-    process starts, and the time of a step depends on them.
-    """
-    from training.trainer import worker_environment  # not at the top, because it imports Ray
-
-    environment = os.environ | worker_environment(config) | {RESTARTED: "1"}
-    os.execve(sys.executable, sys.orig_argv, environment)
-
-
 if __name__ == "__main__":
-    if not sys.argv[1:]:
-        for each in ("classification", "chat"):
-            subprocess.run([*sys.orig_argv, each], check=True)
-    elif RESTARTED not in os.environ:
-        _restart_as_worker(CHAT_TRAINING if sys.argv[1] == "chat" else TRAINING)
-    else:
-        main(sys.argv[1])
+    # Only in this process, because it imports Ray.
+    from training.trainer import worker_environment
+
+    for each in sys.argv[1:] or TASKS:
+        # glibc reads its malloc settings only when a process starts, and the time of a step depends
+        # on them.
+        subprocess.run(
+            [sys.executable, "-c", f"from {MODULE} import main; main({each!r})"],
+            env=os.environ | worker_environment(TASKS[each]),
+            check=True,
+        )
