@@ -12,9 +12,7 @@ from typing import Any, NamedTuple
 
 import aiohttp
 
-from benchmarks.harness import ROOT
-
-REQUEST_TIMEOUT_S = 30
+ROOT = Path(__file__).parents[1]
 
 
 class Response(NamedTuple):
@@ -28,27 +26,33 @@ class Response(NamedTuple):
 
 @contextmanager
 def clients(
-    folder: Path, url: str, bodies: Sequence[object], *, number: int
+    folder: Path, url: str, bodies: Sequence[object], *, number: int, timeout_s: float = 30
 ) -> Iterator[Callable[[], list[Response]]]:
-    """Send the bodies in turn, each client after its previous answer, until the yielded function is
-    called, which returns the responses."""
-    (folder / "requests.json").write_text(json.dumps([url, bodies, number]))
+    """Send the bodies in turn, each client after its previous answer. Yield after the first
+    response; the yielded function ends the load and returns the responses."""
+    (folder / "requests.json").write_text(json.dumps([url, bodies, number, timeout_s]))
     command = [sys.executable, "-m", "benchmarks.clients", str(folder)]
-    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
 
     def collect() -> list[Response]:
         process.communicate()  # closing stdin ends the load
         return [Response(*values) for values in json.loads((folder / "responses.json").read_text())]
 
     try:
+        assert process.stdout is not None
+        process.stdout.readline()
         yield collect
     finally:
         process.kill()
         process.wait()
 
 
-async def send_without_pause(url: str, bodies: Sequence[object], number: int) -> list[Response]:
-    """Run the clients until stdin is closed."""
+async def send_without_pause(
+    url: str, bodies: Sequence[object], number: int, timeout_s: float
+) -> list[Response]:
+    """Run the clients until stdin is closed. Print a line after the first response."""
     responses: list[Response] = []
     over = asyncio.Event()
 
@@ -63,11 +67,13 @@ async def send_without_pause(url: str, bodies: Sequence[object], number: int) ->
                     reply.raise_for_status()
                     answer = await reply.json()
             except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-                print(f"a request failed: {type(error).__name__}: {error}", flush=True)
+                print(f"a request failed: {type(error).__name__}: {error}", file=sys.stderr)
             ended = time.monotonic()
             responses.append(Response(ended, ended - begun, body, answer))
+            if len(responses) == 1:
+                print("started", flush=True)
 
-    timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S)
+    timeout = aiohttp.ClientTimeout(total=timeout_s)
     async with aiohttp.ClientSession(timeout=timeout) as session:
         tasks = [asyncio.create_task(client(session, index)) for index in range(number)]
         await asyncio.to_thread(sys.stdin.read)

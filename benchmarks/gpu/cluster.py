@@ -249,7 +249,8 @@ def _serve_and_change(path: Path, prompts: list[str]) -> Iterator[Figure]:
         yield Figure("seconds_to_first_piece", first_s)
         bodies = [chat_request(prompt, model=recipe.name, max_tokens=6) for prompt in prompts]
         address = f"{url}/v1/chat/completions"
-        with clients(path.parent, address, bodies, number=NUM_CLIENTS) as collect:
+        load = clients(path.parent, address, bodies, number=NUM_CLIENTS, timeout_s=120)
+        with load as collect:
             previous = roll_back(recipe.task_uri, reason="acceptance test")
             promote_version(recipe.task_uri, override="acceptance test")
             answers = [response.answer for response in collect()]
