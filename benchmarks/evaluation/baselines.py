@@ -29,9 +29,11 @@ from sklearn.pipeline import make_union
 from sklearn.svm import LinearSVC
 
 from benchmarks.harness import ENCODER, finish, print_table, stage
+from tailorbird.config.data import DataConfig
 from tailorbird.config.evaluation import EvaluationConfig
+from tailorbird.data.loader import read_splits
 from tailorbird.data.quality import clean
-from tailorbird.data.rows import Rows, Splits
+from tailorbird.data.rows import SPLIT_NAMES, Rows, Splits
 from tailorbird.data.tokenize import labels_of
 from tailorbird.evaluation.baselines import classification
 from tailorbird.evaluation.baselines.linear_head import HeadData, HeldOut
@@ -93,14 +95,9 @@ CASES = {
 def load_splits(case: Case) -> Splits:
     """Return the cleaned rows of a case."""
     folder = Path(os.environ["TAILORBIRD_DATA"]) / case.folder
-    splits = []
-    for split in ("train", "validation", "test"):
-        table = pq.read_table(folder / f"{split}.parquet")
-        ids = tuple(f"{split}-{number}" for number in range(len(table)))
-        labels = tuple(map(str, table["label"].to_pylist()))
-        rows = Rows(ids, tuple(table["text"].to_pylist()), labels)
-        splits.append(case.change(split, rows))
-    return clean(Splits(*splits))[0]
+    uris = {split: (folder / f"{split}.parquet").as_uri() for split in SPLIT_NAMES}
+    splits = read_splits(DataConfig.model_validate(uris))
+    return clean(Splits(*(case.change(name, getattr(splits, name)) for name in SPLIT_NAMES)))[0]
 
 
 def measure(name: str, *, base: str) -> dict[str, float]:

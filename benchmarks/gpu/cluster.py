@@ -8,9 +8,8 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,22 +17,20 @@ from typing import Any
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
-import requests
 import torch
 import yaml
 
-from benchmarks.gpu.models import Task, letters, process_group, saved_model, training_task
+from benchmarks.clients import clients
+from benchmarks.gpu.models import Task, letters, saved_model, training_task
 from benchmarks.gpu.report import Figure
 from benchmarks.gpu.training import RESUME_TOLERANCE, training_config
-from benchmarks.harness import ROOT, chat_request, register, server, stream_all
-from benchmarks.training.training_overhead import rank_variables
+from benchmarks.harness import ROOT, chat_request, process_group, register, server, stream_all
+from benchmarks.training import training_overhead
 from cluster.connection import connect
 from cluster.progress import EpochEvent, ProgressEvent, StepEvent, TrialEvent
 from tailorbird.config.serving import ServingConfig
 from tailorbird.config.tuning import TuningConfig
 from tailorbird.registry.versions import Prompting
-from training.loop import Callbacks, build_engine, train
-from training.reports import EpochReport
 from tuning.futility import Target
 
 EPOCHS = 4
@@ -108,17 +105,8 @@ def killed_worker(folder: Path, reduced: bool) -> Iterator[Figure]:
     training in this process."""
     task = _encoder_task(folder, reduced, num_steps=6 if reduced else 48)
     config = training_config(reduced, batch_size=4 if reduced else 32, epochs=EPOCHS)
-    reports: list[EpochReport] = []
-
-    def on_epoch(report: EpochReport, _engine: object) -> bool:
-        reports.append(report)
-        return True
-
-    with process_group(), rank_variables():
-        runtime = task.load_runtime()
-        engine = build_engine(config, runtime)
-        train(engine, config, runtime=runtime, callbacks=Callbacks(on_epoch=on_epoch))
-    del engine, runtime
+    with process_group():
+        _, reports = training_overhead.finetune(task.load_runtime(), config)
 
     log = WorkerLog(folder / "killed.jsonl", kill_in_epoch=KILLED_IN)
     with connect():
@@ -259,46 +247,19 @@ def _serve_and_change(path: Path, prompts: list[str]) -> Iterator[Figure]:
         )
         yield Figure("seconds_for_all_streams", seconds)
         yield Figure("seconds_to_first_piece", first_s)
-        with _load(url, prompts, model=recipe.name) as responses:
+        bodies = [chat_request(prompt, model=recipe.name, max_tokens=6) for prompt in prompts]
+        address = f"{url}/v1/chat/completions"
+        load = clients(path.parent, address, bodies, number=NUM_CLIENTS, timeout_s=120)
+        with load as collect:
             previous = roll_back(recipe.task_uri, reason="acceptance test")
             promote_version(recipe.task_uri, override="acceptance test")
-        failed = [version for version in responses if version is None]
-        changed = {winner.version, previous.version} <= set(responses)
-        yield Figure("failed_under_load", len(failed), "<= 0")
+            answers = [response.answer for response in collect()]
+        versions = {answer["version"] for answer in answers if answer is not None}
+        changed = {winner.version, previous.version} <= versions
+        yield Figure("failed_under_load", answers.count(None), "<= 0")
         yield Figure("both_versions_answered_under_load", float(changed), ">= 1")
     finally:
         undeploy(application_name(recipe.task_uri))
-
-
-@contextmanager
-def _load(url: str, prompts: list[str], *, model: str) -> Iterator[list[str | None]]:
-    """Send requests from several clients, each after the answer to its last one, until the block
-    ends; yield the versions that answered, with None for a failed request."""
-    responses: list[str | None] = []
-    over = threading.Event()
-
-    def client(number: int) -> None:
-        body = chat_request(prompts[number], model=model, max_tokens=6)
-        with requests.Session() as session:
-            while not over.is_set():
-                version = None
-                with suppress(requests.RequestException):
-                    answer = session.post(f"{url}/v1/chat/completions", json=body, timeout=120)
-                    if answer.ok:
-                        version = str(answer.json()["version"])
-                    else:
-                        print(f"a request failed with {answer.status_code}: {answer.text[:200]}")
-                responses.append(version)
-
-    clients = [threading.Thread(target=client, args=(number,)) for number in range(NUM_CLIENTS)]
-    for thread in clients:
-        thread.start()
-    try:
-        yield responses
-    finally:
-        over.set()
-        for thread in clients:
-            thread.join()
 
 
 def smoke_vllm(folder: Path, reduced: bool) -> Iterator[Figure]:

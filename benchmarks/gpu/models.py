@@ -1,20 +1,14 @@
 """Models with random weights and rows for them. A token is a letter, so the lengths of rows are
 exact."""
 
-import os
 import random
 import string
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from transformers import AutoModelForCausalLM, BertConfig, BertModel, LlamaConfig
 
-from benchmarks.harness import RANK_VARIABLES
 from tailorbird.data.rows import Rows
 from tailorbird.models.pretrained import default_device
 from tailorbird.registry.versions import Prompting
@@ -28,6 +22,8 @@ LLAMAS = {
     "8b": (4096, 14_336, 32, 32, 8, 128_256),
     "1b": (2048, 8192, 16, 32, 8, 128_256),
     "small": (1024, 2816, 4, 16, 8, 32_000),
+    "30m": (384, 1024, 8, 8, 4, 20_000),
+    "1m": (128, 384, 4, 8, 4, 2000),
     "tiny": (128, 256, 2, 4, 2, 256),
 }
 # width, width of the feed-forward layers, layers, heads, vocabulary
@@ -142,18 +138,3 @@ def _labelled_rows(num: int, *, num_letters: int) -> Rows:
     generator = random.Random(num)
     texts = [letters(generator, num_letters) for _ in range(num)]
     return build.rows(texts, [generator.choice(CLASSES) for _ in range(num)])
-
-
-@contextmanager
-def process_group() -> Iterator[None]:
-    """Join a process group with one rank, on NCCL if there is a GPU and on gloo otherwise."""
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
-    with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
-        os.environ.update(RANK_VARIABLES)
-        dist.init_process_group(backend, init_method=f"file://{folder}/group", rank=0, world_size=1)
-        for name in RANK_VARIABLES:
-            del os.environ[name]
-        try:
-            yield
-        finally:
-            dist.destroy_process_group()

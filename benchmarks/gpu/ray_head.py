@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.harness import ROOT
+from benchmarks.harness import set_project_variables
 from cluster.local import ports
 from cluster.local.ray_env import environment, stack_keys
 from cluster.local.supervisor import ray_answers, start_ray, stop_servers
@@ -23,10 +23,7 @@ def local_ray(folder: Path) -> Iterator[None]:
 
     A cluster that RAY_ADDRESS names is used instead.
     """
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
-    )
-    os.environ["TAILORBIRD_CACHE"] = str(folder / "cache")
+    set_project_variables(folder)
     if os.environ.get("RAY_ADDRESS"):
         yield
         return

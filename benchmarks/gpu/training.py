@@ -11,22 +11,21 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from benchmarks.gpu.models import CLASSES, process_group, saved_model, training_task
+from benchmarks.gpu.models import CLASSES, saved_model, training_task
 from benchmarks.gpu.report import Figure
-from benchmarks.harness import Figures, take_turns
+from benchmarks.harness import Figures, process_group, rank_variables, ratios_of_rounds, take_turns
 from benchmarks.training.training_overhead import (
     WALL,
     finetune,
     mark,
-    rank_variables,
     rates,
     run_trainer,
+    trainer_rows,
 )
 from cluster.progress import StepEvent
 from tailorbird.config.training import TrainingConfig
@@ -35,7 +34,6 @@ from tailorbird.models.lora import add_adapter
 from tailorbird.models.metadata import read_metadata
 from tailorbird.storage.node_cache import local_copy
 from training import checkpoint
-from training.dataset import sampled_rows
 from training.engine.deepspeed_private import destroy_engine
 from training.engine.memory_estimate import GPU_PROCESS_BYTES, BatchShape, worker_memory
 from training.export import export_weights
@@ -178,9 +176,7 @@ def _throughput(
         rounds=ROUNDS,
     )
     rate = median(figures[WALL] for figures in rounds["tailorbird"])
-    ratios = []
-    for tailorbird, trainer in zip(rounds["tailorbird"], rounds["trainer"], strict=True):
-        ratios.append(tailorbird[WALL] / trainer[WALL])
+    ratios = ratios_of_rounds(rounds, "tailorbird", "trainer", figure=WALL)
     mfu = rate * _flops_per_token(measured, base_model) / PEAK_FLOPS
     yield Figure(f"{name}.tokens_per_second", rate, f">= {least_rate}", is_hardware=True)
     yield Figure(f"{name}.ratio_to_trainer", median(ratios), ">= 1", is_hardware=True)
@@ -220,7 +216,7 @@ def _trainer_rate(
     num_parts = 2 if config.batch_tokens else 1
     marks = run_trainer(
         _trainer_model(measured, base_model, config),
-        _trainer_rows(runtime),
+        trainer_rows(runtime),
         _stacked,
         warm_up=WARM_UP,
         per_device_train_batch_size=config.batch_size // num_parts,
@@ -254,20 +250,6 @@ def _trainer_model(measured: Measurement, base_model: str, config: TrainingConfi
     if not is_lora:
         return lm
     return add_adapter(lm, r=config.lora_r, alpha=2 * config.lora_r, dropout=config.lora_dropout)
-
-
-def _trainer_rows(runtime: TaskRuntime) -> list[dict[str, Any]]:
-    """Return the tokens of the training rows with the targets of `training.loop`."""
-    window = sampled_rows(runtime.train)
-    rows: list[dict[str, Any]] = []
-    if window.labels is not None:
-        for tokens, label in zip(window.tokens(range(len(window))), window.labels, strict=True):
-            rows.append({"input_ids": tokens, "labels": int(label)})
-        return rows
-    for row in window.conversations(range(len(window))):
-        labels = np.where(row.assistant_mask, row.ids, -100).tolist()
-        rows.append({"input_ids": row.ids, "labels": labels})
-    return rows
 
 
 def _stacked(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:

@@ -1,7 +1,7 @@
 """Error rates and power of the challenger's test, where requests are dependent or differ in
 difficulty by hour.
 
-    python -m benchmarks.monitoring.challenger [simulations]
+    python -m benchmarks.monitoring.challenger
 
 Each simulation is an experiment of 28 days with 150 labelled answers per day, and an audit and a
 decision every four days. The false decisions promote a challenger that answers exactly as well as
@@ -13,17 +13,16 @@ the champion, at alpha = 5%:
   wrong;
 - texts: each request has eight texts, and eight in ten answers to a request are all right or all
   wrong;
-- scores: answers have scores from 0 to 1 (chat) with these means and a Beta distribution;
 - missing: the shadow fails to answer 2% of the requests, only such that it would answer worse than
   the champion.
 
 Their contrasts are the shares of false decisions without a part of the comparison: if each answer
 is a unit, if a canary is compared by the day instead of the hour, and if missing answers are left
-out. The power figures are the labels and units that prove a
-challenger that is right in 83% of the requests against a champion that is right in 80%.
+out. The power figures are the labels that prove a challenger that is right in 83% of the requests
+against a champion that is right in 80%; with `scores`, answers have scores from 0 to 1 with these
+means and a Beta distribution.
 """
 
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -33,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import beta
 
-from benchmarks.harness import finish, print_table, standard_error
+from benchmarks.harness import finish, print_table
 from tailorbird.config.evaluation import SubgroupGateConfig
 from tailorbird.evaluation.gates.base import State
 from tailorbird.evaluation.statistics.confidence_sequence import log_e_value, log_wealth
@@ -54,6 +53,9 @@ PER_DAY = 150
 AUDIT_DAYS = 4
 NIGHT = 8  # hours of the night
 SEED = 1979
+NUM_EXPERIMENTS = 400
+NUM_POWER = 20
+NUM_AUDITS = 2_500
 GRADES = 1.0
 """Sum of the parameters of the Beta distribution of scores; most scores are near 0 or 1."""
 
@@ -62,6 +64,7 @@ GRADES = 1.0
 class Setting:
     """How requests depend on each other, and which arms answer them."""
 
+    seed: int
     canary: float | None  # None: the challenger is a shadow
     subjects: int = 0  # 0: requests have no subject
     texts: int = 1  # per request
@@ -78,73 +81,51 @@ class Setting:
 
 
 SETTINGS = {
-    "hours, canary": Setting(0.1, night=0.6, day=0.9),
-    "hours, shadow": Setting(None, night=0.6, day=0.9),
-    "subjects, canary": Setting(0.1, subjects=3000, repeat=0.8),
-    "subjects, shadow": Setting(None, subjects=300, repeat=0.8),
-    "subjects and hours, canary": Setting(0.3, subjects=1000, repeat=0.8, night=0.6, day=0.9),
-    "texts, canary": Setting(0.1, texts=8, repeat=0.8),
-    "texts, shadow": Setting(None, texts=8, repeat=0.8),
-    "scores, canary": Setting(0.1, night=0.6, day=0.9, graded=True),
-    "scores, shadow": Setting(None, night=0.6, day=0.9, graded=True),
-    "scores and subjects, canary": Setting(
-        0.3, subjects=1000, repeat=0.8, night=0.6, day=0.9, graded=True
-    ),
-    "scores and subjects, shadow": Setting(None, subjects=300, repeat=0.8, graded=True),
-    "share, canary": Setting(0.1, night=0.9, day=0.6, lost=0.5),
-    "share and subjects, canary": Setting(
-        0.1, subjects=3000, repeat=0.5, night=0.9, day=0.6, lost=0.5
-    ),
-    "missing, shadow": Setting(None, same=0.6, missing=0.02),
-    "missing, scores, shadow": Setting(None, same=0.6, missing=0.02, graded=True),
+    "hours, canary": Setting(0, 0.1, night=0.6, day=0.9),
+    "subjects, canary": Setting(2, 0.1, subjects=3000, repeat=0.8),
+    "subjects, shadow": Setting(3, None, subjects=300, repeat=0.8),
+    "texts, shadow": Setting(6, None, texts=8, repeat=0.8),
+    "share, canary": Setting(11, 0.1, night=0.9, day=0.6, lost=0.5),
+    "missing, shadow": Setting(13, None, same=0.6, missing=0.02),
 }
 POWER = {
-    "shadow": Setting(None, gain=0.03, same=0.6),
-    "shadow, 8 texts": Setting(None, gain=0.03, same=0.6, texts=8, repeat=0.5),
-    "canary of 10%": Setting(0.1, gain=0.03),
-    "canary of 50%": Setting(0.5, gain=0.03),
-    "canary of 10%, subjects": Setting(0.1, gain=0.03, subjects=20_000, repeat=0.5),
-    "shadow, scores": Setting(None, gain=0.03, same=0.6, graded=True),
-    "canary of 10%, scores": Setting(0.1, gain=0.03, graded=True),
+    "shadow": Setting(100, None, gain=0.03, same=0.6),
+    "shadow, 8 texts": Setting(101, None, gain=0.03, same=0.6, texts=8, repeat=0.5),
+    "canary of 10%": Setting(102, 0.1, gain=0.03),
+    "canary of 50%": Setting(103, 0.5, gain=0.03),
+    "shadow, scores": Setting(105, None, gain=0.03, same=0.6, graded=True),
 }
 
 
 def main() -> None:
     """Print false decisions and power, then one line of JSON."""
-    num = 400
-    if len(sys.argv) > 1:
-        num = int(sys.argv[1])
-    figures = {}
+    figures: dict[str, float] = {}
     bounds = {}
     rates = {}
-    for row, (name, setting) in enumerate(SETTINGS.items()):
-        rates[name] = _false_decisions(setting, np.random.default_rng([SEED, row]), num=num)
+    for name, setting in SETTINGS.items():
+        rates[name] = _false_decisions(setting)
         bounds[f"watch: {name}"] = "<= 0.08"
-        for kind, rate in rates[name].items():
-            figures[f"{kind}: {name}"] = rate
-        print(name, rates[name], flush=True)
-    print_table(f"share of {num} experiments that promote an equal challenger", rates)
+        figures |= {f"{kind}: {name}": rate for kind, rate in rates[name].items()}
+    print_table(f"share of {NUM_EXPERIMENTS} experiments that promote an equal challenger", rates)
 
-    power = {}
-    for row, (name, setting) in enumerate(POWER.items()):
-        rng = np.random.default_rng([SEED, 100 + row])
-        power[name] = _power(setting, rng, num=max(20, num // 10))
-        figures[f"labels, median: {name}"] = power[name]["labels, median"]
-        print(name, power[name], flush=True)
+    power = {name: _power(setting) for name, setting in POWER.items()}
     print_table("labelled answers until a challenger with +3 points is promoted", power)
+    for name, labels in power.items():
+        figures |= {f"labels, {share}: {name}": number for share, number in labels.items()}
 
     for mean in (0.5, 0.8, 0.95):
         name = f"quality alarm: mean score {mean}"
-        figures[name] = _quality_alarms(mean, num=25 * num)
+        figures[name] = _quality_alarms(mean)
         bounds[name] = "<= 0.05"
     finish("challenger", figures, bounds=bounds)
 
 
-def _false_decisions(setting: Setting, rng: np.random.Generator, *, num: int) -> dict[str, float]:
+def _false_decisions(setting: Setting) -> dict[str, float]:
     """Return the share of experiments that promote an equal challenger, by the kind of
     comparison."""
+    rng = np.random.default_rng([SEED, setting.seed])
     promoted: Counter[str] = Counter()
-    for _ in range(num):
+    for _ in range(NUM_EXPERIMENTS):
         log = _log(setting, rng)
         outcomes = _compared(log, setting)
         compared = {"watch": outcomes}
@@ -159,8 +140,7 @@ def _false_decisions(setting: Setting, rng: np.random.Generator, *, num: int) ->
             compared["without missing answers"] = _compared(log.where(~log.missing), setting)
         for kind, units in compared.items():
             promoted[kind] += _proven_from(units) is not None
-    rates = {kind: promoted[kind] / num for kind in compared}
-    return rates | {"standard error": standard_error(max(rates["watch"], 1 / num), num)}
+    return {kind: promoted[kind] / NUM_EXPERIMENTS for kind in compared}
 
 
 def _by_answer(log: Outcomes, setting: Setting) -> Outcomes:
@@ -171,12 +151,12 @@ def _by_answer(log: Outcomes, setting: Setting) -> Outcomes:
     return replace(log, units=log.keys)
 
 
-def _quality_alarms(mean: float, *, num: int) -> float:
+def _quality_alarms(mean: float) -> float:
     """Return the share of simulated audits of 300 answers that prove a loss against a test of 500,
     without any loss."""
     rng = np.random.default_rng([SEED, 200])
     failed = 0
-    for _ in range(num):
+    for _ in range(NUM_AUDITS):
         tested, audited = (
             rng.beta(GRADES * mean, GRADES * (1 - mean), size) for size in (500, 300)
         )
@@ -189,7 +169,7 @@ def _quality_alarms(mean: float, *, num: int) -> float:
             alpha=ALPHA,
         )
         failed += checked.state is State.FAILS
-    return failed / num
+    return failed / NUM_AUDITS
 
 
 def _outcomes(keys: NDArray[np.uint64], **columns: NDArray[Any]) -> Outcomes:
@@ -293,22 +273,17 @@ def _proven_from(outcomes: Sequence[UnitOutcome]) -> int | None:
     return None
 
 
-def _power(setting: Setting, rng: np.random.Generator, *, num: int) -> dict[str, float]:
+def _power(setting: Setting) -> dict[str, float]:
     """Return the labelled answers until a better challenger is promoted, in experiments of up to
     `LONGEST` days."""
+    rng = np.random.default_rng([SEED, setting.seed])
     used = []
-    for _ in range(num):
+    for _ in range(NUM_POWER):
         outcomes = _compared(_log(setting, rng, days=LONGEST), setting)
         audit = _proven_from(outcomes) or LONGEST
-        until = [outcome for outcome in outcomes if outcome.audit <= audit]
-        labels = sum(outcome.answers for outcome in until)
-        used.append((labels, len(unit_differences(until))))
-    (median, _), (most, units) = np.quantile(used, [0.5, 0.8], axis=0, method="higher")
-    return {
-        "labels, median": float(median),
-        "labels, 80%": float(most),
-        "units, 80%": float(units),
-    }
+        used.append(sum(outcome.answers for outcome in outcomes if outcome.audit <= audit))
+    median, most = np.quantile(used, [0.5, 0.8], method="higher")
+    return {"median": float(median), "80%": float(most)}
 
 
 if __name__ == "__main__":

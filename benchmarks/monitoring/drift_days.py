@@ -56,7 +56,6 @@ def main() -> None:
             rows[row][name] = share * DAYS_PER_YEAR
         for name, share in _alarms(changed, correlation).items():
             rows[row][f"detected: {name}"] = share
-        print(row, rows[row], flush=True)
         figures |= {f"{name}: {row}": value for name, value in rows[row].items()}
     print_table("false alarms per year at a claim of 1, and share of detected changes", rows)
     bounds = {name: "<= 2.5" for name in figures if name.startswith("later")}

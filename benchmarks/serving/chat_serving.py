@@ -23,7 +23,6 @@ import asyncio
 import importlib.util
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -35,10 +34,7 @@ import torch
 from benchmarks.harness import (
     CHAT_MODEL,
     Figures,
-    finish,
-    median_ratio,
-    medians,
-    print_table,
+    finish_ratios,
     register,
     separate_stack,
     server,
@@ -53,7 +49,7 @@ from serving.engines.transformers_engine import TransformersEngine
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.chat_template import prompt_tokens
 from tailorbird.data.datasets import icd10
-from tailorbird.models import loading, pretrained
+from tailorbird.models import loading
 from tailorbird.registry.versions import ModelVersion, Prompting
 from tailorbird.storage.node_cache import local_copy
 
@@ -67,32 +63,25 @@ SERVERS = {
     "vllm": "vllm.entrypoints.openai.api_server --model {model} --max-model-len 2048",
 }
 """Modules of other servers, with their arguments."""
+RATE = "tokens/s"
 RATIOS = {
-    "served_to_direct_1": ("served 1", "direct 1"),
-    "served_to_direct_4": ("served 4", "direct 4"),
-    "served_to_direct_16": ("served 16", "direct 16"),
-    "served_to_transformers_16": ("served 16", "transformers 16"),
-    "served_to_vllm_16": ("served 16", "vllm 16"),
-    "served_by_vllm_to_vllm_16": ("served by vllm 16", "vllm 16"),
+    "served_to_direct_1": ("served 1", "direct 1", RATE),
+    "served_to_direct_4": ("served 4", "direct 4", RATE),
+    "served_to_direct_16": ("served 16", "direct 16", RATE),
+    "served_to_transformers_16": ("served 16", "transformers 16", RATE),
+    "served_to_vllm_16": ("served 16", "vllm 16", RATE),
+    "served_by_vllm_to_vllm_16": ("served by vllm 16", "vllm 16", RATE),
 }
-"""Figures, with the two variants whose tokens per second they compare."""
+"""Figures, with the two variants that they compare."""
 BOUNDS = {name: ">= 0.9" if "direct" in name else ">= 1.0" for name in RATIOS}
 
 
 def main() -> None:
     """Print the rounds, then one line of JSON."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    with tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as temporary:
-        folder = Path(temporary)
-        with separate_stack(folder, num_cpus=2 * len(os.sched_getaffinity(0))):
-            measured = _measure(folder)
-    rows = {name: medians(rounds) for name, rounds in measured.items()}
-    print_table(f"{NUM_ANSWERS} answers, {pretrained.dtype_name()}", rows)
-    figures = {}
-    for name, (first, second) in RATIOS.items():
-        if first in measured and second in measured:
-            figures[name] = median_ratio(measured, first, second, figure="tokens/s")
-    finish("chat_serving", figures, bounds=BOUNDS)
+    with separate_stack(num_cpus=2 * len(os.sched_getaffinity(0))) as folder:
+        measured = _measure(folder)
+    finish_ratios("chat_serving", measured, ratios=RATIOS, bounds=BOUNDS)
 
 
 def _measure(folder: Path) -> dict[str, list[Figures]]:
@@ -159,7 +148,7 @@ def _directly(
 
     start = time.perf_counter()
     num_tokens = sum(asyncio.run(answer_all()))
-    return {"tokens/s": num_tokens / (time.perf_counter() - start)}
+    return {RATE: num_tokens / (time.perf_counter() - start)}
 
 
 def _over_http(tokenizer: Any, questions: list[str], url: str, model: str, streams: int) -> Figures:
@@ -168,7 +157,7 @@ def _over_http(tokenizer: Any, questions: list[str], url: str, model: str, strea
         url, questions, model=model, max_tokens=MAX_TOKENS, streams=streams
     )
     num_tokens = sum(len(tokenizer(text)["input_ids"]) for text in texts)
-    return {"tokens/s": num_tokens / seconds, "first token s": first_s}
+    return {RATE: num_tokens / seconds, "first token s": first_s}
 
 
 def _of_server(

@@ -26,7 +26,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -39,6 +38,7 @@ from safetensors.torch import save_file
 
 from benchmarks.harness import (
     ENCODER,
+    STACK,
     Figures,
     finish,
     medians,
@@ -50,6 +50,7 @@ from benchmarks.harness import (
     stage,
     take_turns,
 )
+from cluster.local import stack
 from serving.deploy import rollout
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.datasets import icd10
@@ -70,7 +71,7 @@ RAW_PART = 512
 NUM_ROUNDS = 3
 SECONDS = 6
 WARM_SECONDS = 3
-CLIENTS = (1, 8, 32, 128)
+CLIENTS = (1, 32)
 BOUNDS = {
     "lists_of_16_to_raw": ">= 0.80",
     "singles_to_raw": ">= 0.55",
@@ -80,10 +81,10 @@ BOUNDS = {
 
 @dataclass(frozen=True)
 class Served:
-    """The stack's process, the two applications under test, and the `wrk` scripts by number of
+    """The stack's folder, the two applications under test, and the `wrk` scripts by number of
     texts."""
 
-    stack_pid: int
+    stack: Path
     url: str
     plain_url: str
     scripts: dict[int, Path]
@@ -105,46 +106,42 @@ def main(engine: str) -> None:
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(1)  # as in each measured process
     texts = icd10.build()["train"]["text"].to_pylist()[:NUM_TEXTS]
-    with tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as temporary:
-        folder = Path(temporary)
+    with separate_stack(num_cpus=cores) as folder:
         scripts = {
             count: _script(folder / f"{count}.lua", texts, count=count) for count in (1, LIST_TEXTS)
         }
-        with separate_stack(folder, num_cpus=cores) as pid:
-            plain = random_version(folder / "plain", task_uri=TASK_URI, dtype="float32")
-            version = random_version(folder / "version", task_uri=TASK_URI)
-            if engine != "torch":
-                export_int8(version.uri, code=version.code, to=(folder / "exported").as_uri())
-                version = versions.register(TASK_URI, folder / "exported")
-            config = ServingConfig(autoscaling={"min_replicas": cores, "max_replicas": cores})
-            url = rollout.deploy(config, task_uri=TASK_URI, version=version)
-            command = [sys.executable, "-m", "benchmarks.serving.serving_overhead", "plain"]
-            with server([*command, plain.uri], ready="/docs") as plain_url:
-                served = Served(pid, url, plain_url, scripts)
-                for warmed in (url, plain_url):
-                    _wrk(warmed, scripts[1], seconds=WARM_SECONDS)
-                rounds = take_turns(
-                    {engine: lambda: _round(version.uri, texts, served)}, rounds=NUM_ROUNDS
-                )[engine]
-            print_table(f"{engine}, {version.dtype}: latency by clients", _latencies(served))
-            parts = {"": _cpu_by_part(version.uri, texts, served)}
-            print_table("CPU milliseconds of a request with one text at 32 clients", parts)
+        plain = random_version(folder / "plain", task_uri=TASK_URI, dtype="float32")
+        version = random_version(folder / "version", task_uri=TASK_URI)
+        if engine != "torch":
+            export_int8(version.uri, code=version.code, to=(folder / "exported").as_uri())
+            version = versions.register(TASK_URI, folder / "exported")
+        config = ServingConfig(autoscaling={"min_replicas": cores, "max_replicas": cores})
+        url = rollout.deploy(config, task_uri=TASK_URI, version=version)
+        command = [sys.executable, "-m", "benchmarks.serving.serving_overhead", "plain"]
+        with server([*command, plain.uri], ready="/docs") as plain_url:
+            served = Served(folder / STACK, url, plain_url, scripts)
+            for warmed in (url, plain_url):
+                _wrk(warmed, scripts[1], seconds=WARM_SECONDS)
+            rounds = take_turns(
+                {engine: lambda: _round(version.uri, texts, served)}, rounds=NUM_ROUNDS
+            )[engine]
+        print_table(f"{engine}, {version.dtype}: latency by clients", _latencies(served))
+        parts = {"": _cpu_by_part(version.uri, texts, served)}
+        print_table("CPU milliseconds of a request with one text at 32 clients", parts)
     finish(f"serving_overhead {engine}", medians(rounds), bounds=BOUNDS)
 
 
 def random_version(folder: Path, *, task_uri: str, **fields: object) -> versions.ModelVersion:
     """Create `folder` with a random head for MiniLM, and register it as a version."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     weight = torch.randn(NUM_CLASSES, WIDTH, generator=torch.Generator().manual_seed(0))
     save_file({"weight": weight, "bias": torch.zeros(NUM_CLASSES)}, folder / "head.safetensors")
-    return register(
-        folder,
-        task_uri=task_uri,
-        classes=tuple(f"class {number}" for number in range(NUM_CLASSES)),
-        base_model=stage(ENCODER),
-        max_length=MAX_LENGTH,
-        **fields,
-    )
+    given = {
+        "classes": tuple(f"class {number}" for number in range(NUM_CLASSES)),
+        "base_model": stage(ENCODER),
+        "max_length": MAX_LENGTH,
+    }
+    return register(folder, task_uri=task_uri, **(given | fields))
 
 
 def _round(uri: str, texts: list[str], served: Served) -> Figures:
@@ -185,9 +182,9 @@ def _cpu_by_part(uri: str, texts: list[str], served: Served) -> Figures:
     `forward` estimates a part of the replica: the forward passes of the same texts without a
     service, in batches with one text per client.
     """
-    before = _cpu_seconds(served.stack_pid)
+    before = _cpu_seconds(served.stack)
     load = _wrk(served.url, served.scripts[1], seconds=SECONDS)
-    after = _cpu_seconds(served.stack_pid)
+    after = _cpu_seconds(served.stack)
     num_requests = load.requests_per_s * SECONDS
     parts = {name: 1000 * (after[name] - before[name]) / num_requests for name in before}
 
@@ -200,11 +197,13 @@ def _cpu_by_part(uri: str, texts: list[str], served: Served) -> Figures:
     return parts | {"forward": 1000 * (time.process_time() - begun) / len(texts)}
 
 
-def _cpu_seconds(pid: int) -> dict[str, float]:
+def _cpu_seconds(folder: Path) -> dict[str, float]:
     """Return the CPU seconds of a stack's HAProxy (`proxy`), replicas, and other processes of Ray
     and Serve."""
     total = dict.fromkeys(("proxy", "replica", "rest"), 0.0)
-    for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
+    state = stack.status(folder)
+    assert state is not None
+    for process in stack.family(state.pid):
         with suppress(psutil.NoSuchProcess):
             part = "rest"
             if "haproxy" in process.name():

@@ -8,11 +8,9 @@ the call without the seconds in training steps, divided by the number of trials.
 epoch, so no trial is stopped early.
 """
 
-import tempfile
 import time
 from functools import partial
 from itertools import count
-from pathlib import Path
 
 from benchmarks.harness import ENCODER, Figures, finish, medians, separate_stack, stage, take_turns
 from benchmarks.training.training_overhead import icd10_task
@@ -34,12 +32,10 @@ BOUNDS = {"seconds_beside_steps_a_trial": "<= 4.0"}
 
 def main() -> None:
     """Print the rounds, then one line of JSON."""
-    with tempfile.TemporaryDirectory(prefix="tailorbird-") as temporary:
-        folder = Path(temporary)
-        with separate_stack(folder, num_cpus=2), connect():
-            task = icd10_task(stage(ENCODER), num_rows=NUM_ROWS)
-            variants = {"sweep": partial(_sweep, task, count())}
-            rounds = take_turns(variants, rounds=NUM_ROUNDS)["sweep"]
+    with separate_stack(num_cpus=2), connect():
+        task = icd10_task(stage(ENCODER), num_rows=NUM_ROWS)
+        variants = {"sweep": partial(_sweep, task, count())}
+        rounds = take_turns(variants, rounds=NUM_ROUNDS)["sweep"]
     finish("sweep_overhead", medians(rounds), bounds=BOUNDS)
 
 

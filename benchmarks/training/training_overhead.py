@@ -28,8 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,18 +37,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-import torch.distributed as dist
 from torch.nn.functional import cross_entropy
 
 from benchmarks.harness import (
     CHAT_MODEL,
     ENCODER,
-    RANK_VARIABLES,
     Figures,
-    finish,
-    median_ratio,
-    medians,
-    print_table,
+    finish_ratios,
+    process_group,
+    rank_variables,
     stage,
     take_turns,
 )
@@ -76,10 +72,11 @@ NUM_ROWS = 640
 NUM_CHAT_ROWS = 96
 TRAINING = TrainingConfig(zero_stage=0, num_workers=1, epochs=1, batch_size=32)
 CHAT_TRAINING = TRAINING.model_copy(update={"cpus_per_worker": 2, "batch_size": 16})
+TASKS = {"classification": TRAINING, "chat": CHAT_TRAINING}
+MODULE = "benchmarks.training.training_overhead"
 HAS_BF16 = inference_dtype() == torch.bfloat16
 """True if the machine supports bfloat16. On other machines, bfloat16 takes many times as long as
 fp32."""
-RESTARTED = "TAILORBIRD_BENCHMARK_RESTARTED"
 WALL = "per second"
 CPU = "per CPU-second"
 RATIOS = {
@@ -97,19 +94,16 @@ BOUNDS = {
     "rate_to_trainer": ">= 2.2",
     "rate_to_trainer_bf16": ">= 1.6",
 }
-CHAT_BOUNDS = {"rate_to_trainer": ">= 2.0", "padding_share": "< 0.05"}
+CHAT_BOUNDS = {"rate_to_trainer": ">= 2.0"}
 
 
 def main(task: str) -> None:
     """Print the variants, then one line of JSON for each task."""
-    with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
-        registry = Path(folder).as_uri()
-        dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=0, world_size=1)
+    with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder, process_group():
         if task == "classification":
-            _compare_classifiers(registry)
+            _compare_classifiers(Path(folder).as_uri())
         else:
-            _compare_chat(registry)
-        dist.destroy_process_group()
+            _compare_chat(Path(folder).as_uri())
 
 
 def _compare_classifiers(registry: str) -> None:
@@ -127,7 +121,7 @@ def _compare_classifiers(registry: str) -> None:
     if HAS_BF16:
         variants["Trainer, bf16"] = partial(_classifier_trainer, runtime, bf16=True)
     measured = take_turns(variants, rounds=5)
-    _finish("training_overhead", measured, bounds=BOUNDS)
+    finish_ratios("training_overhead", measured, ratios=RATIOS, bounds=BOUNDS)
 
 
 def _compare_chat(registry: str) -> None:
@@ -150,17 +144,7 @@ def _compare_chat(registry: str) -> None:
     if HAS_BF16:
         variants["Trainer, bf16"] = partial(_chat_trainer, runtime, num_tokens, bf16=True)
     measured = take_turns(variants, rounds=3)
-    _finish("chat_training", measured, bounds=CHAT_BOUNDS)
-
-
-def _finish(name: str, measured: dict[str, list[Figures]], *, bounds: dict[str, str]) -> None:
-    rows = {variant: medians(rounds) for variant, rounds in measured.items()}
-    print_table(name, rows)
-    figures = {"padding_share": rows["finetune"]["padding share"]}
-    for ratio, (first, second, rate) in RATIOS.items():
-        if first in measured and second in measured:
-            figures[ratio] = median_ratio(measured, first, second, figure=rate)
-    finish(name, figures, bounds=bounds)
+    finish_ratios("chat_training", measured, ratios=RATIOS, bounds=CHAT_BOUNDS)
 
 
 def icd10_task(base_model: str, *, num_rows: int) -> ClassificationTrainingTask:
@@ -215,20 +199,8 @@ def rates(marks: list[Mark], *, per_step: float, warm_up: int = 0) -> dict[str, 
     return {CPU: number / (last.cpu - first.cpu), WALL: number / (last.wall - first.wall)}
 
 
-@contextmanager
-def rank_variables(*, world_size: int = 1) -> Iterator[None]:
-    """Set the variables that Ray Train sets for DeepSpeed, within the block only (see
-    RANK_VARIABLES)."""
-    os.environ.update(RANK_VARIABLES | {"WORLD_SIZE": str(world_size)})
-    try:
-        yield
-    finally:
-        for name in RANK_VARIABLES:
-            del os.environ[name]
-
-
-def finetune(runtime: TaskRuntime, config: TrainingConfig) -> tuple[list[Mark], EpochReport]:
-    """Train one epoch with `training.loop.train`; return the marks of its steps, and its report."""
+def finetune(runtime: TaskRuntime, config: TrainingConfig) -> tuple[list[Mark], list[EpochReport]]:
+    """Train with `training.loop.train`; return the marks of its steps, and its reports."""
     reports: list[EpochReport] = []
 
     def on_step(event: StepEvent) -> None:
@@ -244,7 +216,7 @@ def finetune(runtime: TaskRuntime, config: TrainingConfig) -> tuple[list[Mark], 
         marks = [mark(0)]
         train(engine, config, runtime=runtime, callbacks=callbacks)
         destroy_engine(engine)
-    return marks, reports[-1]
+    return marks, reports
 
 
 def run_trainer(
@@ -284,16 +256,29 @@ def run_trainer(
     return marks
 
 
+def trainer_rows(runtime: TaskRuntime) -> list[dict[str, Any]]:
+    """Return the tokens of the training rows with the targets of `training.loop`."""
+    window = sampled_rows(runtime.train)
+    rows: list[dict[str, Any]] = []
+    if window.labels is not None:
+        for tokens, label in zip(window.tokens(range(len(window))), window.labels, strict=True):
+            rows.append({"input_ids": tokens, "labels": int(label)})
+        return rows
+    for row in window.conversations(range(len(window))):
+        labels = np.where(row.assistant_mask, row.ids, -100).tolist()
+        rows.append({"input_ids": row.ids, "labels": labels})
+    return rows
+
+
 def _finetune(runtime: TaskRuntime, config: TrainingConfig, number: float) -> Figures:
     """Return the rates for a number of rows or tokens."""
-    marks, report = finetune(runtime, config)
-    figures = rates(marks, per_step=number / marks[-1].step)
-    return figures | {"padding share": report.padding_share}
+    marks, _ = finetune(runtime, config)
+    return rates(marks, per_step=number / marks[-1].step)
 
 
 def _trainer(
     model: Any,
-    rows: list[dict[str, Any]],
+    runtime: TaskRuntime,
     collator: Any,
     *,
     config: TrainingConfig,
@@ -301,9 +286,13 @@ def _trainer(
     number: float,
 ) -> Figures:
     """Return the same for transformers.Trainer with its defaults."""
-    batch_size = config.batch_size
     marks = run_trainer(
-        model, rows, collator, per_device_train_batch_size=batch_size, use_cpu=True, bf16=bf16
+        model,
+        trainer_rows(runtime),
+        collator,
+        per_device_train_batch_size=config.batch_size,
+        use_cpu=True,
+        bf16=bf16,
     )
     return rates(marks, per_step=number / marks[-1].step)
 
@@ -335,47 +324,28 @@ def _classifier_trainer(runtime: ClassifierRuntime, *, bf16: bool) -> Figures:
     base = local_copy(runtime.task.base_model)
     num_labels = len(runtime.task.classes)
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=num_labels)
-    window = sampled_rows(runtime.train)
-    assert window.labels is not None
-    rows = []
-    for tokens, label in zip(window.tokens(range(len(window))), window.labels, strict=True):
-        rows.append({"input_ids": tokens, "labels": int(label)})
     collator = DataCollatorWithPadding(load_tokenizer(base))
-    return _trainer(model, rows, collator, config=TRAINING, bf16=bf16, number=NUM_ROWS)
+    return _trainer(model, runtime, collator, config=TRAINING, bf16=bf16, number=NUM_ROWS)
 
 
 def _chat_trainer(runtime: ChatRuntime, num_tokens: float, *, bf16: bool) -> Figures:
     from transformers import DataCollatorForSeq2Seq
 
     base = local_copy(runtime.task.base_model)
-    window = sampled_rows(runtime.train)
-    rows = []
-    for row in window.conversations(range(len(window))):
-        labels = np.where(row.assistant_mask, row.ids, -100).tolist()
-        mask = [1] * len(row)
-        rows.append({"input_ids": row.ids, "attention_mask": mask, "labels": labels})
     model = load_causal(base)
     collator = DataCollatorForSeq2Seq(load_tokenizer(base))
-    return _trainer(model, rows, collator, config=CHAT_TRAINING, bf16=bf16, number=num_tokens)
-
-
-def _restart_as_worker(config: TrainingConfig) -> None:
-    """Restart this process with the environment of a training worker.
-
-    All variants are measured in this environment. glibc reads its malloc settings only when a
-    process starts, and the time of a step depends on them.
-    """
-    from training.trainer import worker_environment  # not at the top, because it imports Ray
-
-    environment = os.environ | worker_environment(config) | {RESTARTED: "1"}
-    os.execve(sys.executable, sys.orig_argv, environment)
+    return _trainer(model, runtime, collator, config=CHAT_TRAINING, bf16=bf16, number=num_tokens)
 
 
 if __name__ == "__main__":
-    if not sys.argv[1:]:
-        for each in ("classification", "chat"):
-            subprocess.run([*sys.orig_argv, each], check=True)
-    elif RESTARTED not in os.environ:
-        _restart_as_worker(CHAT_TRAINING if sys.argv[1] == "chat" else TRAINING)
-    else:
-        main(sys.argv[1])
+    # Only in this process, because it imports Ray.
+    from training.trainer import worker_environment
+
+    for each in sys.argv[1:] or TASKS:
+        # glibc reads its malloc settings only when a process starts, and the time of a step depends
+        # on them.
+        subprocess.run(
+            [sys.executable, "-c", f"from {MODULE} import main; main({each!r})"],
+            env=os.environ | worker_environment(TASKS[each]),
+            check=True,
+        )
