@@ -1,12 +1,15 @@
 """Error rates of the verdict, by simulation: bounds and measured rates with their Monte Carlo
 errors.
 
-    python -m benchmarks.evaluation.verdict_error_rates [rules] [equal_models] [power] [intervals]
+    python -m benchmarks.evaluation.verdict_error_rates [rules] [equal_models] [power] [losses]
+        [intervals]
 
 - rules: cases that earlier or simpler rules decided wrongly.
 - equal_models: false decisions if models are equal.
 - power: the measured frequency of FINE_TUNE, and the one that `power_of` computes from the rows of
   single runs.
+- losses: rare rows or documents lose 90 points by a chat metric, and the candidate is cheaper with
+  a mean loss of the margin, or gains a little elsewhere.
 - intervals: two equally good models, by their comparison alone.
 
 A run has models whose answers are correlated, and uses the functions of real runs. Seeds are fixed.
@@ -19,6 +22,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -58,6 +62,7 @@ CLASS_SHARES = {
     "five classes": np.array((0.45, 0.25, 0.15, 0.10, 0.05)),
     "20 classes": 0.278 / np.arange(1, 21),  # the rarest has 1.4% of the rows
 }
+RARE_LOSS = 0.9
 NUM_DRAWS = 40_000
 NUM_MACRO_F1 = 2_000
 Event = Callable[[np.random.Generator], bool]
@@ -146,12 +151,13 @@ def decision(compared: Compared) -> Decision:
 
 def main() -> None:
     """Print a table per part, then one line of JSON."""
-    cases = RULES | EQUAL_MODELS | POWER
+    cases = RULES | EQUAL_MODELS | POWER | LOSSES
     bounds = {name: case.bound for name, case in cases.items()} | BOUNDS
     parts: dict[str, Callable[[], Figures]] = {
         "rules": partial(_rates, "What one relation mends", RULES),
         "equal_models": partial(_rates, "Equal models, and far worse ones", EQUAL_MODELS),
         "power": power,
+        "losses": partial(_rates, "Rare losses of 90 points in token F1", LOSSES),
         "intervals": intervals,
     }
     run_parts("verdict_error_rates", parts, bounds=bounds)
@@ -323,6 +329,36 @@ def _chosen_over_failing(generator: np.random.Generator) -> bool:
     return decided.outcome is Outcome.FINE_TUNE
 
 
+def _accepts_losses(num: int, *, rows_of_document: int = 1, small_gain: float = 0.0) -> Event:
+    """Return the event FINE_TUNE for a candidate with rare losses in token F1.
+
+    Without small gains, the candidate is cheaper and its mean loss is the margin; with them, its
+    mean gain is 0.
+    """
+    n = num * rows_of_document
+    columns: dict[str, Any] = {}
+    if rows_of_document > 1:
+        columns["clusters"] = tuple(map(str, np.arange(n) // rows_of_document))
+    registered = simulated_protocol(n, value_of_point=None if small_gain else 0.01)
+    registered = registered.model_copy(update={"metric": "token_f1"})
+    costs = None if small_gain else {INCUMBENT: 2.0, CANDIDATE: 1.0}
+
+    def event(generator: np.random.Generator) -> bool:
+        lost = generator.random(num) < (small_gain or MARGIN) / RARE_LOSS
+        usual = np.full(num, small_gain)
+        if not small_gain:
+            usual = generator.choice([-0.001, 0.001], num)
+        differences = np.repeat(usual - RARE_LOSS * lost, rows_of_document)
+        models = {}
+        for role, part in ((CANDIDATE, differences), (INCUMBENT, -differences)):
+            measures = {"token_f1": part.clip(min=0)}
+            models[role] = answers(np.zeros(n, np.bool_), measures=measures, **columns)
+        compared = compare_roles(models, protocol=registered, costs=costs)
+        return decision(compared).outcome is Outcome.FINE_TUNE
+
+    return event
+
+
 FINE_TUNE = Outcome.FINE_TUNE
 EQUAL = Truth((0.75,) * 4, 0.75, has_hybrid=True)
 OTHERS_BELOW = Truth((0.75, 0.65, 0.65), 0.75)
@@ -378,6 +414,14 @@ POWER = {
     name: Case(_ends_in(truth, FINE_TUNE), bound)
     for (name, truth), bound in zip(BETTER_CANDIDATES.items(), LEAST_POWER, strict=True)
 }
+LOSSES = {}
+for num_units in (200, 500, 1_000):
+    for name, event_for in (
+        ("losses of the margin, rows", _accepts_losses),
+        ("losses of the margin, documents of 5", partial(_accepts_losses, rows_of_document=5)),
+        ("small gains and rare losses, rows", partial(_accepts_losses, small_gain=0.04)),
+    ):
+        LOSSES[f"{name}: {num_units:,}"] = Case(event_for(num_units), "<= 0.05", 500)
 BOUNDS = {
     "largest difference of power claimed and measured": "<= 0.1",
     "an equal model is proven better": "<= 0.03",
