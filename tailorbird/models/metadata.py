@@ -16,7 +16,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from tailorbird import storage
 from tailorbird.data.rows import DataError
-from tailorbird.data.task_data import DataTask
+from tailorbird.data.task_data import ChatData, DataTask
 from tailorbird.data.tokenize import load_tokenizer
 from tailorbird.models.attention.transformers_private import has_causal_model, needs_all_logits
 from tailorbird.models.errors import first_line
@@ -86,6 +86,15 @@ def require_length(uri: str, *, max_length: int, task: DataTask) -> None:
             f"data.max_length {max_length} is more than the {longest} tokens that {uri} accepts in "
             f"a training row; set it to {longest} or less"
         )
+
+
+def require_template(uri: str, *, task: DataTask) -> None:
+    """Raise MetadataError if the task is chat, and the chat template of the model in a folder on S3
+    or disk cannot be used."""
+    if not isinstance(task, ChatData):
+        return
+    if reason := task.template_error(read_tokenizer(uri)):
+        raise MetadataError(f"{uri} cannot be used for chat: {reason}")
 
 
 def require_encoder(uri: str) -> None:

@@ -8,7 +8,7 @@ from tailorbird.config.task_rules import TASKS
 from tailorbird.data.quality import listed
 from tailorbird.data.task_data import recipe_task
 from tailorbird.models.base_model import StagedModel, stage_base_model, stage_merged_adapter
-from tailorbird.models.metadata import read_metadata, require_length
+from tailorbird.models.metadata import require_length, require_template
 from tailorbird.pipeline.contenders import contender_errors
 
 CHAT_ARCHITECTURES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
@@ -59,5 +59,4 @@ def _require_suitable(uri: str, *, recipe: Recipe) -> None:
         )
     task = recipe_task(recipe)
     require_length(uri, max_length=recipe.data.max_length, task=task)
-    if reason := read_metadata(uri, task=task).template_error:
-        raise ValueError(f"the chat template of {uri} cannot be used: {reason}")
+    require_template(uri, task=task)

@@ -25,7 +25,12 @@ from tailorbird.data.suites.load import trained_suites
 from tailorbird.data.task_data import ClassificationData, recipe_task
 from tailorbird.evaluation.verdict.inputs import SUITE_PREFIX
 from tailorbird.models.base_model import BaseModelRecord, stage_base_model
-from tailorbird.models.metadata import read_tokenizer, require_encoder, require_length
+from tailorbird.models.metadata import (
+    read_tokenizer,
+    require_encoder,
+    require_length,
+    require_template,
+)
 from tailorbird.models.pooling.declared import read_pooling
 from tailorbird.models.pretrained import dtype_name
 from tailorbird.models.tensor_parallel.ranks import ONE_RANK, Ranks, comparison_ranks
@@ -272,7 +277,9 @@ def _stage_base(uri: ModelUri, recipe: Recipe, *, progress: ProgressReporter) ->
     it."""
     progress.activity(f"reading the base model {uri}, which is copied to the registry on first use")
     staged = stage_base_model(uri, registry=recipe.registry)
-    require_length(staged.uri, max_length=recipe.data.max_length, task=recipe_task(recipe))
+    task = recipe_task(recipe)
+    require_length(staged.uri, max_length=recipe.data.max_length, task=task)
+    require_template(staged.uri, task=task)
     return StagedBase(staged.record, task_pooling(recipe, staged.uri))
 
 

@@ -16,7 +16,7 @@ from tailorbird.data.rows import Rows
 from tailorbird.pipeline.run import baselines_only, run_pipeline
 from tailorbird.registry.kinds import spec_of
 from tailorbird.registry.versions import read_artifact_config
-from tests import small_encoder
+from tests import small_chat, small_encoder
 from tests.integration.small import stages, write_table
 from tests.progress import ProgressRecorder
 from tests.separable import separable_rows
@@ -85,3 +85,35 @@ def test_each_base_model_is_tried_and_the_models_name_theirs(tmp_path: Path) -> 
         else:
             assert version.base_model is None
     assert verify_evidence(evidence.run) == ()
+
+
+def test_chat_models_render_their_templates_and_one_without_a_template_is_named(
+    tmp_path: Path,
+) -> None:
+    templates = {"plain": small_chat.TEMPLATE, "marked": f"<system>{small_chat.TEMPLATE}"}
+    templates["none"] = ""
+    for name, template in templates.items():
+        small_chat.save(tmp_path / name)
+        small_chat.tokenizer(template or None).save_pretrained(tmp_path / name)
+        if not template:
+            (tmp_path / name / "chat_template.jinja").unlink(missing_ok=True)
+        storage.upload_folder(tmp_path / name, f"s3://lake/chat-base-{name}")
+    uris = {}
+    for split, size in SIZES.items():
+        uris[split] = f"s3://lake/two-chat-bases/{split}.parquet"
+        texts = [f"{split} {number} of {size}" for number in range(12)]
+        write_table(uris[split], pa.table({"prompt": texts, "completion": ["yes"] * 12}))
+    content: dict[str, Any] = {
+        "task": "chat",
+        "name": "two-chat-bases",
+        "data": uris | {"max_length": 64, "max_new_tokens": 4},
+        "evaluation": {"metric": "exact_match", "prompt_shots": 2, "prompt_draws": 1},
+    }
+    with connect():
+        both = ["s3://lake/chat-base-plain", "s3://lake/chat-base-marked"]
+        baselines = baselines_only(recipe(base_model=both, **content), progress=ProgressRecorder())
+        without = [both[0], "s3://lake/chat-base-none"]
+        with pytest.raises(ValueError, match="chat-base-none"):
+            baselines_only(recipe(base_model=without, **content), progress=ProgressRecorder())
+    zero_shot = next(baseline for baseline in baselines if baseline.kind == "zero_shot")
+    assert set(zero_shot.base_models) == set(both)
