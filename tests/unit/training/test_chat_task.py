@@ -1,6 +1,7 @@
 """Training of a chat task in one process, with a tiny language model: losses, export, resumes and
 rejected models."""
 
+import itertools
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,21 @@ def task_of(base_model: str = "", **fields: Any) -> ChatTrainingTask:
 
 def runtime_of() -> ChatRuntime:
     return ChatRuntime(language_model(), tokenizer(), task_of(), task_of().dataset(tokenizer()))
+
+
+def test_a_chat_model_learns_to_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    num_epochs, score, epochs = 60, ChatRuntime.score, itertools.count(1)
+
+    def score_first_and_last(*arguments: Any) -> float:  # generation takes most of an epoch's time
+        return score(*arguments) if next(epochs) in (1, num_epochs) else 0.0
+
+    monkeypatch.setattr(ChatRuntime, "score", score_first_and_last)
+    reports = reports_of(runtime_of(), epochs=num_epochs, learning_rate=1e-2)
+    assert reports[-1].loss < 0.2 < 1 < reports[0].loss
+    assert (
+        reports[-1].score > 0.8 > reports[0].score
+    )  # exact match of generated answers on validation
+    assert max(report.padding_share for report in reports) < 0.05
 
 
 def test_the_loss_does_not_cover_turns_with_weight_0() -> None:
