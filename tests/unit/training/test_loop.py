@@ -14,7 +14,7 @@ import torch
 from tailorbird.config.training import TrainingConfig
 from tailorbird.registry.pooling import Pooling
 from tests.unit.training.small import NUM_ROWS, config_of, reports_of, small_runtime
-from training import export, loop, preemption
+from training import checkpoint, export, loop, preemption
 from training.batch import Batch
 from training.classification_task import ClassifierRuntime
 from training.dataset import steps
@@ -22,7 +22,7 @@ from training.engine.deepspeed_private import destroy_engine
 from training.errors import OutOfMemory
 from training.export import UnusableWeights, export_weights, exported_values
 from training.loop import Callbacks, build_engine, train
-from training.reports import EpochReport
+from training.reports import EpochReport, Progress
 from training.task import Diverged, Weights
 
 
@@ -198,3 +198,37 @@ def test_deepspeed_7900_weights_that_differ_from_the_trained_model_are_rejected(
     ):
         export_weights(engine, config, runtime=runtime, folder=tmp_path)
     assert "the exported weights differ from the trained model in" in str(raised.value)
+
+
+@pytest.mark.parametrize(("stage", "method"), [(0, "full"), (2, "lora"), (3, "full")])
+def test_a_resume_from_any_step_gives_the_report_of_an_uninterrupted_training(
+    tmp_path: Path, stage: int, method: str
+) -> None:
+    runtime = small_runtime(dropout=0.2)
+    config = config_of(zero_stage=stage, method=method, epochs=2, checkpoint_interval_s=0)
+    steps: list[tuple[int, int]] = []
+
+    def save(progress: Progress, engine: Any) -> None:
+        steps.append((progress.epoch, progress.step))
+        folder = tmp_path / f"{progress.epoch}-{progress.step}"
+        folder.mkdir()
+        checkpoint.save(engine, folder=folder, progress=progress)
+
+    def run(**options: Any) -> EpochReport:
+        return train(engine, config, runtime=runtime, **options)
+
+    engine = build_engine(config, runtime)
+    uninterrupted = run(callbacks=Callbacks(on_save=save))
+    destroy_engine(engine)
+    assert steps == [(0, 1), (0, 2), (1, 1), (1, 2)]
+    for epoch, step in ((0, 2), (1, 1)):
+        saved = tmp_path / f"{epoch}-{step}"
+        engine, progress = checkpoint.resume(config, runtime, uri=saved.as_uri())
+        assert (progress.epoch, progress.step, progress.last is None) == (epoch, step, epoch == 0)
+        resumed = run(progress=progress)
+        destroy_engine(engine)
+        assert (resumed.loss, resumed.score, resumed.padding_share) == (
+            uninterrupted.loss,
+            uninterrupted.score,
+            uninterrupted.padding_share,
+        )
