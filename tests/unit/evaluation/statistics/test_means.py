@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from tailorbird.evaluation.statistics.effect import Effect, unseen_rate, with_least_p
+from tailorbird.evaluation.statistics.effect import Effect, unseen_rate, with_least_p, with_unseen
 from tailorbird.evaluation.statistics.means import likelihood_interval, mean_effect
 
 
@@ -77,3 +77,16 @@ def test_a_p_value_is_at_least_that_of_the_sign_flips_of_the_differing_units() -
     effect = Effect(0.1, (0.02, 0.18), 0.01, 0.04)
     assert with_least_p(effect, num_differing=5, alpha=0.1) == replace(effect, p_value=0.0625)
     assert with_least_p(effect, num_differing=0, alpha=0.05).p_value == 1
+
+
+def test_an_interval_reaches_the_unseen_rate_to_both_sides_of_the_gain() -> None:
+    reach = unseen_rate(100, alpha=0.05)
+    narrow = Effect(0.1, (0.09, 0.11), 0.01, 0.005)
+    wide = Effect(0.1, (0.0, 0.2), 0.01, 0.05)
+    assert with_unseen(narrow, num_units=100, alpha=0.05).interval == pytest.approx(
+        (0.1 - reach, 0.1 + reach)
+    )
+    assert with_unseen(wide, num_units=100, alpha=0.05) == wide
+    assert with_unseen(narrow, num_units=1, alpha=0.05).interval == pytest.approx(
+        (0.1 - 0.975, 1.0)
+    )

@@ -12,6 +12,7 @@ from statsmodels.stats.proportion import proportion_confint
 from tailorbird.evaluation.statistics import distributions, means
 from tailorbird.evaluation.statistics.paired import (
     PairedCounts,
+    compare,
     mcnemar_midp,
     mean_change,
     midp_values,
@@ -20,6 +21,7 @@ from tailorbird.evaluation.statistics.paired import (
     wilson_interval,
 )
 from tailorbird.evaluation.statistics.power import minimum_detectable_effect
+from tests import build
 
 cells = st.tuples(*[st.integers(0, 3000)] * 4)
 
@@ -161,3 +163,15 @@ def test_t_has_the_values_of_scipy(freedom: float) -> None:
 def test_norm_has_the_values_of_scipy() -> None:
     np.testing.assert_array_equal(distributions.norm_sf(X), stats.norm.sf(X))
     np.testing.assert_array_equal(distributions.norm_isf(P), stats.norm.isf(P))
+
+
+def test_documents_that_are_nearly_equal_do_not_exclude_losses_of_other_documents() -> None:
+    clusters = tuple(str(row // 3) for row in range(300))
+    wrong = build.predictions("a" * 300, "b" * 300, clusters=clusters)
+    first, second = (
+        replace(wrong, measures={"token_f1": scores})
+        for scores in (0.5 + np.resize([-0.001, 0.001], 300), np.full(300, 0.5))
+    )
+    comparison = compare(first, other=second, metric="token_f1", alpha=0.05)
+    assert comparison.lowest < -0.036  # 3.6% of documents may be unlike these 100
+    assert comparison.interval[1] < 0.001  # the interval of a gain agrees with its t test
