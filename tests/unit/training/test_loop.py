@@ -232,3 +232,14 @@ def test_a_resume_from_any_step_gives_the_report_of_an_uninterrupted_training(
             uninterrupted.score,
             uninterrupted.padding_share,
         )
+
+
+def test_a_training_warms_up_in_a_tenth_of_its_steps_and_a_head_learns_faster() -> None:
+    config = config_of(method="lora", epochs=10, learning_rate=1e-3)
+    engine = build_engine(config, small_runtime(dropout=0.0))
+    schedule = engine.lr_scheduler
+    assert set(schedule.base_lrs) == {5e-3, 1e-2}
+    shares = [schedule.lr_lambdas[0](step) for step in range(100)]
+    destroy_engine(engine)
+    num_steps = shares.index(0, 1) - 1  # share 0 comes before the first step and after the last
+    assert shares.index(1) - 1 == num_steps // 10
