@@ -12,6 +12,7 @@ import torch
 
 from tailorbird.data.chat_template import prompt_tokens
 from tailorbird.data.rows import DataError, Rows
+from tailorbird.evaluation.inference.chat_answers import answer_rows
 from tailorbird.models.attention import packed_attention
 from tailorbird.models.errors import ModelError
 from tailorbird.models.loading import load_chat_weights
@@ -399,3 +400,32 @@ def test_an_index_that_was_changed_is_refused_before_the_training(tmp_path: Path
     file.write_bytes(file.read_bytes() + b" ")
     with pytest.raises(ModelError):
         task.load_runtime()
+
+
+@pytest.mark.parametrize(
+    ("stage", "dtype", "method"),
+    [(0, torch.float32, "full"), (0, torch.bfloat16, "lora"), (3, torch.float32, "lora")],
+)
+def test_validation_gives_the_answers_of_the_exported_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int, dtype: torch.dtype, method: Kind
+) -> None:
+    for module in ("loop", "engine.deepspeed_engine"):
+        monkeypatch.setattr(f"training.{module}.inference_dtype", lambda: dtype)
+    monkeypatch.setattr(ChatRuntime, "score", lambda *_: 0.0)
+    runtime, config = runtime_of(), config_of(epochs=8, zero_stage=stage, method=method)
+    engine = build_engine(config, runtime)
+    train(engine, config, runtime=runtime)
+    answers = runtime.answers(engine, config, runtime.task.validation)
+    runtime.write(
+        exported_values(engine, config), model=engine.module, config=config, folder=tmp_path
+    )
+    destroy_engine(engine)
+    exported = load_chat_weights(tmp_path, lm=deepcopy(runtime.lm), kind=method).to(dtype).eval()
+    expected = answer_rows(
+        exported, runtime.task.validation, tokenizer=tokenizer(), prompting=PROMPTING
+    )
+    tolerance = 1e-3 if dtype == torch.float32 else 0.05
+    assert len({answer.text for answer in expected}) > 1
+    for answer, reference in zip(answers, expected, strict=True):
+        assert answer.confidence == pytest.approx(reference.confidence, abs=tolerance)
+        assert answer.text == reference.text
