@@ -28,7 +28,7 @@ def import_head(
     pooling and head does not have the logits of transformers on `texts`.
     """
     model = load_sequence_classifier(folder)
-    labels = list(model.config.id2label.values())
+    labels = [label for _, label in sorted(model.config.id2label.items())]
     if sorted(labels) != sorted(classes):
         raise ModelError(
             f"{folder} has the labels {listed(labels)} in id2label of its config.json, but the "
@@ -46,9 +46,9 @@ def import_head(
             if (logits - expected).abs().max() <= TOLERANCE * expected.abs().max():
                 return head, pooling
     raise ModelError(
-        f"{folder} is a {type(model).__name__}, whose head is not supported; supported are a "
-        "linear layer on the first or last token, with or without a dense layer of the same size "
-        f"and {', '.join(ACTIVATIONS)} before it, as in BERT, RoBERTa, DistilBERT and Qwen2"
+        f"{folder} is a {type(model).__name__}, whose head is not supported; name a model with a "
+        "linear layer on the last token, as Qwen2, or on the first token after a dense layer of "
+        f"the same size and {', '.join(ACTIVATIONS)}, as BERT, RoBERTa, DistilBERT or ELECTRA"
     )
 
 
@@ -57,7 +57,7 @@ def _heads(model: Any, *, order: list[int]) -> Iterator[tuple[nn.Linear, Pooling
     if isinstance(score := getattr(model, "score", None), nn.Linear):
         yield _in_order(score, order), Pooling(mode="lasttoken")
         return
-    classifier = model.classifier
+    classifier = getattr(model, "classifier", None)
     pooler = getattr(model, "pooler", None) or getattr(model.base_model, "pooler", None)
     layers = (
         (getattr(model, "pre_classifier", None), classifier),
@@ -65,7 +65,9 @@ def _heads(model: Any, *, order: list[int]) -> Iterator[tuple[nn.Linear, Pooling
         (getattr(classifier, "dense", None), getattr(classifier, "out_proj", None)),
     )
     for dense, output in layers:
-        if isinstance(output, nn.Linear) and isinstance(dense, nn.Linear):
+        if not (isinstance(output, nn.Linear) and isinstance(dense, nn.Linear)):
+            continue
+        if dense.in_features == dense.out_features:
             for activation in ACTIVATIONS:
                 yield DenseHead(dense, _in_order(output, order), activation), Pooling(mode="cls")
 

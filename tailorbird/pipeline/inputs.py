@@ -320,11 +320,11 @@ def run_ranks(recipe: Recipe, *, base_models: Sequence[str]) -> Ranks:
     """Return the ranks that hold each model of a run together: those of the staged base models, the
     champion and the contenders."""
     task = recipe_task(recipe)
-    compared = chain(base_models, _champion_base_models(recipe))
+    compared = chain(base_models, _compared_base_models(recipe))
     return comparison_ranks(recipe.serving, task=task, base_models=compared)
 
 
-def _champion_base_models(recipe: Recipe) -> Iterator[str]:
+def _compared_base_models(recipe: Recipe) -> Iterator[str]:
     champion = read_champion(recipe.task_uri)
     version = None if champion is None else champion_version(champion[0])
     if version is not None and version.task == recipe.task:

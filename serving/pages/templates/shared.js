@@ -113,7 +113,10 @@ const seconds = ms => ms < 1000 ? Math.round(ms) + " ms" : (ms / 1000).toFixed(1
 
 // A page calls this function once: it shows the service, and sends the text of a link, /#text=...
 function start(send) {
-  const show = () => showService().then(() => { byId("error").textContent = ""; return true; }, showError);
+  const show = () => {
+    byId("error").textContent = "";
+    return showService().then(() => true, showError);
+  };
   byId("form").addEventListener("submit", event => { event.preventDefault(); send(); });
   byId("key").addEventListener("change", show);
   byId("key").addEventListener("keydown", event => {

@@ -75,9 +75,9 @@ def test_a_group_with_a_proven_loss_fails_and_another_passes() -> None:
 
 def test_the_level_of_a_loss_is_divided_by_the_number_of_groups() -> None:
     alone = checked(labelled(("f", 105, 45)), f=(200, 160))
-    beside = checked(labelled(("f", 105, 45), ("m", 120, 30)), f=(200, 160), m=(200, 160))
+    with_another = checked(labelled(("f", 105, 45), ("m", 120, 30)), f=(200, 160), m=(200, 160))
     assert alone.bounds[0].state is State.FAILS
-    assert beside.bounds[0].state is State.NOT_ASSESSABLE
+    assert with_another.bounds[0].state is State.NOT_ASSESSABLE
 
 
 @pytest.mark.parametrize("per_unit", [1, 8])

@@ -326,6 +326,7 @@ def test_a_request_can_be_stopped_and_a_stream_that_ends_early_is_an_error(
     open_page: OpenPage, chats: str
 ) -> None:
     page = open_page(chats)
+    page.get_by_role("button", name=QUESTIONS[0]).wait_for()  # the page has loaded
     page.route("**/v1/chat/completions", lambda _route: None)  # no answer arrives
     page.get_by_label("Your message").fill(QUESTIONS[1])
     page.keyboard.press("Enter")
