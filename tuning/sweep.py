@@ -163,15 +163,15 @@ def table(
 
 
 def select_trial(journal: SweepJournal, *, errors: Sequence[str]) -> TrialRecord:
-    """Return the best exported trial, completed trials before stopped ones. Raises TrainingFailed
-    if there is none."""
+    """Return the best exported trial, completed trials before stopped ones; the first of equal
+    trials. Raises TrainingFailed if there is none."""
     exported = [record for record in journal.trials if record.exported_rank is not None]
     if not exported:
         failures = [*errors, *(record.failure for record in journal.trials if record.failure)]
         raise TrainingFailed(
             f"no trial produced weights: {'; '.join(failures) or 'see the job log'}"
         )
-    return max(exported, key=lambda record: (record.exported_rank, record.trial))
+    return max(exported, key=lambda record: record.exported_rank or ())
 
 
 def _status(record: TrialRecord, *, num_epochs: int, to_beat: float, num_rows: int) -> str:
