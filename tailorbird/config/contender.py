@@ -7,6 +7,7 @@ from pydantic import model_validator
 from tailorbird.config.base import ConfigSection
 from tailorbird.config.endpoint import EndpointConfig
 from tailorbird.config.model_uri import ModelUri
+from tailorbird.config.prompt import PromptConfig
 
 
 class ContenderConfig(ConfigSection):
@@ -24,6 +25,8 @@ class ContenderConfig(ConfigSection):
     endpoint: EndpointConfig | None = None
     """An OpenAI-compatible endpoint. Its prompt is the best on validation of: no example,
     `prompt_shots` examples, and retrieved examples."""
+    prompt: PromptConfig = PromptConfig()
+    """Prompt of `endpoint`, if it differs from that of section `data`."""
 
     @model_validator(mode="after")
     def _names_one_model(self) -> Self:
@@ -32,4 +35,6 @@ class ContenderConfig(ConfigSection):
             raise ValueError("give one of version, model and endpoint")
         if self.base_model is not None and self.model is None:
             raise ValueError("base_model is that of an adapter; set model too, or remove it")
+        if self.prompt != PromptConfig() and self.endpoint is None:
+            raise ValueError("prompt is that of an endpoint; set endpoint too, or remove it")
         return self

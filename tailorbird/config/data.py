@@ -1,19 +1,16 @@
 """Section `data` of a recipe."""
 
-import re
 from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from tailorbird.config.base import STORES, ConfigSection, with_scheme
 from tailorbird.config.formats.response_format import StructuredFormat
+from tailorbird.config.prompt import TEXT, require_text
 
 MAX_ROWS_IN_MEMORY = 500_000
 """Maximum number of training rows in memory. More are tokenized once by Ray tasks and streamed from
 S3."""
-TEXT = "{text}"
-LABELS = "{labels}"
-_PLACEHOLDER = re.compile(r"\{[A-Za-z_]\w*\}")
 
 
 class DataConfig(ConfigSection):
@@ -98,22 +95,11 @@ class DataConfig(ConfigSection):
             raise ValueError("`validation` requires `test`; set both, or neither to split `train`")
         return self
 
-    @model_validator(mode="after")
-    def _template_has_the_text(self) -> Self:
-        if TEXT not in self.template:
-            raise ValueError(f"`template` must contain {TEXT}, which becomes the text of a row")
-        return self
-
-    def require_placeholders(self) -> None:
-        """Raise ValueError for a placeholder that `system` or `template` cannot have."""
-        allowed = {"system": (LABELS,), "template": (TEXT, LABELS)}
-        for name, known in allowed.items():
-            for placeholder in _PLACEHOLDER.findall(getattr(self, name) or ""):
-                if placeholder not in known:
-                    raise ValueError(
-                        f"data.{name} has the placeholder {placeholder}; allowed: "
-                        f"{', '.join(known)}. Other words must not be in braces"
-                    )
+    @field_validator("template")
+    @classmethod
+    def _template_has_the_text(cls, template: str) -> str:
+        require_text(template)
+        return template
 
     @property
     def train_uris(self) -> tuple[str, ...]:

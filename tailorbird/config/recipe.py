@@ -11,6 +11,7 @@ from tailorbird.config.formats.response_format import ChoiceFormat
 from tailorbird.config.metrics import METRICS
 from tailorbird.config.model_uri import ModelUri, parse_model_uri
 from tailorbird.config.monitoring import MonitoringConfig
+from tailorbird.config.prompt import PromptConfig, require_placeholders
 from tailorbird.config.serving import ServingConfig
 from tailorbird.config.task_rules import TASKS, TaskName
 from tailorbird.config.training import TrainingConfig
@@ -102,8 +103,13 @@ class Recipe(ConfigSection):
 
     @model_validator(mode="after")
     def _prompt_of_a_text(self) -> Self:
-        if TASKS[self.task].has_classes:
-            self.data.require_placeholders()
+        if not TASKS[self.task].has_classes:
+            return self
+        prompts: dict[str, DataConfig | PromptConfig] = {"data": self.data}
+        for name, contender in self.evaluation.contenders.items():
+            prompts[f"evaluation.contenders.{name}.prompt"] = contender.prompt
+        for section, prompt in prompts.items():
+            require_placeholders(system=prompt.system, template=prompt.template, section=section)
         return self
 
     @model_validator(mode="after")

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from tailorbird.config.data import TEXT
+from tailorbird.config.prompt import TEXT
 
 TaskName = Literal["classification", "chat"]
 

@@ -159,16 +159,22 @@ def request_limits(inputs: RunInputs) -> RequestLimits:
 
 
 def _prompting(inputs: RunInputs, name: str, *, config: VersionConfig) -> Prompting:
-    """Return the prompting without examples, with the limit of an answer of the endpoint with this
-    name."""
+    """Return the prompt of the endpoint with this name, without examples."""
     data = inputs.recipe.data
-    prompting = config.prompting or label_prompting(
-        config.classes,
-        system=data.system,
-        template=data.template,
-        descriptions=data.label_descriptions,
-    )
-    max_tokens = inputs.recipe.evaluation.endpoints[name].max_tokens
+    contender = inputs.recipe.evaluation.contenders[name]
+    assert contender.endpoint is not None
+    system = data.system if contender.prompt.system is None else contender.prompt.system
+    template = contender.prompt.template or data.template
+    if config.prompting is None:
+        prompting = label_prompting(
+            config.classes,
+            system=system,
+            template=template,
+            descriptions=data.label_descriptions,
+        )
+    else:
+        prompting = config.prompting.model_copy(update={"system": system, "template": template})
+    max_tokens = contender.endpoint.max_tokens
     if max_tokens is None:
         return prompting
     return prompting.model_copy(update={"max_new_tokens": max_tokens})

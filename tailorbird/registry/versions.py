@@ -10,8 +10,8 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from tailorbird import storage
-from tailorbird.config.data import TEXT
 from tailorbird.config.formats.response_format import StructuredFormat
+from tailorbird.config.prompt import TEXT
 from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.hybrid_routing import Routing
 from tailorbird.registry.kinds import KINDS, Kind, KindSpec, spec_of
@@ -107,7 +107,7 @@ class Prompting(Frozen):
     system: str | None
     """System message for conversations without a system message; None keeps the model's default."""
     template: str = TEXT
-    """Message of the user for each text, also in examples (endpoints that classify)."""
+    """Message of the user for each text, also in examples (endpoints)."""
     shots: tuple[tuple[str, str], ...] = ()
     """Turns (role, content) before each conversation: the examples of the kind `few_shot`."""
     max_new_tokens: int

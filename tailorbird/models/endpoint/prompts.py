@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
-from tailorbird.config.data import LABELS, TEXT
 from tailorbird.config.formats.response_format import ChoiceFormat, StructuredFormat, openai_format
+from tailorbird.config.prompt import LABELS, TEXT
 from tailorbird.data.chat_template import with_system
 from tailorbird.data.rows import Conversation, Rows, messages_of
 from tailorbird.data.splits import normalise

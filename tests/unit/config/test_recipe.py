@@ -363,6 +363,29 @@ def test_a_prompt_that_cannot_be_sent_is_rejected_by_its_field(
         Recipe.model_validate(prompted(task, **{field: value}))
 
 
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ({"template": "Which label?"}, "template. must contain"),
+        ({"system": "Classify {text}"}, "contenders.hosted.prompt.system has the placeholder"),
+        ({"template": "{text}", "model": "m"}, "model"),
+    ],
+)
+def test_a_prompt_of_an_endpoint_that_cannot_be_sent_is_rejected(
+    prompt: dict[str, str], message: str
+) -> None:
+    endpoint = {"url": "https://host/v1", "model": "m"}
+    contenders = {"hosted": {"endpoint": endpoint, "prompt": prompt}}
+    with pytest.raises(ValidationError, match=message):
+        build.recipe(evaluation={"contenders": contenders})
+
+
+def test_a_prompt_without_an_endpoint_is_rejected() -> None:
+    contenders = {"elsewhere": {"model": "s3://m/tuned", "prompt": {"system": "Be brief."}}}
+    with pytest.raises(ValidationError, match="prompt is that of an endpoint"):
+        build.recipe(evaluation={"contenders": contenders})
+
+
 def test_words_in_braces_are_literal_in_chat_and_json_is_literal_in_every_prompt() -> None:
     assert Recipe.model_validate(prompted("chat", system="{name}")).data.system == "{name}"
     system = 'Answer {"label": "..."} with one of {labels}.'

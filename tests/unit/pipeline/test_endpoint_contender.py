@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tailorbird.data.rows import DataError, Splits
+from tailorbird.data.rows import DataError, Rows, Splits
 from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.evaluation.inference.endpoint_coverage import AnswerCounts
 from tailorbird.models.endpoint import errors
@@ -16,6 +16,7 @@ from tailorbird.models.endpoint.prompts import label_answer
 from tailorbird.pipeline.cost import endpoint_answers
 from tailorbird.pipeline.endpoint_contender import (
     endpoint_baseline,
+    first_answer,
     predict_contender,
     request_limits,
 )
@@ -136,23 +137,28 @@ def test_an_empty_label_is_refused_before_the_first_request(tmp_path: Path) -> N
         assert server.bodies == []
 
 
-PROMPT = {
-    "train": "s3://lake/x",
-    "system": "You sort rows.",
-    "template": "Labels: {labels}\nRow: {text}",
-    "label_descriptions": {"a": "the first letter"},
-}
+PROMPT = {"system": "You sort rows.", "template": "Labels: {labels}\nRow: {text}"}
+OTHER_PROMPT = {"system": "You are a poet.", "template": "Rhyme on {text}"}
 
 
-def prompted_context(server: Server, folder: Path) -> RunContext:
-    endpoint = {"url": server.url, "model": "m"}
-    recipe = recipe_at(folder, evaluation=evaluation_with(endpoint), data=PROMPT)
-    return context_of(recipe, splits_of())
+def prompted_context(server: Server, folder: Path, *, of_the_endpoint: bool = False) -> RunContext:
+    contender: dict[str, Any] = {"endpoint": {"url": server.url, "model": "m"}}
+    data = {"train": "s3://lake/x", "label_descriptions": {"a": "the first letter"}}
+    if of_the_endpoint:
+        contender["prompt"] = PROMPT
+        data |= OTHER_PROMPT
+    else:
+        data |= PROMPT
+    evaluation = {"contenders": {"hosted": contender}, "prompt_draws": 1}
+    return context_of(recipe_at(folder, evaluation=evaluation, data=data), splits_of())
 
 
-def test_the_prompt_of_the_recipe_is_sent_and_stored_with_each_version(tmp_path: Path) -> None:
+@pytest.mark.parametrize("of_the_endpoint", [False, True])
+def test_the_prompt_of_the_recipe_is_sent_and_stored_with_each_version(
+    tmp_path: Path, of_the_endpoint: bool
+) -> None:
     with endpoint_server(by_last_letter) as server:
-        context = prompted_context(server, tmp_path)
+        context = prompted_context(server, tmp_path, of_the_endpoint=of_the_endpoint)
         require_endpoints(context, progress=ProgressRecorder())
         baseline = fitted(context)
         table = predict_contender(context.inputs, str(baseline.uri), rows=context.splits.test)
@@ -170,6 +176,37 @@ def test_the_prompt_of_the_recipe_is_sent_and_stored_with_each_version(tmp_path:
     stored = read_artifact_config(str(baseline.uri)).prompting
     assert stored is not None
     assert (stored.system, stored.template) == ("You sort rows.", f"{start}{{text}}")
+
+
+def test_an_endpoint_of_a_chat_task_has_its_own_prompt_with_the_limits_of_the_task(
+    tmp_path: Path,
+) -> None:
+    splits = []
+    for name in ("train", "validation", "test"):
+        turns = tuple((("user", f"a question of {name}, {number}"),) for number in range(4))
+        texts = tuple(content for ((_, content),) in turns)
+        splits.append(Rows(tuple("0123"), texts, ("an answer",) * 4, conversations=turns))
+    with endpoint_server(lambda *_: completion("an answer")) as server:
+        endpoint = {"url": server.url, "model": "m"}
+        contenders = {"hosted": {"endpoint": endpoint, "prompt": OTHER_PROMPT}}
+        recipe = recipe_at(
+            tmp_path,
+            task="chat",
+            data={"train": "s3://lake/x", "system": "You sort rows.", "max_new_tokens": 50},
+            evaluation={"contenders": contenders, "metric": "exact_match"},
+        )
+        context = context_of(recipe, Splits(*splits))
+        first_answer(
+            context.inputs,
+            "hosted",
+            config=context.task.version_config("zero_shot", dtype="float32"),
+        )
+        [body] = server.bodies
+    assert [turn["content"] for turn in body["messages"]] == [
+        "You are a poet.",
+        "Rhyme on a question of validation, 0",
+    ]
+    assert body["max_tokens"] == 50
 
 
 def test_the_answers_of_an_endpoint_that_ignores_the_template_are_wrong_and_counted(
