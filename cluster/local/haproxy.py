@@ -55,10 +55,11 @@ DEFAULTS = """    option http-buffer-request
 
 # Unknown methods are not logged, because Ray counts logged requests by method. Serve's fallback
 # proxy answers 500 to some headers that are not UTF-8, and clients must not control Serve
-# (`serving.http`).
+# (`serving.http`). No route changes the protocol, and a server need not answer a request to change it.
 RULES = rf"""    acl known_method method {METHODS}
     http-request set-log-level silent if !known_method
     http-request deny deny_status 405 if !known_method
+    http-request del-header upgrade
     http-request del-header ^(x-request-timeout-seconds|x-request-disconnect-disabled)$ -m reg
     http-request del-header ^(x[-_]session[-_]id|serve[-_]multiplexed[-_]model[-_]id)$ -m reg
     http-request del-header x-request-id if {{ req.fhdr(x-request-id) -m reg [^A-Za-z0-9._-]|.{{129}} }}

@@ -26,7 +26,6 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
-from starlette.websockets import WebSocketClose
 
 from serving.http.api_keys import KeyScope
 from serving.http.schemas import RequestError
@@ -109,9 +108,6 @@ def http_app(
     """
 
     async def unknown(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "websocket":
-            await WebSocketClose(1003)(scope, receive, send)
-            return
         # relative links need the slash at the end
         if scope["path"] == scope.get("root_path") and "/" in routes:
             await _redirect(f"{scope['path'].rpartition('/')[2]}/")(scope, receive, send)

@@ -233,7 +233,8 @@ def test_headers_that_control_serve_are_removed(proxy: Proxy) -> None:
         b"x_request_timeout_seconds",
         b"x_request_disconnect_disabled",
     }  # Serve does not read these
-    sent = [name.title() + b": \xff" for name in names]
+    names.add(b"upgrade")
+    sent = [b"connection: upgrade", *(name.title() + b": \xff" for name in names)]
     _, _, content = haproxy.parsed(proxy.send(b"GET", "/", *sent, b"x-other: 1"))
     received = {name.lower() for name, _ in json.loads(content)}
     assert "x-other" in received

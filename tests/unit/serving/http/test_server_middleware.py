@@ -122,15 +122,57 @@ def test_a_client_does_not_choose_its_address() -> None:
         assert b"10.9.9.9" not in answer
 
 
-def test_an_unknown_method_and_a_websocket_are_refused(port: int) -> None:
+def test_an_unknown_method_is_refused_with_the_allowed_ones(port: int) -> None:
     answer = _ask(port, b"host: localhost", first=b"TRACE / HTTP/1.1")
     assert error_type(answer) == (405, "wrong_method")
     for method in sorted(METHODS - {"GET", "HEAD"}):
         answer = _ask(port, b"host: localhost", first=b"%s /healthz HTTP/1.1" % method.encode())
         assert parsed(answer)[1]["allow"] == "GET"
-    upgrade = b"GET / HTTP/1.1|host: localhost|connection: upgrade|upgrade: websocket|"
-    key = b"sec-websocket-version: 13|sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==||"
-    assert parsed(send(port, (upgrade + key).replace(b"|", b"\r\n")))[0] == 403
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"connection: upgrade, close\r\nupgrade: websocket\r\nsec-websocket-key: dGhlIHNhbXBsZQ==",
+        b"connection: upgrade, http2-settings, close\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk",
+        b"connection: te, close\r\nte: trailers",
+        b"keep-alive: timeout=600",
+        b"proxy-authorization: Basic YTpi",
+        b"proxy-connection: keep-alive",
+        b"trailer: x-end",
+    ],
+)
+def test_each_method_is_answered_with_each_header_for_one_connection(
+    port: int, header: bytes
+) -> None:
+    for method in sorted(METHODS):
+        lines = (
+            b"%s /healthz HTTP/1.1" % method.encode(),
+            b"host: localhost",
+            b"content-length: 2",
+        )
+        request = b"\r\n".join((*lines, b"connection: close", header, b"", b"{}"))
+        status, _, _ = parsed(send(port, request))
+        assert status == (200 if method == "GET" else 405), method
+
+
+@pytest.mark.parametrize("length", [b"content-length: 90000", b"transfer-encoding: chunked"])
+def test_a_refused_request_does_not_keep_its_connection_by_a_slow_body(
+    port: int, length: bytes
+) -> None:
+    first = b"POST /healthz HTTP/1.1\r\nhost: localhost\r\n"  # wrong method, so no body is read
+    answer = send(port, first + length + b"\r\n\r\n")
+    assert parsed(answer)[:2] == (405, parsed(answer)[1] | {"connection": "close"})
+
+
+def test_the_connection_of_a_refused_request_is_used_again_if_its_body_has_arrived(
+    port: int,
+) -> None:
+    refused = b"POST /healthz HTTP/1.1\r\nhost: localhost\r\ncontent-length: 2\r\n\r\n{}"
+    answers = send(
+        port, refused + b"GET /healthz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+    )
+    assert answers.count(b"HTTP/1.1 ") == 2
 
 
 @pytest.mark.parametrize(
