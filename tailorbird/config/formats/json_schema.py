@@ -3,7 +3,8 @@ small."""
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from fractions import Fraction
 from graphlib import CycleError, TopologicalSorter
 from itertools import chain
@@ -31,8 +32,14 @@ ANNOTATIONS = frozenset(
         "deprecated",
         "readOnly",
         "writeOnly",
+        "$id",
+        "discriminator",
+        "example",
+        "externalDocs",
+        "nullable",
     )
 )
+"""Keywords that are ignored, besides `x-...`. OpenAPI's `nullable` does not allow null."""
 DEFINITIONS = ("$defs", "definitions")
 KEYWORDS: Mapping[str, tuple[str, ...]] = {
     "object": ("properties", "required", "additionalProperties"),
@@ -75,6 +82,7 @@ class _Checker:
     def __init__(self, schema: Mapping[str, Any]) -> None:
         self._schema = schema
         self._num_subschemas = self._num_values = 0
+        self._exclusive: dict[str, list[Schema]] = {}  # alternatives of `oneOf`, by path
 
     def root(self) -> dict[str, Any]:
         definitions: dict[str, dict[str, Schema]] = {}
@@ -91,7 +99,11 @@ class _Checker:
         content = {name: value for name, value in self._schema.items() if name not in DEFINITIONS}
         root = self._form(content, "", 0)
         assert isinstance(root, dict)  # the schema is an object
-        _require_content({"#": root} | by_reference)
+        by_reference["#"] = root
+        _require_content(by_reference)
+        _require_end(by_reference)
+        for where, alternatives in self._exclusive.items():
+            _require_exclusive(alternatives, by_reference, where)
         return root | definitions
 
     def _form(self, schema: Any, where: str, depth: int) -> Schema:
@@ -105,12 +117,17 @@ class _Checker:
             return {}
         if not isinstance(schema, Mapping):
             raise ValueError(f"{where or 'the schema'}: must be an object, not {_shown(schema)}")
-        content = {name: value for name, value in schema.items() if name not in ANNOTATIONS}
+        content = {
+            name: value
+            for name, value in schema.items()
+            if name not in ANNOTATIONS and not name.startswith("x-")
+        }
         forms: dict[str, Callable[[Mapping[str, Any], str, int], Schema]] = {
             "$ref": self._reference,
             "const": self._values,
             "enum": self._values,
             "anyOf": self._alternatives,
+            "oneOf": self._exclusive_alternatives,
         }
         for name, form in forms.items():
             if name in content:
@@ -171,6 +188,13 @@ class _Checker:
                 for row, value in enumerate(alternatives)
             ]
         }
+
+    def _exclusive_alternatives(self, schema: Mapping[str, Any], where: str, depth: int) -> Schema:
+        _require_only(schema, ("oneOf",), where)
+        form = self._alternatives({"anyOf": schema["oneOf"]}, where, depth)
+        assert isinstance(form, dict)
+        self._exclusive[where] = form["anyOf"]
+        return form
 
     def _typed(self, schema: Mapping[str, Any], where: str, depth: int) -> Schema:
         if not schema:
@@ -258,6 +282,38 @@ class _Checker:
         return list(value.items())
 
 
+def _require_exclusive(
+    alternatives: Sequence[Schema], forms: Mapping[str, Schema], where: str
+) -> None:
+    """Raise ValueError unless one required property has other values in each alternative."""
+    values = []
+    for form in alternatives:
+        target = form.get("$ref") if isinstance(form, dict) else None
+        values.append(_listed_values(form if target is None else forms[target]))
+    for name in set.intersection(*map(set, values)):
+        if sum(len(each[name]) for each in values) == len(
+            frozenset[str]().union(*(each[name] for each in values))
+        ):
+            return
+    raise ValueError(
+        f"{where}/oneOf: the alternatives must be objects that require one property in common, "
+        "with `const` or `enum` of other texts in each; otherwise use anyOf"
+    )
+
+
+def _listed_values(form: Schema) -> dict[str, frozenset[str]]:
+    """Return the texts of each required property of an object that has only certain texts."""
+    if not isinstance(form, dict):
+        return {}
+    values = {}
+    for name in form.get("required", ()):
+        part = form["properties"][name]
+        texts = part.get("enum", ()) if isinstance(part, dict) else ()
+        if texts and all(isinstance(text, str) for text in texts):
+            values[name] = frozenset(texts)
+    return values
+
+
 def _require_content(forms: Mapping[str, Any]) -> None:
     """Raise ValueError if a schema refers to itself without an object or a list in between; `forms`
     by reference."""
@@ -277,6 +333,57 @@ def _direct_references(form: Mapping[str, Any]) -> Iterator[str]:
         yield form["$ref"]
     for alternative in form.get("anyOf", ()):
         yield from _direct_references(alternative)
+
+
+def _require_end(forms: Mapping[str, Schema]) -> None:
+    """Raise ValueError if every value of a schema contains another value of it; `forms` by
+    reference."""
+    users = defaultdict[str, list[str]](list)
+    for name, form in forms.items():
+        for reference in _needed_references(form):
+            users[reference].append(name)
+    ending = set[str]()
+    candidates = list(forms)
+    while candidates:
+        name = candidates.pop()
+        if name not in ending and _can_end(forms[name], ending):
+            ending.add(name)
+            candidates.extend(users[name])
+    for name in forms:
+        if name not in ending:
+            raise ValueError(
+                f"{name}: each value would contain another one without end; do not require the "
+                "property or the item that refers to the schema, or allow null"
+            )
+
+
+def _can_end(form: Schema, ending: Set[str]) -> bool:
+    """Return whether a value of the form ends, if those of the references in `ending` do."""
+    if not isinstance(form, dict):
+        return True
+    if "$ref" in form:
+        return form["$ref"] in ending
+    if "anyOf" in form:
+        return any(_can_end(alternative, ending) for alternative in form["anyOf"])
+    return all(_can_end(part, ending) for part in _needed_parts(form))
+
+
+def _needed_references(form: Schema) -> Iterator[str]:
+    """Yield the references of a form, except those that a value can be without."""
+    if not isinstance(form, dict):
+        return
+    if "$ref" in form:
+        yield form["$ref"]
+    for part in chain(form.get("anyOf", ()), _needed_parts(form)):
+        yield from _needed_references(part)
+
+
+def _needed_parts(form: Mapping[str, Any]) -> Iterator[Schema]:
+    """Yield the required properties of an object, or the items of a list that is not empty."""
+    for name in form.get("required", ()):
+        yield form["properties"][name]
+    if form.get("minItems", 0) > 0:
+        yield form["items"]
 
 
 def _number(name: str, keywords: Mapping[str, Any], where: str) -> Schema:

@@ -34,6 +34,11 @@ JSON = st.recursive(
 )
 
 
+def tagged(*values: str) -> dict[str, Any]:
+    """Return a member of a tagged union."""
+    return {"properties": {"tag": {"enum": list(values)}, "more": {}}, "required": ["tag"]}
+
+
 @pytest.mark.parametrize(
     ("schema", "expected"),
     [
@@ -53,6 +58,10 @@ JSON = st.recursive(
                 "definitions": {"x": {"type": "array", "items": {"$ref": "#"}}},
             },
         ),
+        (
+            {"type": "string", "nullable": True, "$id": "a", "x-order": 1, "discriminator": {}},
+            {"type": "string"},
+        ),
         ({"enum": [2**53, 1e300, True]}, {"enum": [2**53, 1e300, True]}),
         (
             {"type": "number", "minimum": 1, "maximum": 1},
@@ -71,7 +80,21 @@ def test_a_supported_schema_has_one_form_for_each_subschema(schema: Any, expecte
     [
         ("/type", {"type": "person"}),
         ("/type", {"type": []}),
-        ("/properties/a", {"properties": {"a": {"oneOf": []}}}),
+        ("/properties/a/oneOf", {"properties": {"a": {"oneOf": [tagged("a"), tagged("b", "a")]}}}),
+        ("/oneOf", {"oneOf": [tagged("a"), tagged("b") | {"required": []}]}),
+        ("/oneOf", {"oneOf": [tagged("a"), True]}),
+        ("#: each value", {"properties": {"a": {"$ref": "#"}}, "required": ["a"]}),
+        (
+            "#/$defs/a: each value",
+            {
+                "properties": {"optional": {"$ref": "#/$defs/a"}},
+                "$defs": {
+                    "a": {"items": {"$ref": "#/$defs/b"}, "minItems": 1},
+                    "b": {"anyOf": [{"$ref": "#/$defs/c"}]},
+                    "c": {"properties": {"x": {"$ref": "#/$defs/a"}}, "required": ["x"]},
+                },
+            },
+        ),
         ("", {"not": {}}),
         ("", {"type": "number", "multipleOf": 2}),
         ("", {"type": "string", "minimum": 2}),

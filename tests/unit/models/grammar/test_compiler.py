@@ -4,12 +4,13 @@ import json
 import random
 import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel, Field, TypeAdapter
 
 from tailorbird.config.formats.response_format import (
     ChoiceFormat,
@@ -69,6 +70,19 @@ RECURSIVE: dict[str, Any] = {
         }
     },
 }
+
+
+class Cat(BaseModel):
+    kind: Literal["cat"]
+    lives: int
+
+
+class Dog(BaseModel):
+    kind: Literal["dog", "wolf"]
+    friend: "Annotated[Cat | Dog, Field(discriminator='kind')] | None"
+
+
+UNION = TypeAdapter(Annotated[Cat | Dog, Field(discriminator="kind")]).json_schema()
 NAMES = st.lists(
     st.sampled_from(["name", "a b", 'é"\\', "", "日", "</s>"]), unique=True, max_size=3
 )
@@ -114,7 +128,7 @@ def test_every_answer_satisfies_the_schema(schema: Any, seed: int) -> None:
         jsonschema.validate(json.loads(answer), schema)
 
 
-@pytest.mark.parametrize("schema", [*TEXTS, *NUMBERS, *OTHERS, RECURSIVE])
+@pytest.mark.parametrize("schema", [*TEXTS, *NUMBERS, *OTHERS, RECURSIVE, UNION])
 def test_every_answer_satisfies_a_simple_schema(schema: Any) -> None:
     drawn = answers(COMPILER.compile(schema_format(schema)), seed=0, count=20)
     assert len(drawn) > 10
