@@ -39,7 +39,8 @@ class StackError(ValueError):
 
 
 class StackState(StoredModel):
-    """Addresses and credentials of a running stack. `started` detects a reused process id."""
+    """Addresses and credentials of a running stack. `started` detects a reused process id; see
+    `started_after_boot`."""
 
     pid: int
     started: float
@@ -164,11 +165,18 @@ def _read_state(folder: Path) -> StackState | None:
         ) from None
 
 
+def started_after_boot(process: psutil.Process) -> float:
+    """Return when a process started, in seconds after the boot of the machine.
+
+    The time by the clock would change with the clock, for example after a suspended machine goes on.
+    """
+    return process.create_time() - psutil.boot_time()
+
+
 def _is_alive(state: StackState) -> bool:
     try:
         process = psutil.Process(state.pid)
-        # The clock of create_time may be adjusted slightly while the process runs.
-        return _runs(process) and abs(process.create_time() - state.started) < 2
+        return _runs(process) and abs(started_after_boot(process) - state.started) < 2
     except psutil.NoSuchProcess:
         return False
 

@@ -19,7 +19,15 @@ from cluster.bearer_auth import bearer
 from cluster.local import ports
 from cluster.local.processes import Process, program, start
 from cluster.local.ray_env import Keys, environment, stack_keys, write_private
-from cluster.local.stack import POLL_S, STATE_FILE, StackError, StackState, await_end, family
+from cluster.local.stack import (
+    POLL_S,
+    STATE_FILE,
+    StackError,
+    StackState,
+    await_end,
+    family,
+    started_after_boot,
+)
 
 SERVER_START_TIMEOUT_S = 120
 SERVER_STOP_TIMEOUT_S = 30
@@ -172,7 +180,7 @@ def ray_answers(base: int, *, keys: Keys) -> bool:
 def _state(base: int, *, keys: Keys, servers: dict[str, Process], temp_dir: Path) -> str:
     state = StackState(
         pid=os.getpid(),
-        started=psutil.Process().create_time(),
+        started=started_after_boot(psutil.Process()),
         server_pids=tuple(server.pid for server in servers.values()),
         s3_endpoint=f"http://127.0.0.1:{base + ports.S3}",
         access_key=keys.access_key,

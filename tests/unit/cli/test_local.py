@@ -8,7 +8,7 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
-from cluster.local.stack import STATE_FILE, StackState
+from cluster.local.stack import STATE_FILE, StackState, started_after_boot
 from tailorbird.cli.app import app
 
 SECRETS = {"access_key": "an-access-key", "secret_key": "a-secret-key", "token": "a-token"}
@@ -19,7 +19,7 @@ def folder(tmp_path: Path) -> str:
     """The folder of a stack whose process is this one."""
     state = StackState(
         pid=os.getpid(),
-        started=psutil.Process().create_time(),
+        started=started_after_boot(psutil.Process()),
         s3_endpoint="http://127.0.0.1:1",
         ray_address="127.0.0.1:2",
         dashboard_url="http://127.0.0.1:3",

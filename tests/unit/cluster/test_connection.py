@@ -45,7 +45,7 @@ def folder(tmp_path: Path) -> Path:
     """A folder with the state of a running stack; its process is this one."""
     state = stack.StackState(
         pid=os.getpid(),
-        started=psutil.Process().create_time(),
+        started=stack.started_after_boot(psutil.Process()),
         s3_endpoint="http://127.0.0.1:1",
         access_key="key",
         secret_key="secret",

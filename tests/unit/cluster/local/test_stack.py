@@ -12,7 +12,7 @@ from cluster.local.folder import NAME, default_folder
 def _state(**changes: object) -> stack.StackState:
     values: dict[str, object] = {
         "pid": os.getpid(),
-        "started": psutil.Process().create_time(),
+        "started": stack.started_after_boot(psutil.Process()),
         "server_pids": (),
         "s3_endpoint": "http://127.0.0.1:1",
         "access_key": "key",
@@ -34,10 +34,20 @@ def _write(folder: Path, state: stack.StackState) -> None:
 def test_a_reused_process_id_is_not_a_running_stack(tmp_path: Path) -> None:
     _write(tmp_path, _state())
     assert stack.status(tmp_path) == _state()
-    _write(tmp_path, _state(started=psutil.Process().create_time() - 3600))
+    _write(tmp_path, _state(started=stack.started_after_boot(psutil.Process()) - 3600))
     assert stack.status(tmp_path) is None
     assert not stack.down(tmp_path)
     assert not (tmp_path / stack.STATE_FILE).exists()
+
+
+def test_a_stack_is_running_after_the_clock_was_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write(tmp_path, _state())
+    boot, start = psutil.boot_time(), psutil.Process().create_time()
+    monkeypatch.setattr(psutil, "boot_time", lambda: boot + 22)
+    monkeypatch.setattr(psutil.Process, "create_time", lambda _: start + 22)
+    assert stack.status(tmp_path) == _state()
 
 
 def test_down_does_not_stop_a_process_that_reuses_the_id_of_a_dead_server(tmp_path: Path) -> None:
