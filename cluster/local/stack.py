@@ -168,7 +168,7 @@ def _read_state(folder: Path) -> StackState | None:
 def started_after_boot(process: psutil.Process) -> float:
     """Return when a process started, in seconds after the boot of the machine.
 
-    The time by the clock would change with the clock, for example after a suspended machine goes on.
+    The time by the clock changes with the clock, for example after a suspended machine goes on.
     """
     return process.create_time() - psutil.boot_time()
 
