@@ -29,10 +29,10 @@ def models(recipe: RecipePath) -> Result:
 
         task_uri = read_recipe(recipe).task_uri
         stored = read_champion(task_uri)
-        versions = list_versions(task_uri)
-    value: dict[str, object] = {"champion": None, "parity": None}
+        versions, damaged = list_versions(task_uri)
+    value: dict[str, object] = {"champion": None, "parity": None, "damaged": damaged}
     value["versions"] = [version.model_dump() for version in versions]
-    if not versions:
+    if not versions and not damaged:
         return value, [
             f"no version is registered under {task_uri}; run `tailorbird run {recipe}` first"
         ]
@@ -42,11 +42,12 @@ def models(recipe: RecipePath) -> Result:
         champion, _ = stored
         parity = champion.parity
         value["champion"] = champion.uri
-    width = max(len(version.version) for version in versions)
+    width = max((len(version.version) for version in versions), default=0)
     lines = []
     for version in versions:
         mark = "*" if version.uri == value["champion"] else " "
         lines.append(f"{mark} {version.version:<{width}}  {version.created_at}  {version.uri}")
+    lines += [f"damaged: {uri}: {reason}" for uri, reason in damaged.items()]
     if parity is not None:
         value["parity"] = parity.model_dump()
         lines.append(f"champion: {parity.sentence()}")
@@ -206,7 +207,7 @@ def security_log(
         log = read(uri, since=first, until=last)
     lines = [event.line() for event in log.events]
     if not lines:
-        lines = [f"no events in {uri} from {first} to {last}"]
+        lines = [f"no events in the registry {uri} from {first} to {last}; all tasks share its log"]
     lines += [f"damaged: {file}" for file in log.unreadable]
     value = {
         "events": [event.model_dump(mode="json") for event in log.events],

@@ -397,9 +397,16 @@ def weights_digest(version: ModelVersion) -> str:
     return version.digest
 
 
-def list_versions(task_uri: str) -> list[ModelVersion]:
-    """Return all complete versions, oldest first."""
-    return sorted(map(read_version, version_uris(task_uri)), key=lambda each: each.created_at)
+def list_versions(task_uri: str) -> tuple[list[ModelVersion], dict[str, str]]:
+    """Return all complete versions, oldest first, and the faults of damaged ones by URI."""
+    versions: list[ModelVersion] = []
+    damaged: dict[str, str] = {}
+    for uri in version_uris(task_uri):
+        try:
+            versions.append(read_version(uri))
+        except RegistryError as error:
+            damaged[uri] = str(error)
+    return sorted(versions, key=lambda each: each.created_at), damaged
 
 
 def version_uris(task_uri: str) -> list[str]:

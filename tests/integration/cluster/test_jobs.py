@@ -192,7 +192,7 @@ def test_a_submitted_job_runs_the_pipeline_and_a_job_submitted_by_rays_cli_reuse
         sys.executable, "-m", "tailorbird", "submit", str(recipe), *TINY, "--follow", "--json"
     )
     task_uri = f"{REGISTRY}/by-job"
-    versions = list_versions(task_uri)
+    versions = list_versions(task_uri)[0]
     assert len(versions) >= 1
     evidence = storage.read_json(f"{versions[-1].uri}/evidence.json")
     assert evidence["verdict"]["n"] == 400
@@ -219,7 +219,7 @@ def test_a_submitted_job_runs_the_pipeline_and_a_job_submitted_by_rays_cli_reuse
     command += ['{"excludes": [".venv", ".git", ".tailorbird", "shared"]}', "--"]
     by_ray = _run(*command, sys.executable, "-m", "tailorbird", "run", str(recipe), *TINY, "--json")
     assert f'"run": "{evidence["run"]}"' in by_ray.stdout
-    assert len(list_versions(task_uri)) == len(versions)
+    assert len(list_versions(task_uri)[0]) == len(versions)
 
 
 def _run(*command: str) -> subprocess.CompletedProcess[str]:

@@ -125,7 +125,7 @@ def test_the_run_writes_evidence_report_model_card_and_protocol(small_run: Small
 
 def test_the_winner_is_registered_with_its_evidence(small_run: SmallRun) -> None:
     winner = read_version(small_run.result.winner)
-    assert winner.uri in {version.uri for version in list_versions(small_run.recipe.task_uri)}
+    assert winner.uri in {version.uri for version in list_versions(small_run.recipe.task_uri)[0]}
     manifest = storage.read_json(f"{winner.uri}/manifest.json")
     for name, entry in manifest.items():
         assert storage.sha256_file(local_copy(winner.uri) / name) == entry["sha256"]

@@ -74,7 +74,7 @@ def write_run(
 def test_registered_versions_are_listed_oldest_first_and_read_back(
     bucket: str, versions: list[ModelVersion]
 ) -> None:
-    assert list_versions(f"{bucket}/task") == versions
+    assert list_versions(f"{bucket}/task")[0] == versions
     assert read_version(versions[1].uri) == versions[1]
     assert versions[0].name == "task"
     assert versions[0].version.startswith("probe-")
@@ -83,7 +83,7 @@ def test_registered_versions_are_listed_oldest_first_and_read_back(
 def test_an_upload_without_a_manifest_is_not_a_version(bucket: str, tmp_path: Path) -> None:
     folder = version_folder(tmp_path / "half")
     storage.upload_folder(folder, f"{bucket}/task/versions/probe-half")
-    assert list_versions(f"{bucket}/task") == []
+    assert list_versions(f"{bucket}/task")[0] == []
     with pytest.raises(
         RegistryError,
         match=r"no complete model version at .*probe-half.*run `tailorbird models` to list",
@@ -251,7 +251,7 @@ def test_a_hybrid_is_a_version_whose_digest_covers_its_routing_and_both_parts(
     assert hybrid.version == f"hybrid-{hybrid.digest[:12]}"
     assert hybrid.hybrid is not None
     assert read_parts(hybrid.hybrid) == (versions[0], versions[1])
-    assert hybrid in list_versions(task_uri)
+    assert hybrid in list_versions(task_uri)[0]
     assert register(task_uri, hybrid_folder(tmp_path / "again", versions)) == hybrid
     others = [
         register(task_uri, hybrid_folder(tmp_path / "threshold", versions, threshold=0.6)),
@@ -278,7 +278,7 @@ def test_a_hybrid_of_a_missing_or_changed_version_is_rejected(
     ):
         with pytest.raises(RegistryError, match=message):
             register(task_uri, hybrid_folder(tmp_path / str(number + 10), [versions[0], part]))
-    assert len(list_versions(task_uri)) == 2
+    assert len(list_versions(task_uri)[0]) == 2
 
 
 def test_concurrent_readers_create_one_secret_for_the_draws_of_a_task(bucket: str) -> None:
