@@ -7,16 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from starlette.testclient import TestClient
 
 from serving.batch_jobs import routes
-from serving.http.api_keys import new_key
 from serving.http.asgi import path_id
 from serving.http.schemas import BatchJob
-from serving.replica.base import Replica
 from tailorbird.config.serving import ServingConfig
 from tests.unit.serving.batch_jobs.test_runner import job_of
-from tests.unit.serving.replica.loads import Loads
+from tests.unit.serving.replica.loads import client_of, new_replica, stored_keys
 
 BATCH_ID = "0" * 24
 OWNERS = {
@@ -36,21 +33,12 @@ def stored(monkeypatch: pytest.MonkeyPatch) -> dict[str, BatchJob | None]:
     return stored
 
 
-def app(config: ServingConfig) -> TestClient:
-    replica: Replica[Any] = Replica(
-        Loads().versions(), task="classification", task_uri="s3://models/task", config=config
-    )
-    return TestClient(replica.asgi_app({}, page="classify"), base_url="http://127.0.0.1")
-
-
 class Keys:
     """A service that accepts the keys of `OWNERS`."""
 
     def __init__(self, folder: Path) -> None:
-        made = {name: new_key(name, options=[options]) for name, options in OWNERS.items()}
-        (folder / "keys").write_text("\n".join(stored.to_line() for _, stored in made.values()))
-        self.keys = {name: key for name, (key, _) in made.items()}
-        self.client = app(ServingConfig(api_keys=(folder / "keys").as_uri()))
+        uri, self.keys = stored_keys(folder, **OWNERS)
+        self.client = client_of(new_replica(api_keys=uri))
 
     def request(self, method: str, path: str, *, key: str) -> Any:
         headers = {"authorization": f"Bearer {self.keys[key]}"}

@@ -1,11 +1,15 @@
-"""A chat engine without a model."""
+"""A chat engine without a model, and generations of chat requests."""
 
+import json
 from collections.abc import AsyncGenerator
 from types import SimpleNamespace
 from typing import Any
 
+from serving.engines.base_chat import ChatEngine, GenerationRequest
 from serving.engines.language_model import Generation, LanguageModelEngine
+from serving.http.chat_schemas import parse_chat
 from serving.http.schemas import RequestError
+from serving.replica.generation import generation_request, token_limit
 from tailorbird.models.grammar.compiler import GrammarCompiler
 from tailorbird.registry.versions import Prompting
 from tests.small_chat import tokenizer
@@ -52,3 +56,14 @@ class FakeEngine(LanguageModelEngine):
                 raise RequestError(500, "engine_failed", "it gave up")
             self.num_generated = min(end, len(self.tokens))
             yield self.tokens[end - self.at_once : end], end >= len(self.tokens)
+
+
+def generation_of(
+    engine: ChatEngine, text: str, *, max_new_tokens: int | None = None, **fields: Any
+) -> GenerationRequest:
+    """Return the generation of a chat request with this text, under the limit of a recipe."""
+    body = {"messages": [{"role": "user", "content": text}]} | fields
+    request = parse_chat(json.dumps(body).encode())
+    limit = token_limit(request, engine=engine, max_new_tokens=max_new_tokens)
+    prompt = engine.chat_prompt(request.conversation, max_new_tokens=limit)
+    return generation_request(request, prompt, engine=engine, max_new_tokens=limit)

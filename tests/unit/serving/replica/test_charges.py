@@ -10,13 +10,12 @@ import pytest
 from starlette.testclient import TestClient
 
 from serving.engines.language_model import Generation
-from serving.http.api_keys import new_key
 from serving.http.asgi import ASGIApp
 from serving.replica.chat import Chat
 from tailorbird.config.serving import ServingConfig
 from tests.unit.serving.http.application import application, chunks, exchange
 from tests.unit.serving.replica.fake_engine import FakeEngine
-from tests.unit.serving.replica.loads import config
+from tests.unit.serving.replica.loads import config, stored_keys
 from tests.unit.serving.replica.test_classifier import new_classifier
 
 ROUTE = "/v1/chat/completions"
@@ -27,10 +26,8 @@ class Client:
     """A client with a key that has a limit, given as `option`."""
 
     def __init__(self, folder: Path, option: str) -> None:
-        key, stored = new_key("app", options=[option])
-        (folder / "keys").write_text(stored.to_line())
-        self.headers = {"authorization": f"Bearer {key}"}
-        self.uri = (folder / "keys").as_uri()
+        self.uri, keys = stored_keys(folder, app=option)
+        self.headers = {"authorization": f"Bearer {keys['app']}"}
         self.app: ASGIApp
 
     def serve(self, engine: FakeEngine) -> None:

@@ -9,15 +9,9 @@ import pytest
 
 from serving.engines.base_chat import GenerationRequest, PartialAnswer, Sampling
 from serving.http.chat_format import STREAM_OBJECT, answer_head
-from serving.http.chat_schemas import parse_chat
 from serving.http.schemas import RequestError
-from serving.replica.generation import (
-    generation_request,
-    stream_events,
-    token_limit,
-    whole_answer,
-)
-from tests.unit.serving.replica.fake_engine import FakeEngine
+from serving.replica.generation import stream_events, whole_answer
+from tests.unit.serving.replica.fake_engine import FakeEngine, generation_of
 
 HEAD = answer_head(STREAM_OBJECT, request_id="r", model="m", version="v")
 
@@ -102,28 +96,22 @@ def test_a_streamed_answer_is_reported_once_even_after_a_disconnect_or_a_failure
     assert [answer.text for answer in reported] == ["one two", "ab", "on"]
 
 
-def request_of(*, max_new_tokens: int | None = None, **fields: Any) -> GenerationRequest:
-    """Return the generation of a chat request whose tokenizer makes one token per character."""
-    body = {"messages": [{"role": "user", "content": "abc"}]} | fields
-    request = parse_chat(json.dumps(body).encode())
-    engine = FakeEngine("")
-    prompt = [1] * len(request.conversation[-1][1])
-    limit = token_limit(request, engine=engine, max_new_tokens=max_new_tokens)
-    return generation_request(request, prompt, engine=engine, max_new_tokens=limit)
-
-
 @pytest.mark.parametrize(("in_recipe", "most", "default"), [(20, 20, 8), (4, 4, 4)])
 def test_more_tokens_than_evaluated_need_a_higher_limit_in_the_recipe(
     in_recipe: int | None, most: int, default: int
 ) -> None:
-    assert request_of(max_new_tokens=in_recipe).max_new_tokens == default
-    assert request_of(max_new_tokens=in_recipe, max_tokens=most).max_new_tokens == most
+    def limit(**fields: Any) -> int | None:
+        engine = FakeEngine("")
+        return generation_of(engine, "abc", max_new_tokens=in_recipe, **fields).max_new_tokens
+
+    assert limit() == default
+    assert limit(max_tokens=most) == most
     with pytest.raises(RequestError) as caught:
-        request_of(max_new_tokens=in_recipe, max_tokens=most + 1)
+        limit(max_tokens=most + 1)
     assert (caught.value.status, caught.value.param) == (400, "max_tokens")
 
 
 def test_a_prompt_without_room_for_its_answer_is_a_400_with_openais_code() -> None:
     with pytest.raises(RequestError) as caught:
-        request_of(messages=[{"role": "user", "content": "abc" * 20}])
+        generation_of(FakeEngine(""), "abc" * 20)
     assert (caught.value.status, caught.value.code) == (400, "context_length_exceeded")
