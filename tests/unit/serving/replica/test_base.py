@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from starlette.types import Message
 
-from serving.http.asgi import Route
 from serving.http.schemas import RequestError
 from serving.replica.base import Replica
 from serving.replica.config import config_id
+from tests.unit.serving.http.application import exchange
 from tests.unit.serving.replica.loads import (
     client_of,
     config,
@@ -78,39 +78,25 @@ def test_readyz_shows_reasons_to_a_key_with_the_scope_admin(tmp_path: Path) -> N
 @pytest.mark.parametrize("separate_lines", [False, True])
 def test_a_client_that_sends_bodies_slowly_leaves_room_for_others(separate_lines: bool) -> None:
     replica = new_replica(max_batch_size=1, max_queued_requests=3, guarded=True)
-    go = asyncio.Event()
-
-    async def answer(body: bytes, _request_id: str) -> tuple[int, bytes]:
-        return 200, body
-
-    async def receive() -> Message:
-        await go.wait()
-        return {"type": "http.request", "body": b"{}"}
-
-    app = replica.asgi_app({"/v1/echo": Route("POST", answer)}, page="classify")
+    app = replica.asgi_app({}, page="classify")
+    gone = asyncio.Event()
 
     async def send_slowly(address: str, chosen: str) -> Message:
-        """Return the start of the response."""
-        sent: list[Message] = []
-
-        async def send(message: Message) -> None:
-            sent.append(message)
-
+        """Return the start of the response to a client that leaves before the end of the body."""
         # A client can choose all addresses but the last one, which the gateway adds.
         values = [chosen, address] if separate_lines else [f"{chosen}, {address}"]
         headers = [(b"x-forwarded-for", value.encode()) for value in values]
-        scope = {"type": "http", "method": "POST", "path": "/v1/echo", "headers": headers}
-        await app(scope, receive, send)
+        sent = await exchange(app, "POST", "/v1/feedback", headers=headers, disconnect=gone)
         return sent[0]
 
     async def scenario() -> list[Message]:
         addresses = ("10.0.0.1", "10.0.0.1", "10.0.0.1", "10.0.0.2")
         works = [send_slowly(each, f"10.9.9.{number}") for number, each in enumerate(addresses)]
-        asyncio.get_running_loop().call_later(0.1, go.set)
+        asyncio.get_running_loop().call_later(0.1, gone.set)
         return await asyncio.gather(*works)
 
     responses = asyncio.run(scenario())
-    assert [response["status"] for response in responses] == [200, 200, 429, 200]
+    assert [response["status"] for response in responses] == [400, 400, 429, 400]
     assert dict(responses[2]["headers"])[b"retry-after"] == b"2"
     assert not replica._admission.budgets["requests"].held
 
