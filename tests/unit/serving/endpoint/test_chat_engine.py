@@ -149,9 +149,8 @@ def test_a_streamed_response_has_the_last_token_counts_of_the_endpoint() -> None
         (refusal(500, "secret"), 503, "endpoint_unreachable", 3, "5"),
         (Reply(waits=True), 504, "endpoint_timeout", 1, None),
         (refusal(401, f"wrong key {KEY}"), 502, "endpoint_failed", 1, None),
-        (refusal(404, "secret"), 502, "endpoint_refused", 1, None),
         # a redirect is not followed
-        (Reply(307, headers={"Location": "completions"}), 502, "endpoint_refused", 1, None),
+        (Reply(307, b"secret", {"Location": "completions"}), 502, "endpoint_refused", 1, None),
         (refusal(400, "seed is not supported"), 400, "endpoint_refused", 1, None),
         (refusal(400, "no", code="context_length_exceeded"), 400, "too_long", 1, None),
         (refusal(400, "no", code="content_filter"), 400, "endpoint_refused", 1, None),
