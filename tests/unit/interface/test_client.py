@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from serving.http.api_keys import new_key
 from serving.http.asgi import ASGIApp
 from serving.replica.chat import Chat
 from tailorbird import Client
@@ -22,7 +21,7 @@ from tests.endpoint_server import Reply, endpoint_server, refusal, stream
 from tests.unit.serving.batch_jobs.test_scoring import version
 from tests.unit.serving.http.application import application
 from tests.unit.serving.replica.fake_engine import PROMPTING, FakeEngine
-from tests.unit.serving.replica.loads import config
+from tests.unit.serving.replica.loads import config, stored_keys
 from tests.unit.serving.replica.test_classifier import new_classifier
 
 URL = "http://127.0.0.1:8000"
@@ -48,9 +47,8 @@ def connect(monkeypatch: pytest.MonkeyPatch) -> Connect:
 @pytest.fixture
 def key(tmp_path: Path) -> tuple[str, str]:
     """Return a key, and the URI of the file that the service reads."""
-    key, stored = new_key("app", options=[])
-    (tmp_path / "keys").write_text(stored.to_line())
-    return key, (tmp_path / "keys").as_uri()
+    uri, keys = stored_keys(tmp_path, app="")
+    return keys["app"], uri
 
 
 @pytest.fixture

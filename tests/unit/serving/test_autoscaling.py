@@ -27,13 +27,11 @@ def test_the_options_of_serve_have_the_limits_of_the_recipe(task: str) -> None:
     assert "max_replicas_per_node" not in deployment_options(ServingConfig(), task=task)
 
 
-@pytest.mark.parametrize(
-    ("num_gpus", "task", "limit"), [(1, "classification", 356), (1, "chat", 164)]
-)
+@pytest.mark.parametrize(("task", "limit"), [("classification", 356), ("chat", 164)])
 def test_serve_sends_a_replica_256_requests_more_than_all_clients_may_hold(
-    num_gpus: float, task: str, limit: int
+    task: str, limit: int
 ) -> None:
-    config = ServingConfig(gpus_per_replica=num_gpus, max_queued_requests=100)
+    config = ServingConfig(gpus_per_replica=1, max_queued_requests=100)
     replica = Replica(Loads().versions(), task=task, task_uri="s3://models/task", config=config)
     assert replica._admission.budgets["requests"].limit == limit
     assert deployment_options(config, task=task)["max_ongoing_requests"] == limit + 256

@@ -24,9 +24,8 @@ from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.models.endpoint.client import RetryPolicy
 from tailorbird.models.endpoint.prompts import label_answer, label_prompting
-from tailorbird.registry import versions as registry
 from tailorbird.registry.endpoint import Endpoint
-from tailorbird.registry.versions import ModelVersion, Prompting, write_config
+from tailorbird.registry.versions import ModelVersion, Prompting
 from tests.build import rows, version_config
 from tests.endpoint_server import (
     MODEL,
@@ -38,7 +37,7 @@ from tests.endpoint_server import (
     refusal,
 )
 from tests.unit.serving.batch_jobs.test_runner import job_of
-from tests.unit.serving.endpoint.versions import KEY, VARIABLE
+from tests.unit.serving.endpoint.versions import KEY, VARIABLE, register_config
 
 LIMITS = RequestLimits(
     max_concurrency=2, retry=RetryPolicy(max_attempts=2, first_delay_s=0.001, max_delay_s=0.01)
@@ -71,9 +70,7 @@ def register(
             url=server.url, model="m", api_key=f"env://{VARIABLE}", reported_model=MODEL, **fields
         ),
     )
-    (folder / "version").mkdir()
-    write_config(folder / "version", config)
-    return registry.register((folder / "registry" / "task").as_uri(), folder / "version")
+    return register_config(folder, "version", config)
 
 
 class Batch:

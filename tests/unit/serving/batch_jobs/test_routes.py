@@ -2,21 +2,19 @@
 
 import asyncio
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from starlette.testclient import TestClient
 
 from serving.batch_jobs import routes
-from serving.http.api_keys import new_key
 from serving.http.asgi import path_id
 from serving.http.schemas import BatchJob
-from serving.replica.base import Replica
 from tailorbird.config.serving import ServingConfig
 from tests.unit.serving.batch_jobs.test_runner import job_of
-from tests.unit.serving.replica.loads import Loads
+from tests.unit.serving.replica.loads import client_of, new_replica, stored_keys
 
 BATCH_ID = "0" * 24
 OWNERS = {
@@ -25,6 +23,7 @@ OWNERS = {
     "operator": "scopes=admin",
     "asker": "scopes=answer",
 }
+Ask = Callable[..., Any]
 
 
 @pytest.fixture
@@ -36,30 +35,17 @@ def stored(monkeypatch: pytest.MonkeyPatch) -> dict[str, BatchJob | None]:
     return stored
 
 
-def app(config: ServingConfig) -> TestClient:
-    replica: Replica[Any] = Replica(
-        Loads().versions(), task="classification", task_uri="s3://models/task", config=config
-    )
-    return TestClient(replica.asgi_app({}, page="classify"), base_url="http://127.0.0.1")
-
-
-class Keys:
-    """A service that accepts the keys of `OWNERS`."""
-
-    def __init__(self, folder: Path) -> None:
-        made = {name: new_key(name, options=[options]) for name, options in OWNERS.items()}
-        (folder / "keys").write_text("\n".join(stored.to_line() for _, stored in made.values()))
-        self.keys = {name: key for name, (key, _) in made.items()}
-        self.client = app(ServingConfig(api_keys=(folder / "keys").as_uri()))
-
-    def request(self, method: str, path: str, *, key: str) -> Any:
-        headers = {"authorization": f"Bearer {self.keys[key]}"}
-        return self.client.request(method, f"/v1/batches{path}", headers=headers, json={})
-
-
 @pytest.fixture
-def keys(tmp_path: Path) -> Keys:
-    return Keys(tmp_path)
+def ask(tmp_path: Path) -> Ask:
+    """Return a function that sends a request for batches with a key of `OWNERS`."""
+    uri, keys = stored_keys(tmp_path, **OWNERS)
+    client = client_of(new_replica(api_keys=uri))
+
+    def ask(method: str, path: str, *, key: str) -> Any:
+        headers = {"authorization": f"Bearer {keys[key]}"}
+        return client.request(method, f"/v1/batches{path}", headers=headers, json={})
+
+    return ask
 
 
 # 404 of a submission: batches are not enabled.
@@ -74,11 +60,11 @@ def keys(tmp_path: Path) -> Keys:
 )
 @pytest.mark.usefixtures("stored")
 def test_a_batch_is_visible_only_to_the_key_that_submitted_it_and_to_admins(
-    keys: Keys, key: str, read: int, cancel: int, submit: int
+    ask: Ask, key: str, read: int, cancel: int, submit: int
 ) -> None:
-    assert keys.request("GET", f"/{BATCH_ID}", key=key).status_code == read
-    assert keys.request("POST", f"/{BATCH_ID}/cancel", key=key).status_code == cancel
-    assert keys.request("POST", "", key=key).status_code == submit
+    assert ask("GET", f"/{BATCH_ID}", key=key).status_code == read
+    assert ask("POST", f"/{BATCH_ID}/cancel", key=key).status_code == cancel
+    assert ask("POST", "", key=key).status_code == submit
 
 
 def test_requests_for_batches_leave_threads_to_other_work(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,12 +94,12 @@ def test_requests_for_batches_leave_threads_to_other_work(monkeypatch: pytest.Mo
 
 
 def test_a_batch_of_another_key_and_an_unknown_batch_have_the_same_answer(
-    keys: Keys, stored: dict[str, BatchJob | None]
+    ask: Ask, stored: dict[str, BatchJob | None]
 ) -> None:
     answers = []
     # A batch without an owner was submitted when there were no keys.
     for job in (stored["job"], job_of(status="completed"), None):
         stored["job"] = job
-        answers.append(keys.request("GET", f"/{BATCH_ID}", key="other").json())
+        answers.append(ask("GET", f"/{BATCH_ID}", key="other").json())
     assert answers[0] == answers[1] == answers[2]
     assert answers[0]["error"]["type"] == "unknown_batch"

@@ -36,13 +36,9 @@ def loaded() -> LoadedChat[Any]:
     )
 
 
-def retrieving(
-    loaded: LoadedChat[Any], *answered: str, max_prompt_tokens: int = 256
-) -> LoadedChat[Any]:
+def retrieving(loaded: LoadedChat[Any], *answered: str) -> LoadedChat[Any]:
     """Return the model with examples from rows with these questions in the prompt."""
-    retrieval = Retrieval(
-        num_examples=2, max_prompt_tokens=max_prompt_tokens, index_sha256="0" * 64
-    )
+    retrieval = Retrieval(num_examples=2, max_prompt_tokens=256, index_sha256="0" * 64)
     prompting = loaded.prompting.model_copy(update={"retrieval": retrieval})
     return replace(loaded, prompting=prompting, index=index_of(answered))
 

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from serving.endpoint.chat_engine import EndpointChatEngine
-from serving.engines.base_chat import GenerationRequest, Sampling
 from serving.http.metrics import (
     ENDPOINT_REQUESTS,
     ENDPOINT_SPEND,
@@ -20,6 +19,7 @@ from serving.http.metrics import (
     Meter,
 )
 from serving.http.schemas import RequestError
+from serving.replica.generation import whole_answer
 from tailorbird.config.formats.response_format import JsonObjectFormat
 from tailorbird.models.endpoint import client as endpoint_client
 from tests.endpoint_server import (
@@ -34,6 +34,7 @@ from tests.endpoint_server import (
 )
 from tests.unit.serving.endpoint.clients import chat, client_of, engine_of
 from tests.unit.serving.endpoint.versions import KEY, VARIABLE
+from tests.unit.serving.replica.fake_engine import generation_of
 
 LABELS = ("task", "endpoint-few-shot-0")
 
@@ -55,7 +56,7 @@ def ask(
     """
     with (
         endpoint_server(lambda _, number: replies[min(number, len(replies) - 1)]) as server,
-        client_of(engine_of(server, meter=meter, **fields), meter=meter) as client,
+        client_of(engine_of(server, meter=meter, **fields)) as client,
     ):
         return [chat(client, **request) for request in requests], server
 
@@ -71,17 +72,9 @@ def counts(meter: Meter, metric: Any) -> dict[tuple[str, ...], float]:
     }
 
 
-def generation(engine: EndpointChatEngine) -> GenerationRequest:
-    prompt = engine.chat_prompt((("user", "hello"),), max_new_tokens=8)
-    sampling = Sampling(0.0, 1.0, 0)
-    return GenerationRequest(
-        engine=engine, prompt=prompt, max_new_tokens=8, sampling=sampling, stops=()
-    )
-
-
-def streamed(engine: EndpointChatEngine, *, stops: tuple[str, ...] = ()) -> list[str]:
+def streamed(engine: EndpointChatEngine, **options: Any) -> list[str]:
     async def read() -> list[str]:
-        request = generation(engine)._replace(stops=stops)
+        request = generation_of(engine, "hello", **options)
         return [answer.text async for answer in engine.answers(request, streaming=True)]
 
     return asyncio.run(read())
@@ -147,10 +140,6 @@ def test_a_streamed_response_has_the_last_token_counts_of_the_endpoint() -> None
     assert counts(meter, ENDPOINT_TOKENS) == {("prompt", "no"): 21, ("completion", "no"): 3}
 
 
-def coded(code: str) -> Reply:
-    return Reply(400, json.dumps({"error": {"message": "no", "code": code}}).encode())
-
-
 @pytest.mark.parametrize(
     ("reply", "status", "type", "num_requests", "retry_after"),
     [
@@ -160,11 +149,11 @@ def coded(code: str) -> Reply:
         (refusal(500, "secret"), 503, "endpoint_unreachable", 3, "5"),
         (Reply(waits=True), 504, "endpoint_timeout", 1, None),
         (refusal(401, f"wrong key {KEY}"), 502, "endpoint_failed", 1, None),
-        (refusal(404, "secret"), 502, "endpoint_refused", 1, None),
-        (Reply(307, headers={"Location": "completions"}), 502, "endpoint_refused", 1, None),
+        # a redirect is not followed
+        (Reply(307, b"secret", {"Location": "completions"}), 502, "endpoint_refused", 1, None),
         (refusal(400, "seed is not supported"), 400, "endpoint_refused", 1, None),
-        (coded("context_length_exceeded"), 400, "too_long", 1, None),
-        (coded("content_filter"), 400, "endpoint_refused", 1, None),
+        (refusal(400, "no", code="context_length_exceeded"), 400, "too_long", 1, None),
+        (refusal(400, "no", code="content_filter"), 400, "endpoint_refused", 1, None),
         (Reply(content=b"secret"), 502, "endpoint_failed", 1, None),
         # not a complete answer, which was requested
         (stream([event("secret")]), 502, "endpoint_failed", 1, None),
@@ -262,7 +251,7 @@ def test_a_stream_has_limits(
 def test_a_stream_of_an_endpoint_that_ignores_stop_texts_is_closed_at_the_first_one() -> None:
     parts = [event(" tw"), event("o "), event("three")]
     with endpoint_server(lambda *_: long_stream(*parts)) as server:
-        assert streamed(engine_of(server), stops=("two", "three"))[-1] == "one"
+        assert streamed(engine_of(server), stop=["two", "three"])[-1] == "one"
 
 
 def test_a_client_that_leaves_cancels_the_request_whose_tokens_are_estimated() -> None:
@@ -277,7 +266,7 @@ def test_a_client_that_leaves_cancels_the_request_whose_tokens_are_estimated() -
             closed.set()
 
     async def leave(engine: EndpointChatEngine) -> None:
-        answers = engine.answers(generation(engine), streaming=True)
+        answers = engine.answers(generation_of(engine, "hello"), streaming=True)
         assert (await anext(answers)).text == "one"  # each piece is passed on at once
         await answers.aclose()
 
@@ -292,14 +281,6 @@ def test_a_client_that_leaves_cancels_the_request_whose_tokens_are_estimated() -
     assert counts(meter, ENDPOINT_SPEND)["yes",] == pytest.approx((num_prompt + 1) / 1000)
 
 
-def test_a_redirect_is_not_followed() -> None:
-    with endpoint_server(lambda *_: completion("other")) as other:
-        moved = Reply(307, headers={"Location": f"{other.url}/chat/completions"})
-        [response], server = ask(moved)
-    assert response.status_code == 502
-    assert (len(server.bodies), other.bodies) == (1, [])
-
-
 def test_requests_at_the_same_time_are_bounded() -> None:
     release = threading.Barrier(3)  # three of four slots: one client leaves a slot for others
 
@@ -308,12 +289,7 @@ def test_requests_at_the_same_time_are_bounded() -> None:
         return completion("yes")
 
     async def ask_at_once(engine: EndpointChatEngine) -> None:
-        async def one() -> None:
-            async with engine.slot(generation(engine), client="a"):
-                async for _ in engine.answers(generation(engine), streaming=False):
-                    pass
-
-        await asyncio.gather(*(one() for _ in range(6)))
+        await asyncio.gather(*(whole_answer(generation_of(engine, "hello")) for _ in range(6)))
 
     with endpoint_server(answer) as server:
         asyncio.run(ask_at_once(engine_of(server)))

@@ -87,9 +87,6 @@ def test_a_client_that_leaves_cancels_its_requests(monkeypatch: pytest.MonkeyPat
     assert len(server.bodies) == 1
 
 
-FILTERED = Reply(400, json.dumps({"error": {"message": "no", "code": "content_filter"}}).encode())
-
-
 def each(
     engine: ClassifierEngine, texts: Sequence[str], *, timeout_s: float = 30
 ) -> list[Prediction | RequestError]:
@@ -105,7 +102,8 @@ def shown(result: Prediction | RequestError) -> str | int:
 
 
 def test_an_error_of_one_text_leaves_the_answers_of_the_others() -> None:
-    replies = {"bad": FILTERED, "odd": completion("neither")}
+    filtered = refusal(400, "no", code="content_filter")
+    replies = {"bad": filtered, "odd": completion("neither")}
 
     def answer(body: dict[str, Any], _: int) -> Reply:
         return replies.get(question(body)) or label(body)

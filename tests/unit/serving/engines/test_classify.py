@@ -1,6 +1,5 @@
 """Predictions of hybrids equal those of the selected model alone."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 
 from serving.engines.classify import Prediction, hybrid_rows, predict_texts, scores_by_class
-from serving.http.schemas import parse_request
+from serving.http.schemas import ClassifyRequest
 from serving.offline import InputRow, offline_hybrid, offline_model
 from serving.replica.classifier import _result
 from tailorbird.evaluation.inference.predict import _predict_labels
@@ -98,6 +97,5 @@ def test_a_class_that_the_model_does_not_have_gets_probability_zero(hybrid: Load
 def test_each_text_gets_its_routing_value(
     routing: Routing, attributes: Any, values: list[str | None]
 ) -> None:
-    body = json.dumps({"input": ["one", "two"], "attributes": attributes}).encode()
-    routed = hybrid_rows(routing, parse_request(body, max_texts=100, max_text_bytes=100))
-    assert routed == list(zip(["one", "two"], values, strict=True))
+    request = ClassifyRequest(input=["one", "two"], attributes=attributes)
+    assert hybrid_rows(routing, request) == list(zip(["one", "two"], values, strict=True))

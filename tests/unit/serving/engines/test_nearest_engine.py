@@ -1,21 +1,18 @@
 """The engine of stored answers, and retrieved examples in the prompt of a language model."""
 
 import asyncio
-import json
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from serving.engines.base_chat import PartialAnswer, StoredAnswer
 from serving.engines.nearest_engine import NearestEngine
-from serving.http.chat_schemas import parse_chat
-from serving.replica.generation import generation_request, token_limit, whole_answer
+from serving.replica.generation import whole_answer
 from tailorbird.models.retrieval.index import RetrievalIndex, build_index
 from tailorbird.registry.versions import Prompting, Retrieval
 from tests.build import pairs, rows
 from tests.small_chat import tokenizer
-from tests.unit.serving.replica.fake_engine import TOKENIZER, FakeEngine
+from tests.unit.serving.replica.fake_engine import TOKENIZER, FakeEngine, generation_of
 
 ANSWERS = (("blue sky", "Blue\u2014as ever!"), ("green leaf", "one two three four"))
 WHOLE = ANSWERS[1][1]
@@ -31,18 +28,6 @@ def engine_of() -> NearestEngine:
     return NearestEngine(loaded, tokenizer=tokenizer())
 
 
-def answer_of(text: str, **fields: Any) -> tuple[PartialAnswer, StoredAnswer]:
-    """Return the answer and its prompt."""
-    engine = engine_of()
-    body = {"messages": [{"role": "user", "content": text}]} | fields
-    request = parse_chat(json.dumps(body).encode())
-    limit = token_limit(request, engine=engine, max_new_tokens=None)
-    prompt = engine.chat_prompt(request.conversation, max_new_tokens=limit)
-    assert isinstance(prompt, StoredAnswer)
-    generation = generation_request(request, prompt, engine=engine, max_new_tokens=limit)
-    return asyncio.run(whole_answer(generation)), prompt
-
-
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
@@ -53,7 +38,8 @@ def answer_of(text: str, **fields: Any) -> tuple[PartialAnswer, StoredAnswer]:
     ],
 )
 def test_max_tokens_and_stop_texts_apply(fields: dict[str, Any], expected: Any) -> None:
-    assert answer_of("green leaf", **fields)[0][:3] == expected
+    generation = generation_of(engine_of(), "green leaf", **fields)
+    assert asyncio.run(whole_answer(generation))[:3] == expected
 
 
 INDEXED = ("blue sky", "green leaf", "green grass", "red rose")

@@ -53,23 +53,18 @@ def test_extreme_random_numbers_give_tokens_with_positive_probability(
     assert sample_token(logits, temperature=1.0, top_p=1.0, uniform=uniform) == token
 
 
-def sampled_tokens(*options: dict[str, Any]) -> list[int]:
-    """Return the argmax of each row after a pass in which every row has the same scores."""
+def test_the_positions_of_a_sampled_answer_are_independent() -> None:
+    options = {"temperature": 2.0, "top_p": 1.0, "seed": 7}
     sampler = Sampler()
-    states = []
-    for row, kwargs in enumerate(options):
-        state = SimpleNamespace(
+    states = [
+        SimpleNamespace(
             request_id=str(row),
-            logit_processor_kwargs=kwargs,
+            logit_processor_kwargs=options,
             initial_tokens=[0] * 5,
             generated_tokens=[0] * row,
         )
-        states.append(SimpleNamespace(state=state))
-    args = sampler.prepare_tensor_args(states)
-    scores: torch.Tensor = sampler(LOGITS.repeat(len(options), 1), args)
-    return scores.argmax(-1).tolist()
-
-
-def test_the_positions_of_a_sampled_answer_are_independent() -> None:
-    seeded = [{"temperature": 2.0, "top_p": 1.0, "seed": 7}] * 12
-    assert len(set(sampled_tokens(*seeded))) > 1
+        for row in range(12)
+    ]
+    args = sampler.prepare_tensor_args([SimpleNamespace(state=state) for state in states])
+    scores: torch.Tensor = sampler(LOGITS.repeat(12, 1), args)
+    assert len(set(scores.argmax(-1).tolist())) > 1

@@ -341,7 +341,7 @@ def options_of(version: ModelVersion, **fields: Any) -> vllm_server.ServerOption
 
 @pytest.mark.parametrize(
     ("gpus", "engine_options", "most"),
-    [(1, {}, 2), (0.5, {}, 2), (8, {}, 2), (1, {"gpu_memory_utilization": 0.85}, 1)],
+    [(0.5, {}, 2), (8, {}, 2), (1, {"gpu_memory_utilization": 0.85}, 1)],
 )
 def test_a_gpu_has_room_for_two_servers_unless_the_recipe_gives_one_more_memory(
     monkeypatch: pytest.MonkeyPatch,

@@ -53,7 +53,7 @@ async def exchange(
     path: str,
     *,
     body: Sequence[Message] = (),
-    headers: Mapping[bytes, bytes] = {},
+    headers: Mapping[bytes, bytes] | Sequence[tuple[bytes, bytes]] = (),
     disconnect: asyncio.Event | None = None,
     **scope: Any,
 ) -> list[Message]:
@@ -71,7 +71,8 @@ async def exchange(
         sent.append(message)
 
     fields = {"type": "http", "method": method, "path": path, "query_string": b""}
-    await app(fields | {"headers": list(headers.items())} | scope, receive, send)
+    lines = list(headers.items() if isinstance(headers, Mapping) else headers)
+    await app(fields | {"headers": lines} | scope, receive, send)
     return sent
 
 

@@ -33,15 +33,6 @@ def test_idle_time_gives_no_credit() -> None:
     assert sum(item.startswith("b") for item in first) in (5, 6)
 
 
-def test_a_client_that_returns_is_not_charged_for_a_long_pause_of_others() -> None:
-    queue = Queue()
-    add(queue, "a", 5)
-    served(queue)
-    add(queue, "b", 2)
-    add(queue, "a", 2)
-    assert served(queue) == ["b0", "a0", "b1", "a1"]
-
-
 def test_the_upcoming_items_are_those_that_would_be_served_and_stay_within_the_limits() -> None:
     queue = Queue()
     add(queue, "a", 3, cost=2)

@@ -3,7 +3,7 @@ interface."""
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,7 +67,6 @@ def register_chat(task_uri: str, folder: Path, *, base: str) -> ModelVersion:
     return _register(
         task_uri,
         folder,
-        files={},
         config=version_config(kind="zero_shot", prompting=prompting, base_model=base),
     )
 
@@ -103,19 +102,10 @@ def register_cascade(task_uri: str, folder: Path, *, first: ModelVersion, url: s
         "base_model": first.base_model,
         "endpoint": endpoint,
     }
-    second = _register(
-        task_uri,
-        folder / "second",
-        files={},
-        config=version_config(kind="endpoint_zero_shot", **fields),
-    )
-    routing = Routing(by="cascade", threshold=0.99)
-    return _register(
-        task_uri,
-        folder / "both",
-        files={},
-        config=hybrid_config(first, second=second, routing=routing),
-    )
+    config = version_config(kind="endpoint_zero_shot", **fields)
+    second = _register(task_uri, folder / "second", config=config)
+    hybrid = hybrid_config(first, second=second, routing=Routing(by="cascade", threshold=0.99))
+    return _register(task_uri, folder / "both", config=hybrid)
 
 
 def save_chat_base(folder: Path) -> str:
@@ -125,7 +115,7 @@ def save_chat_base(folder: Path) -> str:
 
 
 def _register(
-    task_uri: str, folder: Path, *, files: dict[str, bytes], config: VersionConfig
+    task_uri: str, folder: Path, *, config: VersionConfig, files: Mapping[str, bytes] = {}
 ) -> ModelVersion:
     folder.mkdir(parents=True)
     for name, content in files.items():

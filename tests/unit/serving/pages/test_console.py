@@ -2,7 +2,6 @@
 
 import re
 import signal
-import socket
 import subprocess
 import sys
 from base64 import b64encode
@@ -14,12 +13,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from serving.console_server import ConsoleServer, console_app
-from serving.http.api_keys import new_key
-from serving.replica.base import Replica
-from tailorbird.config.serving import ServingConfig
 from tailorbird.storage.paths import TaskPaths
 from tests import console_registry as made
-from tests.unit.serving.replica.loads import Loads
+from tests.unit.serving.replica.loads import client_of, new_replica, stored_keys
 
 RUN = "0f3a9c21d4e70f3a"
 
@@ -33,22 +29,11 @@ def paths(tmp_path: Path) -> TaskPaths:
     return paths
 
 
-def service(paths: TaskPaths, config: ServingConfig) -> TestClient:
-    replica = Replica(
-        Loads().versions(), task="classification", task_uri=paths.task_uri, config=config
-    )
-    return TestClient(replica.asgi_app({}, page="classify"), base_url="http://127.0.0.1")
-
-
 def with_keys(paths: TaskPaths, folder: Path) -> tuple[TestClient, dict[str, str]]:
     """Return a service and its keys by scope."""
-    keys = {
-        scope: new_key(scope, options=[f"scopes={scope}"])
-        for scope in ("read", "admin", "answer", "feedback")
-    }
-    (folder / "keys").write_text("\n".join(stored.to_line() for _, stored in keys.values()))
-    client = service(paths, ServingConfig(api_keys=(folder / "keys").as_uri()))
-    return client, {scope: key for scope, (key, _) in keys.items()}
+    scopes = {scope: f"scopes={scope}" for scope in ("read", "admin", "answer", "feedback")}
+    uri, keys = stored_keys(folder, **scopes)
+    return client_of(new_replica(paths.task_uri, api_keys=uri)), keys
 
 
 def basic(key: str) -> dict[str, str]:
@@ -90,7 +75,7 @@ def test_other_scopes_do_not_open_the_console_and_passwords_open_no_other_route(
 
 def test_a_service_without_keys_has_no_console(paths: TaskPaths) -> None:
     for path in ("/console", "/console/icd10-chapters"):
-        answer = service(paths, ServingConfig()).get(path)
+        answer = client_of(new_replica(paths.task_uri)).get(path)
         assert (answer.status_code, answer.json()["error"]["type"]) == (404, "no_console")
 
 
@@ -144,11 +129,7 @@ def test_the_command_prints_the_address_and_ends_at_a_signal(
 
 def test_the_port_is_taken_before_its_address_is_printed(paths: TaskPaths) -> None:
     server = ConsoleServer(paths.registry, port=0)
-    with server._socket, socket.socket() as other:
-        address = server._socket.getsockname()
-        assert re.fullmatch(rf"http://127\.0\.0\.1:{address[1]}/[\w-]{{22}}/console", server.url)
-        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        with pytest.raises(OSError, match="in use"):
-            other.bind(address)
-        with pytest.raises(ValueError, match="--port"):
-            ConsoleServer(paths.registry, port=address[1])
+    port = server._socket.getsockname()[1]
+    assert re.fullmatch(rf"http://127\.0\.0\.1:{port}/[\w-]{{22}}/console", server.url)
+    with server._socket, pytest.raises(ValueError, match="--port"):
+        ConsoleServer(paths.registry, port=port)

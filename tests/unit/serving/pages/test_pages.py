@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 import requests
 
-from serving.http.api_keys import new_key
 from serving.replica.chat import Chat
 from serving.replica.classifier import Classifier
 from tailorbird.config.serving import ServingConfig
@@ -30,6 +29,7 @@ from tests.endpoint_server import (
     stream,
 )
 from tests.unit.serving.pages import replicas
+from tests.unit.serving.replica.loads import stored_keys
 
 EXAMPLES = ("a cat <b>sleeps</b>", "snow and rain")
 QUESTIONS = ("what is a cat", "what is rain")
@@ -201,15 +201,12 @@ def test_feedback_is_written_to_the_request_log_with_the_keyboard_alone(
 def test_a_service_with_keys_asks_for_one(
     open_page: OpenPage, serve: Serve, models: Models
 ) -> None:
-    key, stored = new_key("app")
-    (models.folder / "keys").write_text(f"{stored.name} {stored.sha256}\n")
-    with serve(
-        models.bag, fields={"api_keys": (models.folder / "keys").as_uri()}, baseline=models.swapped
-    ) as url:
+    uri, keys = stored_keys(models.folder, app="")
+    with serve(models.bag, fields={"api_keys": uri}, baseline=models.swapped) as url:
         page = open_page(url)
         page.get_by_text("This service requires an API key.").wait_for()
         assert faults(page) == []
-        page.get_by_label("API key").fill(key)
+        page.get_by_label("API key").fill(keys["app"])
         page.keyboard.press("Enter")
         page.get_by_text("The champion answers").wait_for()
         page.keyboard.type(AGREED)  # the focus is in the text
@@ -344,18 +341,13 @@ def test_a_request_can_be_stopped_and_a_stream_that_ends_early_is_an_error(
 def test_only_keys_that_may_read_get_the_system_prompt_and_the_cost(
     serve: Serve, models: Models
 ) -> None:
-    keys = {
-        scopes: new_key("app", options=[f"scopes={scopes}"])
-        for scopes in ("answer,feedback", "read", "admin")
-    }
-    source = models.folder / "scopes"
-    source.write_text("\n".join(line.to_line() for _, line in keys.values()))
+    uri, keys = stored_keys(models.folder, default="", read="scopes=read", admin="scopes=admin")
     details = {}
-    with serve(models.chat, fields={"api_keys": source.as_uri()}) as url:
-        for scopes, (key, _) in keys.items():
+    with serve(models.chat, fields={"api_keys": uri}) as url:
+        for scopes, key in keys.items():
             headers = {"Authorization": f"Bearer {key}"}
             answer = requests.get(f"{url}v1/models", headers=headers, timeout=60)
             (model,) = answer.json()["data"]
             details[scopes] = (model["system"], model["cost"])
     shown = (replicas.SYSTEM, replicas.COST)
-    assert details == {"answer,feedback": (None, None), "read": shown, "admin": shown}
+    assert details == {"default": (None, None), "read": shown, "admin": shown}

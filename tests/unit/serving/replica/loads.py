@@ -1,12 +1,19 @@
-"""A fake loader of engines, and helpers to change configurations."""
+"""A fake loader of engines, replicas with it, stored keys, and helpers to change configurations."""
 
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from starlette.testclient import TestClient
+
+from serving.http.api_keys import new_key
+from serving.replica.base import Replica
 from serving.replica.served_versions import ServedVersions
+from tailorbird.config.serving import ServingConfig
 
 SECRET = b"s" * 32  # of the draws
+UNWRITABLE = "file:///dev/null/registry/task"  # in a file, there are no folders
 
 
 class Loads:
@@ -31,6 +38,23 @@ class Loads:
             self.unloaded.append(previous.version.version)
 
         return ServedVersions(self.load, read_secret=lambda: SECRET, unload=unload)
+
+
+def new_replica(task_uri: str = UNWRITABLE, **serving: Any) -> Replica[Any]:
+    """Return a replica of a classifier; `serving` are fields of its configuration."""
+    config = ServingConfig(**serving)
+    return Replica(Loads().versions(), task="classification", task_uri=task_uri, config=config)
+
+
+def client_of(replica: Replica[Any], url: str = "http://127.0.0.1") -> TestClient:
+    return TestClient(replica.asgi_app({}, page="classify"), base_url=url)
+
+
+def stored_keys(folder: Path, **options: str) -> tuple[str, dict[str, str]]:
+    """Store keys with these names and options; return the URI of their file, and them by name."""
+    made = {name: new_key(name, options=option.split()) for name, option in options.items()}
+    (folder / "keys").write_text("\n".join(stored.to_line() for _, stored in made.values()))
+    return (folder / "keys").as_uri(), {name: key for name, (key, _) in made.items()}
 
 
 def ref(uri: str, **shares: float) -> dict[str, Any]:

@@ -7,32 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from starlette.testclient import TestClient
 from starlette.types import Message
 
-from serving.http.api_keys import new_key
-from serving.http.asgi import Route
 from serving.http.schemas import RequestError
 from serving.replica.base import Replica
 from serving.replica.config import config_id
-from tailorbird.config.serving import ServingConfig
-from tests.unit.serving.replica.loads import Loads, config, ref, settle
+from tests.unit.serving.http.application import exchange
+from tests.unit.serving.replica.loads import (
+    client_of,
+    config,
+    new_replica,
+    ref,
+    settle,
+    stored_keys,
+)
 
-UNWRITABLE = "file:///dev/null/registry/task"  # in a file, there are no folders
 REASON = "the version is damaged"
-
-
-def new_replica(**serving: Any) -> Replica[Any]:
-    return Replica(
-        Loads().versions(),
-        task="classification",
-        task_uri=UNWRITABLE,
-        config=ServingConfig(**serving),
-    )
-
-
-def client_of(replica: Replica[Any], url: str = "http://127.0.0.1") -> TestClient:
-    return TestClient(replica.asgi_app({}, page="classify"), base_url=url)
 
 
 async def ready(replica: Replica[Any]) -> tuple[int, Any]:
@@ -71,9 +61,8 @@ async def test_readyz_reports_the_configuration_the_challenger_and_refused_and_a
 
 
 def test_readyz_shows_reasons_to_a_key_with_the_scope_admin(tmp_path: Path) -> None:
-    made = {name: new_key(name, options=[f"scopes={name}"]) for name in ("admin", "answer")}
-    (tmp_path / "keys").write_text("\n".join(stored.to_line() for _, stored in made.values()))
-    replica = new_replica(api_keys=(tmp_path / "keys").as_uri())
+    uri, keys = stored_keys(tmp_path, admin="scopes=admin", answer="scopes=answer")
+    replica = new_replica(api_keys=uri)
     asyncio.run(replica.reconfigure(config("one", selectable={"lora-1": ref("bad")})))
     client = client_of(replica)
 
@@ -81,47 +70,33 @@ def test_readyz_shows_reasons_to_a_key_with_the_scope_admin(tmp_path: Path) -> N
         answer = client.get("/readyz", headers={"authorization": f"Bearer {key}"}).json()
         return str(answer["absent"]["lora-1"])
 
-    assert reason(made["admin"][0]) == REASON
-    for key in (made["answer"][0], "invalid"):
+    assert reason(keys["admin"]) == REASON
+    for key in (keys["answer"], "invalid"):
         assert reason(key) == "see the replica's log"
 
 
 @pytest.mark.parametrize("separate_lines", [False, True])
 def test_a_client_that_sends_bodies_slowly_leaves_room_for_others(separate_lines: bool) -> None:
     replica = new_replica(max_batch_size=1, max_queued_requests=3, guarded=True)
-    go = asyncio.Event()
-
-    async def answer(body: bytes, _request_id: str) -> tuple[int, bytes]:
-        return 200, body
-
-    async def receive() -> Message:
-        await go.wait()
-        return {"type": "http.request", "body": b"{}"}
-
-    app = replica.asgi_app({"/v1/echo": Route("POST", answer)}, page="classify")
+    app = replica.asgi_app({}, page="classify")
+    gone = asyncio.Event()
 
     async def send_slowly(address: str, chosen: str) -> Message:
-        """Return the start of the response."""
-        sent: list[Message] = []
-
-        async def send(message: Message) -> None:
-            sent.append(message)
-
+        """Return the start of the response to a client that leaves before the end of the body."""
         # A client can choose all addresses but the last one, which the gateway adds.
         values = [chosen, address] if separate_lines else [f"{chosen}, {address}"]
         headers = [(b"x-forwarded-for", value.encode()) for value in values]
-        scope = {"type": "http", "method": "POST", "path": "/v1/echo", "headers": headers}
-        await app(scope, receive, send)
+        sent = await exchange(app, "POST", "/v1/feedback", headers=headers, disconnect=gone)
         return sent[0]
 
     async def scenario() -> list[Message]:
         addresses = ("10.0.0.1", "10.0.0.1", "10.0.0.1", "10.0.0.2")
         works = [send_slowly(each, f"10.9.9.{number}") for number, each in enumerate(addresses)]
-        asyncio.get_running_loop().call_later(0.1, go.set)
+        asyncio.get_running_loop().call_later(0.1, gone.set)
         return await asyncio.gather(*works)
 
     responses = asyncio.run(scenario())
-    assert [response["status"] for response in responses] == [200, 200, 429, 200]
+    assert [response["status"] for response in responses] == [400, 400, 429, 400]
     assert dict(responses[2]["headers"])[b"retry-after"] == b"2"
     assert not replica._admission.budgets["requests"].held
 

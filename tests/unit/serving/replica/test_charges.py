@@ -2,21 +2,18 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
-from serving.engines.language_model import Generation
-from serving.http.api_keys import new_key
 from serving.http.asgi import ASGIApp
 from serving.replica.chat import Chat
 from tailorbird.config.serving import ServingConfig
 from tests.unit.serving.http.application import application, chunks, exchange
 from tests.unit.serving.replica.fake_engine import FakeEngine
-from tests.unit.serving.replica.loads import config
+from tests.unit.serving.replica.loads import config, stored_keys
 from tests.unit.serving.replica.test_classifier import new_classifier
 
 ROUTE = "/v1/chat/completions"
@@ -27,10 +24,8 @@ class Client:
     """A client with a key that has a limit, given as `option`."""
 
     def __init__(self, folder: Path, option: str) -> None:
-        key, stored = new_key("app", options=[option])
-        (folder / "keys").write_text(stored.to_line())
-        self.headers = {"authorization": f"Bearer {key}"}
-        self.uri = (folder / "keys").as_uri()
+        self.uri, keys = stored_keys(folder, app=option)
+        self.headers = {"authorization": f"Bearer {keys['app']}"}
         self.app: ASGIApp
 
     def serve(self, engine: FakeEngine) -> None:
@@ -85,31 +80,26 @@ def test_prompt_and_answer_of_a_chat_model_are_charged(
 def test_a_client_that_disconnects_before_the_answer_is_charged_for_its_maximum(
     tmp_path: Path, stream: bool
 ) -> None:
-    started = asyncio.Event()
-
-    class WaitingEngine(FakeEngine):
-        async def generate(
-            self, generation: Generation
-        ) -> AsyncGenerator[tuple[list[int], bool], None]:
-            if not started.is_set():
-                started.set()
-                await asyncio.Event().wait()
-            yield generation.prompt, True
-
-    engine = WaitingEngine("")
+    engine = FakeEngine("", hangs=True)
     client = Client(tmp_path, f"tokens={num_tokens(engine) + 8}")
     client.serve(engine)
     request = {"messages": MESSAGES, "max_tokens": 8, "stream": stream}
     body = chunks(json.dumps(request).encode())
     headers = {name.encode(): value.encode() for name, value in client.headers.items()}
-    asyncio.run(exchange(client.app, "POST", ROUTE, body=body, headers=headers, disconnect=started))
+    left = exchange(
+        client.app, "POST", ROUTE, body=body, headers=headers, disconnect=engine.started
+    )
+    asyncio.run(left)
+    engine.hangs = False
     assert client.post(messages=MESSAGES).status_code == 429
 
 
-def test_a_prompt_that_is_refused_because_of_its_length_is_charged_as_a_text(
+def test_a_prompt_without_room_for_its_answer_is_refused_with_openais_code_and_charged_as_a_text(
     tmp_path: Path,
 ) -> None:
     client = Client(tmp_path, "texts=1")
     client.serve(FakeEngine("ab"))
     messages = [{"role": "user", "content": "abcd" * 64}]
-    assert [client.post(messages=messages).status_code for _ in range(2)] == [400, 429]
+    first, second = [client.post(messages=messages) for _ in range(2)]
+    assert (first.status_code, second.status_code) == (400, 429)
+    assert first.json()["error"]["code"] == "context_length_exceeded"

@@ -2,46 +2,31 @@
 
 import asyncio
 import json
+from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Any
 
 import pytest
 
-from serving.engines.base_chat import GenerationRequest, PartialAnswer, Sampling
+from serving.engines.base_chat import PartialAnswer
 from serving.http.chat_format import STREAM_OBJECT, answer_head
-from serving.http.chat_schemas import parse_chat
 from serving.http.schemas import RequestError
-from serving.replica.generation import (
-    generation_request,
-    stream_events,
-    token_limit,
-    whole_answer,
-)
-from tests.unit.serving.replica.fake_engine import FakeEngine
+from serving.replica.generation import stream_events, whole_answer
+from tests.unit.serving.replica.fake_engine import FakeEngine, generation_of
 
 HEAD = answer_head(STREAM_OBJECT, request_id="r", model="m", version="v")
-
-
-def generation(engine: FakeEngine, *, stops: tuple[str, ...] = ()) -> GenerationRequest:
-    return GenerationRequest(
-        engine=engine,
-        prompt=[1, 2, 3],
-        max_new_tokens=8,
-        sampling=Sampling(0.0, 1.0, 0),
-        stops=stops,
-    )
 
 
 def streamed(
     engine: FakeEngine,
     *,
-    stops: tuple[str, ...] = (),
+    stops: Sequence[str] | None = None,
     reported: list[PartialAnswer] | None = None,
     until: bytes = b"nothing",
 ) -> list[Any]:
     """Return the decoded events of a stream to a client that disconnects after one with `until`."""
     on_finish = ([] if reported is None else reported).append
-    request = generation(engine, stops=stops)
+    request = generation_of(engine, "abc", stop=stops)
 
     async def read() -> list[bytes]:
         lines = []
@@ -65,28 +50,23 @@ def text_of(events: list[Any]) -> str:
 @pytest.mark.parametrize(
     ("generated", "stops", "text", "reason"),
     [
-        (" one two ", (), "one two", "length"),
-        ("</s>", (), "", "stop"),
-        ("one two three</s>", ("x", "e t"), "on", "stop"),
+        (" one two ", None, "one two", "length"),
+        ("</s>", None, "", "stop"),
+        ("one two three</s>", ["x", "e t"], "on", "stop"),
     ],
 )
 def test_the_concatenated_events_equal_the_answer(
-    generated: str, stops: tuple[str, ...], text: str, reason: str, at_once: int
+    generated: str, stops: Sequence[str] | None, text: str, reason: str, at_once: int
 ) -> None:
     engine = FakeEngine(generated, at_once=at_once)
-    whole = asyncio.run(whole_answer(generation(engine, stops=stops)))
+    whole = asyncio.run(whole_answer(generation_of(engine, "abc", stop=stops)))
     assert (whole.text, whole.finish_reason) == (text, reason)
+    assert (engine.num_generated, engine.num_active) == (whole.num_tokens, 0)
+    assert (whole.num_tokens < len(engine.tokens)) == (stops is not None)
     *events, final, usage, done = streamed(engine, stops=stops)
     assert text_of([*events, final]) == text
     assert (final["choices"][0]["finish_reason"], done) == (reason, b"[DONE]")
     assert usage["usage"]["completion_tokens"] == whole.num_tokens
-
-
-def test_generation_ends_at_a_stop_text() -> None:
-    engine = FakeEngine("one two three")
-    answer = asyncio.run(whole_answer(generation(engine, stops=("tw",))))
-    assert answer == PartialAnswer("one", 6, "stop")
-    assert (engine.num_generated, engine.num_active) == (6, 0)
 
 
 def test_a_streamed_answer_is_reported_once_even_after_a_disconnect_or_a_failure_which_is_its_last_event() -> (
@@ -102,28 +82,16 @@ def test_a_streamed_answer_is_reported_once_even_after_a_disconnect_or_a_failure
     assert [answer.text for answer in reported] == ["one two", "ab", "on"]
 
 
-def request_of(*, max_new_tokens: int | None = None, **fields: Any) -> GenerationRequest:
-    """Return the generation of a chat request whose tokenizer makes one token per character."""
-    body = {"messages": [{"role": "user", "content": "abc"}]} | fields
-    request = parse_chat(json.dumps(body).encode())
-    engine = FakeEngine("")
-    prompt = [1] * len(request.conversation[-1][1])
-    limit = token_limit(request, engine=engine, max_new_tokens=max_new_tokens)
-    return generation_request(request, prompt, engine=engine, max_new_tokens=limit)
-
-
 @pytest.mark.parametrize(("in_recipe", "most", "default"), [(20, 20, 8), (4, 4, 4)])
 def test_more_tokens_than_evaluated_need_a_higher_limit_in_the_recipe(
     in_recipe: int | None, most: int, default: int
 ) -> None:
-    assert request_of(max_new_tokens=in_recipe).max_new_tokens == default
-    assert request_of(max_new_tokens=in_recipe, max_tokens=most).max_new_tokens == most
+    def limit(**fields: Any) -> int | None:
+        engine = FakeEngine("")
+        return generation_of(engine, "abc", max_new_tokens=in_recipe, **fields).max_new_tokens
+
+    assert limit() == default
+    assert limit(max_tokens=most) == most
     with pytest.raises(RequestError) as caught:
-        request_of(max_new_tokens=in_recipe, max_tokens=most + 1)
+        limit(max_tokens=most + 1)
     assert (caught.value.status, caught.value.param) == (400, "max_tokens")
-
-
-def test_a_prompt_without_room_for_its_answer_is_a_400_with_openais_code() -> None:
-    with pytest.raises(RequestError) as caught:
-        request_of(messages=[{"role": "user", "content": "abc" * 20}])
-    assert (caught.value.status, caught.value.code) == (400, "context_length_exceeded")

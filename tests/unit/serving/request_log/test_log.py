@@ -5,7 +5,6 @@ import threading
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -38,12 +37,6 @@ def entry(number: int, *, at: datetime = NOON, **fields: Any) -> LogEntry:
 def written(folder: Path) -> list[dict[str, Any]]:
     files = sorted(folder.glob("answers/day=*/*.parquet"))
     return [row for file in files for row in pq.read_table(file, partitioning=None).to_pylist()]
-
-
-def counted_bytes(entry: LogEntry) -> int:
-    """Return the size that the writer counts for a row with these fields."""
-    with TemporaryDirectory() as folder:
-        return len(encode_row(request_log(Path(folder))._row(entry)))
 
 
 def request_log(folder: Path, *, key: bytes | None = None, texts: bool = False) -> RequestLog:
@@ -118,7 +111,7 @@ def test_rows_that_unavailable_storage_did_not_accept_are_written_later_and_once
 def test_a_file_is_bounded_and_bytes_are_free_again_when_rows_are_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    num_bytes = counted_bytes(entry(0))
+    num_bytes = len(encode_row(request_log(tmp_path)._row(entry(0))))
     monkeypatch.setattr(writer, "MAX_BYTES", 14 * num_bytes)
     monkeypatch.setattr(writer, "FILE_BYTES", 4 * num_bytes)
 

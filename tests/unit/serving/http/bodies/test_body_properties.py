@@ -1,15 +1,12 @@
 """Any body of a POST request is answered below 500, as JSON, and its values are counted."""
 
 import json
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from serving.engines.classify import Prediction
 from serving.http import openapi
 from serving.http.asgi import ASGIApp
 from serving.http.json_values import has_more_values
@@ -18,6 +15,7 @@ from serving.replica.classifier import Classifier
 from tailorbird.config.serving import ServingConfig
 from tests.unit.serving.http.application import application, request
 from tests.unit.serving.replica.fake_engine import FakeEngine
+from tests.unit.serving.replica.test_classifier import FakePool
 
 CONFIG = ServingConfig(max_new_tokens=64)
 OPERATIONS = {path: each for path, each in openapi.OPERATIONS.items() if each.request is not None}
@@ -39,27 +37,10 @@ TURN = st.fixed_dictionaries(
 CHANGES = st.dictionaries(st.integers(0, 40), VALUES | st.lists(TURN, max_size=3), max_size=3)
 
 
-def engine_of_classes() -> Any:
-    fields = {"endpoint": None, "hybrid": None, "typed_label": str, "task": "classification"}
-    version = SimpleNamespace(name="task", version="v", digest="d", **fields)
-
-    async def submit(texts: list[str], **_: Any) -> list[Prediction]:
-        return [Prediction("a", 0.75, np.array([0.75, 0.25])) for _ in texts]
-
-    loaded = SimpleNamespace(version=version, classes=("a", "b"))
-    return SimpleNamespace(
-        loaded=loaded,
-        version=version,
-        submit=submit,
-        idle_s=lambda: 1.0,
-        routing=None,
-        max_length=64,
-    )
-
-
 @pytest.fixture(scope="module")
 def apps() -> dict[str, ASGIApp]:
-    classifier = application(Classifier, CONFIG, engine_of_classes())
+    no_pool: Any = None
+    classifier = application(Classifier, CONFIG, FakePool.load(no_pool, "v", "d"))
     engine = FakeEngine("a b</s>")
     engine.max_length = 1024
     chat = application(Chat, CONFIG, engine)
