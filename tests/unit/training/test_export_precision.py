@@ -1,9 +1,7 @@
 """Exports of two ranks over gloo with the configuration of GPUs: every stage, method, task and
 precision."""
 
-import gc
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,12 +14,10 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import nn
-from torch.multiprocessing.spawn import spawn
-from transformers import BertConfig, BertModel
 
 from tailorbird.config.training import TrainingConfig
-from tailorbird.models.pretrained import without_pooler
 from tests.small_chat import language_model, tokenizer
+from tests.unit.training.ranks import on_ranks
 from tests.unit.training.small import config_of, small_runtime
 from tests.unit.training.test_chat_task import task_of
 from training.chat_task import ChatRuntime
@@ -103,15 +99,8 @@ WRONG = [
 
 def runtime_of(case: Case) -> TaskRuntime:
     if case.task == "classification":
-        runtime: Any = small_runtime(dropout=0.0)
-        sizes = {
-            "hidden_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "intermediate_size": 128,
-        }
-        base: nn.Module = without_pooler(BertModel(BertConfig(vocab_size=50, **sizes)))
-        runtime = type(runtime)(**(vars(runtime) | {"encoder": base}))
+        runtime: Any = small_runtime(dropout=0.0, hidden_size=64)
+        base: nn.Module = runtime.encoder
     else:
         base = language_model(width=512 if case.task == "wide" else 32)
         runtime = ChatRuntime(base, tokenizer(), task_of(), task_of().dataset(tokenizer()))
@@ -242,21 +231,13 @@ def export_wrong(case: Case, folder: Path) -> dict[str, str]:
     return reasons
 
 
-def run_rank(rank: int, folder: Path) -> None:
-    os.environ["LOCAL_RANK"] = str(rank)
-    torch.set_num_threads(1)
-    gc.freeze()
-    dist.init_process_group(
-        "gloo", init_method=(folder / "store").as_uri(), rank=rank, world_size=2
-    )
+def export_all(folder: Path) -> None:
     reasons: dict[str, Any] = {str(case): export(case, folder / str(case)) for case in CASES}
     reasons["wrong"] = {
         str(case): export_wrong(case, folder / "wrong" / str(case)) for case in WRONG
     }
-    if rank == 0:
+    if dist.get_rank() == 0:
         (folder / "reasons.json").write_text(json.dumps(reasons))
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
@@ -264,7 +245,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     """Train all cases in the same two processes; return the folder of exports, and the reasons of
     refusals."""
     folder = tmp_path_factory.mktemp("exported")
-    spawn(run_rank, (folder,), nprocs=2)  # type: ignore[no-untyped-call]
+    on_ranks(2, export_all, folder)
     return folder, json.loads((folder / "reasons.json").read_text())
 
 

@@ -1,9 +1,7 @@
 """Placement of weights: mapped from the file until they are copied, and at ZeRO stage 3 only a
 rank's part of each."""
 
-import gc
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +11,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.multiprocessing.spawn import spawn
-from transformers import BertConfig, BertModel
 
 from tailorbird.models.pretrained import load_causal, load_encoder, share_weights
 from tests.small_chat import language_model, save
 from tests.tracked_memory import TrackedMemory
+from tests.unit.models.tiny_bert import tiny_bert
+from tests.unit.training.ranks import on_ranks
 from tests.unit.training.small import config_of, small_runtime
 from tests.unit.training.test_chat_task import runtime_of
 from training import loop
@@ -37,17 +35,9 @@ CASES = [
 
 def save_models(folder: Path) -> None:
     """Save a random language model and a random encoder in fp32 and in bf16."""
-    torch.manual_seed(0)
-    sizes = {
-        "hidden_size": WIDTH,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 2 * WIDTH,
-    }
-    for dtype in ("float32", "bfloat16"):
-        save(folder / f"chat-{dtype}", language_model(width=WIDTH).to(getattr(torch, dtype)))
-        encoder = BertModel(BertConfig(vocab_size=50, **sizes)).to(getattr(torch, dtype))
-        encoder.save_pretrained(folder / f"classification-{dtype}")
+    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        save(folder / f"chat-{name}", language_model(width=WIDTH).to(dtype))
+        tiny_bert(width=WIDTH).to(dtype).save_pretrained(folder / f"classification-{name}")
 
 
 def load(folder: Path, task: str, stored: str, dtype: torch.dtype | None = None) -> Any:
@@ -56,11 +46,9 @@ def load(folder: Path, task: str, stored: str, dtype: torch.dtype | None = None)
 
 
 def runtime(task: str, base: nn.Module) -> TaskRuntime:
-    return (
-        replace(runtime_of(), lm=base)
-        if task == "chat"
-        else replace(small_runtime(dropout=0.0), encoder=base)
-    )
+    if task == "chat":
+        return replace(runtime_of(), lm=base)
+    return replace(small_runtime(dropout=0.0), encoder=base)
 
 
 def is_mapped(parameter: torch.Tensor) -> bool:
@@ -98,14 +86,9 @@ def test_frozen_linear_weights_stay_in_bf16_only_if_they_are_stored_and_computed
     config, frozen = config_of(method="lora"), {}
     for stored, autocast in (("bfloat16", True), ("bfloat16", False), ("float32", True)):
         model = runtime("chat", load(tmp_path, "chat", stored)).build(config, autocast=autocast)
-        weights = {
-            name: value.dtype for name, value in model.named_parameters() if ".base_layer." in name
-        }
-        others = {
-            value.dtype for name, value in model.named_parameters() if ".base_layer." not in name
-        }
-        frozen[stored, autocast] = set(weights.values())
-        assert others == {torch.float32}
+        dtypes = {(".base_layer." in name, value.dtype) for name, value in model.named_parameters()}
+        frozen[stored, autocast] = {dtype for is_frozen, dtype in dtypes if is_frozen}
+        assert {dtype for is_frozen, dtype in dtypes if not is_frozen} == {torch.float32}
     assert frozen == {
         ("bfloat16", True): {torch.bfloat16},
         ("bfloat16", False): {torch.float32},
@@ -131,20 +114,13 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rank."""
     folder = tmp_path_factory.mktemp("placement")
     save_models(folder)
-    spawn(_build_on_rank, (folder,), nprocs=NUM_RANKS)  # type: ignore[no-untyped-call]
+    on_ranks(NUM_RANKS, _build_all, folder)
     return folder
 
 
-def _build_on_rank(rank: int, folder: Path) -> None:
-    os.environ["LOCAL_RANK"] = str(rank)
-    torch.set_num_threads(1)
-    gc.freeze()  # each engine's end collects garbage, and the imported modules take a second
-    store = (folder / "store").as_uri()
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=NUM_RANKS)
+def _build_all(folder: Path) -> None:
     figures = {"-".join(case): _build(folder, *case) for case in CASES}
-    (folder / f"rank-{rank}.json").write_text(json.dumps(figures))
-    dist.barrier()
-    dist.destroy_process_group()
+    (folder / f"rank-{dist.get_rank()}.json").write_text(json.dumps(figures))
 
 
 def _build(folder: Path, task: str, method: str, stored: str) -> dict[str, Any]:
