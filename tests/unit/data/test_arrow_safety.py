@@ -1,7 +1,6 @@
 """Columns of Ray Data's pickle type are rejected before a value is read, wherever Arrow files are
 read."""
 
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -21,19 +20,10 @@ from tailorbird.data.task_data import ChatData
 from tailorbird.evaluation.prediction_store import load_predictions
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.storage.s3 import StorageError
+from tests.payload import Payload
 
 PICKLED = {"ARROW:extension:name": "ray.data.arrow_pickled_object", "ARROW:extension:metadata": ""}
 """Field metadata that is sufficient to write such a column."""
-
-
-class Payload:
-    """An object that creates a folder when it is unpickled."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.marker),)
 
 
 def pickled(name: str) -> pa.Field:

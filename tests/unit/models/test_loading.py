@@ -1,7 +1,6 @@
 """Loading of a version rejects pickles, foreign code and weights that do not fit."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,8 @@ from transformers import BertModel
 from tailorbird.models.errors import ModelError
 from tailorbird.models.loading import load_weights
 from tailorbird.models.lora import add_adapter
-from tailorbird.models.pretrained import (
-    load_encoder,
-    without_pooler,
-)
+from tailorbird.models.pretrained import load_encoder, without_pooler
+from tests.payload import Payload
 from tests.unit.models.tiny_bert import tiny_bert
 
 
@@ -61,16 +58,6 @@ def test_the_encoder_is_loaded_without_its_pooler_in_the_requested_dtype(base: P
     (base / "config.json").write_text('{"model_type": "fnet"}')  # it has no attention dropout
     with pytest.raises(ModelError):
         load_encoder(base, attention_dropout=0.0)
-
-
-class Payload:
-    """An object whose unpickling creates the folder `marker`."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.marker),)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Checkpoints: files that are missing, changed or of another model, and their uploads."""
 
 import json
-import os
 import pickle
 import shutil
 import threading
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 
 from tailorbird.storage import StorageError, open_file
+from tests.payload import Payload
 from tests.unit.training.engine.reads import RecordedFile
 from tests.unit.training.small import resumed, small_runtime, trained
 from training import checkpoint
@@ -23,16 +23,6 @@ from training.reports import Progress
 LIMIT_S = 20
 STAGES = (0, 1, 3)
 FILES = ("rank-0.json", "state-0.safetensors", "rng-0.safetensors")
-
-
-class Payload:
-    """An object whose unpickling creates the folder `marker`."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.marker),)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,8 @@ from typing import Any
 
 import jsonschema
 import pytest
+import torch
+import xgrammar
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,12 +21,7 @@ from tailorbird.config.formats.response_format import (
 )
 from tailorbird.models.grammar import compiler as compiling
 from tailorbird.models.grammar import trial_process
-from tailorbird.models.grammar.compiler import (
-    FormatError,
-    Grammar,
-    GrammarCompiler,
-    grammar_of,
-)
+from tailorbird.models.grammar.compiler import FormatError, Grammar, GrammarCompiler
 from tailorbird.models.grammar.matcher import NOT_FOLLOWED, TOO_SLOW, AnswerMatcher
 from tailorbird.models.grammar.trial_process import TrialProcess
 from tests.unit.byte_level import PADDED, random_answer, tokenizer
@@ -133,18 +130,7 @@ def test_a_choice_gives_each_option_exactly_and_nothing_else() -> None:
     assert set(answers(grammar, seed=3, count=150)) == set(options)
 
 
-def test_the_text_of_a_grammar_is_the_same_grammar() -> None:
-    import xgrammar
-
-    for schema in [*TEXTS, *NUMBERS, *OTHERS]:
-        text = str(grammar_of(schema_format(schema)))
-        assert str(xgrammar.Grammar.from_ebnf(text)) == text
-
-
 def allowed_tokens(matcher: Any) -> set[int]:
-    import torch
-    import xgrammar
-
     scores = score_row()[None]
     words = xgrammar.allocate_token_bitmask(1, scores.shape[1])
     matcher.fill_next_token_bitmask(words)
@@ -156,8 +142,6 @@ def test_the_grammars_that_vllm_compiles_from_the_texts_allow_the_same_tokens_an
     None
 ):
     """vLLM excludes the special tokens by biases; see `special_token_biases`."""
-    import xgrammar
-
     options = ("yes", "not sure", 'say "é" \\ 日', "<user>")
     formats: list[StructuredFormat] = list(map(schema_format, (*TEXTS, *NUMBERS, *OTHERS)))
     formats += [JsonObjectFormat(type="json_object"), ChoiceFormat(type="choice", choice=options)]
@@ -221,7 +205,7 @@ def test_a_grammar_whose_tokens_take_too_long_to_find_is_refused_from_then_on() 
     matcher.constrain(score_row(), [])
     matcher.require_usable()
     scores = score_row()
-    matcher.constrain(scores, TOKENIZER("[", add_special_tokens=False)["input_ids"])
+    matcher.constrain(scores, tokens("["))
     assert scores.isfinite().nonzero().tolist() == [[END]]
     for check in (matcher.require_usable, grammar.require_usable):
         with pytest.raises(FormatError, match=TOO_SLOW):
@@ -282,12 +266,12 @@ def test_scores_that_are_not_numbers_fail_one_answer_and_not_the_grammar() -> No
     for matcher in (failed, other):
         matcher.constrain(score_row(), [])
     scores = score_row()
-    failed.constrain(scores, TOKENIZER("{", add_special_tokens=False)["input_ids"])
+    failed.constrain(scores, tokens("{"))
     assert scores.isfinite().nonzero().tolist() == [[END]]
     with pytest.raises(RuntimeError, match=NOT_FOLLOWED):
         failed.require_usable()
     scores = score_row()
-    other.constrain(scores, TOKENIZER("y", add_special_tokens=False)["input_ids"])
+    other.constrain(scores, tokens("y"))
     assert END not in scores.isfinite().nonzero()[:, 0].tolist()
     other.require_usable()
     grammar.require_usable()
@@ -305,7 +289,9 @@ def test_a_slow_answer_in_the_format_of_a_version_does_not_end_others() -> None:
     other.require_usable()
 
 
-def score_row(num_tokens: int = len(TOKENIZER) + PADDED) -> Any:
-    import torch
+def score_row() -> torch.Tensor:
+    return torch.zeros(len(TOKENIZER) + PADDED)
 
-    return torch.zeros(num_tokens)
+
+def tokens(text: str) -> list[int]:
+    return list(TOKENIZER(text, add_special_tokens=False)["input_ids"])
