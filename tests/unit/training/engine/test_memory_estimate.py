@@ -61,13 +61,9 @@ def config_of(**fields: Any) -> TrainingConfig:
     return TrainingConfig.model_validate({"num_workers": 4, "zero_stage": 0} | fields)
 
 
-def states(**fields: Any) -> tuple[int, int, int]:
-    """Return the bytes of weights, gradients and optimizer states of MiniLM on one of four CPU
-    workers."""
-    host = worker_memory(
-        config_of(**fields), shape=MINILM, batch=BatchShape(64), num_workers=4
-    ).host
-    return host["weights"], host["gradients"], host["optimizer states"]
+def memory_of(**fields: Any) -> WorkerMemory:
+    """Return the memory of MiniLM on one of four CPU workers."""
+    return worker_memory(config_of(**fields), shape=MINILM, batch=BatchShape(64), num_workers=4)
 
 
 def on_gpus(num_workers: int, shape: ModelShape, **fields: Any) -> WorkerMemory:
@@ -78,32 +74,27 @@ def on_gpus(num_workers: int, shape: ModelShape, **fields: Any) -> WorkerMemory:
     return worker_memory(config, shape=shape, batch=LONG, num_workers=num_workers)
 
 
-def test_each_stage_shards_more_states() -> None:
-    number = MINILM.num_parameters
-    assert states(zero_stage=0) == (4 * number, 4 * number, 8 * number)
-    assert states(zero_stage=1) == (4 * number, 4 * number, 16 * number // 4)
-    # The weights are copied before there are optimizer states.
-    assert states(zero_stage=2) == (
-        4 * number,
-        max(4 * number // 4, 4 * number - 16 * number // 4),
-        16 * number // 4,
-    )
-    assert states(zero_stage=3) == (4 * number // 4, 4 * number // 4, 16 * number // 4)
+N, ADAPTER = MINILM.num_parameters, 16 * MINILM.num_linear_ends
 
 
-def test_bf16_parameters_are_counted() -> None:
-    number = MINILM.num_parameters
-    assert states(zero_stage=0, parameter_dtype="bf16") == (2 * number, 2 * number, 18 * number)
-    assert states(zero_stage=1, parameter_dtype="bf16") == (
-        2 * number,
-        2 * number,
-        18 * number // 4,
-    )
-
-
-def test_only_the_adapter_has_gradients_and_optimizer_states() -> None:
-    number, trained = MINILM.num_parameters, 16 * MINILM.num_linear_ends
-    assert states(method="lora", lora_r=16) == (4 * (number + trained), 4 * trained, 8 * trained)
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, (4 * N, 4 * N, 8 * N)),
+        ({"zero_stage": 1}, (4 * N, 4 * N, 16 * N // 4)),
+        # The weights are copied before there are optimizer states.
+        ({"zero_stage": 2}, (4 * N, max(4 * N // 4, 4 * N - 16 * N // 4), 16 * N // 4)),
+        ({"zero_stage": 3}, (4 * N // 4, 4 * N // 4, 16 * N // 4)),
+        ({"parameter_dtype": "bf16"}, (2 * N, 2 * N, 18 * N)),
+        ({"zero_stage": 1, "parameter_dtype": "bf16"}, (2 * N, 2 * N, 18 * N // 4)),
+        ({"method": "lora", "lora_r": 16}, (4 * (N + ADAPTER), 4 * ADAPTER, 8 * ADAPTER)),
+    ],
+)
+def test_a_stage_shards_states_and_only_trained_weights_have_gradients(
+    fields: dict[str, Any], expected: tuple[int, int, int]
+) -> None:
+    host = memory_of(**fields).host
+    assert (host["weights"], host["gradients"], host["optimizer states"]) == expected
 
 
 def test_a_70b_model_with_lora_fits_8_gpus_of_80_gib() -> None:
@@ -128,9 +119,8 @@ def test_offloaded_states_are_in_host_memory() -> None:
 
 
 def test_offloaded_states_of_a_cpu_worker_are_counted_too() -> None:
-    config = config_of(zero_stage=1, offload="optimizer")
-    memory = worker_memory(config, shape=MINILM, batch=BatchShape(64), num_workers=4)
-    assert memory.host["offloaded optimizer states"] == int(1.5 * (16 * MINILM.num_parameters // 4))
+    memory = memory_of(zero_stage=1, offload="optimizer")
+    assert memory.host["offloaded optimizer states"] == int(1.5 * (16 * N // 4))
     assert not memory.device
 
 
