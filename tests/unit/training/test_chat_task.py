@@ -112,7 +112,7 @@ def test_the_validated_weights_are_those_of_the_exported_model(
     # Rounding the base before an adapter is added, or adding a rounded adapter, changes some of the
     # rounded sums.
     runtime = runtime_of()
-    fields = {"zero_stage": stage, "method": method, "parameter_dtype": parameters}
+    fields: dict[str, Any] = {"zero_stage": stage, "method": method, "parameter_dtype": parameters}
     cast_parameters(runtime.lm, stored)
     base = [value.clone() for value in runtime.lm.parameters()]
     with trained(runtime, **fields, epochs=1, learning_rate=1e-3) as (engine, config):
@@ -155,7 +155,7 @@ def test_a_pass_does_not_wait_for_a_gpu_because_it_reads_no_value(fields: dict[s
 
 
 def test_a_training_killed_during_validation_repeats_no_step(tmp_path: Path) -> None:
-    fields = {"method": "lora", "lora_dropout": 0.1, "epochs": 1, "zero_stage": 1}
+    fields: dict[str, Any] = {"method": "lora", "lora_dropout": 0.1, "epochs": 1, "zero_stage": 1}
     runtime = runtime_of()
     uninterrupted = reports_of(runtime, **fields)[-1]
 
@@ -194,7 +194,12 @@ def test_flash_attention_gives_the_losses_of_the_dense_mask_without_padding(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int, method: str
 ) -> None:
     monkeypatch.setattr(ChatRuntime, "score", lambda *_: 0.0)
-    fields = {"zero_stage": stage, "method": method, "lora_dropout": 0.0, "epochs": 2}
+    fields: dict[str, Any] = {
+        "zero_stage": stage,
+        "method": method,
+        "lora_dropout": 0.0,
+        "epochs": 2,
+    }
     runtime = runtime_of()
     reports = reports_of(runtime, **fields)
     assert [(report.attention, report.padding_share) for report in reports] == [("flash", 0.0)] * 2

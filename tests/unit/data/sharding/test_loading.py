@@ -18,22 +18,18 @@ from tailorbird.data.sharding import loading, worker
 from tailorbird.data.sharding.loading import LoadedDataset, load_in_memory, load_sharded
 from tailorbird.data.sharding.worker import ShardReport, ShardSpec
 from tailorbird.data.task_data import CLASSIFICATION
+from tests.build import recipe
 from tests.small_chat import tokenizer
 from tests.unit.data.sharding.small import write
 
 
 def recipe_of(config: DataConfig, folder: Path) -> Recipe:
-    fields = {"name": "task", "base_model": "s3://m/x", "registry": folder.as_uri()}
-    return Recipe.model_validate({**fields, "data": config})
+    return recipe(data=config, registry=folder.as_uri())
 
 
 @pytest.mark.parametrize(
     "fields",
-    [
-        {"validation": None},
-        {"test": None, "validation": None},
-        {"max_train_rows": 10},
-    ],
+    [{"validation": None}, {"test": None, "validation": None}, {"max_train_rows": 10}],
 )
 def test_recipes_that_cannot_be_sharded_are_rejected(
     config: DataConfig, tmp_path: Path, fields: dict[str, object]
@@ -113,6 +109,6 @@ def test_a_description_of_a_label_without_training_rows_is_rejected(
     monkeypatch.setattr(worker, "_tokenizer", lambda _: tokenizer())
     descriptions = {"a": "even length", "c": "another length"}
     described = config.model_copy(update={"label_descriptions": descriptions})
-    recipe = recipe_of(described, tmp_path)
+    of_label = recipe_of(described, tmp_path)
     with pytest.raises(DataError, match=r"label_descriptions.*'c'"):
-        load_in_memory(recipe) or load_sharded(recipe, CLASSIFICATION, base_model="", inputs={})
+        load_in_memory(of_label) or load_sharded(of_label, CLASSIFICATION, base_model="", inputs={})

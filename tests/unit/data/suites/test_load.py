@@ -4,8 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
@@ -18,6 +16,7 @@ from tailorbird.evaluation.inference.chat_answers import Answer
 from tailorbird.evaluation.inference.suite_answers import suite_predictions
 from tests import small_chat
 from tests.build import pairs
+from tests.unit.data.parquet_rows import put
 
 CHAT = {
     "name": "x",
@@ -63,27 +62,16 @@ def test_a_wrong_suite_in_the_recipe_is_refused(suites: dict[str, Any]) -> None:
         recipe_with(suites)
 
 
-def suite_at(folder: Path, **row: Any) -> dict[str, Any]:
-    pq.write_table(pa.Table.from_pylist([row]), folder / "own.parquet")
-    return {"own": {"uri": (folder / "own.parquet").as_uri()}}
-
-
 @pytest.mark.parametrize("counterpart", [False, True])
 @pytest.mark.parametrize("earlier", [False, True])
 def test_a_suite_with_a_prompt_or_counterpart_that_is_trained_on_is_refused(
     tmp_path: Path, counterpart: bool, earlier: bool
 ) -> None:
-    prompts = ["other", " HELLO"]
-    if not counterpart:
-        prompts.reverse()
-    suites = suite_at(
-        tmp_path,
-        prompt=prompts[0],
-        metric="same_choice",
-        expectation="",
-        options=["a", "b"],
-        counterpart=prompts[1],
-    )
+    names = ("prompt", "counterpart")[:: -1 if counterpart else 1]
+    row = dict(zip(names, ([" HELLO"], ["other"]), strict=True))
+    columns = row | {"metric": ["same_choice"], "options": [["a", "b"]], "expectation": [""]}
+    uri = put(tmp_path / "own.parquet", **columns)
+    suites = {"own": {"uri": uri}}
     train = TRAIN
     if earlier:
         turns = (("user", "hello"), ("assistant", "hi"), ("user", "and now?"))

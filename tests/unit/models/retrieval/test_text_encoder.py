@@ -57,17 +57,21 @@ def stored(folder: Path, index: RetrievalIndex, *, encoder: PinnedEncoder) -> Re
     return retrieval.model_copy(update={"encoder": encoder, "embedding_weight": 0.75})
 
 
+def load(folder: Path, retrieval: Retrieval) -> Any:
+    return load_retrieval_index(folder, retrieval=retrieval)
+
+
 def test_a_loaded_index_has_the_same_similarities_and_shares_its_memory(
     pinned: PinnedEncoder, tmp_path: Path
 ) -> None:
     index = embedded(pinned, weight=0.75)
     retrieval = stored(tmp_path / "index", index, encoder=pinned)
-    loaded: Any = load_retrieval_index(tmp_path / "index", retrieval=retrieval)
+    loaded = load(tmp_path / "index", retrieval)
     for text in ("azure sky", "red", ""):
         np.testing.assert_array_equal(loaded.similarities(text), index.similarities(text))
-    assert load_retrieval_index(tmp_path / "index", retrieval=retrieval) is loaded
+    assert load(tmp_path / "index", retrieval) is loaded
     halved = retrieval.model_copy(update={"embedding_weight": 0.5})
-    other: Any = load_retrieval_index(tmp_path / "index", retrieval=halved)
+    other = load(tmp_path / "index", halved)
     assert other.embeddings.encoder is loaded.embeddings.encoder
     assert other.embeddings.weight == 0.5
 
@@ -77,7 +81,7 @@ def test_an_index_without_embeddings_and_an_encoder_with_other_files_are_refused
 ) -> None:
     retrieval = stored(tmp_path / "index", index_of(), encoder=pinned)
     with pytest.raises(ModelError):
-        load_retrieval_index(tmp_path / "index", retrieval=retrieval)
+        load(tmp_path / "index", retrieval)
     small_encoder.save(tmp_path / "encoder", broken=True)  # embeddings that are not finite
     for encoder in (
         pinned.model_copy(update={"dtype": "bfloat16"}),

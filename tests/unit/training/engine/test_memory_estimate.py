@@ -125,29 +125,22 @@ def test_offloaded_states_of_a_cpu_worker_are_counted_too() -> None:
 
 
 def test_smaller_micro_batches_and_checkpointing_need_less_memory() -> None:
-    def activations(num_workers: int = 4, length: int = 64, **fields: Any) -> int:
-        config = config_of(num_workers=num_workers, **fields)
-        return activation_bytes(
-            config, shape=MINILM, batch=BatchShape(length), num_workers=num_workers
-        )
+    def activations(number: int = 4, length: int = 64, **fields: Any) -> int:
+        config = config_of(**{"num_workers": number, "batch_size": 64} | fields)
+        batch = BatchShape(length)
+        return activation_bytes(config, shape=MINILM, batch=batch, num_workers=number)
 
-    full_batch = activations(batch_size=64)
-    assert activations(batch_size=64, batch_tokens=4 * 64 + 63) == full_batch // 4
-    assert activations(batch_size=64, batch_tokens=100 * 64) == full_batch
-    assert activations(batch_size=64, batch_tokens=63) == full_batch // 16  # a row is never split
-    assert activations(batch_size=64, num_workers=2) == 2 * full_batch
-    elastic = config_of(batch_size=64, num_workers=(2, 4))  # two workers accumulate micro-batches
-    assert (
-        activation_bytes(elastic, shape=MINILM, batch=BatchShape(64), num_workers=2) == full_batch
-    )
-    assert activations(batch_size=64, gradient_checkpointing=True) < full_batch / 2
-    assert (
-        activations(batch_size=64, length=128) > 2 * full_batch
-    )  # attention weights grow quadratically
-    assert activations(batch_size=64, length=128, attention_dropout=0.0) < activations(
-        batch_size=64, length=128
-    )
-    assert activations(batch_size=64, method="lora") > full_batch
+    full_batch = activations()
+    assert activations(batch_tokens=4 * 64 + 63) == full_batch // 4
+    assert activations(batch_tokens=100 * 64) == full_batch
+    assert activations(batch_tokens=63) == full_batch // 16  # a row is never split
+    assert activations(2) == 2 * full_batch
+    # Two workers of an elastic training accumulate micro-batches.
+    assert activations(2, num_workers=(2, 4)) == full_batch
+    assert activations(gradient_checkpointing=True) < full_batch / 2
+    assert activations(length=128) > 2 * full_batch  # attention weights grow quadratically
+    assert activations(length=128, attention_dropout=0.0) < activations(length=128)
+    assert activations(method="lora") > full_batch
 
 
 def test_logits_of_a_long_context_are_counted_in_chunks() -> None:
@@ -168,16 +161,12 @@ def test_logits_of_a_long_context_are_counted_in_chunks() -> None:
 def test_no_real_training_needs_more_than_the_estimate_and_none_less_than_half(
     tmp_path: Path,
 ) -> None:
-    lora, less, bf16 = (
-        {"method": "lora"},
-        {"gradient_checkpointing": True},
-        {"parameter_dtype": "bf16"},
-    )
+    lora, bf16 = {"method": "lora"}, {"parameter_dtype": "bf16"}
+    less = {"gradient_checkpointing": True}
     options: list[dict[str, Any]] = [{}, less, lora, lora | less, bf16]
-    cases = [Case("1m", {"zero_stage": stage} | more) for stage in (1, 3) for more in options]
-    cases += [
-        Case("1m", {"zero_stage": stage} | more) for stage, more in ((0, bf16), (0, {}), (2, {}))
-    ]
-    cases += [Case("1m", {"zero_stage": stage, "offload": "optimizer"}) for stage in (1, 2, 3)]
+    fields = [{"zero_stage": stage} | more for stage in (1, 3) for more in options]
+    fields += [{"zero_stage": 0} | bf16, {"zero_stage": 0}, {"zero_stage": 2}]
+    fields += [{"zero_stage": stage, "offload": "optimizer"} for stage in (1, 2, 3)]
+    cases = [Case("1m", each) for each in fields]
     for name, figures in measure(cases, folder=tmp_path).items():
         assert 1 <= figures["estimate / peak"] <= 2, (name, figures)

@@ -44,7 +44,7 @@ def validating_runtime(encoder: nn.Module) -> ClassifierRuntime:
     """Return a runtime whose validation is one pass of 64 rows on CPU, as many tokens as on a GPU,
     with padding."""
     lengths = [LENGTH] * (VALIDATION_TOKENS // LENGTH - 1) + [LENGTH - 1]
-    tokens = TokenLists([[5] * length for length in lengths], labels=["0"] * len(lengths))
+    tokens = TokenLists([[5] * length for length in lengths], labels=("0",) * len(lengths))
     names = ("",) * len(lengths)
     tokenized = TokenizedRows.from_lists(names, tokens, classes=("0", "1", "2"))
     return replace(small_runtime(dropout=0.0), encoder=encoder, validation=tokenized)
