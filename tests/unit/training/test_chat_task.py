@@ -77,17 +77,6 @@ def test_a_chat_model_learns_to_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(report.padding_share for report in reports) < 0.05
 
 
-def test_the_loss_does_not_cover_turns_with_weight_0() -> None:
-    turns = (("user", "a"), ("assistant", "bcd"), ("user", "e"))
-    for untrained, num_tokens in ((((1,),), 2), (None, 6)):
-        rows = build.rows(("a",), ("f",), conversations=(turns,), untrained_turns=untrained)
-        task = task_of(train=rows)
-        sample = sampled_rows(task.dataset(tokenizer()))
-        runtime = ChatRuntime(language_model(), tokenizer(), task, sample)
-        batch = runtime.collate(config_of(), sample, np.array([0]))
-        assert len(batch.targets) == runtime.weight(sample, np.array([0])) == num_tokens
-
-
 def write(engine: Any, config: TrainingConfig, *, runtime: ChatRuntime, folder: Path) -> None:
     """Write the weights without a comparison with the trained model."""
     runtime.write(

@@ -151,8 +151,8 @@ def export(case: Case, folder: Path) -> str:
 def wrong_files(
     kind: str, *, before: dict[str, torch.Tensor], runtime: TaskRuntime
 ) -> Iterator[None]:
-    """Write one matrix with other values than the trained ones: untrained, transposed, or of the
-    step before."""
+    """Write one matrix with other values than the trained ones: transposed, or of the step
+    before."""
     write = type(runtime).write
 
     names = [
@@ -188,26 +188,23 @@ def wrong_masters(before: dict[str, torch.Tensor]) -> Iterator[None]:
 
 def export_wrong(case: Case, folder: Path) -> dict[str, str]:
     """Return the reasons of refusals on rank 0 by the kind of wrong weights."""
-    states: list[dict[str, torch.Tensor]] = []
-    lora = case.method == "lora"
+    before: dict[str, torch.Tensor] = {}
 
     def on_step(engine: Any) -> None:
         values = exported_values(engine, config_of(method=case.method))
-        states.append({name: value for name, value in values if dist.get_rank() == 0})
+        before.update({name: value for name, value in values if dist.get_rank() == 0})
 
     engine, config, runtime = train(case, on_step=on_step)
-    untrained, last = states
     reasons = {}
-    wrongs: dict[str, Any] = {
-        "untrained": lambda: wrong_files("untrained", before=untrained, runtime=runtime),
-        "step before": lambda: wrong_files("step before", before=last, runtime=runtime),
-        "masters": lambda: wrong_masters(last),
+    wrongs = {
+        "step before": wrong_files("step before", before=before, runtime=runtime),
+        "masters": wrong_masters(before),
     }
-    if not lora:  # the matrices of an adapter are not square
-        wrongs["transposed"] = lambda: wrong_files("transposed", before=last, runtime=runtime)
+    if case.method == "full":  # the matrices of an adapter are not square
+        wrongs["transposed"] = wrong_files("transposed", before=before, runtime=runtime)
     for kind, wrong in wrongs.items():
         reasons[kind] = ""
-        with wrong():
+        with wrong:
             try:
                 export_weights(engine, config, runtime=runtime, folder=folder / kind)
             except UnusableWeights as error:
