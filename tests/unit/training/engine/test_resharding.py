@@ -101,6 +101,17 @@ Layout = tuple[list[list[list[int]]], list[list[Piece]]]
 """The values of each flat tensor of each rank, and the pieces of each rank."""
 
 
+def values_of(number: int, shape: list[int]) -> list[int]:
+    """Return different values of each parameter."""
+    return [1000 * number + value for value in range(prod(shape))]
+
+
+def part(values: list[int], rank: int, *, length: int) -> list[int]:
+    """Return the values of a rank, with padding up to `length`."""
+    own = values[rank * length : (rank + 1) * length]
+    return own + [PADDING] * (length - len(own))
+
+
 def concatenated(shapes: list[list[int]], num_ranks: int) -> Layout:
     """Lay out two flat tensors as stages 1 and 2 do: concatenate the parameters, pad them, and
     split the result."""
@@ -110,15 +121,11 @@ def concatenated(shapes: list[list[int]], num_ranks: int) -> Layout:
         paddings.append([number % 3 for number in numbers])
         values = []
         for number in numbers:
-            values += [1000 * number + value for value in range(prod(shapes[number]))] + [
-                PADDING
-            ] * (number % 3)
-        lengths.append(
-            ceil(len(values) / num_ranks) + 1
-        )  # also with padding if the division is exact
+            values += values_of(number, shapes[number]) + [PADDING] * (number % 3)
+        # Also with padding if the division is exact.
+        lengths.append(ceil(len(values) / num_ranks) + 1)
         for rank, flat in enumerate(flats):
-            own = values[rank * lengths[-1] : (rank + 1) * lengths[-1]]
-            flat.append(own + [PADDING] * (lengths[-1] - len(own)))
+            flat.append(part(values, rank, length=lengths[-1]))
     tensors = named(shapes)
     return flats, pieces_of_concatenation(
         tensors, num_ranks=num_ranks, lengths=lengths, paddings=paddings
@@ -128,15 +135,12 @@ def concatenated(shapes: list[list[int]], num_ranks: int) -> Layout:
 def split(shapes: list[list[int]], num_ranks: int) -> Layout:
     """Lay out two flat tensors as stage 3 does: pad and split each parameter, and concatenate the
     parts of a rank."""
-    flats: list[list[list[int]]] = [[] for _ in range(num_ranks)]
-    for numbers in halves(len(shapes)):
-        for rank in range(num_ranks):
-            flats[rank].append([])
-            for number in numbers:
-                values = [1000 * number + value for value in range(prod(shapes[number]))]
-                length = ceil(len(values) / num_ranks)
-                own = values[rank * length : (rank + 1) * length]
-                flats[rank][-1] += own + [PADDING] * (length - len(own))
+    flats: list[list[list[int]]] = [[[], []] for _ in range(num_ranks)]
+    for half, numbers in enumerate(halves(len(shapes))):
+        for number in numbers:
+            values = values_of(number, shapes[number])
+            for rank, flat in enumerate(flats):
+                flat[half] += part(values, rank, length=ceil(len(values) / num_ranks))
     return flats, pieces_of_parameters(named(shapes), num_ranks=num_ranks)
 
 
