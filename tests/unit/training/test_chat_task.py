@@ -109,8 +109,7 @@ def test_the_validated_weights_are_those_of_the_exported_model(
         write(engine, config, runtime=runtime, folder=tmp_path)
     loaded = load_chat_weights(tmp_path, lm=deepcopy(runtime.lm).float(), kind=method)
     exported = dict(cast_parameters(loaded, compute_dtype(config)).named_parameters())
-    assert validated.keys() == exported.keys()
-    assert not [name for name in exported if not torch.equal(exported[name], validated[name])]
+    torch.testing.assert_close(validated, exported, rtol=0, atol=0)
     assert all(map(torch.equal, runtime.lm.parameters(), base))
 
 
