@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import BertTokenizerFast
 
 from tailorbird.data.fingerprints import fingerprints, save_fingerprints
 from tailorbird.evaluation.trained_rows import training_fingerprints
@@ -30,20 +29,18 @@ from tailorbird.registry.versions import (
     write_config,
 )
 from tests.build import version_config
+from tests.unit.data.test_tokenize import BERT, wordpiece
 from tests.unit.models.test_bag_of_words import bag_of, write_bag
 from tests.unit.models.tiny_bert import tiny_bert
 
 ROWS = [[1, 2, 3], [4], [5, 6, 7, 8], list(range(1, 31)), [9, 9]]
-WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{number}" for number in range(45)))
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small random BERT and a tokenizer."""
-    folder = tmp_path_factory.mktemp("base")
+    folder = wordpiece(tmp_path_factory.mktemp("base"), **BERT)
     tiny_bert(width=32).save_pretrained(folder)
-    (folder / "vocab.txt").write_text("\n".join(WORDS))
-    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
     return folder
 
 
@@ -108,11 +105,11 @@ def test_an_exported_graph_has_the_pooling_of_the_version(
 
 def test_a_probe_with_a_bag_of_words_is_exported_with_both(base: Path, tmp_path: Path) -> None:
     folder = tmp_path / "probe"
-    write_bag(folder, bag_of(("word1 word2", "word3")))
+    write_bag(folder, bag_of(("acute pain", "fever")))
     save_file(torch.nn.Linear(32, 3).state_dict(), folder / "head.safetensors")
     write_config(folder, config_of(base, kind="probe_bag"))
     probe = register((tmp_path / "registry" / "toy").as_uri(), folder)
-    texts = ("word1 word2 word9", "word3")
+    texts = ("acute pain unknown", "fever")
     with_torch: Any = load_artifact(probe.uri)
     int8 = exported(probe, tmp_path)
     assert int8.bag is not None

@@ -14,26 +14,17 @@ from tailorbird.data.suites.private_spans import MAX_SPANS, private_span_rows
 from tailorbird.data.tokenize import load_tokenizer
 from tailorbird.evaluation.inference.chat_answers import Answer
 from tailorbird.evaluation.inference.suite_answers import suite_predictions
-from tests import small_chat
-from tests.build import pairs
+from tests import build, small_chat
 from tests.unit.data.parquet_rows import put
-
-CHAT = {
-    "name": "x",
-    "task": "chat",
-    "base_model": "s3://m/x",
-    "registry": "s3://m",
-    "data": {"train": "s3://l/x"},
-}
 
 
 def recipe_with(suites: dict[str, Any], **fields: Any) -> Recipe:
     evaluation = {"metric": "token_f1", "gates": {"suites": suites}}
-    return Recipe.model_validate(CHAT | {"evaluation": evaluation} | fields)
+    return build.recipe(task="chat", evaluation=evaluation, **fields)
 
 
 def rows_of(*content: tuple[str, str]) -> Rows:
-    return pairs(content, chat=True)
+    return build.pairs(content, chat=True)
 
 
 TRAIN = rows_of(("hello", "hi"))
@@ -43,7 +34,7 @@ def test_the_suites_of_the_package_are_named_in_the_recipe() -> None:
     names = {"general", "refusals", "over-refusals", "bias"}
     recipe = recipe_with({name: {"uri": f"builtin://{name}"} for name in names})
     assert load_suites(recipe, train=TRAIN).keys() == names
-    without = Recipe.model_validate(CHAT | {"evaluation": {"metric": "token_f1"}})
+    without = build.recipe(task="chat", evaluation={"metric": "token_f1"})
     assert load_suites(without, train=TRAIN) == {}
 
 
