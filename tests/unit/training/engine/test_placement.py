@@ -19,8 +19,6 @@ from tests.unit.models.tiny_bert import tiny_bert
 from tests.unit.training.ranks import on_ranks
 from tests.unit.training.small import config_of, small_runtime
 from tests.unit.training.test_chat_task import runtime_of
-from training import loop
-from training.engine.deepspeed_private import destroy_engine
 from training.engine.placement import layerwise_copy, place_weights
 from training.task import TaskRuntime
 
@@ -124,12 +122,10 @@ def _build_all(folder: Path) -> None:
 
 
 def _build(folder: Path, task: str, method: str, stored: str) -> dict[str, Any]:
-    """Build a model, measure it, train it for an epoch, and return the figures."""
+    """Build a model, and return its figures."""
     base = load(folder, task, stored)
     own, memory = runtime(task, base), TrackedMemory(base)
-    config = config_of(
-        num_workers=NUM_RANKS, zero_stage=3, method=method, epochs=1, lora_dropout=0.0
-    )
+    config = config_of(num_workers=NUM_RANKS, zero_stage=3, method=method)
     with memory:
         model: Any = own.build(config, autocast=True)
     parameters = list(model.parameters())
@@ -143,23 +139,16 @@ def _build(folder: Path, task: str, method: str, stored: str) -> dict[str, Any]:
             )
             if own_name in expected and not torch.equal(value.float(), expected[own_name]):
                 unequal.append(name)
-    engine = loop.build_engine(config, own)
-    report = loop.train(engine, config, runtime=own)
-    destroy_engine(engine)
     return {
         "peak": memory.peak,
         "held": memory.bytes,
-        "part": sum(
-            value.ds_tensor.numel() * value.ds_tensor.element_size() for value in parameters
-        ),
+        "part": sum(value.ds_tensor.nbytes for value in parameters),
         "whole": sum(value.ds_numel * value.ds_tensor.element_size() for value in parameters),
         "largest": max(value.ds_numel * 4 for value in parameters),
-        "buffers": sum(value.numel() * value.element_size() for value in model.buffers()),
+        "buffers": sum(value.nbytes for value in model.buffers()),
         "adapter": trained if method == "lora" else 0,  # made before it is partitioned
         "compared": len(expected),
         "unequal": unequal,
-        "score": report.score,
-        "loss": report.loss,
     }
 
 
@@ -178,4 +167,3 @@ def test_at_stage_3_a_rank_holds_its_part_and_at_most_two_weights(
     assert figures["peak"] < 0.9 * figures["whole"] or case[1] == "lora"
     assert figures["compared"] > 10
     assert not figures["unequal"]
-    assert figures["loss"] > 0
