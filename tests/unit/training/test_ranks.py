@@ -165,12 +165,9 @@ def train(
             own.mkdir()
             checkpoint.save(engine, folder=own, progress=progress)
 
-    # The rounding of bf16 depends on the shape of the batch, and so on the number of ranks.
-    small_reads = mock.patch(
-        "training.engine.resharding.BUFFER", 4
-    )  # else whole files would be read
     with (
-        small_reads,
+        mock.patch("training.engine.resharding.BUFFER", 4),  # else whole files would be read
+        # The rounding of bf16 depends on the shape of the batch, and so on the number of ranks.
         mock.patch("training.loop.inference_dtype", return_value=torch.float32),
         bytes_read() as reads,
     ):
