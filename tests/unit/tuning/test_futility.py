@@ -161,7 +161,7 @@ def test_a_sweep_ends_if_all_trials_score_far_below_the_target() -> None:
     ("trials", "num_trials"),
     [
         (finished(0.1, 0.3, 0.5, 0.7), 8),  # widely spread
-        ([*finished(0.5, 0.5, 0.5, 0.5), TrialScores([0.5, 0.65], 2)], 8),  # one can reach it
+        ([*finished(*[0.5] * 7), TrialScores([0.5, 0.6], 2)], 9),  # one can reach it
         (finished(0.5, 0.5, 0.5, 0.5), 4),  # no trial is left
     ],
 )
