@@ -1,12 +1,10 @@
 """Columns of Ray Data's pickle type are rejected before a value is read, wherever Arrow files are
 read."""
 
-import os
 import pickle
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,21 +17,12 @@ from tailorbird.data.rows import DataError
 from tailorbird.data.sharding.shards import _COLUMNS, Shards, file_uri
 from tailorbird.data.task_data import ChatData
 from tailorbird.evaluation.prediction_store import load_predictions
-from tailorbird.evaluation.predictions import Predictions
 from tailorbird.storage.s3 import StorageError
+from tests.build import predictions
+from tests.payload import Payload
 
 PICKLED = {"ARROW:extension:name": "ray.data.arrow_pickled_object", "ARROW:extension:metadata": ""}
 """Field metadata that is sufficient to write such a column."""
-
-
-class Payload:
-    """An object that creates a folder when it is unpickled."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.marker),)
 
 
 def pickled(name: str) -> pa.Field:
@@ -80,10 +69,8 @@ def test_a_pickled_column_is_rejected_if_the_recipe_names_it_and_is_never_read(
 
 
 def test_stored_predictions_with_pickles_are_rejected(tmp_path: Path) -> None:
-    marker, ones = tmp_path / "it-ran", np.ones(1)
-    table = Predictions(
-        "full", ("0",), ("a",), ("a",), scores=ones, confidences=ones, calibrated=ones
-    ).to_table()
+    marker = tmp_path / "it-ran"
+    table = predictions(["a"], ["a"]).to_table()
     index = table.column_names.index("output")
     changed = table.set_column(
         index, pickled("output"), pa.array([pickle.dumps(Payload(marker))], pa.large_binary())

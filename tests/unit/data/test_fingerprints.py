@@ -2,7 +2,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from tailorbird.data.fingerprints import (
@@ -14,6 +13,7 @@ from tailorbird.data.fingerprints import (
 )
 from tailorbird.data.rows import DataError
 from tests.build import rows
+from tests.unit.data.parquet_rows import put
 
 
 def test_letters_with_their_marks_and_digits_are_compared() -> None:
@@ -48,6 +48,5 @@ def test_stored_fingerprints_are_distinct_and_sorted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("values", [pa.array([1, None], pa.uint64()), pa.array([1], pa.int64())])
 def test_another_column_is_refused(tmp_path: Path, values: pa.Array) -> None:
-    pq.write_table(pa.table({"fingerprint": values}), tmp_path / "rows.parquet")
     with pytest.raises(DataError):
-        load_fingerprints((tmp_path / "rows.parquet").as_uri())
+        load_fingerprints(put(tmp_path / "rows.parquet", fingerprint=values))

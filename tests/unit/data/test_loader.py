@@ -9,10 +9,11 @@ import pytest
 from tailorbird.config.data import DataConfig
 from tailorbird.data.loader import read_rows, read_splits
 from tailorbird.data.parquet import has_integers, read_table
-from tailorbird.data.rows import DataError, Rows
+from tailorbird.data.rows import DataError, concat_rows
 from tailorbird.data.splits import normalise
 from tailorbird.data.task_data import ChatData
 from tests.unit.data.parquet_rows import config_of, put
+from tests.unit.data.test_task_data import turns
 
 
 def test_a_folder_is_read_file_by_file_in_the_order_of_paths(tmp_path: Path) -> None:
@@ -95,19 +96,12 @@ def test_a_column_with_a_null_of_another_type_or_without_rows_is_rejected_by_nam
     tmp_path: Path, column: str, values: Any
 ) -> None:
     names = ("text", "label", "patient", "sex")
-    columns = {name: ["a", "b"][: len(values)] for name in names} | {column: values}
+    columns = dict.fromkeys(names, ["a", "b"][: len(values)]) | {column: values}
     uri = put(tmp_path / "rows.parquet", **columns)
     with pytest.raises(DataError, match=column if len(values) else "no rows"):
         read_rows(uri, config=config_of(uri, split_by="patient", groups=("sex",)))
     with pytest.raises(DataError, match="intent"):
         read_table(uri, columns=["intent"])
-
-
-def texts_by_id(*parts: Rows) -> dict[str, str]:
-    texts = dict[str, str]()
-    for rows in parts:
-        texts |= dict(zip(rows.row_ids, rows.texts, strict=True))
-    return texts
 
 
 def test_omitted_validation_is_a_share_of_train_and_test_is_unchanged(tmp_path: Path) -> None:
@@ -122,8 +116,10 @@ def test_omitted_validation_is_a_share_of_train_and_test_is_unchanged(tmp_path: 
     assert splits.test.texts == ("a", "b")
     assert len(splits.validation) == pytest.approx(50, abs=20)
     assert not set(splits.train.split_keys or ()) & set(splits.validation.split_keys or ())
-    whole = texts_by_id(splits.train, splits.validation)
-    assert whole == {str(number): text for number, text in enumerate(texts)}
+    whole = concat_rows([splits.train, splits.validation])
+    assert sorted(zip(whole.row_ids, whole.texts, strict=True), key=lambda row: int(row[0])) == [
+        (str(number), text) for number, text in enumerate(texts)
+    ]
 
 
 def test_without_a_key_copies_of_a_text_stay_together(tmp_path: Path) -> None:
@@ -133,13 +129,6 @@ def test_without_a_key_copies_of_a_text_stay_together(tmp_path: Path) -> None:
     assert len(splits.train) > len(splits.test) > len(splits.validation) > 0
     texts_of_splits = [{normalise(text) for text in rows.texts} for _, rows in splits.items()]
     assert sum(len(texts) for texts in texts_of_splits) == len(set.union(*texts_of_splits)) == 100
-
-
-def turns(*contents: str) -> list[dict[str, str]]:
-    return [
-        {"role": ("user", "assistant")[at % 2], "content": content}
-        for at, content in enumerate(contents)
-    ]
 
 
 def test_conversations_with_the_same_beginning_cannot_be_split(tmp_path: Path) -> None:

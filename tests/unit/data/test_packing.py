@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from tailorbird.data.chat_template import Tokens
 from tailorbird.data.packing import pack
 
+LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=40)
+
 
 def rows_of(lengths: list[int]) -> list[Tokens]:
     rows, token = [], 1
@@ -19,8 +21,8 @@ def rows_of(lengths: list[int]) -> list[Tokens]:
     return rows
 
 
-@given(st.lists(st.integers(1, 300), min_size=1, max_size=40))
-def test_packed_rows_contain_every_token_once_and_target_assistant_tokens(
+@given(LENGTHS)
+def test_packed_rows_contain_every_token_once_target_the_assistant_and_have_little_padding(
     lengths: list[int],
 ) -> None:
     rows = rows_of(lengths)
@@ -31,16 +33,13 @@ def test_packed_rows_contain_every_token_once_and_target_assistant_tokens(
         assert batch.position_ids[mine].tolist() == list(range(len(row)))
         targets = batch.targets[batch.target_conversation_ids == index]
         assert sorted(targets.tolist()) == np.array(row.ids)[row.assistant_mask].tolist()
-    assert (batch.input_ids[batch.conversation_ids == -1] == 0).all()
+    is_padding = batch.conversation_ids == -1
+    assert (batch.input_ids[is_padding] == 0).all()
+    assert is_padding.mean() <= 0.03
     assert int((batch.conversation_ids >= 0).sum()) == sum(lengths)
     assert len(batch.targets) == sum(int(row.assistant_mask.sum()) for row in rows)
     spans = np.split(batch.conversation_ids.reshape(-1), batch.bounds[1:-1])
     assert all(len(set(span.tolist())) == 1 for span in spans)
-
-
-@given(st.lists(st.integers(1, 300), min_size=1, max_size=40))
-def test_packed_rows_have_little_padding_for_any_lengths(lengths: list[int]) -> None:
-    assert (pack(rows_of(lengths), pad_id=0).conversation_ids == -1).mean() <= 0.03
 
 
 def test_long_conversations_are_not_packed_into_rows_of_twice_their_length() -> None:
@@ -49,7 +48,7 @@ def test_long_conversations_are_not_packed_into_rows_of_twice_their_length() -> 
     assert pack(rows, pad_id=0, max_width=4096).input_ids.shape == (4, 4096)
 
 
-@given(st.lists(st.integers(1, 300), min_size=1, max_size=40))
+@given(LENGTHS)
 def test_one_row_has_no_padding(lengths: list[int]) -> None:
     batch = pack(rows_of(lengths), pad_id=0, one_row=True)
     assert batch.input_ids.shape == (1, sum(lengths))

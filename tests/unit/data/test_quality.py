@@ -34,6 +34,7 @@ def dialogues(*contents: str, untrained: tuple[tuple[int, ...], ...] | None = No
     )
 
 
+Pairs = list[tuple[str, str]]
 BASE = (("fever", "a"), ("cough", "b"))
 few_texts = st.sampled_from(
     ["Pain", "pain ", "PAIN!", "rash", "Rash", "itch", "", " ", "burn", "cold", "ache"]
@@ -41,20 +42,16 @@ few_texts = st.sampled_from(
 pair_lists = st.lists(st.tuples(few_texts, st.sampled_from("ab")), max_size=12)
 
 
-@st.composite
-def any_splits(draw: st.DrawFn) -> Splits:
-    """Draw splits with many copies in which each split has a unique row, so that cleaning
-    succeeds."""
-    validation = (("only in validation", "a"), *draw(pair_lists))
-    return Splits(
-        train=rows(*BASE, *draw(pair_lists)),
-        validation=rows(*validation),
-        test=rows(("only in test", "b"), *draw(pair_lists)),
+@given(train=pair_lists, validation=pair_lists, test=pair_lists)
+def test_cleaning_leaves_each_text_in_one_split_and_counts_what_it_drops(
+    train: Pairs, validation: Pairs, test: Pairs
+) -> None:
+    # Each split has a unique row, so that cleaning succeeds.
+    splits = Splits(
+        train=rows(*BASE, *train),
+        validation=rows(("only in validation", "a"), *validation),
+        test=rows(("only in test", "b"), *test),
     )
-
-
-@given(splits=any_splits())
-def test_cleaning_leaves_each_text_in_one_split_and_counts_what_it_drops(splits: Splits) -> None:
     cleaned, report = clean(splits)
     texts = [{letters_and_digits(text) for text in part.texts} for _, part in cleaned.items()]
     assert sum(map(len, texts)) == len(set.union(*texts))

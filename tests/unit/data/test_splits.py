@@ -43,11 +43,6 @@ def test_the_split_of_a_key_is_the_same_on_every_machine_and_version() -> None:
     assert (parts != other).any()
 
 
-def test_a_fraction_of_zero_gets_no_rows() -> None:
-    keys = [str(number) for number in range(300)]
-    assert set(split_by_key(keys, fractions=(0.5, 0.0, 0.5), seed=3).tolist()) == {0, 2}
-
-
 @given(n=st.integers(0, 200), size=st.integers(0, 250), more=st.integers(0, 100), seed=seeds)
 def test_a_subsample_has_sorted_distinct_rows_and_is_part_of_a_larger_one(
     n: int, size: int, more: int, seed: int

@@ -3,20 +3,19 @@
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from tailorbird.data.parquet import read_table
 from tailorbird.data.rows import DataError
 from tailorbird.data.upload import UploadedFile, upload_data
+from tests.unit.data.parquet_rows import put
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     source = tmp_path / "source"
-    (source / "extra").mkdir(parents=True)
     for name in ("train", "validation", "test", "extra/more"):
-        pq.write_table(pa.table({"text": [name], "label": ["x"]}), source / f"{name}.parquet")
+        put(source / f"{name}.parquet", text=[name], label=["x"])
     (source / "NOTICE").write_text("where it is from")
     return source
 
@@ -28,9 +27,8 @@ def test_files_are_uploaded_to_the_same_relative_path(folder: Path, tmp_path: Pa
     assert [file.uri for file in uploaded] == [
         f"{target}/{name}.parquet" for name in ("extra/more", "test", "train", "validation")
     ]
-    assert read_table(f"{target}/train.parquet", columns=["text"]).to_pylist() == [
-        {"text": "train"}
-    ]
+    table = read_table(f"{target}/train.parquet", columns=["text"])
+    assert table.to_pylist() == [{"text": "train"}]
 
 
 @pytest.mark.parametrize("name", ["not.parquet", "empty.parquet", "more.jsonl"])
@@ -39,7 +37,7 @@ def test_a_file_that_cannot_be_used_prevents_the_upload_of_all_files(
 ) -> None:
     path = folder / name
     if name == "empty.parquet":
-        pq.write_table(pa.table({"text": pa.array([], pa.string())}), path)
+        put(path, text=pa.array([], pa.string()))
     else:
         path.write_text('{"text": "a", "label": "x"}\n{"text": "b"')
     with pytest.raises(DataError, match=name):
@@ -61,10 +59,8 @@ def test_a_single_file_is_converted_to_parquet(tmp_path: Path) -> None:
     assert uploaded == UploadedFile(
         (tmp_path / "lake/reviews.parquet").as_uri(), "table", 2, ("text", "label")
     )
-    assert read_table(uploaded.uri, columns=["label"]).to_pylist() == [
-        {"label": "good"},
-        {"label": "poor"},
-    ]
+    labels = read_table(uploaded.uri, columns=["label"])["label"]
+    assert labels.to_pylist() == ["good", "poor"]
 
 
 def test_two_files_with_the_same_target_are_rejected(folder: Path, tmp_path: Path) -> None:

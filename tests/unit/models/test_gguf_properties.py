@@ -11,17 +11,8 @@ from hypothesis import strategies as st
 
 from tailorbird.models.base_model import FetchError, dequantize
 
-TOKENS = [
-    "<unk>",
-    "<s>",
-    "</s>",
-    *(f"<0x{value:02X}>" for value in range(256)),
-    "▁",
-    "a",
-    "b",
-    "▁a",
-]
-WIDTH, HEADS, INNER = 32, 2, 32
+TOKENS = ["<unk>", "<s>", "</s>", *(f"<0x{value:02X}>" for value in range(256)), "▁", "a", "▁a"]
+WIDTH, HEADS = 32, 2
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +23,7 @@ def valid(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     writer.add_block_count(1)
     writer.add_context_length(32)
     writer.add_embedding_length(WIDTH)
-    writer.add_feed_forward_length(INNER)
+    writer.add_feed_forward_length(WIDTH)
     writer.add_head_count(HEADS)
     writer.add_head_count_kv(HEADS)
     writer.add_layer_norm_rms_eps(1e-5)
@@ -45,11 +36,9 @@ def valid(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)
-    square = ("attn_q", "attn_k", "attn_v", "attn_output")
-    shapes = {f"blk.0.{name}.weight": (WIDTH, WIDTH) for name in square}
-    shapes |= {"blk.0.ffn_gate.weight": (INNER, WIDTH), "blk.0.ffn_up.weight": (INNER, WIDTH)}
-    shapes |= {"blk.0.ffn_down.weight": (WIDTH, INNER), "token_embd.weight": (len(TOKENS), WIDTH)}
-    shapes |= {"output.weight": (len(TOKENS), WIDTH)}
+    parts = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+    shapes = dict.fromkeys((f"blk.0.{part}.weight" for part in parts), (WIDTH, WIDTH))
+    shapes |= dict.fromkeys(("token_embd.weight", "output.weight"), (len(TOKENS), WIDTH))
     for name, shape in shapes.items():
         writer.add_tensor(name, np.zeros(shape, np.float16))
     for name in ("blk.0.attn_norm.weight", "blk.0.ffn_norm.weight", "output_norm.weight"):

@@ -1,6 +1,5 @@
 """A sequence classifier of transformers gives the same logits with our encoder, pooling and head."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from tailorbird.models.imported_head import import_head
 from tailorbird.models.loading import load_weights
 from tailorbird.models.pretrained import load_encoder
 from tests import small_encoder
+from tests.unit.models.test_loading import change_config
 
 TEXTS = ("a blue sky", "green leaf", "red rose at noon one two three", "dog")
 CLASSES = ("blue", "green", "red")
@@ -51,10 +51,8 @@ def test_the_logits_are_those_of_transformers_in_the_order_of_the_classes(
     tmp_path: Path, kind: str
 ) -> None:
     save_classifier(tmp_path, kind, **LABELS)
-    file = tmp_path / "config.json"
-    config = json.loads(file.read_text())
-    config["id2label"] = dict(sorted(config["id2label"].items(), reverse=True))
-    file.write_text(json.dumps(config))  # the ids in the file have any order
+    # The ids in the file have any order.
+    change_config(tmp_path, id2label={2: "green", 1: "blue", 0: "red"})
     head, pooling = import_head(tmp_path, classes=CLASSES, texts=TEXTS, max_length=16)
     version = tmp_path / "version"
     version.mkdir()

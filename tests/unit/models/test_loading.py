@@ -1,7 +1,6 @@
 """Loading of a version rejects pickles, foreign code and weights that do not fit."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,8 @@ from transformers import BertModel
 from tailorbird.models.errors import ModelError
 from tailorbird.models.loading import load_weights
 from tailorbird.models.lora import add_adapter
-from tailorbird.models.pretrained import (
-    load_encoder,
-    without_pooler,
-)
+from tailorbird.models.pretrained import load_encoder, without_pooler
+from tests.payload import Payload
 from tests.unit.models.tiny_bert import tiny_bert
 
 
@@ -63,16 +60,6 @@ def test_the_encoder_is_loaded_without_its_pooler_in_the_requested_dtype(base: P
         load_encoder(base, attention_dropout=0.0)
 
 
-class Payload:
-    """An object whose unpickling creates the folder `marker`."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.marker),)
-
-
 @pytest.mark.parametrize(
     "file", ["pytorch_model.bin", "model.pt", "pytorch_model-00001-of-00001.bin"]
 )
@@ -103,16 +90,17 @@ def test_a_version_with_pickles_is_rejected(
     assert not (tmp_path / "it-ran").exists()
 
 
+def change_config(base: Path, **fields: Any) -> None:
+    file = base / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_bytes()) | fields))
+
+
 @pytest.mark.parametrize("model_type", ["bert", "unknown"])
 def test_code_of_a_base_model_is_not_run(base: Path, tmp_path: Path, model_type: str) -> None:
     code = f"import os\nos.mkdir({str(tmp_path / 'it-ran')!r})\nclass Theirs: ...\n"
     (base / "theirs.py").write_text(code)
-    config = json.loads((base / "config.json").read_bytes())
-    config |= {
-        "model_type": model_type,
-        "auto_map": {"AutoConfig": "theirs.Theirs", "AutoModel": "theirs.Theirs"},
-    }
-    (base / "config.json").write_text(json.dumps(config))
+    theirs = dict.fromkeys(("AutoConfig", "AutoModel"), "theirs.Theirs")
+    change_config(base, model_type=model_type, auto_map=theirs)
     if model_type == "bert":
         assert type(load_encoder(base)) is BertModel  # the class of transformers
     else:
@@ -131,7 +119,6 @@ def test_code_of_a_base_model_is_not_run(base: Path, tmp_path: Path, model_type:
 def test_a_config_that_refers_to_code_on_the_hub_is_rejected(
     base: Path, fields: dict[str, Any]
 ) -> None:
-    config = json.loads((base / "config.json").read_bytes())
-    (base / "config.json").write_text(json.dumps(config | fields))
+    change_config(base, **fields)
     with pytest.raises(ModelError):
         load_encoder(base)

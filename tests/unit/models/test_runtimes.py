@@ -3,20 +3,19 @@ and with padding."""
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import BertTokenizerFast
 
 from tailorbird.data.fingerprints import fingerprints, save_fingerprints
-from tailorbird.data.rows import Rows
 from tailorbird.evaluation.trained_rows import training_fingerprints
 from tailorbird.models import export as export_module
 from tailorbird.models.classifier import Classifier, embed_rows, logits_rows
 from tailorbird.models.export import export_int8, write_graph
-from tailorbird.models.loading import LoadedClassifier, load_artifact
+from tailorbird.models.loading import load_artifact
 from tailorbird.models.pretrained import load_encoder
 from tailorbird.models.runtimes import EngineError, load_exported
 from tailorbird.registry.kinds import Kind
@@ -30,30 +29,25 @@ from tailorbird.registry.versions import (
     write_config,
 )
 from tests.build import version_config
+from tests.unit.data.test_tokenize import BERT, wordpiece
 from tests.unit.models.test_bag_of_words import bag_of, write_bag
 from tests.unit.models.tiny_bert import tiny_bert
 
 ROWS = [[1, 2, 3], [4], [5, 6, 7, 8], list(range(1, 31)), [9, 9]]
-WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{number}" for number in range(45)))
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small random BERT and a tokenizer."""
-    folder = tmp_path_factory.mktemp("base")
+    folder = wordpiece(tmp_path_factory.mktemp("base"), **BERT)
     tiny_bert(width=32).save_pretrained(folder)
-    (folder / "vocab.txt").write_text("\n".join(WORDS))
-    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def evaluated(base: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelVersion:
     """A registered version with full fine-tuned weights."""
-    folder, task_uri = (
-        tmp_path_factory.mktemp("evaluated"),
-        tmp_path_factory.mktemp("registry") / "toy",
-    )
+    folder = tmp_path_factory.mktemp("evaluated")
     encoder = load_encoder(base)
     with torch.no_grad():
         for parameter in encoder.parameters():
@@ -62,7 +56,7 @@ def evaluated(base: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelVers
     save_file(torch.nn.Linear(32, 3).state_dict(), folder / "head.safetensors")
     save_fingerprints((folder / TRAINING_ROWS).as_uri(), fingerprints(["a training row"]))
     write_config(folder, config_of(base, kind="full"))
-    return register(task_uri.as_uri(), folder)
+    return register((tmp_path_factory.mktemp("registry") / "toy").as_uri(), folder)
 
 
 def config_of(base: Path, *, kind: Kind) -> VersionConfig:
@@ -71,26 +65,14 @@ def config_of(base: Path, *, kind: Kind) -> VersionConfig:
     )
 
 
-def load(uri: str) -> LoadedClassifier[VersionConfig]:
-    loaded = load_artifact(uri)
-    assert isinstance(loaded, LoadedClassifier)
-    return loaded
+def exported(evaluated: ModelVersion, folder: Path) -> Any:
+    uri = (folder / "export").as_uri()
+    export_int8(evaluated.uri, code="s3://models/toy/code/later.zip", to=uri)
+    return load_artifact(uri)
 
 
-def exported(evaluated: ModelVersion, folder: Path) -> LoadedClassifier[VersionConfig]:
-    export_int8(
-        evaluated.uri, code="s3://models/toy/code/later.zip", to=(folder / "export").as_uri()
-    )
-    return load((folder / "export").as_uri())
-
-
-def logits_of(loaded: LoadedClassifier[VersionConfig], rows: list[list[int]]) -> np.ndarray:
-    return logits_rows(model_of(loaded), rows, pad_id=0, batch_size=4)
-
-
-def model_of(loaded: LoadedClassifier[VersionConfig]) -> Classifier:
-    assert loaded.model is not None
-    return loaded.model
+def logits_of(loaded: Any) -> np.ndarray:
+    return logits_rows(loaded.model, ROWS, pad_id=0, batch_size=4)
 
 
 @pytest.fixture(scope="module")
@@ -123,23 +105,24 @@ def test_an_exported_graph_has_the_pooling_of_the_version(
 
 def test_a_probe_with_a_bag_of_words_is_exported_with_both(base: Path, tmp_path: Path) -> None:
     folder = tmp_path / "probe"
-    write_bag(folder, bag_of(("word1 word2", "word3")))
+    write_bag(folder, bag_of(("acute pain", "fever")))
     save_file(torch.nn.Linear(32, 3).state_dict(), folder / "head.safetensors")
     write_config(folder, config_of(base, kind="probe_bag"))
     probe = register((tmp_path / "registry" / "toy").as_uri(), folder)
-    rows = Rows(("1", "2"), ("word1 word2 word9", "word3"), ("a", "b"))
-    with_torch, int8 = load(probe.uri), exported(probe, tmp_path)
+    texts = ("acute pain unknown", "fever")
+    with_torch: Any = load_artifact(probe.uri)
+    int8 = exported(probe, tmp_path)
     assert int8.bag is not None
-    np.testing.assert_allclose(int8.logits(rows.texts), with_torch.logits(rows.texts), atol=0.05)
+    np.testing.assert_allclose(int8.logits(texts), with_torch.logits(texts), atol=0.05)
 
 
 def test_int8_approximates_the_logits_of_torch_with_a_smaller_file(
     evaluated: ModelVersion, export: Path, tmp_path: Path
 ) -> None:
-    with_torch, int8 = load(evaluated.uri), load(export.as_uri())
-    int8_values, torch_values = logits_of(int8, ROWS), logits_of(with_torch, ROWS)
+    with_torch: Any = load_artifact(evaluated.uri)
+    int8_values, torch_values = logits_of(load_artifact(export.as_uri())), logits_of(with_torch)
     assert 0 < np.abs(int8_values - torch_values).max() < 0.1 * np.abs(torch_values).max()
-    write_graph(model_of(with_torch), tmp_path / "whole.onnx", max_length=32)
+    write_graph(with_torch.model, tmp_path / "whole.onnx", max_length=32)
     assert (export / EXPORTED_ENCODER).stat().st_size < (tmp_path / "whole.onnx").stat().st_size
 
 

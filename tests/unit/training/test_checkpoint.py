@@ -1,42 +1,28 @@
 """Checkpoints: files that are missing, changed or of another model, and their uploads."""
 
 import json
-import os
 import pickle
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tailorbird.config.training import TrainingConfig
 from tailorbird.storage import StorageError, open_file
+from tests.payload import Payload
 from tests.unit.training.engine.reads import RecordedFile
-from tests.unit.training.small import config_of, small_runtime
+from tests.unit.training.small import resumed, small_runtime, trained
 from training import checkpoint
 from training.checkpoint import Upload
-from training.classification_task import ClassifierRuntime
-from training.engine.deepspeed_private import destroy_engine
 from training.errors import UnusableCheckpoint, staging_directory
-from training.loop import build_engine, train
 from training.reports import Progress
 
 LIMIT_S = 20
 STAGES = (0, 1, 3)
 FILES = ("rank-0.json", "state-0.safetensors", "rng-0.safetensors")
-
-
-class Payload:
-    """An object whose unpickling creates the folder `marker`."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.marker),)
 
 
 @pytest.fixture(scope="module")
@@ -45,22 +31,13 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     folders = {}
     for stage in STAGES:
         folders[stage] = tmp_path_factory.mktemp(f"stage-{stage}")
-        runtime, config = runtime_and_config(stage)
-        engine = build_engine(config, runtime)
-        train(engine, config, runtime=runtime)
-        checkpoint.save(engine, folder=folders[stage], progress=Progress(epoch=1))
-        destroy_engine(engine)
+        with trained(small_runtime(dropout=0.0), zero_stage=stage, epochs=1) as (engine, _):
+            checkpoint.save(engine, folder=folders[stage], progress=Progress(epoch=1))
     return folders
 
 
-def runtime_and_config(stage: int, **model: Any) -> tuple[ClassifierRuntime, TrainingConfig]:
-    return small_runtime(dropout=0.0, **model), config_of(zero_stage=stage, epochs=1)
-
-
 def resume(folder: Path, *, stage: int, **model: Any) -> None:
-    runtime, config = runtime_and_config(stage, **model)
-    engine, _ = checkpoint.resume(config, runtime, uri=folder.as_uri())
-    destroy_engine(engine)
+    resumed(small_runtime(dropout=0.0, **model), folder, zero_stage=stage, epochs=1)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -98,21 +75,13 @@ def test_a_checkpoint_of_another_model_is_rejected(
         resume(checkpoints[stage], stage=stage, hidden_size=64)
 
 
-def without_pieces(state: dict[str, Any]) -> None:
-    state["pieces"] = []
-
-
-def without_positions(state: dict[str, Any]) -> None:
-    state["positions"] = {}
-
-
-@pytest.mark.parametrize("change", [without_pieces, without_positions])
+@pytest.mark.parametrize("change", [{"pieces": []}, {"positions": {}}])
 def test_a_record_without_a_value_of_the_model_is_rejected(
-    checkpoints: dict[int, Path], tmp_path: Path, change: Callable[[dict[str, Any]], None]
+    checkpoints: dict[int, Path], tmp_path: Path, change: dict[str, Any]
 ) -> None:
     folder = shutil.copytree(checkpoints[1], tmp_path / "copy")
     record = json.loads((folder / "rank-0.json").read_text())
-    change(record["state"])
+    record["state"] |= change
     (folder / "rank-0.json").write_text(json.dumps(record))
     with pytest.raises(UnusableCheckpoint, match="does not fit the model: "):
         resume(folder, stage=1)

@@ -13,13 +13,11 @@ from tailorbird.models.metadata import shape_of
 from tailorbird.registry.versions import INDEX_FILES
 from tests.small_chat import language_model
 from tests.tracked_memory import TrackedMemory
-from tests.unit.training.small import config_of
+from tests.unit.training.small import trained
 from tests.unit.training.test_chat_task import runtime_of
 from training.chat_task import ChatRuntime
-from training.engine.deepspeed_private import destroy_engine
 from training.engine.tensor_file import save_tensors
 from training.export import average_weights, export_weights
-from training.loop import build_engine, train
 
 
 def weights(folder: Path, name: str, **tensors: torch.Tensor) -> str:
@@ -38,20 +36,14 @@ def test_only_the_mean_of_the_weights_is_written(tmp_path: Path) -> None:
         weights(tmp_path, str(value), a=torch.full((2, 3), value), b=torch.ones(1))
         for value in (1.0, 2.0, 6.0)
     ]
-    for name in (
-        INDEX_FILES
-    ):  # the index of a model with retrieved examples, which a previous run has added
+    for name in INDEX_FILES:  # of a model with retrieved examples, which a previous run has added
         (tmp_path / "1.0" / name).write_bytes(b"index")
     average_weights(uris, (tmp_path / "mean").as_uri())
-    assert sorted(path.name for path in (tmp_path / "mean").iterdir()) == [
-        "encoder.safetensors",
-        "head.safetensors",
-    ]
+    assert {path.stem for path in (tmp_path / "mean").iterdir()} == {"encoder", "head"}
     for file, more in (("encoder", 0), ("head", 1)):
         mean = load_file(tmp_path / "mean" / f"{file}.safetensors")
         assert torch.equal(mean["a"], torch.full((2, 3), 3.0 + more))
         assert torch.equal(mean["b"], torch.ones(1) + more)
-        assert mean["a"].dtype == torch.float32
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
@@ -61,26 +53,23 @@ def test_the_export_of_all_weights_holds_one_at_a_time(
     monkeypatch.setattr(ChatRuntime, "score", lambda *_: 0.0)
     monkeypatch.setattr("training.loop.inference_dtype", lambda: torch.float32)
     runtime = replace(runtime_of(), lm=language_model(width=256, layers=8))
-    config = config_of(epochs=1, method="full", zero_stage=stage)
     memory, load = TrackedMemory(runtime.lm), ChatRuntime.load
 
     def load_mapped(self: ChatRuntime, folder: Path, *, config: TrainingConfig) -> ChatModel:
-        peak, loaded = memory.peak, load(self, folder, config=config)
+        before, loaded = memory.peak, load(self, folder, config=config)
         memory.share(loaded)  # mapped from the files
-        memory.peak = peak
+        memory.peak = before
         return loaded
 
     monkeypatch.setattr(ChatRuntime, "load", load_mapped)
-    with memory:
-        engine = build_engine(config, runtime)
-        train(engine, config, runtime=runtime)
+    with memory, trained(runtime, epochs=1, zero_stage=stage) as (engine, config):
         memory.reset_peak()
         held = memory.bytes
         export_weights(engine, config, runtime=runtime, folder=tmp_path)
-    destroy_engine(engine)
+        peak = memory.peak - held
     largest = 4 * max(parameter.numel() for parameter in runtime.lm.parameters())
-    assert largest < memory.peak - held < 4 * largest
-    assert memory.peak - held < 0.25 * 4 * shape_of(runtime.lm).num_parameters
+    assert largest < peak < 4 * largest
+    assert peak < 0.25 * 4 * shape_of(runtime.lm).num_parameters
 
 
 TENSORS = {
@@ -90,29 +79,21 @@ TENSORS = {
     "empty": torch.zeros(0, 4),
     "größe": torch.tensor([float("nan"), float("inf"), -0.0]),
 }
-SHAPES = {name: tuple(tensor.shape) for name, tensor in TENSORS.items()}
 
 
 def test_a_file_has_the_values_and_names_that_safetensors_reads(tmp_path: Path) -> None:
-    save_tensors(iter(TENSORS.items()), tmp_path / "streamed", shapes=SHAPES)
+    shapes = {name: tuple(tensor.shape) for name, tensor in TENSORS.items()}
+    save_tensors(iter(TENSORS.items()), tmp_path / "streamed", shapes=shapes)
     loaded = load_file(tmp_path / "streamed")
-    assert loaded.keys() == TENSORS.keys()
-    for name, tensor in TENSORS.items():
-        assert loaded[name].dtype == torch.float32
-        torch.testing.assert_close(loaded[name], tensor, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(loaded, TENSORS, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize(
-    ("shapes", "message"),
-    [
-        ({"other": (2, 3)}, r"has no place for matrix of shape \[2, 3\]"),
-        ({"matrix": (3, 2)}, r"has no place for matrix of shape \[2, 3\]"),
-        ({}, r"has no place for matrix of shape \[2, 3\]"),
-        ({"matrix": (2, 3), "other": (1,)}, "lacks other"),
-    ],
+    "shapes", [{"other": (2, 3)}, {"matrix": (3, 2)}, {"matrix": (2, 3), "other": (1,)}]
 )
 def test_other_tensors_than_announced_are_refused(
-    tmp_path: Path, shapes: dict[str, tuple[int, ...]], message: str
+    tmp_path: Path, shapes: dict[str, tuple[int, ...]]
 ) -> None:
-    with pytest.raises(ValueError, match=message):
-        save_tensors(iter([("matrix", TENSORS["matrix"])]), tmp_path / "file", shapes=shapes)
+    matrix = ("matrix", TENSORS["matrix"])
+    with pytest.raises(ValueError, match="matrix" if len(shapes) == 1 else "other"):
+        save_tensors(iter([matrix]), tmp_path / "file", shapes=shapes)

@@ -1,8 +1,6 @@
 """The training loop in one process with a tiny encoder: memory options, divergence and exported
 weights."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,15 @@ import torch
 
 from tailorbird.config.training import TrainingConfig
 from tailorbird.registry.pooling import Pooling
-from tests.unit.training.small import NUM_ROWS, config_of, reports_of, small_runtime
+from tests.unit.training.small import (
+    NUM_ROWS,
+    config_of,
+    exact,
+    reports_of,
+    resumed,
+    small_runtime,
+    trained,
+)
 from training import checkpoint, export, loop, preemption
 from training.batch import Batch
 from training.classification_task import ClassifierRuntime
@@ -21,24 +27,14 @@ from training.dataset import steps
 from training.engine.deepspeed_private import destroy_engine
 from training.errors import OutOfMemory
 from training.export import UnusableWeights, export_weights, exported_values
-from training.loop import Callbacks, build_engine, train
-from training.reports import EpochReport, Progress
+from training.loop import build_engine
+from training.reports import Progress
 from training.task import Diverged, Weights
 
 
 @pytest.fixture
 def runtime() -> ClassifierRuntime:
     return small_runtime(dropout=0.0)
-
-
-@contextmanager
-def trained(runtime: ClassifierRuntime, **fields: Any) -> Iterator[tuple[Any, TrainingConfig]]:
-    """Train an engine, yield it, and destroy it after the block."""
-    config = config_of(**fields)
-    engine = build_engine(config, runtime)
-    train(engine, config, runtime=runtime)
-    yield engine, config
-    destroy_engine(engine)
 
 
 def losses(runtime: ClassifierRuntime, **fields: Any) -> list[float]:
@@ -72,16 +68,12 @@ def test_options_that_save_memory_do_not_change_the_losses(
 
 
 def test_a_nan_loss_raises_diverged_with_step_and_rows(runtime: ClassifierRuntime) -> None:
-    config = config_of(epochs=2)
-    engine = build_engine(config, runtime)
-    with torch.no_grad():
-        engine.module.head.bias[1] = float("nan")
-    with pytest.raises(
-        Diverged,
-        match=r"the loss is nan in epoch 1, step 1, on training rows (\d+, ){4}\d+ and \d+ more; low",
-    ):
-        train(engine, config, runtime=runtime)
-    destroy_engine(engine)
+    torch.nn.init.constant_(next(runtime.encoder.parameters()), float("nan"))
+    message = (
+        r"the loss is nan in epoch 1, step 1, on training rows (\d+, ){4}\d+ and \d+ more; low"
+    )
+    with pytest.raises(Diverged, match=message):
+        reports_of(runtime)
 
 
 @pytest.mark.parametrize("limit", [None, 1, 1000])
@@ -95,32 +87,26 @@ def test_a_micro_batch_that_exceeds_the_memory_is_halved_unless_it_is_a_row(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(ClassifierRuntime, "loss", refuse)
-    with (
-        pytest.raises((OutOfMemory, torch.OutOfMemoryError)) as raised,
-        trained(runtime, batch_size=8, batch_tokens=limit),
-    ):
-        pass
+    expected = torch.OutOfMemoryError if limit == 1 else OutOfMemory
+    with pytest.raises(expected) as raised:
+        reports_of(runtime, batch_tokens=limit)
     (size,) = sizes
-    if limit == 1:
-        assert isinstance(raised.value, torch.OutOfMemoryError)
-    else:
-        assert isinstance(raised.value, OutOfMemory)
-        assert raised.value.batch_tokens == size // 2
+    assert getattr(raised.value, "batch_tokens", size // 2) == size // 2
 
 
 def test_a_step_that_diverges_between_two_reads_is_named_and_not_checkpointed(
     runtime: ClassifierRuntime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = config_of(epochs=1, batch_size=2, checkpoint_interval_s=3600)
+    fields = {"epochs": 1, "batch_size": 2, "checkpoint_interval_s": 3600}
     monkeypatch.setattr(
         loop, "REPORT_INTERVAL_S", 3600.0
     )  # losses are read after steps 1, 3, 7 and 12
     order = [
         window.row_ids[row]
-        for window, batch in steps(runtime.train, config, epoch=0, start=0)
+        for window, batch in steps(runtime.train, config_of(**fields), epoch=0, start=0)
         for row in batch
     ]
-    computed, loss, saved, reported = 0, ClassifierRuntime.loss, [], []
+    computed, loss, saved = 0, ClassifierRuntime.loss, []
 
     def breaks_at_step_5(self: ClassifierRuntime, engine: Any, *arguments: Any) -> torch.Tensor:
         nonlocal computed
@@ -131,35 +117,21 @@ def test_a_step_that_diverges_between_two_reads_is_named_and_not_checkpointed(
     monkeypatch.setattr(
         preemption, "preemption_reason", lambda: "the worker received SIGTERM"
     )  # saves at each read
-    engine = build_engine(config, runtime)
-    callbacks = Callbacks(
-        on_save=lambda progress, _: saved.append((progress.step, progress.losses)),
-        on_step=lambda event: reported.append(event.step),
-    )
-    with pytest.raises(
-        Diverged,
-        match=f"the loss is inf in epoch 1, step 5, on training rows {order[8]}, {order[9]};",
-    ):
-        train(engine, config, runtime=runtime, callbacks=callbacks)
-    destroy_engine(engine)
+
+    def save(progress: Progress, _: Any) -> None:
+        saved.append((progress.step, progress.losses))
+
+    message = f"the loss is inf in epoch 1, step 5, on training rows {order[8]}, {order[9]};"
+    with pytest.raises(Diverged, match=message):
+        reports_of(runtime, on_save=save, **fields)
     assert computed == 7
     assert [step for step, _ in saved] == [1, 3]
     assert np.isfinite([losses for _, losses in saved]).all()
 
 
 def test_weights_that_the_last_step_broke_are_not_reported(runtime: ClassifierRuntime) -> None:
-    config = config_of(epochs=1, learning_rate=1e37, batch_size=NUM_ROWS)
-    engine = build_engine(config, runtime)
-    reports: list[EpochReport] = []
-
-    def on_epoch(report: EpochReport, _: Any) -> bool:
-        reports.append(report)
-        return True
-
     with pytest.raises(Diverged, match="diverged in epoch 1: predictions are not finite"):
-        train(engine, config, runtime=runtime, callbacks=Callbacks(on_epoch=on_epoch))
-    assert reports == []
-    destroy_engine(engine)
+        reports_of(runtime, epochs=1, learning_rate=1e37, batch_size=NUM_ROWS)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
@@ -205,33 +177,22 @@ def test_a_resume_from_any_step_gives_the_report_of_an_uninterrupted_training(
     tmp_path: Path, stage: int, method: str
 ) -> None:
     runtime = small_runtime(dropout=0.2)
-    config = config_of(zero_stage=stage, method=method, epochs=2, checkpoint_interval_s=0)
-    steps: list[tuple[int, int]] = []
+    fields = {"zero_stage": stage, "method": method, "epochs": 2, "checkpoint_interval_s": 0}
+    saved: list[tuple[int, int]] = []
 
     def save(progress: Progress, engine: Any) -> None:
-        steps.append((progress.epoch, progress.step))
-        folder = tmp_path / f"{progress.epoch}-{progress.step}"
+        saved.append((progress.epoch, progress.step))
+        folder = tmp_path / str(len(saved))
         folder.mkdir()
         checkpoint.save(engine, folder=folder, progress=progress)
 
-    def run(**options: Any) -> EpochReport:
-        return train(engine, config, runtime=runtime, **options)
-
-    engine = build_engine(config, runtime)
-    uninterrupted = run(callbacks=Callbacks(on_save=save))
-    destroy_engine(engine)
-    assert steps == [(0, 1), (0, 2), (1, 1), (1, 2)]
-    for epoch, step in ((0, 2), (1, 1)):
-        saved = tmp_path / f"{epoch}-{step}"
-        engine, progress = checkpoint.resume(config, runtime, uri=saved.as_uri())
-        assert (progress.epoch, progress.step, progress.last is None) == (epoch, step, epoch == 0)
-        resumed = run(progress=progress)
-        destroy_engine(engine)
-        assert (resumed.loss, resumed.score, resumed.padding_share) == (
-            uninterrupted.loss,
-            uninterrupted.score,
-            uninterrupted.padding_share,
-        )
+    uninterrupted = reports_of(runtime, on_save=save, **fields)[-1]
+    assert saved == [(0, 1), (0, 2), (1, 1), (1, 2)]
+    for number in (2, 3):
+        progress, report = resumed(runtime, tmp_path / str(number), **fields)
+        assert (progress.epoch, progress.step) == saved[number - 1]
+        assert (progress.last is None) == (progress.epoch == 0)
+        assert exact(report) == exact(uninterrupted)
 
 
 def test_a_training_warms_up_in_a_tenth_of_its_steps_and_a_head_learns_faster() -> None:

@@ -1,9 +1,7 @@
 """Several ranks over gloo: the export of every stage and method, and resumes with another number of
 ranks."""
 
-import gc
 import json
-import os
 import shutil
 from collections.abc import Callable
 from math import prod
@@ -15,14 +13,13 @@ import deepspeed
 import pytest
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
 
 from tailorbird.models.errors import ModelError
 from tests.unit.training.engine.reads import bytes_read
-from tests.unit.training.small import config_of, small_runtime
+from tests.unit.training.ranks import on_ranks
+from tests.unit.training.small import config_of, exact, small_runtime
 from training import checkpoint, loop, reports
 from training.engine.deepspeed_private import destroy_engine, full_shapes
-from training.export import export_weights
 
 pytestmark = pytest.mark.long
 
@@ -48,75 +45,53 @@ WHOLE: Case = (0, "full")
 """Each rank has all values, and rank 0 has saved them."""
 SAME: list[Case] = [WHOLE, (1, "full"), (3, "lora")]
 """Cases that are resumed with as many ranks as before."""
-EXPORTED: list[Case] = [(stage, method) for stage in range(4) for method in METHODS]
 
 
-Job = tuple[Callable[[Path, int, str], None], list[Case], Path]
-"""A function, the cases that it is called for, and the folder with a folder for each case."""
+Job = tuple[Callable[[Path, int, str], None], list[Case], str]
+"""A function, the cases that it is called for, and the name of the folder with their folders."""
 
 
-def on_ranks(num_ranks: int, *jobs: Job) -> None:
+def run_jobs(folder: Path, *jobs: Job) -> None:
     """Run the jobs in the same processes, because starting processes takes longer than training."""
-    spawn(_run_rank, (num_ranks, jobs), nprocs=num_ranks)  # type: ignore[no-untyped-call]
-
-
-def _run_rank(rank: int, num_ranks: int, jobs: tuple[Job, ...]) -> None:
-    os.environ["LOCAL_RANK"] = str(rank)
-    torch.set_num_threads(1)
-    gc.freeze()  # each engine's end collects garbage, and the imported modules take a second
-    store = jobs[0][2] / f"store-of-{num_ranks}"
-    dist.init_process_group("gloo", init_method=store.as_uri(), rank=rank, world_size=num_ranks)
-    for function, cases, folder in jobs:
+    for function, cases, name in jobs:
         for stage, method in cases:
-            own = folder / f"{stage}-{method}"
+            own = folder / name / f"{stage}-{method}"
             own.mkdir(parents=True, exist_ok=True)
             function(own, stage, method)
             dist.barrier()
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train with one, two and three workers, resume each training with other numbers, and export
-    with two.
+    """Train with one, two and three workers, and resume each training with other numbers.
 
-    Return the folder with `exported`, `1` (resumed with two), `2` (with one), `3` (with three
-    instead of two), `4` and `4-in-pairs` (with four instead of one), and `from-3` (with two instead
-    of three).
+    Return the folder with `1` (resumed with two), `2` (with one), `3` (with three instead of two),
+    `4` and `4-in-pairs` (with four instead of one), and `from-3` (with two instead of three).
     """
     folder = tmp_path_factory.mktemp("ranks")
-    for name in ("1", "2", "from-3"):
-        (folder / name).mkdir()
-    on_ranks(1, (start_training, RESIZED, folder / "1"))
+    on_ranks(1, run_jobs, folder, (start_training, RESIZED, "1"))
     merge_checkpoints(folder / "1", num_ranks=1)
     for name in ("4", "4-in-pairs"):
         shutil.copytree(folder / "1", folder / name)
-    on_ranks(3, (start_training, RESIZED_FROM_3, folder / "from-3"))
+    on_ranks(3, run_jobs, folder, (start_training, RESIZED_FROM_3, "from-3"))
     merge_checkpoints(folder / "from-3", num_ranks=3)
     on_ranks(
         2,
-        (resume_training, RESIZED, folder / "1"),
-        (resume_training, RESIZED_FROM_3, folder / "from-3"),
-        (start_training, RESIZED, folder / "2"),
-        (start_training, [WHOLE, (2, "full")], folder / "2"),
-        (resume_with_as_many_ranks, SAME, folder / "2"),
-        (export, EXPORTED, folder / "exported"),
-        (raise_on_rank_1, [(0, "full")], folder / "raised"),
-        (write_timeouts, [(1, "full"), (3, "full")], folder / "timeouts"),
+        run_jobs,
+        folder,
+        (resume_training, RESIZED, "1"),
+        (resume_training, RESIZED_FROM_3, "from-3"),
+        (start_training, [*RESIZED, WHOLE, (2, "full")], "2"),
+        (resume_with_as_many_ranks, SAME, "2"),
+        (raise_on_rank_1, [WHOLE], "raised"),
+        (write_timeouts, [(3, "full")], "timeouts"),
     )
     merge_checkpoints(folder / "2", num_ranks=2)
-    on_ranks(1, (resume_training, [WHOLE, *RESIZED], folder / "2"))
+    on_ranks(1, run_jobs, folder, (resume_training, [WHOLE, *RESIZED], "2"))
     shutil.copytree(folder / "2", folder / "3")
-    on_ranks(3, (resume_training, RESIZED_TO_3, folder / "3"))
-    on_ranks(
-        4,
-        (resume_training, RESIZED_TO_4, folder / "4"),
-        (
-            resume_in_pairs,
-            [(3, "full")],
-            folder / "4-in-pairs",
-        ),  # DeepSpeed keeps the groups for later engines
-    )
+    on_ranks(3, run_jobs, folder, (resume_training, RESIZED_TO_3, "3"))
+    in_pairs = (resume_in_pairs, [(3, "full")], "4-in-pairs")  # DeepSpeed keeps the groups
+    on_ranks(4, run_jobs, folder, (resume_training, RESIZED_TO_4, "4"), in_pairs)
     return folder
 
 
@@ -190,10 +165,9 @@ def train(
             own.mkdir()
             checkpoint.save(engine, folder=own, progress=progress)
 
-    # The rounding of bf16 depends on the shape of the batch, and so on the number of ranks.
-    exact = mock.patch("training.engine.resharding.BUFFER", 4)  # else whole files would be read
     with (
-        exact,
+        mock.patch("training.engine.resharding.BUFFER", 4),  # else whole files would be read
+        # The rounding of bf16 depends on the shape of the batch, and so on the number of ranks.
         mock.patch("training.loop.inference_dtype", return_value=torch.float32),
         bytes_read() as reads,
     ):
@@ -210,11 +184,7 @@ def train(
             for name, parameter in engine.module.named_parameters()
             if parameter.requires_grad
         )
-        figures = {
-            "bytes": sum(reads),
-            "trained": trained,
-            "ranks": dist.get_world_size(),
-        }
+        figures = {"bytes": sum(reads), "trained": trained, "ranks": dist.get_world_size()}
         (folder / f"reads-{dist.get_rank()}.json").write_text(json.dumps(figures))
     last = loop.train(
         engine,
@@ -224,9 +194,7 @@ def train(
         progress=progress,
     )
     if dist.get_rank() == 0:
-        (folder / f"report-{resume_from}.json").write_text(
-            json.dumps([last.loss, last.score, last.padding_share])
-        )
+        (folder / f"report-{resume_from}.json").write_text(json.dumps(exact(last)))
     destroy_engine(engine)
 
 
@@ -239,11 +207,8 @@ def test_the_ranks_read_each_value_of_a_checkpoint_once(
         figures = [json.loads(file.read_text()) for file in files]
         num_bytes = [figure["bytes"] for figure in figures]
         assert len(figures) == figures[0]["ranks"]
-        assert sum(num_bytes) == 3 * 4 * figures[0]["trained"], (
-            stage,
-            method,
-        )  # weights and two moments
-        assert max(num_bytes) < 1.1 * sum(num_bytes) / len(figures), (stage, method)
+        assert sum(num_bytes) == 3 * 4 * figures[0]["trained"]  # weights and two moments
+        assert max(num_bytes) < 1.1 * sum(num_bytes) / len(figures)
 
 
 @pytest.mark.parametrize(("name", "cases"), RESIZED_FOLDERS)
@@ -252,80 +217,40 @@ def test_deepspeed_3810_a_training_resumes_with_another_number_of_workers(
 ) -> None:
     if name == "2":
         cases = [WHOLE, *cases]
-    for stage, method in cases:
-        folder = trained / name / f"{stage}-{method}"
-        uninterrupted, resumed_report = (
-            json.loads((folder / f"report-{source}.json").read_text())
-            for source in (None, "merged")
-        )
-        assert resumed_report[0] == pytest.approx(uninterrupted[0], rel=1e-5), (stage, method)
-        assert resumed_report[1] == uninterrupted[1], (stage, method)
+    for case in cases:
+        uninterrupted = report(trained, name, case, resume_from=None)
+        resumed = report(trained, name, case, resume_from="merged")
+        assert resumed[0] == pytest.approx(uninterrupted[0], rel=1e-5), case
+        assert resumed[1] == uninterrupted[1], case
 
 
-def test_a_training_resumes_exactly_with_as_many_workers(trained: Path) -> None:
-    for stage, method in SAME:
-        folder = trained / "2" / f"{stage}-{method}"
-        uninterrupted, resumed = (
-            json.loads((folder / f"report-{source}.json").read_text()) for source in (None, "same")
-        )
-        assert resumed == uninterrupted, (stage, method)
+def report(trained: Path, name: str, case: Case, *, resume_from: str | None) -> list[float]:
+    file = trained / name / f"{case[0]}-{case[1]}" / f"report-{resume_from}.json"
+    return list(json.loads(file.read_text()))
 
 
-def export(folder: Path, stage: int, method: str) -> None:
-    """Train and export; `export_weights` loads the files again and compares them with the engine's
-    model."""
-    runtime = small_runtime(dropout=0.0)
-    config = config_of(num_workers=dist.get_world_size(), zero_stage=stage, method=method, epochs=1)
-    engine = loop.build_engine(config, runtime)
-    loop.train(engine, config, runtime=runtime)
-    export_weights(engine, config, runtime=runtime, folder=folder)
-    destroy_engine(engine)
-
-
-def test_two_workers_export_the_trained_model_at_every_stage_and_method(trained: Path) -> None:
-    for stage, method in EXPORTED:
-        names = {path.name for path in (trained / "exported" / f"{stage}-{method}").iterdir()}
-        assert names == {
-            "head.safetensors",
-            "encoder.safetensors" if method == "full" else "adapter",
-        }
+@pytest.mark.parametrize("case", SAME)
+def test_a_training_resumes_exactly_with_as_many_workers(trained: Path, case: Case) -> None:
+    resumed = report(trained, "2", case, resume_from="same")
+    assert resumed == report(trained, "2", case, resume_from=None)
 
 
 def write_timeouts(folder: Path, stage: int, method: str) -> None:
-    """Build an engine, and write the time-out in seconds of each of DeepSpeed's groups.
-
-    At stage 3, these are also the groups of `PAIRS`, which DeepSpeed keeps for
-    later engines.
-    """
-    config = config_of(
-        num_workers=2,
-        zero_stage=stage,
-        method=method,
-        deepspeed={"zero_optimization": PAIRS if stage == 3 else {}},
-    )
+    """Build an engine, and write the time-out in seconds of each of DeepSpeed's groups."""
+    options = {"zero_optimization": PAIRS}
+    config = config_of(num_workers=2, zero_stage=stage, method=method, deepspeed=options)
     engine = loop.build_engine(config, small_runtime(dropout=0.0))
     groups = deepspeed.utils.groups
-    created = {
-        "data": groups._get_data_parallel_group(),
-        "parameters": groups._get_zero_param_intra_parallel_group(),
-    }
-    timeouts = {
-        name: group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
-        for name, group in created.items()
-        if group is not None
-    }
+    created = (groups._get_data_parallel_group(), groups._get_zero_param_intra_parallel_group())
+    backends = [group._get_backend(torch.device("cpu")) for group in created]
+    timeouts = [backend.options._timeout.total_seconds() for backend in backends]
     (folder / f"rank-{dist.get_rank()}.json").write_text(json.dumps(timeouts))
     destroy_engine(engine)
 
 
 def test_the_groups_that_deepspeed_creates_have_the_time_out_of_the_recipe(trained: Path) -> None:
-    expected = {"1-full": {"data": 7200}, "3-full": {"data": 7200, "parameters": 7200}}
-    for case, timeouts in expected.items():
-        for rank in range(2):
-            assert (
-                json.loads((trained / "timeouts" / case / f"rank-{rank}.json").read_text())
-                == timeouts
-            ), case
+    files = list((trained / "timeouts" / "3-full").iterdir())
+    assert [json.loads(file.read_text()) for file in files] == [[7200, 7200]] * 2
 
 
 def test_an_error_of_one_worker_is_raised_by_all_instead_of_a_time_out(trained: Path) -> None:

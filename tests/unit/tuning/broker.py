@@ -57,6 +57,21 @@ def new_broker(
     )
 
 
+async def submitted(*names: str) -> TrialBroker:
+    """Return a broker with these trials."""
+    broker = new_broker()
+    for name in names:
+        await broker.submit(name, {})
+    return broker
+
+
+async def in_training(*names: str) -> TrialBroker:
+    """Return a broker with these trials, of which group-0 trains the first."""
+    broker = await submitted(*names)
+    await broker.take("group-0")
+    return broker
+
+
 def record(broker: TrialBroker, trial: str) -> TrialRecord:
     """Return a trial's record in the journal."""
     return next(record for record in broker.journal().trials if record.trial == trial)

@@ -10,7 +10,7 @@ from tailorbird import storage
 from tailorbird.config.training import TrainingConfig
 from tailorbird.config.tuning import Distribution, TuningConfig
 from tailorbird.storage import s3
-from training.reports import TrainingResult
+from tests.unit.tuning.broker import result
 from training.trainer import TrainingFailed
 from tuning.scheduler import build_search
 from tuning.search_space import max_epochs, param_space, trial_config
@@ -69,16 +69,7 @@ def test_only_the_selected_weights_and_their_copies_are_kept(
     kept = {selected, f"{selected}-1.5", "tune", "train", "journal.json", "done.json"}
     for name in (*kept, *others):
         storage.write_bytes(f"{tmp_path.as_uri()}/{name}/file", b"")
-    trained = TrainingResult(
-        weights=f"{tmp_path.as_uri()}/{selected}",
-        score=0.5,
-        epochs=1,
-        rows_per_second=1.0,
-        padding_share=0.0,
-        step_seconds=1.0,
-        dtype="float32",
-    )
-    delete_other_weights(trained)
+    delete_other_weights(result(f"{tmp_path.as_uri()}/{selected}"))
     assert {path.name for path in tmp_path.iterdir()} == kept
 
 

@@ -4,15 +4,23 @@ import asyncio
 
 import pytest
 
-from tests.unit.tuning.broker import epoch, new_broker, record, result, run, settle, take
+from tests.unit.tuning.broker import (
+    epoch,
+    in_training,
+    new_broker,
+    record,
+    result,
+    run,
+    settle,
+    submitted,
+    take,
+)
 from tuning.trial_broker import SweepFailed, TrialAssignment, TrialBroker
 
 
 @run
 async def test_close_ends_waiting_groups_and_reports() -> None:
-    broker = new_broker()
-    await broker.submit("a", {})
-    await broker.take("group-0")
+    broker = await in_training("a")
     idle = asyncio.create_task(broker.take("group-1"))
     requested = asyncio.create_task(broker.next_report("a"))
     reported = asyncio.create_task(broker.report("a", epoch(0), last=False))
@@ -43,9 +51,7 @@ async def test_a_group_without_a_trial_left_ends_while_another_group_trains() ->
 
 @run
 async def test_a_failed_trial_is_not_assigned_again() -> None:
-    broker = new_broker()
-    await broker.submit("diverged", {})
-    await broker.submit("next", {})
+    broker = await submitted("diverged", "next")
     assert await broker.take("group") == TrialAssignment("diverged", {}, None)
     requested = asyncio.create_task(broker.next_report("diverged"))
     await broker.give_up("group", "diverged", "the loss is nan")
@@ -84,18 +90,14 @@ async def test_a_trial_is_the_best_only_after_its_weights_are_exported() -> None
 
 @run
 async def test_a_trial_cancelled_while_it_waits_is_not_assigned() -> None:
-    broker = new_broker()
-    await broker.submit("a", {})
-    await broker.submit("b", {})
+    broker = await submitted("a", "b")
     await broker.cancel("a")
     assert await take(broker) == "b"
 
 
 @run
 async def test_trials_that_end_with_the_sweep_are_marked() -> None:
-    broker = new_broker()
-    for name in ("stopped", "completed", "running"):
-        await broker.submit(name, {})
+    broker = await submitted("stopped", "completed", "running")
     await broker.cancel("stopped")
     await broker.report("completed", epoch(0), last=True)
     await broker.end("out of reach")

@@ -4,17 +4,25 @@ import asyncio
 
 import pytest
 
-from tests.unit.tuning.broker import epoch, new_broker, record, result, run, save, settle, take
+from tests.unit.tuning.broker import (
+    epoch,
+    in_training,
+    new_broker,
+    record,
+    result,
+    run,
+    save,
+    settle,
+    submitted,
+    take,
+)
 from tuning.trial_broker import MAX_FAILURES, SweepFailed, TrialAssignment
 from tuning.trial_record import SampledValues, SweepJournal, TrialRecord
 
 
 @run
 async def test_a_restarted_group_gets_its_trial_again_and_tune_gets_each_epoch_once() -> None:
-    broker = new_broker()
-    await broker.submit("a", {"x": 1})
-    await broker.submit("b", {})
-    await broker.take("group-0")
+    broker = await in_training("a", "b")
     first = asyncio.create_task(broker.next_report("a"))
     reported = asyncio.create_task(broker.report("a", epoch(0), last=False))
     await first
@@ -22,10 +30,9 @@ async def test_a_restarted_group_gets_its_trial_again_and_tune_gets_each_epoch_o
     await reported
     # The group dies here. The restarted group has the same name, and starts the trial from its
     # first epoch.
-    assert await broker.take("group-0") == TrialAssignment("a", {"x": 1}, None)
-    assert (
-        await broker.report("a", epoch(0, score=0.9), last=False) is True
-    )  # returns at once, because Tune has this epoch
+    assert await broker.take("group-0") == TrialAssignment("a", {}, None)
+    # This report returns at once, because Tune has the epoch.
+    assert await broker.report("a", epoch(0, score=0.9), last=False) is True
     assert not second.done()
     assert await broker.report("a", epoch(1), last=True) is False
     assert (await second).done
@@ -35,8 +42,7 @@ async def test_a_restarted_group_gets_its_trial_again_and_tune_gets_each_epoch_o
 
 @run
 async def test_tune_gets_the_error_of_the_last_group() -> None:
-    broker = new_broker()
-    await broker.submit("a", {})
+    broker = await submitted("a")
     requested = asyncio.create_task(broker.next_report("a"))
     await settle()
     await broker.group_lost("group-0", "worker group failed: out of memory", last=True)
@@ -48,9 +54,7 @@ async def test_tune_gets_the_error_of_the_last_group() -> None:
 async def test_a_requeued_trial_goes_to_a_waiting_group_and_the_restarted_group_gets_the_next_trial() -> (
     None
 ):
-    broker = new_broker()
-    await broker.submit("a", {})
-    await broker.take("group-0")
+    broker = await in_training("a")
     await save(broker, "a", "s3://a/1")
     waiting = asyncio.create_task(broker.take("group-1"))
     await settle()
@@ -66,8 +70,7 @@ async def test_a_requeued_trial_goes_to_a_waiting_group_and_the_restarted_group_
 
 @run
 async def test_changes_of_the_number_of_workers_do_not_count_as_failures() -> None:
-    broker = new_broker()
-    await broker.submit("a", {})
+    broker = await submitted("a")
     for _ in range(3 * MAX_FAILURES):
         assert await take(broker) == "a"
     await broker.requeue("group-0", "out of memory")  # one failure
@@ -76,23 +79,18 @@ async def test_changes_of_the_number_of_workers_do_not_count_as_failures() -> No
 
 @run
 async def test_a_trial_that_fails_in_different_groups_is_not_retried() -> None:
-    broker = new_broker()
-    await broker.submit("a", {})
+    broker = await submitted("a")
     for number in range(MAX_FAILURES):
         assert await broker.take(f"group-{number}") == TrialAssignment("a", {}, None)
         await broker.requeue(f"group-{number}", "out of memory")
-    assert (
-        record(broker, "a").failure
-        == f"trial a failed {MAX_FAILURES} times and is not retried: out of memory"
-    )
+    failure = f"trial a failed {MAX_FAILURES} times and is not retried: out of memory"
+    assert record(broker, "a").failure == failure
     await broker.requeue("group-0", "out of memory")  # does nothing, because the group has no trial
 
 
 @run
 async def test_reports_about_a_finished_trial_are_ignored() -> None:
-    broker = new_broker()
-    await broker.submit("a", {})
-    await broker.take("group-0")
+    broker = await in_training("a")
     await broker.requeue("group-0", "out of memory")
     await broker.take("group-1")
     finished = result("s3://here")
@@ -106,23 +104,18 @@ async def test_reports_about_a_finished_trial_are_ignored() -> None:
 async def test_a_trial_resumes_from_its_newest_checkpoint_and_saved_returns_the_previous_one() -> (
     None
 ):
-    broker = new_broker()
-    await broker.submit("a", {})
-    await broker.take("group-0")
+    broker = await in_training("a")
     assert await save(broker, "a", "s3://first") is None
     assert await save(broker, "a", "s3://second") == "s3://first"
-    assert await broker.take("group-0") == TrialAssignment(
-        "a", {}, "s3://second"
-    )  # the group restarted
+    # The group restarts.
+    assert await broker.take("group-0") == TrialAssignment("a", {}, "s3://second")
     await broker.group_lost("group-0", "no node", last=False)
     assert await broker.take("group-1") == TrialAssignment("a", {}, "s3://second")
 
 
 @run
 async def test_a_checkpoint_is_recorded_after_the_last_rank_has_stored_its_part() -> None:
-    broker = new_broker()
-    await broker.submit("a", {})
-    await broker.take("group-0")
+    broker = await in_training("a")
     await save(broker, "a", "s3://first")
     assert await broker.saved("group-0", "a", "s3://second", num_ranks=2) is None
     assert record(broker, "a").checkpoint == "s3://first"
@@ -136,8 +129,7 @@ async def test_a_checkpoint_is_recorded_after_the_last_rank_has_stored_its_part(
 
 @run
 async def test_a_trial_with_a_new_checkpoint_before_each_failure_is_retried() -> None:
-    broker = new_broker()
-    await broker.submit("long", {})
+    broker = await submitted("long")
     for number in range(3 * MAX_FAILURES):
         assert await take(broker) == "long"
         await save(broker, "long", f"s3://{number}")

@@ -22,37 +22,29 @@ GIB = 1 << 30
 
 
 @pytest.mark.parametrize(
-    ("head_bytes", "workers", "groups"),
-    [(64 * GIB, 1, 64), (24 * GIB, 1, 27), (24 * GIB, 8, 8)],
+    ("num_nodes", "head_bytes", "fields", "groups"),
+    [
+        (8, 64 * GIB, {"num_workers": 1}, 64),
+        (8, 24 * GIB, {"num_workers": 1}, 27),
+        (8, 24 * GIB, {"num_workers": 8}, 8),
+        (2, 64 * GIB, {"num_workers": 5, "zero_stage": 2}, 3),
+        (2, 64 * GIB, {"num_workers": 5, "zero_stage": 3}, 2),  # a group is on one node
+    ],
 )
 def test_the_nodes_and_the_memory_of_the_drivers_node_limit_the_number_of_groups(
-    monkeypatch: pytest.MonkeyPatch, head_bytes: int, workers: int, groups: int
-) -> None:
-    gpus = [
-        Node(str(n), f"10.0.0.{n}", False, Resources(64, 8), Resources(64, 8)) for n in range(8)
-    ]
-    head = Node("head", "10.0.0.9", True, Resources(16), Resources(16), memory_bytes=head_bytes)
-    monkeypatch.setattr(worker_groups, "live_nodes", lambda: (head, *gpus))
-    monkeypatch.setattr(worker_groups, "this_node", lambda: "head")
-    config = TrainingConfig(num_workers=workers, gpus_per_worker=1, cpus_per_worker=8)
-    assert num_groups_that_fit(config) == groups
-
-
-def test_at_zero_stage_3_the_workers_of_a_group_are_on_one_node(
     monkeypatch: pytest.MonkeyPatch,
+    num_nodes: int,
+    head_bytes: int,
+    fields: dict[str, Any],
+    groups: int,
 ) -> None:
-    gpus = tuple(
-        Node(str(n), f"10.0.0.{n}", False, Resources(64, 8), Resources(64, 8)) for n in range(2)
-    )
-    monkeypatch.setattr(worker_groups, "live_nodes", lambda: gpus)
+    gpus, cpus = Resources(64, 8), Resources(16)
+    nodes = [Node(str(number), "", False, gpus, gpus) for number in range(num_nodes)]
+    nodes.append(Node("head", "", True, cpus, cpus, memory_bytes=head_bytes))
+    monkeypatch.setattr(worker_groups, "live_nodes", lambda: tuple(nodes))
     monkeypatch.setattr(worker_groups, "this_node", lambda: "head")
-    groups = {
-        stage: num_groups_that_fit(
-            TrainingConfig(num_workers=5, gpus_per_worker=1, zero_stage=stage)
-        )
-        for stage in (2, 3)
-    }
-    assert groups == {2: 3, 3: 2}
+    config = TrainingConfig(gpus_per_worker=1, cpus_per_worker=8, **fields)
+    assert num_groups_that_fit(config) == groups
 
 
 def test_groups_run_without_a_process_each_and_a_lost_group_is_reported(

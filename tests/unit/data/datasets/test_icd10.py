@@ -10,23 +10,28 @@ from tailorbird.data.datasets import icd10
 from tailorbird.data.loader import read_splits
 from tailorbird.data.parquet import read_table
 from tailorbird.data.quality import clean
-from tailorbird.data.rows import SPLIT_NAMES, Splits
+from tailorbird.data.rows import SPLIT_NAMES
 from tailorbird.data.splits import normalise
 
 COLUMNS = ["text", "code", "title", "chapter", "block", "category", "group"]
 
 
+RowsOf = dict[str, list[dict[str, Any]]]
+
+
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, int]]:
+def written(tmp_path_factory: pytest.TempPathFactory) -> str:
     prefix = tmp_path_factory.mktemp("icd10").as_uri()
-    return prefix, icd10.write(prefix)
+    assert tuple(icd10.write(prefix)) == SPLIT_NAMES
+    return prefix
 
 
 @pytest.fixture(scope="module")
-def rows_of(written: tuple[str, dict[str, int]]) -> dict[str, list[dict[str, Any]]]:
+def rows_of(written: str) -> RowsOf:
     """The written rows of each split."""
-    prefix, sizes = written
-    return {name: read_table(f"{prefix}/{name}", columns=COLUMNS).to_pylist() for name in sizes}
+    return {
+        name: read_table(f"{written}/{name}", columns=COLUMNS).to_pylist() for name in SPLIT_NAMES
+    }
 
 
 @pytest.fixture(scope="module")
@@ -35,40 +40,13 @@ def coder() -> dict[str, pa.Table]:
     return icd10.build_coder()
 
 
-@pytest.fixture(scope="module")
-def config(written: tuple[str, dict[str, int]]) -> DataConfig:
-    prefix, _ = written
-    return DataConfig(
-        train=f"{prefix}/train",
-        validation=f"{prefix}/validation",
-        test=f"{prefix}/test",
-        label="chapter",
-        split_by="category",
-        groups=("group",),
-    )
+def test_about_twelve_thousand_terms_are_split_72_11_17(rows_of: RowsOf) -> None:
+    sizes = [sum(row["text"] != row["title"] for row in rows_of[name]) for name in SPLIT_NAMES]
+    assert 12_000 < sum(sizes) < 13_000
+    assert [size / sum(sizes) for size in sizes] == pytest.approx([0.72, 0.11, 0.17], abs=0.02)
 
 
-@pytest.fixture(scope="module")
-def splits(config: DataConfig) -> Splits:
-    return read_splits(config)
-
-
-def test_about_twelve_thousand_terms_are_split_72_11_17(
-    rows_of: dict[str, list[dict[str, Any]]],
-) -> None:
-    terms = {
-        name: [row for row in rows_of[name] if row["text"] != row["title"]] for name in SPLIT_NAMES
-    }
-    total = sum(len(rows) for rows in terms.values())
-    assert 12_000 < total < 13_000
-    assert [round(len(terms[name]) / total, 2) for name in SPLIT_NAMES] == pytest.approx(
-        [0.72, 0.11, 0.17], abs=0.015
-    )
-
-
-def test_only_titles_of_short_codes_are_training_texts(
-    rows_of: dict[str, list[dict[str, Any]]],
-) -> None:
+def test_only_titles_of_short_codes_are_training_texts(rows_of: RowsOf) -> None:
     held_out = {row["category"] for name in SPLIT_NAMES[1:] for row in rows_of[name]}
     assert all(row["text"] != row["title"] for name in SPLIT_NAMES[1:] for row in rows_of[name])
     titles = [row for row in rows_of["train"] if row["text"] == row["title"]]
@@ -78,7 +56,10 @@ def test_only_titles_of_short_codes_are_training_texts(
     assert {"A51", "D46.B"} <= {row["code"] for row in titles}
 
 
-def test_the_quality_checks_find_only_near_copies_from_other_categories(splits: Splits) -> None:
+def test_the_quality_checks_find_only_near_copies_from_other_categories(written: str) -> None:
+    uris = {name: f"{written}/{name}" for name in SPLIT_NAMES}
+    fields = {"label": "chapter", "split_by": "category", "groups": ("group",)}
+    splits = read_splits(DataConfig.model_validate(uris | fields))
     cleaned, report = clean(splits)
     assert (cleaned.validation, cleaned.test) == (splits.validation, splits.test)
     assert len(splits.train) - len(cleaned.train) == report.near_copies < 0.01 * len(splits.train)
@@ -89,15 +70,10 @@ def test_the_quality_checks_find_only_near_copies_from_other_categories(splits: 
     assert len(texts) == len(set(texts))
 
 
-def test_rows_have_the_code_title_and_category_of_the_text(
-    rows_of: dict[str, list[dict[str, Any]]],
-) -> None:
+def test_rows_have_the_code_title_and_category_of_the_text(rows_of: RowsOf) -> None:
     rows = [row for part in rows_of.values() for row in part]
-    [row] = [
-        row
-        for row in rows
-        if row["text"] == "Kinking and stricture of ureter without hydronephrosis"
-    ]
+    text = "Kinking and stricture of ureter without hydronephrosis"
+    [row] = [row for row in rows if row["text"] == text]
     assert (row["code"], row["category"], row["group"]) == ("N13.5", "N13", "unstated")
     assert row["block"] == "N10-N16"
     assert row["chapter"] == "diseases of the genitourinary system"
@@ -132,7 +108,7 @@ def test_all_codes_of_the_chat_task_are_in_train_and_two_wordings_of_each_are_he
 
 
 def test_another_seed_holds_out_other_categories_and_terms(
-    rows_of: dict[str, list[dict[str, Any]]], coder: dict[str, pa.Table]
+    rows_of: RowsOf, coder: dict[str, pa.Table]
 ) -> None:
     held_out = {row["category"] for row in rows_of["test"]}
     other = set(icd10.build(seed=1)["test"]["category"].to_pylist())

@@ -3,7 +3,6 @@ is refused."""
 
 import json
 import tracemalloc
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,8 @@ from tailorbird.data.rows import DataError
 from tailorbird.data.task_data import ChatData
 
 
-def json_lines(path: Path, rows: Iterable[Any]) -> Path:
+def json_lines(folder: Path, *rows: Any) -> Path:
+    path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
@@ -40,50 +40,30 @@ def openai(*turns: tuple[str, Any], **fields: Any) -> dict[str, Any]:
 
 ASKED = (("user", "hi"), ("assistant", "hello"))
 QUESTION, ANSWER = [{"role": role, "content": content} for role, content in ASKED]
-
-
-@pytest.mark.parametrize(
-    "row",
-    [
-        openai(*ASKED),
-        openai(*ASKED, tools=[], functions=None),
-        {
-            "messages": [
-                {"role": "user", "content": [{"type": "text", "text": "hi"}]},
-                {**ANSWER, "refusal": None},
-            ]
-        },
-        {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]},
-        {"instruction": "hi", "input": "", "output": "hello"},
-    ],
-    ids=["openai", "empty tools", "parts", "sharegpt", "alpaca"],
-)
-def test_each_chat_format_becomes_messages(tmp_path: Path, row: Any) -> None:
-    table = converted(json_lines(tmp_path / "rows.jsonl", [row]))
-    assert table.to_pylist() == [{"messages": [QUESTION, ANSWER]}]
-
-
+SYSTEM = {"role": "system", "content": "be kind"}
 TURNS = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]
+
+
+PARTS = {"role": "user", "content": [{"type": "text", "text": "hi"}]}
 
 
 @pytest.mark.parametrize(
     ("row", "question"),
     [
-        (openai(("developer", "be kind"), *ASKED), "hi"),
+        (openai(("developer", "be kind"), *ASKED, tools=[], functions=None), "hi"),
+        ({"messages": [SYSTEM, PARTS, {**ANSWER, "refusal": None}]}, "hi"),
         ({"system": "be kind", "conversations": TURNS}, "hi"),
         (
             {"system": "be kind", "instruction": "Say", "input": "hi", "output": "hello"},
             "Say\n\nhi",
         ),
     ],
+    ids=["empty tools", "parts", "sharegpt", "alpaca"],
 )
-def test_system_messages_and_inputs_are_kept(tmp_path: Path, row: Any, question: str) -> None:
-    messages = converted(json_lines(tmp_path / "rows.jsonl", [row]))["messages"][0].as_py()
-    assert messages == [
-        {"role": "system", "content": "be kind"},
-        {"role": "user", "content": question},
-        ANSWER,
-    ]
+def test_each_chat_format_becomes_messages(tmp_path: Path, row: Any, question: str) -> None:
+    table = converted(json_lines(tmp_path, row))
+    messages = [SYSTEM, {"role": "user", "content": question}, ANSWER]
+    assert table.to_pylist() == [{"messages": messages}]
 
 
 def test_alpaca_can_be_a_csv_file(tmp_path: Path) -> None:
@@ -97,14 +77,14 @@ def test_alpaca_can_be_a_csv_file(tmp_path: Path) -> None:
 
 def test_weights_are_kept_and_are_absent_if_no_line_has_one(tmp_path: Path) -> None:
     turns = [QUESTION, {**ANSWER, "weight": 0}, QUESTION, {**ANSWER, "weight": 1.0}]
-    path = json_lines(tmp_path / "rows.jsonl", [openai(*ASKED), {"messages": turns}])
+    path = json_lines(tmp_path, openai(*ASKED), {"messages": turns})
     table = converted(path)
     weights = [[turn["weight"] for turn in row] for row in table["messages"].to_pylist()]
     assert weights == [[None, None], [None, 0, None, 1]]
     uri = path.with_suffix(".parquet").as_uri()
     rows = read_rows(uri, config=DataConfig(train=uri, messages="messages"), task=ChatData())
     assert rows.untrained_turns == ((), (1,))
-    plain = converted(json_lines(tmp_path / "plain.jsonl", [openai(*ASKED)]))
+    plain = converted(json_lines(tmp_path, openai(*ASKED)))
     assert "weight" not in str(plain.schema)
 
 
@@ -113,9 +93,7 @@ def test_further_columns_keep_their_types(tmp_path: Path) -> None:
         {"id": 1, "topic": None, "is_new": True, "score": 1},
         {"id": 2, "topic": "a", "is_new": None, "score": 0.5, "later": "x"},
     ]
-    table = converted(
-        json_lines(tmp_path / "rows.jsonl", [openai(*ASKED, **row) for row in values])
-    )
+    table = converted(json_lines(tmp_path, *(openai(*ASKED, **row) for row in values)))
     assert table.drop_columns(["messages"]).to_pylist() == [
         {"id": 1, "topic": None, "is_new": True, "score": 1.0, "later": None},
         {"id": 2, "topic": "a", "is_new": None, "score": 0.5, "later": "x"},
@@ -123,22 +101,15 @@ def test_further_columns_keep_their_types(tmp_path: Path) -> None:
     assert table.schema.field("score").type == pa.float64()
 
 
-IMAGE = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
-CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-
-
 @pytest.mark.parametrize(
     "row",
     [
         openai(*ASKED, tools=[{"type": "function"}]),
-        {"messages": [QUESTION, {**ANSWER, "tool_calls": [CALL]}]},
+        {"messages": [QUESTION, {**ANSWER, "tool_calls": [{"id": "1"}]}]},
         openai(("user", "a"), ("tool", "b"), ("assistant", "c")),
-        openai(("user", [IMAGE]), ("assistant", "c")),
-        openai(("user", None), ("assistant", "c")),
-        openai(("narrator", "a"), ("assistant", "c")),
+        openai(("user", [{"type": "image_url"}]), ("assistant", "c")),
         {"messages": [{**QUESTION, "name": "Ann"}, ANSWER]},
         {"messages": [QUESTION, {**ANSWER, "weight": 0.5}]},
-        {"messages": [{**QUESTION, "weight": 1}, ANSWER]},
         openai(("user", "a")),
         {"messages": "hi"},
         {"messages": ["hi", "hello"]},
@@ -160,17 +131,12 @@ def test_a_line_that_cannot_be_kept_is_refused_with_its_number(tmp_path: Path, r
     elif "conversations" in row:
         first = {"conversations": TURNS}
     with pytest.raises(DataError, match="line 2"):
-        check_file(json_lines(tmp_path / "rows.jsonl", [first, row]), report=ignore)
-
-
-def test_a_file_with_two_formats_is_refused(tmp_path: Path) -> None:
-    path = json_lines(tmp_path / "rows.jsonl", [openai(*ASKED), {"text": "a", "label": "x"}])
-    with pytest.raises(DataError):
-        check_file(path, report=ignore)
+        check_file(json_lines(tmp_path, first, row), report=ignore)
 
 
 def test_the_first_faults_are_listed_and_all_are_counted(tmp_path: Path) -> None:
-    path = json_lines(tmp_path / "rows.jsonl", [openai(*ASKED), *[openai(("user", "a"))] * 7])
+    faulty = [{"text": "another format", "label": "x"}, *[openai(("user", "a"))] * 6]
+    path = json_lines(tmp_path, openai(*ASKED), *faulty)
     with pytest.raises(DataError, match=r"(?s)line 2.*line 6.*2 more$") as error:
         check_file(path, report=ignore)
     assert "line 7" not in str(error.value)
@@ -190,11 +156,9 @@ def test_a_file_without_rows_or_with_one_column_or_unreadable_is_refused(
 
 
 def test_an_integer_that_a_column_of_numbers_cannot_represent_is_refused(tmp_path: Path) -> None:
-    path = json_lines(
-        tmp_path / "rows.jsonl", [{"text": "a", "n": 0.5}, {"text": "b", "n": 2**53 + 1}]
-    )
+    rows = [{"text": "a", "n": 0.5}, {"text": "b", "n": 2**53 + 1}]
     with pytest.raises(DataError):
-        converted(path)
+        converted(json_lines(tmp_path, *rows))
 
 
 @pytest.mark.parametrize(
@@ -203,9 +167,9 @@ def test_an_integer_that_a_column_of_numbers_cannot_represent_is_refused(tmp_pat
 def test_a_file_that_changes_between_check_and_conversion_is_refused(
     tmp_path: Path, change: Any
 ) -> None:
-    path = json_lines(tmp_path / "rows.jsonl", [openai(*ASKED, id=1)])
+    path = json_lines(tmp_path, openai(*ASKED, id=1))
     schema = check_file(path, report=ignore)
-    json_lines(path, change)
+    json_lines(tmp_path, *change)
     with pytest.raises(DataError):
         write_parquet(path, tmp_path / "rows.parquet", schema=schema, report=ignore)
 
@@ -217,7 +181,7 @@ def test_rows_are_written_in_groups_of_bounded_size(
     monkeypatch.setattr(convert, "GROUP_CHARACTERS", 1000)
     rows = [{"text": str(number), "label": "x"} for number in range(7)]
     rows += [{"text": "a" * 1000, "label": "y"}] * 2
-    assert converted(json_lines(tmp_path / "rows.jsonl", rows)).to_pylist() == rows
+    assert converted(json_lines(tmp_path, *rows)).to_pylist() == rows
     metadata = pq.read_metadata(tmp_path / "rows.parquet")
     sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
     assert sizes == [3, 3, 2, 1]

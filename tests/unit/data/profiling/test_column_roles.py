@@ -11,6 +11,7 @@ from tailorbird.data.profiling import sample as profile
 from tailorbird.data.profiling.column_roles import ColumnRoles, infer_column_roles
 from tailorbird.data.profiling.sample import Sample, count_rows, read_sample
 from tailorbird.data.rows import DataError
+from tests.unit.data.parquet_rows import put
 
 NUM = 400
 WORDS = [f"the {n}th customer asks for help with a thing" for n in range(NUM)]
@@ -19,8 +20,7 @@ WORDS = [f"the {n}th customer asks for help with a thing" for n in range(NUM)]
 @pytest.fixture
 def sampled(tmp_path: Path) -> Any:
     def make(**columns: Any) -> Sample:
-        pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
-        return read_sample((tmp_path / "rows.parquet").as_uri())
+        return read_sample(put(tmp_path / "rows.parquet", **columns))
 
     return make
 
@@ -99,9 +99,7 @@ def test_columns_that_cannot_be_inferred_raise_an_error(
 
 
 def test_a_sample_has_the_usable_columns_and_the_names_of_the_others(tmp_path: Path) -> None:
-    pq.write_table(
-        pa.table({"text": ["a b", None], "n": [1, 1], "vector": [0.5, 0.5]}), tmp_path / "a.parquet"
-    )
+    put(tmp_path / "a.parquet", text=["a b", None], n=[1, 1], vector=[0.5, 0.5])
     sample = read_sample(tmp_path.as_uri())
     assert [(column.name, column.values) for column in sample.columns] == [
         ("text", ("a b", None)),

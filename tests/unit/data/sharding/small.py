@@ -14,6 +14,7 @@ from tests.build import rows
 
 LONG = "one two three four five six seven eight nine ten"
 NEAR_COPY = LONG.replace("ten", "six")
+VALIDATION = ("copied validation", LONG, "copied test")
 
 
 def label_of(text: str) -> str:
@@ -59,9 +60,7 @@ def job_of(config: DataConfig, folder: Path, **fields: object) -> ShardingJob:
         "base_model": "",
         "uri": (folder / "shards").as_uri(),
         "sample_share": 0.2,
-        "evaluated": evaluated(
-            test=["copied test"], validation=["copied validation", LONG, "copied test"]
-        ),
+        "evaluated": evaluated(test=["copied test"], validation=VALIDATION),
         "evaluation_keys": frozenset({"k1", "k2", "t"}),
     }
     return ShardingJob(**values | fields)  # type: ignore[arg-type]

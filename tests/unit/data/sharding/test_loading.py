@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,29 +19,29 @@ from tailorbird.data.sharding import loading, worker
 from tailorbird.data.sharding.loading import LoadedDataset, load_in_memory, load_sharded
 from tailorbird.data.sharding.worker import ShardReport, ShardSpec
 from tailorbird.data.task_data import CLASSIFICATION
-from tests.small_chat import tokenizer
+from tests.build import recipe
 from tests.unit.data.sharding.small import write
 
 
 def recipe_of(config: DataConfig, folder: Path) -> Recipe:
-    fields = {"name": "task", "base_model": "s3://m/x", "registry": folder.as_uri()}
-    return Recipe.model_validate({**fields, "data": config})
+    return recipe(data=config, registry=folder.as_uri())
+
+
+def sharded(config: DataConfig, folder: Path, **options: Any) -> LoadedDataset:
+    of_data = recipe_of(config, folder)
+    return load_sharded(of_data, CLASSIFICATION, base_model="", inputs={}, **options)
 
 
 @pytest.mark.parametrize(
     "fields",
-    [
-        {"validation": None},
-        {"test": None, "validation": None},
-        {"max_train_rows": 10},
-    ],
+    [{"validation": None}, {"test": None, "validation": None}, {"max_train_rows": 10}],
 )
 def test_recipes_that_cannot_be_sharded_are_rejected(
     config: DataConfig, tmp_path: Path, fields: dict[str, object]
 ) -> None:
     unshardable = config.model_copy(update=fields)
     with pytest.raises(DataError):
-        load_sharded(recipe_of(unshardable, tmp_path), CLASSIFICATION, base_model="", inputs={})
+        sharded(unshardable, tmp_path)
 
 
 def test_sharded_rows_have_the_same_report_as_rows_in_memory(
@@ -57,12 +58,9 @@ def test_sharded_rows_have_the_same_report_as_rows_in_memory(
         return written
 
     def load() -> LoadedDataset:
-        return load_sharded(
-            recipe_of(config, tmp_path), CLASSIFICATION, base_model="", inputs={}, map_tasks=run
-        )
+        return sharded(config, tmp_path, map_tasks=run)
 
     monkeypatch.setattr(worker, "SHARD_ROWS", 250)
-    monkeypatch.setattr(worker, "_tokenizer", lambda _: tokenizer())
     assert load_in_memory(recipe_of(config, tmp_path)) is None
     dataset = load()
     monkeypatch.setattr(loading, "MAX_ROWS_IN_MEMORY", 1004)
@@ -95,14 +93,13 @@ def test_sharded_rows_have_the_same_report_as_rows_in_memory(
 
 
 def test_a_split_by_value_of_a_streamed_row_in_another_split_is_rejected(
-    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: DataConfig, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(worker, "_tokenizer", lambda _: tokenizer())
     shared = config.model_copy(
         update={"test": write(tmp_path, ["copied test", "test b"], name="other", key=["s", "k7"])}
     )
     with pytest.raises(DataError):
-        load_sharded(recipe_of(shared, tmp_path), CLASSIFICATION, base_model="", inputs={})
+        sharded(shared, tmp_path)
 
 
 @pytest.mark.parametrize("limit", [500, 5000])  # rows are sharded, or in memory
@@ -110,9 +107,7 @@ def test_a_description_of_a_label_without_training_rows_is_rejected(
     config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
     monkeypatch.setattr(loading, "MAX_ROWS_IN_MEMORY", limit)
-    monkeypatch.setattr(worker, "_tokenizer", lambda _: tokenizer())
     descriptions = {"a": "even length", "c": "another length"}
     described = config.model_copy(update={"label_descriptions": descriptions})
-    recipe = recipe_of(described, tmp_path)
     with pytest.raises(DataError, match=r"label_descriptions.*'c'"):
-        load_in_memory(recipe) or load_sharded(recipe, CLASSIFICATION, base_model="", inputs={})
+        load_in_memory(recipe_of(described, tmp_path)) or sharded(described, tmp_path)

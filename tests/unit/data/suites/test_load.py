@@ -4,8 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
@@ -16,25 +14,17 @@ from tailorbird.data.suites.private_spans import MAX_SPANS, private_span_rows
 from tailorbird.data.tokenize import load_tokenizer
 from tailorbird.evaluation.inference.chat_answers import Answer
 from tailorbird.evaluation.inference.suite_answers import suite_predictions
-from tests import small_chat
-from tests.build import pairs
-
-CHAT = {
-    "name": "x",
-    "task": "chat",
-    "base_model": "s3://m/x",
-    "registry": "s3://m",
-    "data": {"train": "s3://l/x"},
-}
+from tests import build, small_chat
+from tests.unit.data.parquet_rows import put
 
 
 def recipe_with(suites: dict[str, Any], **fields: Any) -> Recipe:
     evaluation = {"metric": "token_f1", "gates": {"suites": suites}}
-    return Recipe.model_validate(CHAT | {"evaluation": evaluation} | fields)
+    return build.recipe(task="chat", evaluation=evaluation, **fields)
 
 
 def rows_of(*content: tuple[str, str]) -> Rows:
-    return pairs(content, chat=True)
+    return build.pairs(content, chat=True)
 
 
 TRAIN = rows_of(("hello", "hi"))
@@ -44,7 +34,7 @@ def test_the_suites_of_the_package_are_named_in_the_recipe() -> None:
     names = {"general", "refusals", "over-refusals", "bias"}
     recipe = recipe_with({name: {"uri": f"builtin://{name}"} for name in names})
     assert load_suites(recipe, train=TRAIN).keys() == names
-    without = Recipe.model_validate(CHAT | {"evaluation": {"metric": "token_f1"}})
+    without = build.recipe(task="chat", evaluation={"metric": "token_f1"})
     assert load_suites(without, train=TRAIN) == {}
 
 
@@ -63,27 +53,16 @@ def test_a_wrong_suite_in_the_recipe_is_refused(suites: dict[str, Any]) -> None:
         recipe_with(suites)
 
 
-def suite_at(folder: Path, **row: Any) -> dict[str, Any]:
-    pq.write_table(pa.Table.from_pylist([row]), folder / "own.parquet")
-    return {"own": {"uri": (folder / "own.parquet").as_uri()}}
-
-
 @pytest.mark.parametrize("counterpart", [False, True])
 @pytest.mark.parametrize("earlier", [False, True])
 def test_a_suite_with_a_prompt_or_counterpart_that_is_trained_on_is_refused(
     tmp_path: Path, counterpart: bool, earlier: bool
 ) -> None:
-    prompts = ["other", " HELLO"]
-    if not counterpart:
-        prompts.reverse()
-    suites = suite_at(
-        tmp_path,
-        prompt=prompts[0],
-        metric="same_choice",
-        expectation="",
-        options=["a", "b"],
-        counterpart=prompts[1],
-    )
+    names = ("prompt", "counterpart")[:: -1 if counterpart else 1]
+    row = dict(zip(names, ([" HELLO"], ["other"]), strict=True))
+    columns = row | {"metric": ["same_choice"], "options": [["a", "b"]], "expectation": [""]}
+    uri = put(tmp_path / "own.parquet", **columns)
+    suites = {"own": {"uri": uri}}
     train = TRAIN
     if earlier:
         turns = (("user", "hello"), ("assistant", "hi"), ("user", "and now?"))

@@ -22,13 +22,7 @@ SIZES = {
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
 }
-IDS = {
-    "pad_token_id": 0,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "cls_token_id": None,
-    "sep_token_id": None,
-}
+NO_IDS = dict.fromkeys(f"{name}_token_id" for name in ("bos", "eos", "cls", "sep"))
 PADDED_ROWS, EQUAL_ROWS = [[5, 6, 7, 8], [8], [9, 10]], [[5, 6, 7, 8], [8, 7, 6, 5]]
 
 
@@ -37,7 +31,7 @@ def encoder_of(kind: str, folder: Path) -> Path:
     torch.manual_seed(0)
     if kind == "modernbert":  # the second layer attends to one token on each side
         config = AutoConfig.for_model(
-            kind, **SIZES, **IDS, local_attention=2, global_attn_every_n_layers=2
+            kind, **SIZES, pad_token_id=0, **NO_IDS, local_attention=2, global_attn_every_n_layers=2
         )
     elif kind == "distilbert":
         config = DistilBertConfig(vocab_size=50, dim=32, hidden_dim=64, n_layers=2, n_heads=2)

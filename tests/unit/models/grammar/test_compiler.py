@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 import jsonschema
 import pytest
+import torch
+import xgrammar
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field, TypeAdapter
@@ -20,12 +22,7 @@ from tailorbird.config.formats.response_format import (
 )
 from tailorbird.models.grammar import compiler as compiling
 from tailorbird.models.grammar import trial_process
-from tailorbird.models.grammar.compiler import (
-    FormatError,
-    Grammar,
-    GrammarCompiler,
-    grammar_of,
-)
+from tailorbird.models.grammar.compiler import FormatError, Grammar, GrammarCompiler
 from tailorbird.models.grammar.matcher import NOT_FOLLOWED, TOO_SLOW, AnswerMatcher
 from tailorbird.models.grammar.trial_process import TrialProcess
 from tests.unit.byte_level import PADDED, random_answer, tokenizer
@@ -147,31 +144,30 @@ def test_a_choice_gives_each_option_exactly_and_nothing_else() -> None:
     assert set(answers(grammar, seed=3, count=150)) == set(options)
 
 
-def test_the_text_of_a_grammar_is_the_same_grammar() -> None:
-    import xgrammar
-
-    for schema in [*TEXTS, *NUMBERS, *OTHERS]:
-        text = str(grammar_of(schema_format(schema)))
-        assert str(xgrammar.Grammar.from_ebnf(text)) == text
+def finite(scores: torch.Tensor) -> set[int]:
+    return set(torch.isfinite(scores).nonzero()[:, 0].tolist())
 
 
-def allowed_tokens(matcher: Any) -> set[int]:
-    import torch
-    import xgrammar
-
+def mask(matcher: xgrammar.GrammarMatcher) -> set[int]:
+    """Return the tokens that a matcher allows."""
     scores = score_row()[None]
     words = xgrammar.allocate_token_bitmask(1, scores.shape[1])
     matcher.fill_next_token_bitmask(words)
     xgrammar.apply_token_bitmask_inplace(scores, words)
-    return set(torch.isfinite(scores[0]).nonzero()[:, 0].tolist())
+    return finite(scores[0])
+
+
+def allowed_after(matcher: AnswerMatcher, text: str) -> set[int]:
+    """Return the tokens that can follow the tokens of `text`, which are new in an answer."""
+    scores = score_row()
+    matcher.constrain(scores, tokens(text))
+    return finite(scores)
 
 
 def test_the_grammars_that_vllm_compiles_from_the_texts_allow_the_same_tokens_and_special_ones() -> (
     None
 ):
     """vLLM excludes the special tokens by biases; see `special_token_biases`."""
-    import xgrammar
-
     options = ("yes", "not sure", 'say "é" \\ 日', "<user>")
     formats: list[StructuredFormat] = list(map(schema_format, (*TEXTS, *NUMBERS, *OTHERS)))
     formats += [JsonObjectFormat(type="json_object"), ChoiceFormat(type="choice", choice=options)]
@@ -188,8 +184,8 @@ def test_the_grammars_that_vllm_compiles_from_the_texts_allow_the_same_tokens_an
             vllm_compiler.compile_grammar(grammar.text), override_stop_tokens=[END]
         )
         for _ in range(60):
-            allowed = allowed_tokens(matcher)
-            vllm_allowed = allowed_tokens(vllm_matcher)
+            allowed = mask(matcher)
+            vllm_allowed = mask(vllm_matcher)
             assert vllm_allowed - special == allowed - special
             assert allowed & special <= {END}
             additional |= vllm_allowed - allowed
@@ -232,11 +228,9 @@ def test_a_grammar_whose_tokens_take_too_long_to_find_is_refused_from_then_on() 
     )
     times = iter([0.0, 0.1, 1.0, 3.0])
     matcher = AnswerMatcher(grammar, max_mask_s=1.0, clock=lambda: next(times))
-    matcher.constrain(score_row(), [])
+    allowed_after(matcher, "")
     matcher.require_usable()
-    scores = score_row()
-    matcher.constrain(scores, TOKENIZER("[", add_special_tokens=False)["input_ids"])
-    assert scores.isfinite().nonzero().tolist() == [[END]]
+    assert allowed_after(matcher, "[") == {END}
     for check in (matcher.require_usable, grammar.require_usable):
         with pytest.raises(FormatError, match=TOO_SLOW):
             check()
@@ -294,15 +288,11 @@ def test_scores_that_are_not_numbers_fail_one_answer_and_not_the_grammar() -> No
     grammar = COMPILER.compile(ChoiceFormat(type="choice", choice=("yes", "no")))
     failed, other = AnswerMatcher(grammar), AnswerMatcher(grammar)
     for matcher in (failed, other):
-        matcher.constrain(score_row(), [])
-    scores = score_row()
-    failed.constrain(scores, TOKENIZER("{", add_special_tokens=False)["input_ids"])
-    assert scores.isfinite().nonzero().tolist() == [[END]]
+        allowed_after(matcher, "")
+    assert allowed_after(failed, "{") == {END}
     with pytest.raises(RuntimeError, match=NOT_FOLLOWED):
         failed.require_usable()
-    scores = score_row()
-    other.constrain(scores, TOKENIZER("y", add_special_tokens=False)["input_ids"])
-    assert END not in scores.isfinite().nonzero()[:, 0].tolist()
+    assert END not in allowed_after(other, "y")
     other.require_usable()
     grammar.require_usable()
 
@@ -311,15 +301,17 @@ def test_a_slow_answer_in_the_format_of_a_version_does_not_end_others() -> None:
     grammar = COMPILER.compile(ChoiceFormat(type="choice", choice=("own", "other")), keep=False)
     times = iter([0.0, 3.0])
     slow = AnswerMatcher(grammar, max_mask_s=1.0, clock=lambda: next(times))
-    slow.constrain(score_row(), [])
+    allowed_after(slow, "")
     with pytest.raises(FormatError, match=TOO_SLOW):
         slow.require_usable()
     other = AnswerMatcher(grammar)
-    other.constrain(score_row(), [])
+    allowed_after(other, "")
     other.require_usable()
 
 
-def score_row(num_tokens: int = len(TOKENIZER) + PADDED) -> Any:
-    import torch
+def score_row() -> torch.Tensor:
+    return torch.zeros(len(TOKENIZER) + PADDED)
 
-    return torch.zeros(num_tokens)
+
+def tokens(text: str) -> list[int]:
+    return list(TOKENIZER(text, add_special_tokens=False)["input_ids"])

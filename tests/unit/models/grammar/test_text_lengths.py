@@ -8,14 +8,14 @@ import torch
 
 from tailorbird.models.grammar.matcher import AnswerMatcher
 from tailorbird.models.grammar.text_lengths import NEAR_END
-from tests.unit.models.grammar.test_compiler import COMPILER, TOKENIZER, schema_format, score_row
+from tests.unit.models.grammar.test_compiler import COMPILER, END, schema_format, score_row, tokens
 
 WORDS = "yes, a naïve 日本語 text with 12 words; " * 30
 
 
 def follows(text: str, schema: dict[str, Any]) -> bool:
     """Return True if each token of the answer, with the end, is allowed after the earlier ones."""
-    ids = [*TOKENIZER(text, add_special_tokens=False)["input_ids"], TOKENIZER.eos_token_id]
+    ids = [*tokens(text), END]
     matcher = AnswerMatcher(COMPILER.compile(schema_format(schema)))
     for position, token in enumerate(ids):
         scores = score_row()

@@ -8,15 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from sentence_transformers import SentenceTransformer
-from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from tailorbird.models.metadata import MetadataError, require_encoder
 from tailorbird.models.pooling.declared import MODES, PoolingError, read_pooling
 from tailorbird.monitoring.drift_reference import embed_texts
 from tests.declared_pooling import declare, write, write_modules
-from tests.unit.data.test_tokenize import BERT, WORDS, wordpiece
+from tests.small_chat import model_of
+from tests.unit.data.test_tokenize import BERT, wordpiece
 from tests.unit.evaluation.test_mix import TEXTS, base
 
 __all__ = ["base"]  # a fixture
@@ -33,17 +32,7 @@ def folder(base: Path, tmp_path: Path) -> Path:
 def causal(tmp_path: Path) -> Path:
     """A folder with a tiny causal language model, whose tokenizer has a chat template."""
     folder = wordpiece(tmp_path / "causal", **BERT)
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=len(WORDS),
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        intermediate_size=32,
-        head_dim=8,
-    )
-    Qwen3ForCausalLM(config).save_pretrained(folder)
+    model_of("qwen3").save_pretrained(folder)
     (folder / "chat_template.jinja").write_text("chest {{ messages[0]['content'] }}")
     return folder
 

@@ -8,11 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tailorbird.data.rows import Rows
 from tailorbird.models.errors import ModelError
 from tailorbird.models.retrieval.files import ROWS_FILE, index_files, index_sha256, load_index
 from tailorbird.models.retrieval.index import RetrievalIndex, build_index, group_hash
 from tailorbird.registry.versions import INDEX_FILES, Retrieval
+from tests.build import rows
 
 TEXTS = ("acute bronchitis", "chronic bronchitis", "fracture of the femur", "", "Straße \ud800")
 ANSWERS = ("J20", "J42", "S72", "none", "X")
@@ -21,11 +21,9 @@ ANSWERS = ("J20", "J42", "S72", "none", "X")
 def index_of(
     texts: tuple[str, ...] = TEXTS[:4], *, keys: tuple[str, ...] | None = None
 ) -> RetrievalIndex:
-    ids = tuple(map(str, range(len(texts))))
     turns = tuple((("system", "s"), ("user", text)) for text in texts)
-    return build_index(
-        Rows(ids, texts, ANSWERS[: len(texts)], split_keys=keys, conversations=turns), seed=0
-    )
+    answers = ANSWERS[: len(texts)]
+    return build_index(rows(texts, answers, split_keys=keys, conversations=turns), seed=0)
 
 
 def retrieval_of(sha256: str) -> Retrieval:
@@ -64,9 +62,9 @@ def test_a_changed_file_is_refused(tmp_path: Path, name: str, damage: str) -> No
     if damage == "pickle":
         files[name] = b"\x80\x04K\x01."
     elif damage == "other columns":
-        rows = io.BytesIO()
-        pq.write_table(pa.table({"answer": list(ANSWERS)}), rows)
-        files[ROWS_FILE] = rows.getvalue()
+        table = io.BytesIO()
+        pq.write_table(pa.table({"answer": list(ANSWERS)}), table)
+        files[ROWS_FILE] = table.getvalue()
     sha256 = write(tmp_path, files)
     if damage == "other rows":
         (tmp_path / name).write_bytes(index_files(index_of(TEXTS[:3]))[name])

@@ -1,25 +1,25 @@
 """Embeddings of an index: similarities, stored files, and encoders that are refused."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tailorbird.models.errors import ModelError
 from tailorbird.models.loading import load_retrieval_index
-from tailorbird.models.retrieval.files import index_files, index_sha256
+from tailorbird.models.retrieval.files import index_files
 from tailorbird.models.retrieval.index import RetrievalIndex, build_index, embed_index
 from tailorbird.models.retrieval.text_encoder import load_text_encoder
 from tailorbird.registry.versions import PinnedEncoder, Retrieval
 from tests import build, small_encoder
+from tests.unit.models.retrieval.test_files import retrieval_of, write
 
 PAIRS = (("red rose", "rose"), ("green leaf", "leaf"), ("blue sky", "sky"), ("blue skies", "sky"))
 
 
 def index_of(pairs: tuple[tuple[str, str], ...] = PAIRS) -> RetrievalIndex:
-    texts, answers = (tuple(column) for column in zip(*pairs, strict=True))
-    turns = tuple((("user", text),) for text in texts)
-    return build_index(build.rows(texts, answers, conversations=turns), seed=0)
+    return build_index(build.pairs(pairs, chat=True), seed=0)
 
 
 @pytest.fixture
@@ -53,18 +53,12 @@ def test_rows_with_the_same_text_are_equally_similar_and_keep_their_order(
 
 def stored(folder: Path, index: RetrievalIndex, *, encoder: PinnedEncoder) -> Retrieval:
     """Write the files of an index, and return its retrieval."""
-    files = index_files(index)
-    folder.mkdir(exist_ok=True)
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
-    weight = index.embeddings.weight if index.embeddings else 0.75
-    return Retrieval(
-        num_examples=1,
-        max_prompt_tokens=1,
-        index_sha256=index_sha256(files),
-        encoder=encoder,
-        embedding_weight=weight,
-    )
+    retrieval = retrieval_of(write(folder, index_files(index)))
+    return retrieval.model_copy(update={"encoder": encoder, "embedding_weight": 0.75})
+
+
+def load(folder: Path, retrieval: Retrieval) -> Any:
+    return load_retrieval_index(folder, retrieval=retrieval)
 
 
 def test_a_loaded_index_has_the_same_similarities_and_shares_its_memory(
@@ -72,17 +66,12 @@ def test_a_loaded_index_has_the_same_similarities_and_shares_its_memory(
 ) -> None:
     index = embedded(pinned, weight=0.75)
     retrieval = stored(tmp_path / "index", index, encoder=pinned)
-    loaded = load_retrieval_index(tmp_path / "index", retrieval=retrieval)
-    assert loaded is not None
+    loaded = load(tmp_path / "index", retrieval)
     for text in ("azure sky", "red", ""):
         np.testing.assert_array_equal(loaded.similarities(text), index.similarities(text))
-    assert load_retrieval_index(tmp_path / "index", retrieval=retrieval) is loaded
-    other = load_retrieval_index(
-        tmp_path / "index", retrieval=retrieval.model_copy(update={"embedding_weight": 0.5})
-    )
-    assert other is not None
-    assert other.embeddings is not None
-    assert loaded.embeddings is not None
+    assert load(tmp_path / "index", retrieval) is loaded
+    halved = retrieval.model_copy(update={"embedding_weight": 0.5})
+    other = load(tmp_path / "index", halved)
     assert other.embeddings.encoder is loaded.embeddings.encoder
     assert other.embeddings.weight == 0.5
 
@@ -92,7 +81,7 @@ def test_an_index_without_embeddings_and_an_encoder_with_other_files_are_refused
 ) -> None:
     retrieval = stored(tmp_path / "index", index_of(), encoder=pinned)
     with pytest.raises(ModelError):
-        load_retrieval_index(tmp_path / "index", retrieval=retrieval)
+        load(tmp_path / "index", retrieval)
     small_encoder.save(tmp_path / "encoder", broken=True)  # embeddings that are not finite
     for encoder in (
         pinned.model_copy(update={"dtype": "bfloat16"}),

@@ -1,18 +1,15 @@
 """The loss in chunks on two ranks over gloo with the configuration of GPUs."""
 
-import gc
 import json
-import os
 from pathlib import Path
 from unittest import mock
 
 import pytest
-import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
 
 from tailorbird.models.causal_lm import linear_cross_entropy
 from tests.small_chat import WORDS
+from tests.unit.training.ranks import on_ranks
 from tests.unit.training.test_export_precision import MORE_STEPS, NUM_STEPS, Case, step, train
 from training.engine.deepspeed_private import destroy_engine
 
@@ -47,26 +44,18 @@ def losses(case: Case, *, autocast: bool, rows: int) -> tuple[list[float], int]:
     return values, chunked.call_count
 
 
-def run_rank(rank: int, folder: Path) -> None:
-    os.environ["LOCAL_RANK"] = str(rank)
-    torch.set_num_threads(1)
-    gc.freeze()
-    dist.init_process_group(
-        "gloo", init_method=(folder / "store").as_uri(), rank=rank, world_size=2
-    )
+def write_losses(folder: Path) -> None:
     values = [
         [losses(case, autocast=autocast, rows=rows) for rows in (1000, 3)]
         for case, autocast in CASES
     ]
-    (folder / f"{rank}.json").write_text(json.dumps(values))
-    dist.barrier()
-    dist.destroy_process_group()
+    (folder / f"{dist.get_rank()}.json").write_text(json.dumps(values))
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("chunks")
-    spawn(run_rank, (folder,), nprocs=2)  # type: ignore[no-untyped-call]
+    on_ranks(2, write_losses, folder)
     return folder
 
 

@@ -1,5 +1,7 @@
 """The learning rate schedule, the parameter groups and DeepSpeed's configuration."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,11 @@ from training.engine.deepspeed_engine import (
     linear_schedule,
     parameter_groups,
 )
+
+
+def options(*, autocast: bool = True, **fields: Any) -> dict[str, Any]:
+    training = TrainingConfig.model_validate(fields)
+    return deepspeed_config(training, num_workers=2, autocast=autocast)
 
 
 def rates(steps: int, *, fraction: float) -> list[float]:
@@ -50,23 +57,20 @@ def test_any_batch_size_is_met_by_every_number_of_workers_without_larger_micro_b
 ) -> None:
     """Each number of workers between 8 and 16 once had to divide the batch size: 720,720 was the
     smallest."""
-    training = TrainingConfig.model_validate({"batch_size": batch_size, "num_workers": (8, 16)})
-    largest = deepspeed_config(training, num_workers=16, autocast=True)[
-        "train_micro_batch_size_per_gpu"
-    ]
+    training = TrainingConfig(batch_size=batch_size, num_workers=(8, 16))
+    sizes_of_ranks = []
     for num_workers in range(8, 17):
         config = deepspeed_config(training, num_workers=num_workers, autocast=True)
-        micro, steps = (
-            config["train_micro_batch_size_per_gpu"],
-            config["gradient_accumulation_steps"],
-        )
-        assert micro <= largest
+        micro = config["train_micro_batch_size_per_gpu"]
+        steps = config["gradient_accumulation_steps"]
+        sizes_of_ranks.append(micro)
         lengths = np.ones(batch_size, dtype=np.int64)
         of_ranks = micro_batches(lengths, np.arange(batch_size), training, num_ranks=num_workers)
         assert {len(parts) for parts in of_ranks} == {steps}
         sizes = [len(part) for parts in of_ranks for part in parts]
         assert sum(sizes) == batch_size
         assert max(sizes) == micro
+    assert max(sizes_of_ranks) == sizes_of_ranks[-1]
 
 
 @pytest.mark.parametrize(
@@ -74,39 +78,32 @@ def test_any_batch_size_is_met_by_every_number_of_workers_without_larger_micro_b
     [("optimizer", {"offload_optimizer"}), ("parameters", {"offload_optimizer", "offload_param"})],
 )
 def test_offload_selects_the_states_in_cpu_memory(offload: str, states: set[str]) -> None:
-    training = TrainingConfig.model_validate({"zero_stage": 3, "offload": offload})
-    config = deepspeed_config(training, num_workers=2, autocast=False)
+    config = options(autocast=False, zero_stage=3, offload=offload)
     assert config["torch_autocast"]["enabled"] is False
     in_memory = {state: {"device": "cpu"} for state in states}
     assert config["zero_optimization"] == {"stage": 3, "reduce_scatter": False} | in_memory
 
 
 def test_deepspeed_options_of_a_recipe_override_the_defaults() -> None:
-    options = {"zero_optimization": {"reduce_bucket_size": 1000}, "wall_clock_breakdown": True}
-    plain, changed = (
-        deepspeed_config(TrainingConfig(deepspeed=overrides), num_workers=2, autocast=True)
-        for overrides in ({}, options)
-    )
-    assert changed["zero_optimization"] == plain["zero_optimization"] | {"reduce_bucket_size": 1000}
-    assert changed == plain | {
-        "zero_optimization": changed["zero_optimization"],
-        "wall_clock_breakdown": True,
-    }
+    plain = options()
+    zero = {"reduce_bucket_size": 1000}
+    changed = options(deepspeed={"zero_optimization": zero, "wall_clock_breakdown": True})
+    expected = {"zero_optimization": plain["zero_optimization"] | zero}
+    assert changed == plain | expected | {"wall_clock_breakdown": True}
 
 
 def test_gradients_are_scattered_and_rounded_only_over_nccl() -> None:
-    on_gpus = deepspeed_config(TrainingConfig(gpus_per_worker=1), num_workers=2, autocast=True)
+    on_gpus = options(gpus_per_worker=1)
     assert on_gpus["zero_optimization"] == {"stage": 1}
     assert on_gpus["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
-    on_cpus = deepspeed_config(TrainingConfig(), num_workers=2, autocast=True)
+    on_cpus = options()
     assert on_cpus["zero_optimization"] == {"stage": 1, "reduce_scatter": False}
     assert on_cpus["torch_autocast"]["lower_precision_safe_modules"] == []
 
 
 @pytest.mark.parametrize(("dtype", "bf16"), [("fp32", False), ("bf16", True)])
 def test_bf16_parameters_replace_autocast(dtype: str, bf16: bool) -> None:
-    training = TrainingConfig.model_validate({"parameter_dtype": dtype})
-    config = deepspeed_config(training, num_workers=2, autocast=True)
+    config = options(parameter_dtype=dtype)
     assert (config["bf16"]["enabled"], config["torch_autocast"]["enabled"]) == (bf16, not bf16)
     assert get_timers_config(config).enabled is False  # they wait for the GPU
 

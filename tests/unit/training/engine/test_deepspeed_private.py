@@ -48,11 +48,6 @@ def test_the_shared_memory_operator_can_be_disabled() -> None:
     )
 
 
-def test_parameters_can_be_partitioned_one_at_a_time() -> None:
-    method = "_convert_to_zero_parameters"
-    assert hasattr(deepspeed.zero.Init, method), missing(f"zero.Init.{method}")
-
-
 GRADIENTS_IN_FP32 = {"data_types": {"grad_accum_dtype": "fp32"}}
 """Options with which DeepSpeed uses another optimizer for bf16 parameters at stage 1."""
 

@@ -61,13 +61,9 @@ def config_of(**fields: Any) -> TrainingConfig:
     return TrainingConfig.model_validate({"num_workers": 4, "zero_stage": 0} | fields)
 
 
-def states(**fields: Any) -> tuple[int, int, int]:
-    """Return the bytes of weights, gradients and optimizer states of MiniLM on one of four CPU
-    workers."""
-    host = worker_memory(
-        config_of(**fields), shape=MINILM, batch=BatchShape(64), num_workers=4
-    ).host
-    return host["weights"], host["gradients"], host["optimizer states"]
+def memory_of(**fields: Any) -> WorkerMemory:
+    """Return the memory of MiniLM on one of four CPU workers."""
+    return worker_memory(config_of(**fields), shape=MINILM, batch=BatchShape(64), num_workers=4)
 
 
 def on_gpus(num_workers: int, shape: ModelShape, **fields: Any) -> WorkerMemory:
@@ -78,32 +74,27 @@ def on_gpus(num_workers: int, shape: ModelShape, **fields: Any) -> WorkerMemory:
     return worker_memory(config, shape=shape, batch=LONG, num_workers=num_workers)
 
 
-def test_each_stage_shards_more_states() -> None:
-    number = MINILM.num_parameters
-    assert states(zero_stage=0) == (4 * number, 4 * number, 8 * number)
-    assert states(zero_stage=1) == (4 * number, 4 * number, 16 * number // 4)
-    # The weights are copied before there are optimizer states.
-    assert states(zero_stage=2) == (
-        4 * number,
-        max(4 * number // 4, 4 * number - 16 * number // 4),
-        16 * number // 4,
-    )
-    assert states(zero_stage=3) == (4 * number // 4, 4 * number // 4, 16 * number // 4)
+N, ADAPTER = MINILM.num_parameters, 16 * MINILM.num_linear_ends
 
 
-def test_bf16_parameters_are_counted() -> None:
-    number = MINILM.num_parameters
-    assert states(zero_stage=0, parameter_dtype="bf16") == (2 * number, 2 * number, 18 * number)
-    assert states(zero_stage=1, parameter_dtype="bf16") == (
-        2 * number,
-        2 * number,
-        18 * number // 4,
-    )
-
-
-def test_only_the_adapter_has_gradients_and_optimizer_states() -> None:
-    number, trained = MINILM.num_parameters, 16 * MINILM.num_linear_ends
-    assert states(method="lora", lora_r=16) == (4 * (number + trained), 4 * trained, 8 * trained)
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, (4 * N, 4 * N, 8 * N)),
+        ({"zero_stage": 1}, (4 * N, 4 * N, 16 * N // 4)),
+        # The weights are copied before there are optimizer states.
+        ({"zero_stage": 2}, (4 * N, max(4 * N // 4, 4 * N - 16 * N // 4), 16 * N // 4)),
+        ({"zero_stage": 3}, (4 * N // 4, 4 * N // 4, 16 * N // 4)),
+        ({"parameter_dtype": "bf16"}, (2 * N, 2 * N, 18 * N)),
+        ({"zero_stage": 1, "parameter_dtype": "bf16"}, (2 * N, 2 * N, 18 * N // 4)),
+        ({"method": "lora", "lora_r": 16}, (4 * (N + ADAPTER), 4 * ADAPTER, 8 * ADAPTER)),
+    ],
+)
+def test_a_stage_shards_states_and_only_trained_weights_have_gradients(
+    fields: dict[str, Any], expected: tuple[int, int, int]
+) -> None:
+    host = memory_of(**fields).host
+    assert (host["weights"], host["gradients"], host["optimizer states"]) == expected
 
 
 def test_a_70b_model_with_lora_fits_8_gpus_of_80_gib() -> None:
@@ -128,36 +119,28 @@ def test_offloaded_states_are_in_host_memory() -> None:
 
 
 def test_offloaded_states_of_a_cpu_worker_are_counted_too() -> None:
-    config = config_of(zero_stage=1, offload="optimizer")
-    memory = worker_memory(config, shape=MINILM, batch=BatchShape(64), num_workers=4)
-    assert memory.host["offloaded optimizer states"] == int(1.5 * (16 * MINILM.num_parameters // 4))
+    memory = memory_of(zero_stage=1, offload="optimizer")
+    assert memory.host["offloaded optimizer states"] == int(1.5 * (16 * N // 4))
     assert not memory.device
 
 
 def test_smaller_micro_batches_and_checkpointing_need_less_memory() -> None:
-    def activations(num_workers: int = 4, length: int = 64, **fields: Any) -> int:
-        config = config_of(num_workers=num_workers, **fields)
-        return activation_bytes(
-            config, shape=MINILM, batch=BatchShape(length), num_workers=num_workers
-        )
+    def activations(number: int = 4, length: int = 64, **fields: Any) -> int:
+        config = config_of(**{"num_workers": number, "batch_size": 64} | fields)
+        batch = BatchShape(length)
+        return activation_bytes(config, shape=MINILM, batch=batch, num_workers=number)
 
-    full_batch = activations(batch_size=64)
-    assert activations(batch_size=64, batch_tokens=4 * 64 + 63) == full_batch // 4
-    assert activations(batch_size=64, batch_tokens=100 * 64) == full_batch
-    assert activations(batch_size=64, batch_tokens=63) == full_batch // 16  # a row is never split
-    assert activations(batch_size=64, num_workers=2) == 2 * full_batch
-    elastic = config_of(batch_size=64, num_workers=(2, 4))  # two workers accumulate micro-batches
-    assert (
-        activation_bytes(elastic, shape=MINILM, batch=BatchShape(64), num_workers=2) == full_batch
-    )
-    assert activations(batch_size=64, gradient_checkpointing=True) < full_batch / 2
-    assert (
-        activations(batch_size=64, length=128) > 2 * full_batch
-    )  # attention weights grow quadratically
-    assert activations(batch_size=64, length=128, attention_dropout=0.0) < activations(
-        batch_size=64, length=128
-    )
-    assert activations(batch_size=64, method="lora") > full_batch
+    full_batch = activations()
+    assert activations(batch_tokens=4 * 64 + 63) == full_batch // 4
+    assert activations(batch_tokens=100 * 64) == full_batch
+    assert activations(batch_tokens=63) == full_batch // 16  # a row is never split
+    assert activations(2) == 2 * full_batch
+    # Two workers of an elastic training accumulate micro-batches.
+    assert activations(2, num_workers=(2, 4)) == full_batch
+    assert activations(gradient_checkpointing=True) < full_batch / 2
+    assert activations(length=128) > 2 * full_batch  # attention weights grow quadratically
+    assert activations(length=128, attention_dropout=0.0) < activations(length=128)
+    assert activations(method="lora") > full_batch
 
 
 def test_logits_of_a_long_context_are_counted_in_chunks() -> None:
@@ -178,16 +161,12 @@ def test_logits_of_a_long_context_are_counted_in_chunks() -> None:
 def test_no_real_training_needs_more_than_the_estimate_and_none_less_than_half(
     tmp_path: Path,
 ) -> None:
-    lora, less, bf16 = (
-        {"method": "lora"},
-        {"gradient_checkpointing": True},
-        {"parameter_dtype": "bf16"},
-    )
+    lora, bf16 = {"method": "lora"}, {"parameter_dtype": "bf16"}
+    less = {"gradient_checkpointing": True}
     options: list[dict[str, Any]] = [{}, less, lora, lora | less, bf16]
-    cases = [Case("1m", {"zero_stage": stage} | more) for stage in (1, 3) for more in options]
-    cases += [
-        Case("1m", {"zero_stage": stage} | more) for stage, more in ((0, bf16), (0, {}), (2, {}))
-    ]
-    cases += [Case("1m", {"zero_stage": stage, "offload": "optimizer"}) for stage in (1, 2, 3)]
+    fields = [{"zero_stage": stage} | more for stage in (1, 3) for more in options]
+    fields += [{"zero_stage": 0} | bf16, {"zero_stage": 0}, {"zero_stage": 2}]
+    fields += [{"zero_stage": stage, "offload": "optimizer"} for stage in (1, 2, 3)]
+    cases = [Case("1m", each) for each in fields]
     for name, figures in measure(cases, folder=tmp_path).items():
         assert 1 <= figures["estimate / peak"] <= 2, (name, figures)

@@ -12,19 +12,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.small_chat import language_model, tokenizer
 from tests.unit.training.engine.reads import bytes_read
-from tests.unit.training.small import config_of, small_runtime
-from tests.unit.training.test_chat_task import task_of
+from tests.unit.training.small import config_of, exact, reports_of, small_runtime, trained
+from tests.unit.training.test_chat_task import runtime_of
 from training import checkpoint
-from training.chat_task import ChatRuntime
 from training.engine import resharding
 from training.engine.deepspeed_private import destroy_engine, inner_optimizer, optimizer_tensors
 from training.engine.partitions import Piece, copies, pieces_of_concatenation, pieces_of_parameters
 from training.engine.resharding import NUM_THREADS
-from training.loop import Callbacks, build_engine, train
+from training.loop import train
 from training.reports import Progress
-from training.task import TaskRuntime
 
 ALIGNED = {"zero_optimization": {"parameter_alignment": True}}
 
@@ -36,80 +33,51 @@ def test_a_state_that_is_read_from_shards_continues_the_training_exactly(
 ) -> None:
     monkeypatch.setattr(resharding, "CHUNK", 2000)  # most tensors are read in several chunks
     runtime = small_runtime(dropout=0.0)
-    fields: dict[str, Any] = {}
+    fields: dict[str, Any] = {"zero_stage": stage, "method": method, "epochs": 2}
+    fields |= {"lora_dropout": 0.0, "checkpoint_interval_s": 0}
     if stage in (0, 2):
         fields["parameter_dtype"] = "bf16"
     if stage == 2:
         fields["deepspeed"] = ALIGNED
-    config = config_of(
-        zero_stage=stage,
-        method=method,
-        epochs=2,
-        lora_dropout=0.0,
-        checkpoint_interval_s=0,
-        **fields,
-    )
+    config = config_of(**fields)
 
     def save(reached: Progress, engine: Any) -> None:
         if (reached.epoch, reached.step) == (0, 2):
             checkpoint.save(engine, folder=tmp_path, progress=reached)
 
-    engine = build_engine(config, runtime)
-    uninterrupted = train(engine, config, runtime=runtime, callbacks=Callbacks(on_save=save))
-    destroy_engine(engine)
+    uninterrupted = reports_of(runtime, on_save=save, **fields)[-1]
     engine, progress = checkpoint.resume(config, runtime, uri=tmp_path.as_uri())
     steps = [state["step"] for state in inner_optimizer(engine).state.values()]
     first = 1.0 if stage == 0 else 0.0  # DeepSpeed makes a step with bf16 at stage 0 at its start
     assert [float(step) for step in steps] == [first + 2.0] * len(steps)
     assert len({step.data_ptr() for step in steps}) == len(steps)
     assert engine.global_steps == 2
-    resumed = train(engine, config, runtime=runtime, progress=progress)
+    report = train(engine, config, runtime=runtime, progress=progress)
     destroy_engine(engine)
-    assert (resumed.loss, resumed.score) == (uninterrupted.loss, uninterrupted.score)
+    assert exact(report) == exact(uninterrupted)
 
 
-def adapted() -> TaskRuntime:
-    return small_runtime(dropout=0.0)
-
-
-def tied() -> TaskRuntime:
-    """Return a runtime whose model has one weight for its embeddings and its output layer."""
-    lm = language_model()
-    assert lm.lm_head.weight is lm.model.embed_tokens.weight
-    return ChatRuntime(lm, tokenizer(), task_of(), task_of().dataset(tokenizer()))
+def states(engine: Any) -> list[dict[str, torch.Tensor]]:
+    with optimizer_tensors(engine) as tensors:
+        return [{name: value.detach().clone() for name, value in flat.items()} for flat in tensors]
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-@pytest.mark.parametrize(("kind", "method"), [(adapted, "lora"), (tied, "full")])
+@pytest.mark.parametrize("method", ["lora", "full"])
 def test_values_that_are_read_together_are_equal_and_take_few_reads(
-    tmp_path: Path,
-    kind: Callable[[], TaskRuntime],
-    method: str,
-    stage: int,
+    tmp_path: Path, method: str, stage: int
 ) -> None:
-    def states() -> list[dict[str, torch.Tensor]]:
-        with optimizer_tensors(engine) as tensors:
-            return [
-                {name: value.detach().clone() for name, value in flat.items()} for flat in tensors
-            ]
-
-    runtime, config = (
-        kind(),
-        config_of(zero_stage=stage, method=method, epochs=1, checkpoint_interval_s=0),
-    )
-    engine = build_engine(config, runtime)
-    train(engine, config, runtime=runtime)
-    checkpoint.save(engine, folder=tmp_path, progress=Progress())
-    saved = states()
-    destroy_engine(engine)
+    # The chat model has one weight for its embeddings and its output layer.
+    runtime = small_runtime(dropout=0.0) if method == "lora" else runtime_of()
+    with trained(runtime, zero_stage=stage, method=method, epochs=1) as (engine, config):
+        checkpoint.save(engine, folder=tmp_path, progress=Progress())
+        saved = states(engine)
     with bytes_read() as reads:
         engine, _ = checkpoint.resume(config, runtime, uri=tmp_path.as_uri())
-    for loaded, expected in zip(states(), saved, strict=True):
-        assert loaded.keys() == expected.keys()
-        assert all(torch.equal(value, expected[name]) for name, value in loaded.items())
-    trained = [parameter for parameter in engine.module.parameters() if parameter.requires_grad]
+    torch.testing.assert_close(states(engine), saved, rtol=0, atol=0)
+    num_trained = sum(parameter.requires_grad for parameter in engine.module.parameters())
     destroy_engine(engine)
-    assert NUM_THREADS >= len(reads) < 3 * len(trained)
+    assert NUM_THREADS >= len(reads) < 3 * num_trained
 
 
 def test_torch_moves_steps_to_the_device_of_their_parameters() -> None:
@@ -131,6 +99,17 @@ Layout = tuple[list[list[list[int]]], list[list[Piece]]]
 """The values of each flat tensor of each rank, and the pieces of each rank."""
 
 
+def values_of(number: int, shape: list[int]) -> list[int]:
+    """Return different values of each parameter."""
+    return [1000 * number + value for value in range(prod(shape))]
+
+
+def part(values: list[int], rank: int, *, length: int) -> list[int]:
+    """Return the values of a rank, with padding up to `length`."""
+    own = values[rank * length : (rank + 1) * length]
+    return own + [PADDING] * (length - len(own))
+
+
 def concatenated(shapes: list[list[int]], num_ranks: int) -> Layout:
     """Lay out two flat tensors as stages 1 and 2 do: concatenate the parameters, pad them, and
     split the result."""
@@ -140,15 +119,11 @@ def concatenated(shapes: list[list[int]], num_ranks: int) -> Layout:
         paddings.append([number % 3 for number in numbers])
         values = []
         for number in numbers:
-            values += [1000 * number + value for value in range(prod(shapes[number]))] + [
-                PADDING
-            ] * (number % 3)
-        lengths.append(
-            ceil(len(values) / num_ranks) + 1
-        )  # also with padding if the division is exact
+            values += values_of(number, shapes[number]) + [PADDING] * (number % 3)
+        # Also with padding if the division is exact.
+        lengths.append(ceil(len(values) / num_ranks) + 1)
         for rank, flat in enumerate(flats):
-            own = values[rank * lengths[-1] : (rank + 1) * lengths[-1]]
-            flat.append(own + [PADDING] * (lengths[-1] - len(own)))
+            flat.append(part(values, rank, length=lengths[-1]))
     tensors = named(shapes)
     return flats, pieces_of_concatenation(
         tensors, num_ranks=num_ranks, lengths=lengths, paddings=paddings
@@ -158,15 +133,12 @@ def concatenated(shapes: list[list[int]], num_ranks: int) -> Layout:
 def split(shapes: list[list[int]], num_ranks: int) -> Layout:
     """Lay out two flat tensors as stage 3 does: pad and split each parameter, and concatenate the
     parts of a rank."""
-    flats: list[list[list[int]]] = [[] for _ in range(num_ranks)]
-    for numbers in halves(len(shapes)):
-        for rank in range(num_ranks):
-            flats[rank].append([])
-            for number in numbers:
-                values = [1000 * number + value for value in range(prod(shapes[number]))]
-                length = ceil(len(values) / num_ranks)
-                own = values[rank * length : (rank + 1) * length]
-                flats[rank][-1] += own + [PADDING] * (length - len(own))
+    flats: list[list[list[int]]] = [[[], []] for _ in range(num_ranks)]
+    for half, numbers in enumerate(halves(len(shapes))):
+        for number in numbers:
+            values = values_of(number, shapes[number])
+            for rank, flat in enumerate(flats):
+                flat[half] += part(values, rank, length=ceil(len(values) / num_ranks))
     return flats, pieces_of_parameters(named(shapes), num_ranks=num_ranks)
 
 

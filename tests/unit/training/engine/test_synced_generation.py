@@ -62,9 +62,8 @@ def test_the_longest_prompt_of_any_rank_determines_the_rows_of_all(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def with_another_rank(tensor: torch.Tensor, *, op: object) -> None:
-        if op == dist.ReduceOp.MAX and tensor.shape == (
-            2,
-        ):  # the other rank has four prompts of up to 100 tokens
+        if op == dist.ReduceOp.MAX and tensor.shape == (2,):
+            # The other rank has four prompts of up to 100 tokens.
             tensor.copy_(torch.maximum(tensor, torch.tensor([4, 100])))
 
     monkeypatch.setattr(memory_estimate, "ANSWERED_TOKENS", 105)

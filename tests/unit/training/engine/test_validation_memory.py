@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, BertConfig, BertModel
 
-from tailorbird.data.rows import Rows
 from tailorbird.data.tokenized import TokenizedRows, TokenLists
 from tailorbird.models.metadata import shape_of
 from tailorbird.models.pretrained import without_pooler
@@ -27,6 +26,7 @@ from training.loop import build_engine
 
 LENGTH = 256
 SIZES = {"vocab_size": 50, "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+IDS = {f"{name}_token_id": 1 for name in ("bos", "eos", "cls", "sep")}
 
 
 def bert() -> nn.Module:
@@ -34,25 +34,18 @@ def bert() -> nn.Module:
 
 
 def modernbert() -> Any:
-    ids = {
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "cls_token_id": 1,
-        "sep_token_id": 2,
-    }
-    return AutoModel.from_config(
-        AutoConfig.for_model("modernbert", **SIZES, **ids, intermediate_size=192)
+    config = AutoConfig.for_model(
+        "modernbert", **SIZES, **IDS, pad_token_id=0, intermediate_size=192
     )
+    return AutoModel.from_config(config)
 
 
 def validating_runtime(encoder: nn.Module) -> ClassifierRuntime:
     """Return a runtime whose validation is one pass of 64 rows on CPU, as many tokens as on a GPU,
     with padding."""
     lengths = [LENGTH] * (VALIDATION_TOKENS // LENGTH - 1) + [LENGTH - 1]
-    names = tuple(str(number) for number in range(len(lengths)))
-    rows = Rows(names, names, tuple(str(number % 3) for number in range(len(lengths))))
-    tokens = TokenLists([[5] * length for length in lengths], labels=rows.labels)
+    tokens = TokenLists([[5] * length for length in lengths], labels=("0",) * len(lengths))
+    names = ("",) * len(lengths)
     tokenized = TokenizedRows.from_lists(names, tokens, classes=("0", "1", "2"))
     return replace(small_runtime(dropout=0.0), encoder=encoder, validation=tokenized)
 
