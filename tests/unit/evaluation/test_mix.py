@@ -20,7 +20,6 @@ from tailorbird.models.loading import LoadedClassifier, load_artifact
 from tailorbird.models.lora import add_adapter
 from tailorbird.models.pretrained import load_encoder
 from tailorbird.registry.kinds import Kind
-from tailorbird.registry.pooling import MEAN, Pooling
 from tailorbird.registry.versions import VersionConfig, read_artifact_config, register, write_config
 from tests import build
 from tests.build import version_config
@@ -57,7 +56,6 @@ def artifact(
     kind: Kind,
     base: Path,
     classes: tuple[str, ...] = CLASSES,
-    pooling: Pooling = MEAN,
 ) -> str:
     """Write a fine-tuned classifier or a bag of words with a temperature, and return its URI."""
     folder.mkdir()
@@ -70,9 +68,8 @@ def artifact(
             encoder = add_adapter(encoder, r=4, alpha=8, dropout=0.0)
         with torch.no_grad():
             for parameter in encoder.parameters():
-                parameter.add_(
-                    torch.randn(parameter.shape), alpha=0.1 if parameter.requires_grad else 0.0
-                )
+                if parameter.requires_grad:
+                    parameter.add_(torch.randn(parameter.shape), alpha=0.1)
         if isinstance(encoder, PeftModel):
             encoder.save_pretrained(folder / "adapter")
         else:
@@ -84,7 +81,6 @@ def artifact(
         base_model=base.as_uri(),
         max_length=16,
         temperature=0.5 if kind == "bag_of_words" else 1.5,
-        pooling=pooling,
     )
     write_config(folder, config)
     return folder.as_uri()
