@@ -20,6 +20,7 @@ from tailorbird.models.loading import LoadedClassifier, load_artifact
 from tailorbird.models.lora import add_adapter
 from tailorbird.models.pretrained import load_encoder
 from tailorbird.registry.kinds import Kind
+from tailorbird.registry.pooling import MEAN, Pooling
 from tailorbird.registry.versions import VersionConfig, read_artifact_config, register, write_config
 from tests import build
 from tests.build import version_config
@@ -56,6 +57,7 @@ def artifact(
     kind: Kind,
     base: Path,
     classes: tuple[str, ...] = CLASSES,
+    pooling: Pooling = MEAN,
 ) -> str:
     """Write a fine-tuned classifier or a bag of words with a temperature, and return its URI."""
     folder.mkdir()
@@ -81,6 +83,7 @@ def artifact(
         base_model=base.as_uri(),
         max_length=16,
         temperature=0.5 if kind == "bag_of_words" else 1.5,
+        pooling=pooling,
     )
     write_config(folder, config)
     return folder.as_uri()

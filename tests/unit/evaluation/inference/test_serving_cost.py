@@ -18,6 +18,8 @@ from tailorbird.registry.versions import read_artifact_config, write_config
 from tests import build
 from tests.unit.evaluation.test_mix import artifact, base
 
+__all__ = ["base"]  # a fixture
+
 
 @pytest.fixture
 def uris(base: Path, tmp_path: Path) -> dict[str, str]:
