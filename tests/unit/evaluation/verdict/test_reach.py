@@ -199,7 +199,8 @@ def test_each_model_has_its_total_and_its_parts() -> None:
     verdict = reach_verdict(replace(inputs, costs=costs, training=training), protocol=PRICED)
     # 10,000 rows at 0.001 a CPU-second; an hour of training, for the candidate only.
     incumbent, candidate = verdict.costs
-    assert (incumbent.role, incumbent.total) == ("incumbent", pytest.approx(5.0))
+    assert (incumbent.role, candidate.role) == ("incumbent", "candidate")
+    assert incumbent.total == pytest.approx(5.0)
     half = 2.7764 * 0.0707107 / 5**0.5
     assert incumbent.interval == pytest.approx((5.0 - half, 5.0 + half), rel=1e-4)
     parts = (candidate.replicas, candidate.tokens, candidate.training)
