@@ -299,10 +299,6 @@ def protocol_of(simulation: Simulation) -> TestProtocol:
     )
 
 
-def _hashes_of_splits(simulation: Simulation) -> dict[str, str]:
-    return suite_hashes(simulation.suites, sha256=SHA) | {"test": SHA}
-
-
 def registration_of(
     simulation: Simulation, *, task_uri: str = TASK_URI, code: str = CODE
 ) -> Preregistration:
@@ -316,7 +312,7 @@ def registration_of(
         protocol=protocol_of(simulation),
         recipe=recipe_of(simulation),
         code=code,
-        data=_hashes_of_splits(simulation),
+        data=suite_hashes(simulation.suites, sha256=SHA) | {"test": SHA},
         base_models=(base_model,),
         retrieval_encoder=None,
         champion=None,
@@ -350,21 +346,17 @@ def evidence_of(
         kinds["hybrid"] = "hybrid"
     versions = {}
     for role, kind in kinds.items():
-        base_model = None
-        if spec_of(kind).uses_base:
-            base_model = registration.base_models[0].source
         versions[role] = CandidateRecord(
-            kind,
-            f"{task_uri}/stages/{kind}",
-            digest=UNREGISTERED,
-            files={},
-            base_model=base_model,
+            kind, f"{task_uri}/stages/{kind}", digest=UNREGISTERED, files={}
         )
         if role in registered:
-            uri = f"{task_uri}/versions/{kind}-1"
+            digest_of_role = (digests or {}).get(role, DIGEST)
             versions[role] = CandidateRecord(
-                kind, uri, digest=(digests or {}).get(role, DIGEST), base_model=base_model
+                kind, f"{task_uri}/versions/{kind}-1", digest=digest_of_role
             )
+        if spec_of(kind).uses_base:
+            source = registration.base_models[0].source
+            versions[role] = replace(versions[role], base_model=source)
 
     candidate = None
     baselines = [
@@ -405,7 +397,6 @@ def evidence_of(
             _trial("2", "lora", 0.702, status="stopped: worse than other trials", method="lora"),
             _trial("probe", "probe", 0.66, status="baseline"),
         ),
-        sweep_ended=None,
         training=TrainingRecord(
             selected={"method": "full", "learning_rate": 1e-4},
             num_workers=1,

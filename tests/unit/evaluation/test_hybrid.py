@@ -173,10 +173,9 @@ def test_a_hybrid_uses_both_kinds_of_seconds_of_its_parts() -> None:
     parts = {"first": first, "second": second}
     assert hybrid_usage(by_group, routed=routed, **parts) == ServingUsage((1.5,) * 5, (15.0,) * 5)
     assert hybrid_usage(cascade, routed=routed, **parts) == ServingUsage((1.75,) * 5, (17.5,) * 5)
-    on_cpu = PartUsage(ServingUsage((3.0,) * 5), SAME_LENGTH)
-    mixed = hybrid_usage(by_group, routed=routed, first=first, second=on_cpu)
-    assert mixed.gpu_s == (7.5,) * 5  # a part without GPU-seconds has none to add
-    assert hybrid_usage(by_group, routed=routed, first=on_cpu, second=on_cpu).gpu_s is None
+    parts["second"] = PartUsage(ServingUsage((3.0,) * 5), SAME_LENGTH)
+    # A part without GPU-seconds has none to add.
+    assert hybrid_usage(by_group, routed=routed, **parts).gpu_s == (7.5,) * 5
 
 
 def test_a_cascade_costs_the_tokens_and_the_time_of_the_rows_that_its_second_part_answers() -> None:

@@ -70,9 +70,8 @@ def artifact(
             encoder = add_adapter(encoder, r=4, alpha=8, dropout=0.0)
         with torch.no_grad():
             for parameter in encoder.parameters():
-                parameter.add_(
-                    torch.randn(parameter.shape), alpha=0.1 if parameter.requires_grad else 0.0
-                )
+                if parameter.requires_grad:
+                    parameter.add_(torch.randn(parameter.shape), alpha=0.1)
         if isinstance(encoder, PeftModel):
             encoder.save_pretrained(folder / "adapter")
         else:

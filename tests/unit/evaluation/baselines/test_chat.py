@@ -182,19 +182,10 @@ def test_an_encoder_that_is_no_better_on_validation_is_not_served(
 
 def suite(*rows: tuple[str, str, str, tuple[str, ...], str]) -> Rows:
     """Return a suite from prompt, metric, expectation, options and counterpart of each row."""
-    table = build.rows(
-        [row[0] for row in rows],
-        [row[2] for row in rows],
-        chat=True,
-        groups={"group": ("a",) * len(rows)},
-    )
-    columns = SuiteColumns(
-        metrics=tuple(row[1] for row in rows),
-        options=tuple(row[3] for row in rows),
-        counterparts=tuple(row[4] for row in rows),
-        starts=("",) * len(rows),
-    )
-    return replace(table, suite=columns)
+    prompts, metrics, expectations, options, counterparts = zip(*rows, strict=True)
+    table = build.rows(prompts, expectations, chat=True, groups={"group": ("a",) * len(rows)})
+    starts = ("",) * len(rows)
+    return replace(table, suite=SuiteColumns(metrics, options, counterparts, starts))
 
 
 SUITE = suite(

@@ -84,14 +84,18 @@ def data_of(num_classes: int = 3) -> HeadData:
     )
 
 
-def test_a_probe_with_a_bag_of_words_has_a_weight_for_both_blocks() -> None:
+def test_a_bag_of_words_with_embeddings_or_a_probe_of_fewer_rows_has_weights_for_both() -> None:
     data = data_of()
-    train = unit(clusters(3)[0])
-    held_out = unit(clusters(3)[0])
-    embeddings = replace(data, train=(train,), features=(held_out,))
-    both = fit_with_embeddings(data, embeddings=embeddings, alone=fit_bag(data))
-    expected = held_out @ both.weights[0] + data.features[0] @ both.weights[1] + both.bias
-    np.testing.assert_allclose(both.logits, expected, rtol=1e-4, atol=1e-5)
+    bag = fit_bag(data)
+    features = unit(clusters(3)[0])
+    embeddings = replace(data, train=(unit(clusters(3)[0]),), features=(features,))
+    few, labels = clusters(3, per_class=4)
+    probe = fit_probe(replace(embeddings, train=(unit(few),), labels=labels))
+    mixed = mix_fits(probe, bag=bag, held_out=data.held_out)
+    for fit in (fit_with_embeddings(data, embeddings=embeddings, alone=bag), mixed):
+        expected = features @ fit.weights[0] + data.features[0] @ fit.weights[1] + fit.bias
+        np.testing.assert_allclose(fit.logits, expected, rtol=1e-3, atol=1e-4)
+    assert mixed.score >= bag.score
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("bag_of_words", "float32"), ("probe", "bfloat16")])
@@ -151,15 +155,3 @@ def test_rows_are_embedded_until_the_time_is_over_with_every_class(
     assert features[:, 0].tolist() == positions.tolist() == sorted(positions)
 
     assert embed_in_time(rows, embed=embed, seconds=600, seed=0)[0].tolist() == list(range(52))
-
-
-def test_a_bag_of_words_is_mixed_with_a_probe_of_fewer_rows() -> None:
-    data = data_of()
-    embeddings, labels = clusters(3, per_class=4)
-    features = unit(clusters(3)[0])
-    bag = fit_bag(data)
-    few = HeadData((unit(embeddings),), labels, features=(features,), held_out=data.held_out)
-    mixed = mix_fits(fit_probe(few), bag=bag, held_out=data.held_out)
-    expected = features @ mixed.weights[0] + data.features[0] @ mixed.weights[1] + mixed.bias
-    np.testing.assert_allclose(mixed.logits, expected, rtol=1e-3, atol=1e-4)
-    assert mixed.score >= bag.score

@@ -17,7 +17,7 @@ from tailorbird.evaluation.baselines.endpoint_baselines import (
     fit_endpoint_baseline,
 )
 from tailorbird.evaluation.gates.calibration import has_confidences
-from tailorbird.evaluation.gates.cost import RowTokens, tokens_by_round
+from tailorbird.evaluation.gates.cost import Tokens
 from tailorbird.evaluation.inference.endpoint_requests import RequestLimits, fetch_answers
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.inference.serving_cost import measure_serving
@@ -126,6 +126,13 @@ def test_a_classifier_chooses_labels_and_a_stored_baseline_is_a_version_with_its
         version = register(tmp_path.as_uri(), local_copy(uri))
         # The answers of a version are those of its artifact.
         assert predict_rows(version.uri, rows=build.pairs(VALIDATION)).outputs == table.outputs
+        tokens = Tokens("m", (1.0,) * 5, (2.0,) * 5)
+        costs = measure_serving(
+            {"incumbent": uri, "candidate": version.uri},
+            rows=build.pairs(VALIDATION),
+            tokens={"incumbent": tokens, "candidate": tokens},
+        ).serving
+        assert (costs["incumbent"].tokens, costs["incumbent"].gpu_s) == (tokens, None)
         assert len(server.bodies) == num_requests
         with pytest.raises(ModelError):
             load_artifact(uri)
@@ -156,24 +163,6 @@ def test_a_chat_endpoint_is_scored_by_the_words_of_its_answers(tmp_path: Path) -
     assert not {"sky", "it is azure"} & {*table.outputs, *table.labels}  # hashes
     assert "response_format" not in server.bodies[0]
     assert server.bodies[0]["messages"][0] == {"role": "system", "content": "s"}
-
-
-def test_the_cost_of_an_endpoint_is_that_of_its_tokens_and_of_preparing_its_requests(
-    tmp_path: Path,
-) -> None:
-    with endpoint_server(by_word) as server:
-        retrieved = fit(server.url, tmp_path)
-        num_requests = len(server.bodies)
-        uris = {"incumbent": str(retrieved.uri), "candidate": str(retrieved.uri)}
-        tokens = tokens_by_round(RowTokens("m", (10, 20, 30, 40, 50), (1, 2, 3, 4, 5)))
-        costs = measure_serving(
-            uris, rows=build.pairs(TEST), tokens={"incumbent": tokens, "candidate": tokens}
-        ).serving
-        assert len(server.bodies) == num_requests
-    assert costs["incumbent"].tokens == tokens
-    assert costs["incumbent"].tokens.input == (10_000, 20_000, 30_000, 40_000, 50_000)
-    assert min(costs["incumbent"].cpu_s) > 0
-    assert costs["incumbent"].gpu_s is None
 
 
 def test_a_label_that_the_endpoint_cannot_name_is_refused_before_the_first_request(

@@ -24,14 +24,11 @@ HELPED = (1400, 160, 100, 340)
 def tables(groups: Mapping[str, Counts], *columns: str) -> tuple[Predictions, Predictions]:
     """Return candidate and incumbent with paired counts by group (both right, only candidate, only
     incumbent, neither); all columns have the same groups."""
-    right: tuple[list[bool], list[bool]] = ([], [])
-    names: list[str] = []
-    for name, counts in groups.items():
-        for model, cells in zip(right, ((1, 1, 0, 0), (1, 0, 1, 0)), strict=True):
-            model += np.repeat(cells, counts).astype(bool).tolist()
-        names += [name] * sum(counts)
-    values = dict.fromkeys(columns, tuple(names))
-    candidate, incumbent = (predictions("full", np.array(model)) for model in right)
+    cells = np.concatenate([np.repeat(range(4), counts) for counts in groups.values()])
+    names = np.repeat([*groups], [sum(counts) for counts in groups.values()])
+    values = dict.fromkeys(columns, tuple(names.tolist()))
+    candidate = predictions("full", np.isin(cells, (0, 1)))
+    incumbent = predictions("probe", np.isin(cells, (0, 2)))
     return replace(candidate, groups=values), replace(incumbent, groups=values)
 
 

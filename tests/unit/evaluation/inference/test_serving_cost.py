@@ -5,8 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import save_file
-from transformers import BertTokenizerFast
 
 from cluster.ranks.process_group import Group
 from tailorbird.data.rows import Rows
@@ -18,29 +16,18 @@ from tailorbird.models.classifier import Classifier
 from tailorbird.models.loading import LoadedClassifier, load_artifact
 from tailorbird.registry.versions import read_artifact_config, write_config
 from tests import build
-from tests.build import version_config
-from tests.unit.models.tiny_bert import tiny_bert
+from tests.unit.evaluation.test_mix import artifact, base
 
-WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "heart", "lung")
+__all__ = ["base"]  # a fixture
 
 
 @pytest.fixture
-def uris(tmp_path: Path) -> dict[str, str]:
-    """Return the URIs of two heads, with 2 and 3 classes, on a tiny random BERT."""
-    base = tmp_path / "base"
-    tiny_bert(width=8, num_layers=1, vocabulary=len(WORDS)).save_pretrained(base)
-    (tmp_path / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
-    BertTokenizerFast(vocab=str(tmp_path / "vocab.txt")).save_pretrained(base)
-    for role, classes in (("incumbent", ("a", "b")), ("candidate", ("a", "b", "c"))):
-        folder = tmp_path / role
-        folder.mkdir()
-        save_file(
-            {"weight": torch.zeros(len(classes), 8), "bias": torch.zeros(len(classes))},
-            folder / "head.safetensors",
-        )
-        config = version_config(kind="probe", classes=classes, base_model=f"file://{base}")
-        write_config(folder, config)
-    return {role: f"file://{tmp_path / role}" for role in ("candidate", "incumbent")}
+def uris(base: Path, tmp_path: Path) -> dict[str, str]:
+    """Return the URIs of two fine-tuned classifiers."""
+    return {
+        role: artifact(tmp_path / role, kind="full", base=base)
+        for role in ("candidate", "incumbent")
+    }
 
 
 def rows_of(texts: list[str]) -> Rows:

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from tailorbird.evaluation.gates.calibration import NUM_BINS
-from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.report.evidence import Confusion
 from tailorbird.evaluation.report.evidence_files import read_evidence, render_files, write_evidence
 from tailorbird.evaluation.report.model_scores import confusions, reliability_bins
+from tests import build
 from tests.unit.evaluation.report.test_html import evidence_for
 from tests.unit.evaluation.simulated import Simulation, tables_of
 
@@ -48,26 +48,11 @@ def test_changed_evidence_is_refused(tmp_path: Path) -> None:
         read_evidence(tmp_path.as_uri())
 
 
-LABELS = ("a", "b", "b", "a")
-
-
-def table_of(outputs: str) -> Predictions:
-    scores = np.array(
-        [output == label for output, label in zip(outputs, LABELS, strict=True)], dtype=np.float64
-    )
-    ids = tuple(map(str, range(len(LABELS))))
-    return Predictions("probe", ids, LABELS, tuple(outputs), scores, scores, scores)
-
-
 def test_a_confusion_counts_the_rows_that_only_one_model_answers_correctly() -> None:
-    tables = {
-        "candidate": table_of("abac"),
-        "incumbent": table_of("bbba"),
-    }  # the labels are a, b, b, a
-    assert confusions(tables) == (
+    incumbent = build.predictions("bbba", "abba")
+    assert confusions({"candidate": build.predictions("abac", "abba"), "incumbent": incumbent}) == (
         Confusion("a", "b", fixed=1, made=0),
         Confusion("a", "c", fixed=0, made=1),
         Confusion("b", "a", fixed=0, made=1),
     )
-    same = {role: table_of("bbba") for role in tables}
-    assert confusions(same) == ()
+    assert confusions({"candidate": incumbent, "incumbent": incumbent}) == ()

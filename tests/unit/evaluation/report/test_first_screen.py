@@ -32,13 +32,16 @@ CASCADE = Simulation(
 """A run that tested a cascade of the incumbent and the candidate."""
 
 
-def test_a_cost_that_is_not_known_hides_none_of_the_known_costs() -> None:
+def test_a_cost_that_is_not_known_is_not_shown_as_0_and_hides_none_of_the_known_costs() -> None:
     evidence = evidence_of(PARTLY_PRICED)
-    costs = {cost.role: cost.total for cost in evidence.verdict.costs}
-    assert [role for role, cost in costs.items() if cost is None] == ["endpoint_zero_shot"]
     page = Page(to_html(evidence))
     first = page.text[: page.text.index("Candidate against incumbent")]
-    assert all(f"{money(cost)}" in first for cost in costs.values() if cost is not None)
+    paths = {path for path, _ in page.figures}
+    for number, cost in enumerate(evidence.verdict.costs):
+        is_unknown = cost.role == "endpoint_zero_shot"
+        assert (f"verdict.costs.{number}.missing.0" in paths) == is_unknown
+        assert (f"verdict.costs.{number}.total" in paths) != is_unknown
+        assert is_unknown or (cost.total is not None and money(cost.total) in first)
     assert "The cost of endpoint_zero_shot is not assessable" in first
 
 

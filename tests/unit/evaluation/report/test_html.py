@@ -235,16 +235,6 @@ def test_the_cost_of_registered_versions_is_in_words_by_digest() -> None:
     assert cost_sentence(evidence_for("STAY")) is None
 
 
-def test_a_missing_price_is_shown_as_not_assessable_and_not_as_0() -> None:
-    cost = {"value_of_correct": 0.5, "requests_per_month": 10000}
-    evidence = evidence_of(Simulation(costs=on_cpu(SECONDS), evaluation={"cost": cost}))
-    page = Page(to_html(evidence))
-    paths = {path for path, _ in page.figures}
-    assert "verdict.costs.0.missing.0" in paths
-    assert "verdict.costs.0.total" not in paths
-    assert "cannot be compared" in to_model_card(evidence)
-
-
 def test_a_run_without_a_training_says_why_and_shows_no_candidate() -> None:
     costs = on_cpu({role: SECONDS[role] for role in ("incumbent", "bag_of_words", "centroid")})
     evidence = evidence_of(replace(NOTHING_TO_GAIN, costs=costs))

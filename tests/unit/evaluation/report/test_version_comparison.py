@@ -68,15 +68,9 @@ def test_a_uri_without_evidence_is_refused(tmp_path: Path) -> None:
         compare_versions(tmp_path.as_uri(), second=tmp_path.as_uri())
 
 
-ENDPOINT: dict[str, Any] = {
-    "url": "https://host/v1",
-    "model": "m",
-    "prices": (1, 1),
-}
-
-
-def recipe(**endpoint: Any) -> Recipe:
-    return build.recipe(evaluation={"contenders": {"hosted": {"endpoint": ENDPOINT | endpoint}}})
+def recipe(**changes: Any) -> Recipe:
+    endpoint = {"url": "https://host/v1", "model": "m", "prices": (1, 1)} | changes
+    return build.recipe(evaluation={"contenders": {"hosted": {"endpoint": endpoint}}})
 
 
 @pytest.mark.parametrize(

@@ -66,16 +66,3 @@ def test_values_outside_the_range_are_refused() -> None:
         ValueError, match=r"differences range from -1.5 to 0.5; they must be in \[-1, 1\]"
     ):
         confidence_sequence(np.array([0.5, -1.5]), alpha=0.05)
-
-
-@pytest.mark.parametrize("gain", [0.0, 0.1])
-def test_the_interval_misses_the_mean_at_any_size_at_a_rate_of_at_most_alpha(gain: float) -> None:
-    """400 samples with 30 looks at growing sizes."""
-    generator = np.random.default_rng(5)
-    alpha = 0.2
-    draws = generator.multinomial(20, [0.2 - gain / 2, 0.6, 0.2 + gain / 2], size=(400, 30)).cumsum(
-        axis=1
-    )
-    below = log_wealth(VALUES, counts=draws, mean=gain) >= np.log(2 / alpha)
-    above = log_wealth(VALUES, counts=draws[..., ::-1], mean=-gain) >= np.log(2 / alpha)
-    assert 0.01 < np.mean((below | above).any(axis=1)) < alpha

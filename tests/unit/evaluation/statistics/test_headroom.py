@@ -13,10 +13,6 @@ from tests import build
 from tests.unit.evaluation.verdict.tables import predictions
 
 
-def with_errors(num_errors: int, num_rows: int) -> Predictions:
-    return predictions("probe", np.arange(num_rows) >= num_errors)
-
-
 def with_classes(num_rows: int, *, wrong: list[int]) -> Predictions:
     """Return a model of five classes that answers these rows with the next class; the last class is
     the rarest, with 20 rows."""
@@ -36,14 +32,19 @@ def test_the_bound_of_a_share_is_that_of_clopper_and_pearson(num_errors: int) ->
 
 @pytest.mark.parametrize("size", [1, 10, 60, 200])
 def test_rows_of_one_document_count_as_one_unit(size: int) -> None:
-    table = replace(with_errors(0, 600), clusters=tuple(str(row // size) for row in range(600)))
+    table = replace(
+        predictions("probe", np.ones(600, bool)),
+        clusters=tuple(str(row // size) for row in range(600)),
+    )
     most = headroom_of(table, metric="accuracy", alpha=0.05).most
     # 3 documents are too few for an interval
     assert most == pytest.approx(1.0 if size == 200 else unseen_rate(600 / size, alpha=0.1))
 
 
 def test_a_mean_of_scores_that_are_almost_1_leaves_at_least_what_unseen_rows_can() -> None:
-    table = replace(with_errors(0, 2000), measures={"token_f1": np.full(2000, 0.999)})
+    table = replace(
+        predictions("probe", np.ones(2000, bool)), measures={"token_f1": np.full(2000, 0.999)}
+    )
     headroom = headroom_of(table, metric="token_f1", alpha=0.05)
     assert headroom.score == pytest.approx(0.999)
     assert 0.001 + unseen_rate(2000, alpha=0.1) < headroom.most < 0.004

@@ -82,8 +82,6 @@ def test_a_gain_that_is_worth_less_than_its_cost_is_neither_better_nor_cheaper()
         cost = CostComparison((2.0,) * 3, YearlyNet(1.0, training=0.0, saving=saving))
         relation = relation_of(("a", "b"), gain_of(0.25, 0.75), cost=cost, protocol=PRICED)
         assert (relation.is_better, relation.is_out_of_reach) == (False, is_out_of_reach)
-    relation = relation_of(("a", "b"), gain, cost=CostComparison((0.5,) * 3), protocol=UNPRICED)
-    assert (relation.is_better, relation.is_cheaper) == (True, False)
 
 
 # Properties of all decisions.
@@ -235,6 +233,3 @@ def test_more_evidence_for_the_fine_tuned_models_never_moves_the_outcome_away_fr
     alone = world.raised(CANDIDATE, by=by).decide().outcome
     # A hybrid may lose its dominance over a candidate that gains alone.
     assert RANKS[alone] >= RANKS[before] or before is Outcome.HYBRID
-
-
-# The cases that the nine rules before this relation decided wrongly.

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tailorbird.evaluation.predictions import ModelPredictions, VerdictRefused
+from tailorbird.evaluation.predictions import ModelPredictions, Predictions, VerdictRefused
 from tailorbird.evaluation.verdict.inputs import (
     Anchor,
     TrainedRows,
@@ -25,10 +25,13 @@ from tests.unit.evaluation.simulated_suites import suite_table
 from tests.unit.evaluation.verdict.tables import inputs_of, models, predictions, protocol_for
 
 INPUTS = inputs_of(*models(50, 20, 10, 20), predictions("centroid", np.arange(100) < 60))
-CHANGED = Simulation(num_rows=600)
-TABLES = tables_of(CHANGED)
-CHAT = Simulation(num_rows=90, chat=True, suites={"general": (0.2, 0.7)})
-CHAT_TABLES = tables_of(CHAT)
+REORDERED = range(99, -1, -1)
+UNUSABLE: tuple[dict[str, Any], ...] = (
+    {"row_ids": tuple(map(str, REORDERED))},
+    {"labels": ("no",) * 100},
+    {"scores": np.full(100, np.nan)},
+    {"scores": np.full(100, 0.5)},
+)
 
 
 def with_model(role: str, **changes: Any) -> VerdictInputs:
@@ -37,75 +40,61 @@ def with_model(role: str, **changes: Any) -> VerdictInputs:
 
 
 @pytest.mark.parametrize(
-    ("inputs", "num_rows"), [(replace(INPUTS, test_sha256="cd" * 32), 100), (INPUTS, 99)]
+    ("inputs", "num_rows"),
+    [
+        (replace(INPUTS, test_sha256="cd" * 32), 100),
+        (INPUTS, 99),
+        (replace(INPUTS, anchor=Anchor(INPUTS.candidate.clean.take(REORDERED))), 100),
+        *((with_model(role, **change), 100) for role in INPUTS.models for change in UNUSABLE),
+    ],
 )
-def test_changed_or_missing_test_rows_are_refused(inputs: VerdictInputs, num_rows: int) -> None:
+def test_changed_missing_misaligned_and_unusable_predictions_are_refused(
+    inputs: VerdictInputs, num_rows: int
+) -> None:
     require_same_rows(INPUTS, protocol=protocol_for(100))
     with pytest.raises(VerdictRefused):
         require_same_rows(inputs, protocol=protocol_for(num_rows))
 
 
-@pytest.mark.parametrize("role", ["incumbent", "candidate", "centroid"])
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"row_ids": tuple(str(i) for i in reversed(range(100)))},
-        {"labels": ("no",) * 100},
-        {"scores": np.full(100, np.nan)},
-        {"scores": np.full(100, 0.5)},
-    ],
-)
-def test_misaligned_and_unusable_predictions_of_each_model_are_refused(
-    role: str, change: dict[str, object]
-) -> None:
-    with pytest.raises(VerdictRefused):
-        require_same_rows(with_model(role, **change), protocol=protocol_for(100))
-
-
-def test_the_anchor_must_predict_the_same_rows() -> None:
-    anchor = Anchor(INPUTS.candidate.clean.take(range(99, -1, -1)))
-    with pytest.raises(VerdictRefused):
-        require_same_rows(replace(INPUTS, anchor=anchor), protocol=protocol_for(100))
+ROWS = Simulation(num_rows=600)
+TABLES = tables_of(ROWS)
+CHAT = Simulation(num_rows=90, chat=True, suites={"general": (0.2, 0.7)})
+CHAT_TABLES = tables_of(CHAT)
+SUITE = "candidate_suite-general"
 
 
 @pytest.mark.parametrize(
-    ("name", "positions"),
+    ("name", "table", "problem"),
     [
-        ("candidate_noise", None),
-        ("centroid_counterfactual", None),
-        ("candidate_noise", range(599)),
-        ("candidate_counterfactual", range(99, -1, -1)),
+        ("candidate_noise", None, "gate on noise rows"),
+        ("centroid_counterfactual", None, "gate on counterfactual rows"),
+        ("candidate_noise", TABLES["candidate_noise"].take(range(599)), "row per test row"),
+        (
+            "candidate_counterfactual",
+            TABLES["candidate_counterfactual"].take(REORDERED),
+            "differ in their row ids",
+        ),
+        (SUITE, None, "gate on suite-general rows"),
+        (SUITE, suite_table("full", [1.0] * 99), "different rows of the suite general"),
+        (SUITE, suite_table("full", [2.0] * 100), "scores from 0 to 1 for the suite general"),
+        ("candidate", replace(CHAT_TABLES["candidate"], measures={}), "token_f1"),
+        (
+            "candidate",
+            replace(CHAT_TABLES["candidate"], measures={"token_f1": np.full(90, np.nan)}),
+            "token_f1",
+        ),
     ],
 )
-def test_changed_rows_that_a_gate_needs_must_be_those_of_the_test_rows(
-    name: str, positions: range | None
+def test_changed_rows_suites_and_measures_must_be_those_that_the_protocol_needs(
+    name: str, table: Predictions | None, problem: str
 ) -> None:
-    tables = dict(TABLES)
-    table = tables.pop(name)
-    if positions is not None:
-        tables[name] = table.take(positions)
-    with pytest.raises(ValueError, match="row"):
-        require_same_rows(inputs_of_tables(CHANGED, tables), protocol=protocol_of(CHANGED))
-
-
-def test_answers_to_other_rows_of_a_suite_or_without_valid_scores_are_refused() -> None:
-    name = "candidate_suite-general"
-    for answers in (suite_table("full", [1.0] * 99), suite_table("full", [2.0] * 100)):
-        tables = CHAT_TABLES | {name: answers}
-        with pytest.raises(VerdictRefused, match="suite general"):
-            require_same_rows(inputs_of_tables(CHAT, tables), protocol=protocol_of(CHAT))
-    missing = dict(CHAT_TABLES)
-    del missing[name]
-    with pytest.raises(ValueError, match="suite-general"):
-        require_same_rows(inputs_of_tables(CHAT, missing), protocol=protocol_of(CHAT))
-
-
-@pytest.mark.parametrize("measures", [{}, {"token_f1": np.full(90, np.nan)}])
-def test_a_metric_without_finite_scores_is_refused(measures: dict[str, np.ndarray]) -> None:
-    broken = replace(CHAT_TABLES["candidate"], measures=measures)
-    inputs = inputs_of_tables(CHAT, CHAT_TABLES | {"candidate": broken})
-    with pytest.raises(VerdictRefused, match="token_f1"):
-        reach_verdict(inputs, protocol=protocol_of(CHAT))
+    simulation = CHAT if name in (SUITE, "candidate") else ROWS
+    tables = dict(CHAT_TABLES if simulation is CHAT else TABLES)
+    del tables[name]
+    if table is not None:
+        tables[name] = table
+    with pytest.raises(ValueError if table is None else VerdictRefused, match=problem):
+        reach_verdict(inputs_of_tables(simulation, tables), protocol=protocol_of(simulation))
 
 
 TRAINED = TrainedRows(
@@ -131,12 +120,11 @@ def test_rows_that_a_model_was_trained_on_leave_all_tables_of_test_rows() -> Non
 
 
 def test_the_rows_of_a_suite_remain() -> None:
-    chat = Simulation(num_rows=300, chat=True, suites={"general": (0.7, 0.7)})
-    tables = tables_of(chat)
-    rows = (tables["incumbent_suite-general"].row_ids[0], tables["incumbent"].row_ids[0])
-    inputs = replace(inputs_of_tables(chat, tables), trained_rows=TrainedRows({"incumbent": rows}))
+    rows = (CHAT_TABLES[SUITE].row_ids[0], CHAT_TABLES["incumbent"].row_ids[0])
+    trained = TrainedRows({"incumbent": rows})
+    inputs = replace(inputs_of_tables(CHAT, CHAT_TABLES), trained_rows=trained)
     candidate = without_trained_rows(inputs).candidate
-    assert (len(candidate.clean), len(candidate.changed["suite-general"])) == (299, 100)
+    assert (len(candidate.clean), len(candidate.changed["suite-general"])) == (89, 100)
 
 
 def test_an_incumbent_that_knows_a_third_of_the_rows_does_not_keep_a_better_candidate_away() -> (
@@ -163,8 +151,6 @@ def test_an_incumbent_that_knows_a_third_of_the_rows_does_not_keep_a_better_cand
 
 
 def test_models_that_were_trained_on_all_rows_cannot_be_compared() -> None:
-    tables = tables_of(SIMULATION)
-    trained = TrainedRows({"incumbent": tables["incumbent"].row_ids})
-    inputs = replace(inputs_of_tables(SIMULATION, tables), trained_rows=trained)
+    trained = TrainedRows({"incumbent": INPUTS.incumbent.clean.row_ids})
     with pytest.raises(VerdictRefused):
-        reach_verdict(inputs, protocol=protocol_of(SIMULATION))
+        reach_verdict(replace(INPUTS, trained_rows=trained), protocol=protocol_for(100))

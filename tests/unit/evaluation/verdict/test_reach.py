@@ -6,21 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tailorbird.evaluation.gates.cost import TrainingUsage
-from tailorbird.evaluation.gates.prices import ContenderCost
+from tailorbird.evaluation.gates.cost import ServingUsage, TrainingUsage
 from tailorbird.evaluation.verdict.decide import Outcome
 from tailorbird.evaluation.verdict.inputs import Anchor
 from tailorbird.evaluation.verdict.protocol import TestProtocol
-from tailorbird.evaluation.verdict.reach import compare_models, reach_verdict
+from tailorbird.evaluation.verdict.reach import reach_verdict
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.registry.test_set_ledger import RowUse
-from tests.unit.evaluation.simulated import (
-    Simulation,
-    inputs_of_tables,
-    on_cpu,
-    protocol_of,
-    tables_of,
-)
 from tests.unit.evaluation.verdict.tables import (
     CASCADE,
     PRICED,
@@ -127,11 +119,10 @@ def test_a_cheaper_model_must_not_be_inferior_to_the_anchor() -> None:
 def test_a_further_look_has_its_share_of_alpha() -> None:
     inputs = inputs_of_right(incumbent=right(1300), candidate=right(1306))
     look = RowUse(number=2, num_rows=N, num_seen=N, alpha_share=1 / 6)
-    first = reach_verdict(inputs, protocol=PROTOCOL)
-    later = reach_verdict(replace(inputs, look=look), protocol=PROTOCOL)
-    assert later.alpha == pytest.approx(first.alpha / 6)
-    lows = [each.relation("candidate", "incumbent").interval[0] for each in (later, first)]
-    assert lows[0] < lows[1]
+    verdict = reach_verdict(replace(inputs, look=look), protocol=PROTOCOL)
+    alone = reach_verdict(inputs, protocol=protocol_for(N, alpha=0.05 / 6))
+    assert verdict.alpha == pytest.approx(0.05 / 6)
+    assert verdict.relations == alone.relations
 
 
 # Hybrids
@@ -198,41 +189,20 @@ def test_a_cheaper_model_is_compared_with_the_selected_one(
     assert (verdict.cheaper.first if verdict.cheaper else None) == cheaper
 
 
-COST = {
-    "value_of_correct": 0.5,
-    "requests_per_month": 10_000 / 12,
-    "price_per_cpu_hour": 3.6,
-}
-SECONDS = {
-    "incumbent": (500.0, 510.0, 490.0, 500.0, 500.0),
-    "candidate": (400.0,) * 5,
-    "bag_of_words": (20.0,) * 5,
-    "centroid": (100.0,) * 5,
-}
-
-
-SIMULATED = Simulation(num_rows=300, gates=False, evaluation={"cost": COST}, costs=on_cpu(SECONDS))
-
-
-def simulated_costs(simulation: Simulation) -> dict[str, ContenderCost]:
-    inputs = inputs_of_tables(simulation, tables_of(simulation))
-    compared = compare_models(inputs, on_all_rows=inputs, protocol=protocol_of(simulation))
-    return {cost.role: cost for cost in compared.costs.contenders(list(compared.tables))}
-
-
 def test_each_model_has_its_total_and_its_parts() -> None:
-    costs = simulated_costs(SIMULATED)
-    assert list(costs) == ["incumbent", "candidate", "bag_of_words", "centroid"]
-    # 10,000 rows at 0.001 a CPU-second; an hour of training, for the candidate
-    # only.
-    assert {role: cost.total for role, cost in costs.items()} == pytest.approx(
-        {"incumbent": 5.0, "candidate": 4.0 + 3.6, "bag_of_words": 0.2, "centroid": 1.0}
+    inputs = measured(
+        inputs_of_right(incumbent=right(1300), candidate=right(1400)), candidate=400.0
     )
-    candidate = costs["candidate"]
-    assert candidate.replicas == pytest.approx(4.0)
-    assert candidate.tokens == 0
-    assert candidate.training == pytest.approx(3.6)
-    assert candidate.interval == pytest.approx((7.6, 7.6))
-    low, high = costs["incumbent"].interval or (0, 0)
-    assert low < 5.0 < high
-    assert high - 5.0 == pytest.approx(2.7764 * 0.0707107 / 5**0.5, rel=1e-4)
+    rounds = ServingUsage((500.0, 510.0, 490.0, 500.0, 500.0))
+    costs = {**(inputs.costs or {}), "incumbent": rounds}
+    training = TrainingUsage(cpu_s=3600.0)
+    verdict = reach_verdict(replace(inputs, costs=costs, training=training), protocol=PRICED)
+    # 10,000 rows at 0.001 a CPU-second; an hour of training, for the candidate only.
+    incumbent, candidate = verdict.costs
+    assert (incumbent.role, candidate.role) == ("incumbent", "candidate")
+    assert incumbent.total == pytest.approx(5.0)
+    half = 2.7764 * 0.0707107 / 5**0.5
+    assert incumbent.interval == pytest.approx((5.0 - half, 5.0 + half), rel=1e-4)
+    parts = (candidate.replicas, candidate.tokens, candidate.training)
+    assert parts == pytest.approx((4.0, 0.0, 3.6))
+    assert (candidate.total, *(candidate.interval or ())) == pytest.approx((7.6,) * 3)
