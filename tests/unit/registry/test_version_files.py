@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from typer.testing import CliRunner
 
 from serving.batch_jobs.scoring import resolve_version
 from tailorbird.checks.verify_files import named_version_faults, registered_faults
+from tailorbird.cli.app import app
 from tailorbird.models.loading import checked_copy
 from tailorbird.registry.kinds import Kind, spec_of
 from tailorbird.registry.shared_base import versions_on_same_base
@@ -36,6 +38,7 @@ from tailorbird.registry.versions import (
 )
 from tailorbird.registry.versions import VersionConfig as Config
 from tailorbird.release.serving import challenger_version
+from tests import build
 from tests.unit.registry.test_versions import ENDPOINT, PLAIN
 
 ROUTING = {"by": "group", "column": "sex", "values": ["f"], "threshold": None}
@@ -175,6 +178,18 @@ def test_each_changed_missing_or_added_file_of_a_version_is_refused(
             shutil.copytree(copy, stored)
     for check in CHECKS.values():
         check(version.pinned)
+
+
+def test_a_damaged_version_is_listed_beside_the_others(tmp_path: Path) -> None:
+    sound, damaged = (registered(tmp_path / "task", name) for name in ("probe", "full"))
+    flip(path_of(damaged) / "config.json")
+    recipe = tmp_path / "recipe.json"
+    content = build.recipe(name="task", registry=tmp_path.as_uri()).model_dump_json()
+    recipe.write_text(content)
+    listing = CliRunner().invoke(app, ["models", str(recipe)]).output
+    assert f"{sound.created_at}  {sound.uri}" in listing
+    assert f"damaged: {damaged.uri}: " in listing
+    assert f"  {damaged.uri}" not in listing
 
 
 @pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
