@@ -11,6 +11,7 @@ from tailorbird.checks.cheap_models import CheapModels, measure_cheap_models
 from tailorbird.checks.suitability import agreement_line, check_suitability, cost_line, first_steps
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.data.rows import Splits
+from tailorbird.evaluation.gates.cost import ServingUsage
 from tailorbird.evaluation.verdict.parts import Power
 from tests import build, small_encoder
 from tests.separable import separable_rows
@@ -93,7 +94,8 @@ def test_what_was_not_measured_is_not_known() -> None:
         serving={"gpus_per_replica": 1},
         evaluation={"cost": cost},
     )
-    assert "replicas use GPUs" in cost_line(on_gpu, CHEAP, None).message
+    on_cpu = replace(CHEAP, usage={"bag_of_words": ServingUsage((1.0,) * 5)})
+    assert "replicas use GPUs" in cost_line(on_gpu, on_cpu, None).message
 
 
 def test_chat_is_judged_by_the_nearest_answer() -> None:

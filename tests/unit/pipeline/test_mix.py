@@ -34,7 +34,8 @@ def test_the_stage_returns_the_better_model_and_is_cached(
     context = context_of(recipe_at(tmp_path), splits_of())
     results = [mix_candidate(context, UNMIXED, baselines=[BAG]) for _ in range(2)]
     (stage,) = storage.list_files(f"{context.recipe.task_uri}/stages")
-    to = f"{stage.removesuffix('done.json')}model"
+    to = mixed.call_args.kwargs["to"]
+    assert to.startswith(stage.removesuffix("done.json"))
     mixed.assert_called_once_with(
         UNMIXED.uri,
         bag_uri=BAG.uri,
