@@ -36,10 +36,10 @@ def parquet(table: Predictions) -> bytes:
 def concluded(folder: Path, simulation: Simulation) -> str:
     """Write a run with its registered versions and code to a local folder; return the run's URI."""
     task_uri = folder.as_uri()
-    kinds = {"incumbent": "probe", "candidate": "full"} | (
-        {"hybrid": "hybrid"} if simulation.routing else {}
-    )
+    kinds = {"incumbent": "probe", "candidate": "full"}
     kinds |= {kind: kind for kind in simulation.contenders}
+    if simulation.routing:
+        kinds["hybrid"] = "hybrid"
     digests = {
         role: registered(folder / "versions" / f"{kind}-1", kind) for role, kind in kinds.items()
     }
@@ -80,16 +80,12 @@ def write_ledger(folder: Path, *entries: TestSetAccess) -> None:
 
 def registered(folder: Path, kind: str, **fields: object) -> str:
     folder.mkdir(parents=True)
-    contents = {
-        "config.json": json.dumps({"kind": kind} | fields).encode(),
-        "head.safetensors": kind.encode() * 100,
-    }
-    for name, content in contents.items():
-        (folder / name).write_bytes(content)
-    manifest = {
-        name: {"sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)}
-        for name, content in contents.items()
-    }
+    contents = {"config.json": json.dumps({"kind": kind} | fields), "head.safetensors": kind * 100}
+    manifest = {}
+    for name, text in contents.items():
+        (folder / name).write_text(text)
+        sha256 = hashlib.sha256(text.encode()).hexdigest()
+        manifest[name] = {"sha256": sha256, "size_bytes": len(text)}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
 
@@ -108,9 +104,12 @@ def flip(file: Path, *, at: int) -> None:
 def rewrite(run: Path, /, **changes: Any) -> None:
     """Change evidence.json and update its hash in the manifest, as a forger would."""
     evidence = json.loads((run / "evidence.json").read_text())
-    evidence |= changes
-    content = json.dumps(evidence, indent=1).encode()
-    (run / "evidence.json").write_bytes(content)
+    (run / "evidence.json").write_text(json.dumps(evidence | changes, indent=1))
+    rehash(run, "evidence.json")
+
+
+def rehash(run: Path, name: str) -> None:
+    """Write the hash of a changed file into the manifest."""
     manifest = json.loads((run / MANIFEST).read_text())
-    manifest["evidence.json"] = hashlib.sha256(content).hexdigest()
+    manifest[name] = hashlib.sha256((run / name).read_bytes()).hexdigest()
     (run / MANIFEST).write_text(json.dumps(manifest))

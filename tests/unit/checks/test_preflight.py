@@ -14,7 +14,6 @@ from tailorbird.checks.preflight_facts import (
     Cluster,
     PreflightFacts,
     Table,
-    endpoint_findings,
 )
 from tailorbird.checks.result import CheckResult, passes
 from tailorbird.config.model_uri import ModelUri
@@ -22,7 +21,6 @@ from tailorbird.config.recipe import Recipe
 from tailorbird.evaluation.verdict.inputs import TrainedRows
 from tailorbird.models.metadata import MetadataError, ModelMetadata
 from tailorbird.models.shape import ModelShape
-from tailorbird.registry.endpoint import Endpoint
 from tests.build import recipe
 
 SHAPE = ModelShape(
@@ -155,7 +153,6 @@ def with_report(**changed: Any) -> PreflightFacts:
         ),
         (with_report(unread={"s3://l/1": "access denied"}), {}, "node 10.0.0.1", "access denied"),
         (with_report(packages={"ray": "2.59.0"}), {}, "node 10.0.0.1", "ray is 2.59.0"),
-        (with_report(packages={}), {}, "node 10.0.0.1", "ray is not installed"),
         (
             with_report(versions=Versions("2.60.0", "3.10.1")),
             {},
@@ -284,17 +281,6 @@ def test_without_a_base_model_memory_is_not_estimated() -> None:
     assert faults["base model"] == "cannot be downloaded"
 
 
-def test_an_endpoint_that_cannot_be_used_is_a_fault_also_without_a_cluster() -> None:
-    """The job `preflight` on Kubernetes has the environment and the network of a run, but no
-    cluster."""
-    closed = Endpoint(url="http://127.0.0.1:9/v1", model="m")
-    facts = replace(GOOD, findings=tuple(endpoint_findings((closed,))))
-    for checked in (facts, replace(facts, cluster=None)):
-        fault = only_fault(checked)
-        assert fault.name == "endpoint"
-        assert "http://127.0.0.1:9/v1/models cannot be reached" in fault.message
-
-
 def test_test_rows_that_the_champion_was_trained_on_are_a_note_or_a_fault(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -306,19 +292,13 @@ def test_test_rows_that_the_champion_was_trained_on_are_a_note_or_a_fault(
     monkeypatch.setattr(preflight_facts, "champion_version", lambda _: "version")
     monkeypatch.setattr(preflight_facts, "read_test", lambda *_, **__: range(90))
     monkeypatch.setattr(preflight_facts, "trained_rows", lambda *_: trained)
-    lines = check_facts(
-        recipe(), replace(GOOD, findings=tuple(preflight_facts.trained_rows_findings(recipe())))
-    )
-    assert passes(lines)
-    [line] = [line for line in lines if line.name == "test rows"]
+    (line,) = preflight_facts.trained_rows_findings(recipe())
+    assert line.state == "note"
     assert line.message.startswith("the incumbent was trained on 9 of the 90 test rows")
+    assert line in check_facts(recipe(), replace(GOOD, findings=(line,)))
     monkeypatch.setattr(preflight_facts, "require_enough_rows", refuse)
-    lines = check_facts(
-        recipe(), replace(GOOD, findings=tuple(preflight_facts.trained_rows_findings(recipe())))
-    )
-    assert [line.message for line in lines if line.state == "fault"] == [
-        "too few other rows; add test rows"
-    ]
+    (line,) = preflight_facts.trained_rows_findings(recipe())
+    assert (line.state, line.message) == ("fault", "too few other rows; add test rows")
 
 
 def test_equal_faults_of_several_nodes_are_reported_once() -> None:
@@ -338,36 +318,28 @@ def test_an_encoder_for_retrieval_that_cannot_be_used_is_a_fault(
 
     monkeypatch.setattr(preflight_facts, "stage_base_model", refuse)
     chat = {"task": "chat", "evaluation": {"metric": "rouge_l", "retrieval_encoder": "pypi://x"}}
-    findings = tuple(preflight_facts.encoder_findings(recipe(**chat)))
-    lines = check_facts(recipe(), replace(GOOD, findings=findings))
-    faults = {line.name: line.message for line in lines if line.state == "fault"}
-    assert faults == {"retrieval encoder": "pypi://x is no text model; omit the field"}
+    (line,) = preflight_facts.encoder_findings(recipe(**chat))
+    assert (line.name, line.state) == ("retrieval encoder", "fault")
+    assert line.message == "pypi://x is no text model; omit the field"
 
 
 def test_rows_with_retrieved_examples_need_more_memory_and_cannot_be_streamed() -> None:
-    chat = {"task": "chat", "evaluation": {"metric": "rouge_l"}}
-    small = {
-        "batch_size": 16
-    }  # so that the logits of a pass are few enough to be kept, and grow with its length
-    plain, retrieved = (
-        recipe(**chat, training=small),
-        recipe(**chat, training=small | {"with_retrieved": True}),
-    )
-    facts = replace(GOOD, base_models=(base_model(replace(MODEL, is_causal=True)),))
-    texts = [
-        line.message
-        for task in (plain, retrieved)
-        for line in check_facts(task, facts)
-        if line.name == "memory"
-    ]
-    sizes = [float(text.split("activations ")[1].split()[0]) for text in texts]
-    assert sizes[1] == pytest.approx(
-        9 * sizes[0], rel=0.05
-    )  # a row has at most 8 examples of the same length
+    facts = with_model(is_causal=True)
+    sizes = []
+    for with_retrieved in (False, True):
+        # so that the logits of a pass are few enough to be kept, and grow with its length
+        training = {"batch_size": 16, "with_retrieved": with_retrieved}
+        retrieved = recipe(**CHAT, training=training)
+        results = {line.name: line.message for line in check_facts(retrieved, facts)}
+        sizes.append(float(results["memory"].split("activations ")[1].split()[0]))
+    # a row has at most 8 examples of the same length
+    assert sizes[1] == pytest.approx(9 * sizes[0], rel=0.05)
     many = replace(facts, tables=(replace(GOOD.tables[0], num_rows=600_000),))
-    results = {line.name: line for line in check_facts(retrieved, many)}
-    assert results["training.with_retrieved"].state == "fault"
-    assert "requires them in memory" in results["training.with_retrieved"].message
+    (line,) = (
+        line for line in check_facts(retrieved, many) if line.name == "training.with_retrieved"
+    )
+    assert line.state == "fault"
+    assert "requires them in memory" in line.message
 
 
 def test_the_rows_are_read_as_a_run_does(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from tailorbird.registry import hybrids
 from tailorbird.registry.endpoint import Endpoint
 from tests.build import recipe
 from tests.endpoint_server import completion, endpoint_server
-from tests.unit.checks.test_preflight import GOOD
+from tests.unit.checks.test_preflight import GOOD, only_fault
 from tests.unit.serving.endpoint.versions import KEY, VARIABLE, endpoint_version
 
 
@@ -63,6 +63,9 @@ def test_endpoints_that_cannot_be_used_are_found_without_a_request_for_an_answer
             f"{VARIABLE}, which contains the API key of {server.url}, is not set" in no_key.message
         )
         assert "http://127.0.0.1:9/v1/models cannot be reached" in unreachable.message
+        # The job `preflight` on Kubernetes has the network of a run, but no cluster.
+        for facts in (GOOD, replace(GOOD, cluster=None)):
+            assert only_fault(replace(facts, findings=(unreachable,))) == unreachable
         monkeypatch.setenv(VARIABLE, KEY)
         assert list(preflight_facts.endpoint_findings((keyed, keyed))) == []
         assert (server.bodies, server.paths) == ([], ["/v1/models"])

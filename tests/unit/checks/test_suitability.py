@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from cluster.progress import SILENT
 from tailorbird.checks.cheap_models import CheapModels, measure_cheap_models
-from tailorbird.checks.result import CheckResult
 from tailorbird.checks.suitability import agreement_line, check_suitability, cost_line, first_steps
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.data.rows import Splits
+from tailorbird.evaluation.gates.cost import ServingUsage
 from tailorbird.evaluation.verdict.parts import Power
 from tests import build, small_encoder
 from tests.separable import separable_rows
@@ -61,27 +60,19 @@ def test_agreement_counts_the_rows_on_which_no_model_is_right() -> None:
         assert part in message.message
 
 
-@pytest.fixture(scope="module")
-def base_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder: Path = tmp_path_factory.mktemp("models") / "base"
-    small_encoder.save(folder)
-    return folder.as_uri()
-
-
-def page(base_model: str, **sections: Any) -> dict[str, CheckResult]:
-    """Return the page of a task that a bag of words solves, by the name of each line."""
-    recipe = build.recipe(**sections)
-    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"max_length": 16})})
+def test_a_task_without_headroom_is_not_worth_training(tmp_path: Path) -> None:
+    """A bag of words solves the task."""
+    prices = {"value_of_correct": 0.5, "requests_per_month": 20_000, "price_per_cpu_hour": 0.05}
+    recipe = build.recipe(
+        data={"train": "s3://l/r", "max_length": 16},
+        evaluation={"minimum_gain": 0.05, "cost": prices},
+    )
     splits = Splits(*(separable_rows(size, seed=size) for size in (200, 300, 40)))
+    base_model = small_encoder.save(tmp_path).uri
     model = replace(GOOD.base_models[0], metadata=replace(MODEL, uri=base_model))
     facts = replace(GOOD, base_models=(model,))
-    lines = check_suitability(recipe, facts, splits, progress=SILENT)
-    return {line.name: line for line in lines}
-
-
-def test_a_task_without_headroom_is_not_worth_training(base_model: str) -> None:
-    prices = {"value_of_correct": 0.5, "requests_per_month": 20_000, "price_per_cpu_hour": 0.05}
-    lines = page(base_model, evaluation={"minimum_gain": 0.05, "cost": prices})
+    checked = check_suitability(recipe, facts, splits, progress=SILENT)
+    lines = {line.name: line for line in checked}
     assert "2 classes with 100 to 100 training rows" in lines["rows"].message
     assert "bag-of-words model 100.0%" in lines["without fine-tuning"].message
     assert "twice the data (400 rows)" in lines["more rows"].message
@@ -92,23 +83,19 @@ def test_a_task_without_headroom_is_not_worth_training(base_model: str) -> None:
     assert "2" not in lines
 
 
-def test_what_was_not_measured_is_not_known(base_model: str) -> None:
+def test_what_was_not_measured_is_not_known() -> None:
     lines = check_suitability(build.recipe(), GOOD, None, progress=SILENT)
     by_name = {line.name: line.message for line in lines}
     for name in ("without fine-tuning", "yearly cost", "training"):
         assert "not known" in by_name[name]
+    cost = {"value_of_correct": 1, "requests_per_month": 1, "price_per_gpu_hour": 2}
     on_gpu = build.recipe(
         training={"gpus_per_worker": 1},
         serving={"gpus_per_replica": 1},
-        evaluation={
-            "cost": {"value_of_correct": 1, "requests_per_month": 1, "price_per_gpu_hour": 2}
-        },
+        evaluation={"cost": cost},
     )
-    splits = Splits(*(separable_rows(size, seed=size) for size in (80, 100, 10)))
-    cheap = measure_cheap_models(
-        build.recipe(data={"train": "s3://l/r", "max_length": 16}), splits, base_model=base_model
-    )
-    assert "replicas use GPUs" in cost_line(on_gpu, cheap, None).message
+    on_cpu = replace(CHEAP, usage={"bag_of_words": ServingUsage((1.0,) * 5)})
+    assert "replicas use GPUs" in cost_line(on_gpu, on_cpu, None).message
 
 
 def test_chat_is_judged_by_the_nearest_answer() -> None:

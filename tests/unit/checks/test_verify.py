@@ -41,6 +41,7 @@ from tests.unit.checks.finished_run import (
     concluded,
     flip,
     registered,
+    rehash,
     rewrite,
     run_of,
     write_ledger,
@@ -96,12 +97,8 @@ def forged(folder: Path, changes: Mapping[str, object]) -> tuple[str, ...]:
 
 def replace_file(folder: Path, name: str, content: Stored) -> None:
     """Write a stored file and its hash in the manifest, as a forger would."""
-    run = run_of(folder)
-    text = json.dumps(content).encode()
-    (run / name).write_bytes(text)
-    manifest = json.loads((run / MANIFEST).read_text())
-    manifest[name] = hashlib.sha256(text).hexdigest()
-    (run / MANIFEST).write_text(json.dumps(manifest))
+    (run_of(folder) / name).write_text(json.dumps(content))
+    rehash(run_of(folder), name)
 
 
 def sha256_of(file: Path) -> str:
@@ -322,10 +319,8 @@ def test_damaged_pages_are_restored_but_not_from_changed_evidence(task_folder: P
     assert {name: (run / name).read_bytes() for name in names} == before
     assert restore_pages(run.as_uri()) == ()
 
-    manifest = json.loads(before[MANIFEST])  # of a page that other code rendered
     (run / "report.html").write_text("<p>written by an older version</p>")
-    manifest["report.html"] = sha256_of(run / "report.html")
-    (run / MANIFEST).write_text(json.dumps(manifest))
+    rehash(run, "report.html")
     assert restore_pages(run.as_uri()) == ("report.html",)
     assert faults_of(task_folder) == ()
 

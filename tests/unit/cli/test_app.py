@@ -1,12 +1,9 @@
-import inspect
 import json
-import re
 import signal
 import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import pytest
 import typer
@@ -99,25 +96,6 @@ def test_init_imports_no_large_package() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == []
-
-
-def commands(parent: Any, path: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return the functions of all commands by their name, such as `stack up`."""
-    functions: dict[str, Any] = {}
-    for name, command in parent.commands.items():
-        if hasattr(command, "commands"):
-            functions |= commands(command, (*path, name))
-        else:
-            functions[" ".join((*path, name))] = command.callback
-    return functions
-
-
-@pytest.mark.parametrize(("name", "function"), commands(typer.main.get_command(app)).items())
-def test_each_command_states_what_it_does_while_it_takes_long(name: str, function: Any) -> None:
-    if name == "stack status":  # reads one file
-        return
-    source = inspect.getsource(inspect.unwrap(function))
-    assert re.search(r"\b(activity|deploy_progress|connected_recipe)\(", source)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from ssl import SSLContext
 
 from aiohttp import web
 
@@ -15,7 +16,9 @@ async def serve_version(_: web.Request) -> web.Response:
 
 
 @contextmanager
-def dashboard_of_a_job(*, job: Handler, log: Handler) -> Iterator[str]:
+def dashboard_of_a_job(
+    *, job: Handler = serve_version, log: Handler = serve_version, tls: SSLContext | None = None
+) -> Iterator[str]:
     """Run a server with the pages of the job `some` in a thread during the block, and yield its
     address."""
 
@@ -26,7 +29,7 @@ def dashboard_of_a_job(*, job: Handler, log: Handler) -> Iterator[str]:
             pages.router.add_get(f"/api/jobs/some{path}", handler)
         runner = web.AppRunner(pages)
         await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
         return runner
 
     loop = asyncio.new_event_loop()
@@ -34,7 +37,7 @@ def dashboard_of_a_job(*, job: Handler, log: Handler) -> Iterator[str]:
     thread.start()
     runner = asyncio.run_coroutine_threadsafe(start(), loop).result()
     try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+        yield f"http{'s' if tls else ''}://127.0.0.1:{runner.addresses[0][1]}"
     finally:
         asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result()
         loop.call_soon_threadsafe(loop.stop)

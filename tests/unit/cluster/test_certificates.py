@@ -1,17 +1,14 @@
 """HTTPS requests to a dashboard whose certificate a private authority has signed."""
 
-import asyncio
 import datetime
 import inspect
 import ipaddress
 import ssl
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from aiohttp import web
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -20,7 +17,7 @@ from cryptography.x509.oid import NameOID
 from cluster.auth import SessionError
 from cluster.certificates import VARIABLES, verify
 from cluster.dashboard import request_dashboard
-from tests.unit.cluster.dashboard import serve_version
+from tests.unit.cluster.dashboard import dashboard_of_a_job
 
 
 @dataclass(frozen=True)
@@ -82,28 +79,11 @@ def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     ours = issue("our authority")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(issue("dashboard", issuer=ours).write(tmp_path / "server.pem"))
-    started, port = threading.Event(), list[int]()
-    loop = asyncio.new_event_loop()
-
-    async def serve() -> None:
-        pages = web.Application()
-        pages.router.add_get("/api/version", serve_version)
-        runner = web.AppRunner(pages)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
-        port.append(runner.addresses[0][1])
-        started.set()
-
-    serving = loop.create_task(serve())
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    assert started.wait(60), serving
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", f"https://127.0.0.1:{port[0]}")
-    yield ours.write(tmp_path / "authority.pem")
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
+    with dashboard_of_a_job(tls=context) as address:
+        monkeypatch.setenv("RAY_API_SERVER_ADDRESS", address)
+        yield ours.write(tmp_path / "authority.pem")
 
 
 @pytest.mark.parametrize("variable", VARIABLES)

@@ -1,34 +1,28 @@
 import os
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
-import psutil
 import pytest
 
 from cluster import auth, connection, dashboard
 from cluster import remote as remote_module
 from cluster.local import stack
 from cluster.resources import Resources
+from tests.unit.cluster.stack_states import write_state
 
 NAMES = (
-    *(
-        "AWS_ENDPOINT_URL",
-        "AWS_ACCESS_KEY_ID",
-        "AWS_SECRET_ACCESS_KEY",
-        "AWS_REGION",
-        "AWS_PROFILE",
-        "RAY_ADDRESS",
-    ),
-    *(
-        "RAY_AUTH_MODE",
-        "RAY_AUTH_TOKEN",
-        "RAY_AUTH_TOKEN_PATH",
-        "RAY_API_SERVER_ADDRESS",
-        "RAY_DASHBOARD_ADDRESS",
-    ),
-    *("TAILORBIRD_SERVE_URL", "TAILORBIRD_STACK_DASHBOARD", "NETRC"),
+    "AWS_ENDPOINT_URL",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_REGION",
+    "AWS_PROFILE",
+    "RAY_ADDRESS",
+    "RAY_AUTH_MODE",
+    "RAY_AUTH_TOKEN",
+    "RAY_AUTH_TOKEN_PATH",
+    "RAY_API_SERVER_ADDRESS",
+    "RAY_DASHBOARD_ADDRESS",
+    "TAILORBIRD_SERVE_URL",
+    "TAILORBIRD_STACK_DASHBOARD",
 )
 
 
@@ -42,21 +36,8 @@ def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with the state of a running stack; its process is this one."""
-    state = stack.StackState(
-        pid=os.getpid(),
-        started=stack.started_after_boot(psutil.Process()),
-        s3_endpoint="http://127.0.0.1:1",
-        access_key="key",
-        secret_key="secret",
-        ray_address="127.0.0.1:2",
-        dashboard_url="http://127.0.0.1:3",
-        token="token",
-        token_path=str(tmp_path / stack.TOKEN_FILE),
-        serve_port=4,
-        temp_dir="/tmp/tb-none",
-    )
-    (tmp_path / stack.STATE_FILE).write_text(state.model_dump_json())
+    """The folder of a running stack."""
+    write_state(tmp_path, token_path=str(tmp_path / stack.TOKEN_FILE))
     (tmp_path / stack.TOKEN_FILE).write_text("token\n")
     (tmp_path / stack.KEYS_FILE).write_text("{}")
     return tmp_path
@@ -122,15 +103,7 @@ def test_the_token_variable_takes_precedence_over_the_token_file(
 OTHER_DASHBOARD = "http://ray.example.com:8265"
 
 
-@pytest.fixture(
-    params=[
-        "there",
-        "elsewhere",
-        "gone",
-        "elsewhere and exported without the marker",
-        "a link to it",
-    ]
-)
+@pytest.fixture(params=["there", "gone", "elsewhere and exported without the marker", "a link"])
 def exported(
     folder: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -173,35 +146,6 @@ def test_a_token_that_is_not_from_a_stack_is_sent_in_the_environment_of_a_stack(
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "auth_token"))
     dashboard.use_dashboard(OTHER_DASHBOARD)
     assert auth.read_token() == "theirs"
-
-
-@pytest.fixture
-def endpoint() -> Iterator[tuple[str, list[str | None]]]:
-    """The address of a server, and the Authorization headers of the requests that it received."""
-    tokens: list[str | None] = []
-
-    class Listener(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            tokens.append(self.headers["Authorization"])
-            self.send_response(200)
-            self.end_headers()
-
-    with HTTPServer(("127.0.0.1", 0), Listener) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}", tokens
-        server.shutdown()
-
-
-def test_the_token_is_sent_even_if_netrc_has_an_entry_for_the_host(
-    endpoint: tuple[str, list[str | None]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    address, tokens = endpoint
-    (tmp_path / "netrc").write_text("default login another password other\n")
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "ours")
-    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", address)
-    dashboard.request_dashboard("GET", "/api/version")
-    assert tokens == ["Bearer ours"]
 
 
 def test_the_error_for_a_local_ray_without_write_access_has_the_remedy(

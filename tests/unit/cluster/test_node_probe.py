@@ -20,27 +20,20 @@ def test_a_report_lists_uris_that_cannot_be_read(tmp_path: Path, model: str) -> 
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "good.parquet")
     (tmp_path / "bad.parquet").write_text("text")
     good, bad, none = (f"{tmp_path.as_uri()}/{name}.parquet" for name in ("good", "bad", "none"))
+    gone = (tmp_path / "elsewhere").as_uri()
     report = probe_node(
         ProbeRequest(
             (good, bad, none),
             task_uri="s3://",
-            base_models=(model,),
+            base_models=(model, gone),
             packages=("pytest", "no-such-package"),
         )
     )
-    assert report.unread.keys() == {bad, none}
+    assert report.unread.keys() == {bad, none, gone}
     assert "Parquet" in report.unread[bad]
     assert report.packages["no-such-package"] is None
     assert report.packages["pytest"] == pytest.__version__
     assert report.written.fault is not None  # no S3 server
-
-
-def test_a_missing_base_model_is_reported(tmp_path: Path) -> None:
-    gone = (tmp_path / "elsewhere").as_uri()
-    assert (
-        gone
-        in probe_node(ProbeRequest((), task_uri="s3://", base_models=(gone,), packages=())).unread
-    )
 
 
 def test_the_head_node_of_a_ray_up_cluster_reports_its_node_types(

@@ -184,12 +184,9 @@ def test_nodes_start_ray_with_the_settings_of_a_cluster() -> None:
     assert here["RAY_AUTH_MODE"] == "token"
     assert here["RAY_AUTH_TOKEN_PATH"] == "/home/user/.ray/auth_token"
     assert here["PATH"].startswith("/home/user/tailorbird-venv/bin:")
-
-
-def test_serve_listens_on_every_interface_so_that_haproxy_reaches_replicas_of_other_nodes() -> None:
-    url = _sourced(Path("/home/user"), after="&& printenv TAILORBIRD_SERVE_URL").stdout.strip()
-    assert listen_host(url) == "0.0.0.0"
-    assert url.endswith(":8000")
+    # Serve listens on every interface, so HAProxy reaches replicas of other nodes.
+    assert listen_host(here["TAILORBIRD_SERVE_URL"]) == "0.0.0.0"
+    assert here["TAILORBIRD_SERVE_URL"].endswith(":8000")
 
 
 def test_other_users_of_a_node_cannot_enter_the_folder_with_the_files_and_sockets_of_ray_and_haproxy(

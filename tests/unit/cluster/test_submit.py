@@ -2,9 +2,8 @@
 Ray."""
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -16,44 +15,32 @@ from cluster.jobs import JobError
 from tailorbird import PACKAGES
 from tailorbird.config.loader import load_recipe
 from tailorbird.config.recipe import Recipe
+from tests.unit.cluster.stand_in import serving
 
 RECIPES = Path(__file__).parents[3] / "recipes"
 
 
-class Dashboard(HTTPServer):
+class Dashboard:
     """A dashboard of Ray `version` that accepts every job."""
 
     version = "2.60.1"
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
         self.requests: list[str] = []
         self.jobs: dict[str, dict[str, Any]] = {}
 
-
-class Handler(BaseHTTPRequestHandler):
-    server: Dashboard
-
-    def _handle(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        path = self.path.removeprefix("/api/")
-        self.server.requests.append(f"{self.command} {path.partition('/')[0]}")
-        if self.command == "POST":
+    def answer(self, request: BaseHTTPRequestHandler, body: bytes) -> tuple[int, bytes]:
+        path = request.path.removeprefix("/api/")
+        self.requests.append(f"{request.command} {path.partition('/')[0]}")
+        if request.command == "POST":
             job = json.loads(body)
-            self.server.jobs[job["submission_id"]] = job
-        answers: dict[str, Any] = {"version": {"ray_version": self.server.version}, "jobs/": []}
-        answers |= {f"jobs/{name}": _details(name) for name in self.server.jobs}
-        answer = answers.get(path)
-        if self.command == "POST":
-            answer = {"job_id": job["submission_id"], "submission_id": job["submission_id"]}
-        self.send_response(404 if answer is None and self.command == "GET" else 200)
-        self.end_headers()
-        self.wfile.write(json.dumps(answer).encode())
-
-    do_GET = do_POST = do_PUT = _handle  # noqa: N815
-
-    def log_message(self, *_: object) -> None:
-        pass
+            name = job["submission_id"]
+            self.jobs[name] = job
+            return 200, json.dumps({"job_id": name, "submission_id": name}).encode()
+        answers: dict[str, Any] = {"version": {"ray_version": self.version}, "jobs/": []}
+        answers |= {f"jobs/{name}": _details(name) for name in self.jobs}
+        missing = request.command == "GET" and path not in answers
+        return 404 if missing else 200, json.dumps(answers.get(path)).encode()
 
 
 def _details(name: str) -> dict[str, Any]:
@@ -69,13 +56,10 @@ def _details(name: str) -> dict[str, Any]:
 
 @pytest.fixture
 def dashboard(monkeypatch: pytest.MonkeyPatch) -> Iterator[Dashboard]:
-    with Dashboard() as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        monkeypatch.setenv("RAY_API_SERVER_ADDRESS", f"http://127.0.0.1:{server.server_port}")
-        yield server
-        server.shutdown()
-        thread.join()
+    dashboard = Dashboard()
+    with serving(dashboard.answer) as address:
+        monkeypatch.setenv("RAY_API_SERVER_ADDRESS", address)
+        yield dashboard
 
 
 @pytest.fixture

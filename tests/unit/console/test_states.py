@@ -26,6 +26,9 @@ def paths(tmp_path: Path) -> TaskPaths:
     return TaskPaths(f"{tmp_path.as_uri()}/icd10-chapters")
 
 
+TASK, OF_RUN = "icd10-chapters", f"icd10-chapters/runs/{RUN}"
+
+
 def page(paths: TaskPaths, path: str | None = None, *, status: int = 200) -> str:
     """Return the page at a path, or the first page, without HTML tags and with single spaces."""
     return text_of(html_of(paths, path, status=status))
@@ -42,12 +45,6 @@ def text_of(content: str) -> str:
     return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", body)).split())
 
 
-def set_times(paths: TaskPaths, run: str, at: datetime) -> None:
-    """Set the time of a progress record's file, which is that of its last write."""
-    file = Path(paths.progress(run).removeprefix("file://"))
-    os.utime(file, (at.timestamp(), at.timestamp()))
-
-
 def add_progress(
     paths: TaskPaths,
     run: str,
@@ -59,7 +56,9 @@ def add_progress(
     updated = NOW - timedelta(minutes=minutes_ago)
     started = NOW - timedelta(minutes=40)
     made.add_progress(paths, run, started=started, updated=updated, status=status, error=error)
-    set_times(paths, run, updated)
+    # The time of the file is that of its last write.
+    times = (updated.timestamp(), updated.timestamp())
+    os.utime(paths.progress(run).removeprefix("file://"), times)
 
 
 def add_champion(
@@ -108,7 +107,7 @@ def test_an_expired_verdict_needs_attention_and_its_run_is_expired(paths: TaskPa
     add_champion(paths, days_ago=400)
     assert "needs attention" in page(paths)
     assert "the champion's verdict expired 1 month ago" in page(paths)
-    assert f"{RUN} 1 year ago expired" in page(paths, "icd10-chapters")
+    assert f"{RUN} 1 year ago expired" in page(paths, TASK)
 
 
 def test_recommendations_and_alarms_of_the_last_watch_need_attention(paths: TaskPaths) -> None:
@@ -119,7 +118,7 @@ def test_recommendations_and_alarms_of_the_last_watch_need_attention(paths: Task
         paths, at=NOW, reasons=["share of far texts: 0.031"], challenger_days=3, expires=expires
     )
     assert "needs attention" in page(paths)
-    text = page(paths, "icd10-chapters")
+    text = page(paths, TASK)
     assert "share of far texts 0.031 0.020 alarm" in text
     assert "Challenger lora-0f3a9c21d4e7 continue : +3.0 points over 320 subjects" in text
     assert (
@@ -130,7 +129,7 @@ def test_recommendations_and_alarms_of_the_last_watch_need_attention(paths: Task
 def test_the_page_of_a_chat_task_has_the_scores_that_people_gave(paths: TaskPaths) -> None:
     add_champion(paths, days_ago=8, chat=True)
     made.add_reports(paths, until=NOW, num_days=5, chat=True)
-    text = page(paths, "icd10-chapters")
+    text = page(paths, TASK)
     assert "Mean score on audited answers, with its interval." in text
     assert "Change of the mean score by group" in text
     table = text.partition("Scores by people, the newest first")[2]
@@ -150,7 +149,7 @@ def test_an_old_watch_is_not_health(paths: TaskPaths) -> None:
 def test_a_running_run_is_live_and_shows_stages_curves_and_what_is_left(paths: TaskPaths) -> None:
     add_progress(paths, RUN, minutes_ago=1)
     assert "Run under way : sweep: trial 17b62 epoch 5 (61 of 141)" in page(paths)
-    content = html_of(paths, f"icd10-chapters/runs/{RUN}")
+    content = html_of(paths, OF_RUN)
     assert '<script src="../../../console/_live.js" defer></script>' in content
     text = text_of(content)
     assert "about 1 min 26 s left of this step" in text
@@ -166,7 +165,7 @@ def test_a_running_run_is_live_and_shows_stages_curves_and_what_is_left(paths: T
 def test_a_run_without_news_is_neither_running_nor_live(paths: TaskPaths) -> None:
     add_progress(paths, RUN, minutes_ago=STALE_AFTER.total_seconds() / 60 + 1)
     assert "Run under way" not in page(paths)
-    content = html_of(paths, f"icd10-chapters/runs/{RUN}")
+    content = html_of(paths, OF_RUN)
     assert "_live.js" not in content
     assert "There is no news of this run since 2026-11-28 11:54 UTC (6 minutes ago)" in text_of(
         content
@@ -175,27 +174,16 @@ def test_a_run_without_news_is_neither_running_nor_live(paths: TaskPaths) -> Non
 
 
 def test_a_failed_run_shows_its_error_and_how_to_resume(paths: TaskPaths) -> None:
-    add_progress(
-        paths,
-        RUN,
-        minutes_ago=90,
-        status="failed",
-        error="TrainingFailed: a worker ran out of memory",
-    )
-    assert f"{RUN} 40 minutes ago failed TrainingFailed: a worker ran out of memory" in page(
-        paths, "icd10-chapters"
-    )
-    text = page(paths, f"icd10-chapters/runs/{RUN}")
-    assert (
-        "The run failed. TrainingFailed: a worker ran out of memory Finished stages are stored."
-        in text
-    )
+    error = "TrainingFailed: a worker ran out of memory"
+    add_progress(paths, RUN, minutes_ago=90, status="failed", error=error)
+    assert f"{RUN} 40 minutes ago failed {error}" in page(paths, TASK)
+    assert f"The run failed. {error} Finished stages are stored." in page(paths, OF_RUN)
 
 
 def test_the_outcomes_of_a_chat_run_are_titled_by_exact_match(paths: TaskPaths) -> None:
     evidence = evidence_of(Simulation(chat=True, num_rows=300))
     made.add_run(paths, RUN, at=NOW, evidence=evidence)
-    text = page(paths, f"icd10-chapters/runs/{RUN}")
+    text = page(paths, OF_RUN)
     verdict = evidence.verdict
     assert f"Verdict {verdict.outcome} {verdict.sentence()}" in text
     assert all(f"{gate.name} {gate.state}" in text for gate in verdict.gates)
@@ -215,7 +203,7 @@ def test_many_runs_are_on_pages_with_the_newest_first(paths: TaskPaths) -> None:
     ]
     made.add_looks(paths, *runs)
     assert "icd10-chapters no champion No version was promoted." in page(paths)
-    first, last = page(paths, "icd10-chapters"), page(paths, "icd10-chapters/page/3")
+    first, last = page(paths, TASK), page(paths, f"{TASK}/page/3")
     assert f"Page 1 of 3, {len(runs)} runs" in first
     listed = [
         re.findall(r"\b0{14}[0-9a-f]{2}\b", each.partition("Accesses to test rows")[0])
@@ -265,10 +253,10 @@ def test_a_finished_run_with_damaged_evidence_is_neither_running_nor_stale(
     file.write_text(json.dumps(json.loads(file.read_text()) | damage))
     if has_progress:
         add_progress(paths, RUN, minutes_ago=1, status="finished")
-        listed = page(paths, "icd10-chapters")
+        listed = page(paths, TASK)
         assert "ago finished" in listed
         assert "trial 17b62 epoch 5" not in listed
-    text = page(paths, f"icd10-chapters/runs/{RUN}")
+    text = page(paths, OF_RUN)
     assert "The records of this run cannot be read." in text
     assert f"{evidence.run}/evidence.json is not a valid record: {next(iter(damage))}" in text
     assert "Start the run again" not in text
@@ -278,29 +266,20 @@ def test_names_and_texts_of_records_are_escaped(paths: TaskPaths) -> None:
     attack = "<script>alert(1)</script><img src=x onerror=alert(2)>"
     add_progress(paths, RUN, minutes_ago=1, error=attack)
     add_progress(paths, "1" * 16, minutes_ago=1, status="failed", error=attack)
-    evidence = made.add_run(
-        paths,
-        "2" * 16,
-        at=NOW,
-        evidence=made.simulated().model_copy(update={"requested_by": attack}),
-    )
+    requested = made.simulated().model_copy(update={"requested_by": attack})
+    evidence = made.add_run(paths, "2" * 16, at=NOW, evidence=requested)
     uri = made.add_version(paths, "full-1", kind="bag_of_words", at=NOW, evidence=evidence)
     made.add_champion(paths, uri, at=NOW, evidence=evidence)
     made.add_watch(
         paths, at=NOW, reasons=[attack], challenger_days=1, expires=NOW + timedelta(days=1)
     )
-    paths_shown = [
-        None,
-        "icd10-chapters",
-        *(f"icd10-chapters/runs/{n * 16}" for n in "12"),
-    ]
-    for path in paths_shown:
+    for path in (None, TASK, *(f"{TASK}/runs/{n * 16}" for n in "12")):
         content = html_of(paths, path)
         assert "<script>" not in content
         assert content.count("<script") == content.count('_live.js" defer></script>')
         assert "<img" not in content
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html_of(paths)
-    assert "&lt;img src=x" in html_of(paths, "icd10-chapters/runs/" + "1" * 16)
+    assert "&lt;img src=x" in html_of(paths, f"{TASK}/runs/{'1' * 16}")
 
 
 def test_a_console_of_one_task_shows_no_other(paths: TaskPaths) -> None:
@@ -314,7 +293,7 @@ def test_a_console_of_one_task_shows_no_other(paths: TaskPaths) -> None:
 def test_a_ledger_that_cannot_be_read_is_named_in_its_section_only(paths: TaskPaths) -> None:
     add_champion(paths, days_ago=8)
     Path(paths.test_set_ledger.removeprefix("file://")).write_text("{")
-    text = page(paths, "icd10-chapters")
+    text = page(paths, TASK)
     assert (
         f"The ledger of the registry cannot be read. {paths.test_set_ledger} is not a valid record"
         in text
@@ -327,7 +306,7 @@ def test_the_page_of_a_run_without_a_training_says_why_and_has_no_gates_of_a_can
     paths: TaskPaths,
 ) -> None:
     made.add_run(paths, RUN, at=NOW, evidence=evidence_of(NOTHING_TO_GAIN))
-    text = page(paths, f"icd10-chapters/runs/{RUN}")
+    text = page(paths, OF_RUN)
     assert "Fine-tuning has nothing to gain" in text
     assert "No training was started: the incumbent scores 100% on 1,389 validation rows" in text
     assert "Gates of the candidate" not in text

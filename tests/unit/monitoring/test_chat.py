@@ -55,10 +55,6 @@ def watch(task: Task, **options: Any) -> Report:
     return task.watch(challenger=CHALLENGER, **options)[-1]
 
 
-def accuracy(n: int, right: float) -> GroupAccuracy:
-    return GroupAccuracy(n=n, right=right, effective=n)
-
-
 def numbers_of(table: pa.Table) -> list[int]:
     return [int(name.rpartition("-")[2]) for name in table["request_id"].to_pylist()]
 
@@ -134,6 +130,9 @@ def test_a_proven_loss_of_the_mean_score_or_of_a_group_is_an_alarm(task: Task) -
     task.fill(table, correct_answer=np.where(is_german, "no", "yes").tolist())
     audited = audited_rows(task.recipe, since=LONG_AGO).groups["language"]
     assert [audited.count(value) for value in ("de", "en", NO_GROUP)] == [99, 100, 1]
+
+    def accuracy(n: int, right: float) -> GroupAccuracy:
+        return GroupAccuracy(n=n, right=right, effective=n)
 
     half = accuracy(250, 125)
     tested = {ALL: accuracy(500, 250), "language = en": half, "language = de": half}

@@ -138,11 +138,10 @@ def test_a_canary_is_compared_with_control_units_over_all_days(task: Task) -> No
     days = days_from(FIRST, 2)
     arm = {"arm": "canary", "digest": CHALLENGER.digest}
     for day in days:
-        rows = []
         for number in range(30):
-            rows.append(answer(number, day, subject=f"control-{number}", label="b"))
-            rows.append(answer(100 + number, day, subject=f"canary-{number}", **arm))
-        task.write(*rows, day=day)
+            control = answer(number, day, subject=f"control-{number}", label="b")
+            canary = answer(100 + number, day, subject=f"canary-{number}", **arm)
+            task.write(control, canary, day=day)
     task.canary = 0.5
     table = task.export(120, challenger=CHALLENGER.digest, days=days)
     task.fill(table, label=["a"] * 120)

@@ -45,6 +45,12 @@ def report(**fields: Any) -> Report:
     return Report(**FIELDS | defaults | fields)
 
 
+def outcome(unit: int, **fields: Any) -> UnitOutcome:
+    """Return the outcome of a subject, by default in a shadow."""
+    defaults: dict[str, Any] = {"arm": "shadow", "audit": 1, "hour": -1, "right": 1}
+    return UnitOutcome(unit=unit, is_subject=True, groups=(), answers=1, **(defaults | fields))
+
+
 def day_of(
     name: str,
     *,
@@ -55,19 +61,7 @@ def day_of(
 ) -> Report:
     """Return the report of a day on which the challenger's shadow wins by `won` for each of these
     subjects."""
-    outcomes = tuple(
-        UnitOutcome(
-            unit=unit,
-            is_subject=True,
-            arm="shadow",
-            audit=1,
-            hour=-1,
-            groups=(),
-            answers=1,
-            right=won,
-        )
-        for unit in units
-    )
+    outcomes = tuple(outcome(unit, right=won) for unit in units)
     day = ChallengerDay(digest=digest, groups=("sex = f", "sex = m"), outcomes=outcomes)
     return report(day=name, made_at=made_at, challenger=day)
 
@@ -165,16 +159,7 @@ def test_a_canary_continues_the_test_of_a_shadow_that_is_no_longer_compared() ->
     """The proof of the canary alone would be a second test, with its own error."""
     lost = day_of("2026-03-06", units=range(40), won=-1)
     canary = tuple(
-        UnitOutcome(
-            unit=unit,
-            is_subject=True,
-            arm=arm,
-            audit=2,
-            hour=30,
-            groups=(),
-            answers=1,
-            right=arm == "canary",
-        )
+        outcome(unit, arm=arm, audit=2, hour=30, right=arm == "canary")
         for arm, units in (("canary", range(100, 120)), ("champion", range(200, 220)))
         for unit in units
     )

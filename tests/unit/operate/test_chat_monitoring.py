@@ -25,8 +25,9 @@ from tailorbird.operate import reevaluate
 from tailorbird.operate.reevaluate import reevaluate_champion
 from tailorbird.operate.watch import WatchResult, draw_audit, watch_champion
 from tailorbird.registry.champion import PreviousChampion, read_champion
-from tailorbird.registry.versions import ModelVersion, PinnedVersion
+from tailorbird.registry.versions import ModelVersion
 from tailorbird.release import promotion
+from tests import build
 from tests.champions import set_champion
 from tests.unit.serving.pages import replicas
 
@@ -47,26 +48,22 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
         prompts, completions = zip(*part, strict=True)
         table = pa.table({"prompt": prompts, "completion": completions})
         pq.write_table(table, tmp_path / f"{name}.parquet")
-    content: dict[str, Any] = {
-        "name": "letters",
-        "task": "chat",
-        "base_model": base,
-        "registry": tmp_path.as_uri(),
-    }
-    data = {
-        name: (tmp_path / f"{name}.parquet").as_uri() for name in ("train", "validation", "test")
-    }
-    content["data"] = data | {"max_length": 64, "max_new_tokens": 24}
-    content["serving"] = {"request_log": (tmp_path / "log").as_uri(), "log_texts": True}
-    content |= {
-        "evaluation": {"metric": "exact_match"},
-        "monitoring": {"rollback": "automatic"},
-    }
+    data: dict[str, Any] = {"max_length": 64, "max_new_tokens": 24}
+    for name in ("train", "validation", "test"):
+        data[name] = (tmp_path / f"{name}.parquet").as_uri()
     monkeypatch.setenv("TAILORBIRD_JOURNAL", str(tmp_path / "journal"))
     monkeypatch.setattr("serving.replica.chat.configure_process", ServingConfig.model_validate_json)
     monkeypatch.setattr(reevaluate, "run_evaluation", lambda function, **_: function)
     monkeypatch.setattr(promotion, "switch_service", lambda *_, **__: None)
-    return Recipe.model_validate(content)
+    return build.recipe(
+        task="chat",
+        base_model=base,
+        registry=tmp_path.as_uri(),
+        data=data,
+        serving={"request_log": (tmp_path / "log").as_uri(), "log_texts": True},
+        evaluation={"metric": "exact_match"},
+        monitoring={"rollback": "automatic"},
+    )
 
 
 @pytest.fixture
@@ -77,9 +74,8 @@ def champion(recipe: Recipe, tmp_path: Path) -> ModelVersion:
     right = replicas.register_nearest(
         recipe.task_uri, tmp_path / "previous", base=str(recipe.base_model)
     )
-    pinned = PinnedVersion(uri=right.uri, digest=right.digest)
-    previous = PreviousChampion(uri=right.uri, digest=right.digest, run="", baseline=pinned)
-    set_champion(recipe.task_uri, version, baseline=pinned, previous=(previous,))
+    previous = PreviousChampion(uri=right.uri, digest=right.digest, run="", baseline=right.pinned)
+    set_champion(recipe.task_uri, version, baseline=right.pinned, previous=(previous,))
     return version
 
 
@@ -128,11 +124,8 @@ def test_a_champion_that_answers_wrongly_is_found_in_the_log_and_rolled_back(
         "farther from the reference" in reason for reason in watched.recommendation.reasons
     ), watched
     report = watched.reports[-1]
-    assert (
-        report.feedback.answers,
-        report.feedback_scores.labelled,
-        report.feedback_scores.right,
-    ) == (60, 3, 0.0)
+    scores = report.feedback_scores
+    assert (report.feedback.answers, scores.labelled, scores.right) == (60, 3, 0.0)
     audit(recipe, tmp_path)
     assert (watch_tomorrow(recipe).reports[-1].audit.labelled, report.audit.labelled) == (57, 0)
     done = reevaluate_champion(recipe, progress=SILENT)

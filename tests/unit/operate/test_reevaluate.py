@@ -26,10 +26,11 @@ from tailorbird.registry.versions import (
     ModelVersion,
     PinnedVersion,
 )
+from tests import build
 from tests.build import predictions, version
 from tests.finished_runs import write_finished_run
 from tests.unit.operate.test_reevaluation_evidence import champion_since
-from tests.unit.pipeline.contexts import recipe_at, rows_of
+from tests.unit.pipeline.contexts import recipe_at
 
 OLD = "s3://m/t/versions/probe-1"
 NEW = "s3://m/t/versions/full-1"
@@ -40,7 +41,7 @@ WORSE = {OLD: 9, NEW: 8}
 
 def rows(size: int) -> Rows:
     texts = [f"request {number} about a subject" for number in range(size)]
-    return rows_of(texts, ["a"] * size)
+    return build.rows(texts, ["a"] * size)
 
 
 def predict(uri: str, *, rows: Rows, limits: RequestLimits, on_gpu: bool = False) -> Predictions:

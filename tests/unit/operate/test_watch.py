@@ -85,12 +85,6 @@ def test_the_test_scores_of_a_chat_champion_are_known_by_group(tmp_path: Path) -
     assert len(sexes) == 3
     assert tested[ALL].right == pytest.approx(sum(tested[name].right for name in sexes))
     assert (tested[ALL].n, sum(tested[name].n for name in sexes)) == (90, 90)
-    assert (
-        watch._tested(
-            recipe_of(simulation), Champion.model_construct(digest="other", run=evidence.run)
-        )
-        == {}
-    )
-    assert (
-        watch._tested(recipe_of(simulation), Champion.model_construct(digest="other", run="")) == {}
-    )
+    for run in (evidence.run, ""):
+        other = Champion.model_construct(digest="other", run=run)
+        assert watch._tested(recipe_of(simulation), other) == {}

@@ -2,6 +2,7 @@
 answers."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,9 +19,9 @@ from tailorbird.pipeline import cost
 from tailorbird.pipeline.cost import endpoint_answers, measure_cost
 from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.hybrid_routing import Routing
-from tests.unit.pipeline.contexts import rows_of
+from tests import build
 
-ROWS = rows_of(["short", "a longer text"] * 5, ["a", "b"] * 5)
+ROWS = build.rows(["short", "a longer text"] * 5, ["a", "b"] * 5)
 SURE = np.array([0.9, 0.1] * 5)  # the longer texts are routed to the endpoint
 PRICES = (0.1, 0.2)
 MEASURED = {
@@ -29,6 +30,8 @@ MEASURED = {
     "candidate": ServingUsage((4.0,) * 5),
 }
 MODELS = {"incumbent": "cascade", "candidate": "full"}
+ROUTED = ["1", "3", "5", "7", "9"]
+ANSWER = EndpointAnswer("b", "stop", 20, 3, "m-1", None)
 
 
 def table(kind: str) -> Predictions:
@@ -37,27 +40,19 @@ def table(kind: str) -> Predictions:
     )
 
 
-def answered(
-    text: str, *, finish_reason: str = "stop", output_tokens: int | None = 3
-) -> EndpointAnswer:
-    return EndpointAnswer(text, finish_reason, 20, output_tokens, model="m-1", logprobs=None)
+TABLES = {"incumbent": table("hybrid"), "candidate": table("full")}
+
+
+def predict(uri: str) -> Predictions:
+    return table({"bag": "bag_of_words"}[uri])
 
 
 def champion_cascade(monkeypatch: pytest.MonkeyPatch, answer: EndpointAnswer) -> list[str]:
     """Let the incumbent be a cascade whose endpoint answers each row with `answer`; return the ids
     of these rows."""
     endpoint = Endpoint(url="http://host", model="m", prices=PRICES)
-    parts = (
-        SimpleNamespace(uri="bag", endpoint=None),
-        SimpleNamespace(uri="endpoint", endpoint=endpoint),
-    )
+    parts = (SimpleNamespace(uri="bag"), SimpleNamespace(uri="endpoint"))
     cascade = SimpleNamespace(routing=Routing(by="cascade", threshold=0.5), parts=parts)
-    configs = {
-        "cascade": (cascade, None),
-        "full": (None, None),
-        "bag": (None, None),
-        "endpoint": (None, endpoint),
-    }
     requested: list[str] = []
 
     def answer_rows(uri: str, *, rows: Rows, limits: RequestLimits) -> list[EndpointAnswer]:
@@ -66,7 +61,8 @@ def champion_cascade(monkeypatch: pytest.MonkeyPatch, answer: EndpointAnswer) ->
         return [answer] * len(rows)
 
     def config_of(uri: str) -> SimpleNamespace:
-        hybrid, of_endpoint = configs[uri]
+        hybrid = cascade if uri == "cascade" else None
+        of_endpoint = endpoint if uri == "endpoint" else None
         return SimpleNamespace(hybrid=hybrid, endpoint=of_endpoint, classes=("a", "b"))
 
     monkeypatch.setattr(cost, "read_artifact_config", config_of)
@@ -78,7 +74,9 @@ def champion_cascade(monkeypatch: pytest.MonkeyPatch, answer: EndpointAnswer) ->
 def test_a_champion_cascade_costs_its_parts_and_the_tokens_of_routed_rows(
     reported: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    requested = champion_cascade(monkeypatch, answered("b", output_tokens=3 if reported else None))
+    requested = champion_cascade(
+        monkeypatch, replace(ANSWER, output_tokens=3 if reported else None)
+    )
 
     def measured(
         _: object, uris: Mapping[str, str], *, tokens: Mapping[str, Tokens]
@@ -94,21 +92,14 @@ def test_a_champion_cascade_costs_its_parts_and_the_tokens_of_routed_rows(
     monkeypatch.setattr(cost, "_measured", measured)
     monkeypatch.setattr(cost, "request_limits", lambda _: RequestLimits())
     context = SimpleNamespace(splits=SimpleNamespace(test=ROWS), inputs=None)
-    tables = {"incumbent": table("hybrid"), "candidate": table("full")}
     result = measure_cost(
         context,  # type: ignore[arg-type]
         MODELS,
         hybrid=None,
-        tables=tables,
-        predict=lambda uri: table({"bag": "bag_of_words"}[uri]),
+        tables=TABLES,
+        predict=predict,
     )
-    assert requested == [
-        "1",
-        "3",
-        "5",
-        "7",
-        "9",
-    ]  # no request for a row that the first part answers
+    assert requested == ROUTED  # no request for a row that the first part answers
     assert list(result.serving) == ["incumbent", "candidate"]
     assert result.serving["candidate"] == MEASURED["candidate"]
     usage = result.serving["incumbent"]
@@ -121,13 +112,13 @@ def test_a_champion_cascade_costs_its_parts_and_the_tokens_of_routed_rows(
 def test_the_answers_of_an_endpoint_in_a_champion_cascade_are_counted_on_the_rows_that_it_answers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    counted = champion_cascade(monkeypatch, answered("", finish_reason="length"))
+    counted = champion_cascade(monkeypatch, replace(ANSWER, text="", finish_reason="length"))
     answers = endpoint_answers(
         MODELS,
         rows=ROWS,
-        tables={"incumbent": table("hybrid"), "candidate": table("full")},
-        predict=lambda uri: table({"bag": "bag_of_words"}[uri]),
+        tables=TABLES,
+        predict=predict,
         limits=RequestLimits(),
     )
     assert answers == {"incumbent: second part": AnswerCounts(5, refused=0, truncated=5, empty=5)}
-    assert counted == ["1", "3", "5", "7", "9"]
+    assert counted == ROUTED

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tailorbird.data.rows import DataError, Rows, Splits
+from tailorbird.data.rows import DataError, Splits
 from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.evaluation.inference.endpoint_coverage import AnswerCounts
 from tailorbird.models.endpoint import errors
@@ -23,30 +23,44 @@ from tailorbird.pipeline.endpoint_contender import (
 from tailorbird.pipeline.prepare import RunContext
 from tailorbird.pipeline.run import require_endpoints
 from tailorbird.registry.versions import read_artifact_config
+from tests import build
 from tests.endpoint_server import Reply, Server, completion, endpoint_server, question, refusal
 from tests.progress import ProgressRecorder
-from tests.unit.pipeline.contexts import context_of, recipe_at, rows_of, splits_of
+from tests.unit.pipeline.contexts import context_of, recipe_at, splits_of
 
 
-def evaluation_with(endpoint: dict[str, Any]) -> dict[str, Any]:
-    return {"contenders": {"hosted": {"endpoint": endpoint}}, "prompt_draws": 1}
+def by_last_letter(body: dict[str, Any], _: int) -> Reply:
+    return completion(label_answer(question(body)[-1]))
+
+
+def context_at(
+    server: Server,
+    folder: Path,
+    *,
+    splits: Splits | None = None,
+    prompt: dict[str, str] | None = None,
+    data: dict[str, Any] | None = None,
+    **fields: Any,
+) -> RunContext:
+    """Return a context whose recipe has the endpoint of the server."""
+    contender: dict[str, Any] = {"endpoint": {"url": server.url, "model": "m"} | fields}
+    if prompt is not None:
+        contender["prompt"] = prompt
+    recipe = recipe_at(
+        folder,
+        evaluation={"contenders": {"hosted": contender}, "prompt_draws": 1},
+        data={"train": "s3://lake/x"} | (data or {}),
+    )
+    return context_of(recipe, splits or splits_of())
+
+
+def require(context: RunContext) -> None:
+    require_endpoints(context, progress=ProgressRecorder())
 
 
 def fitted(context: RunContext) -> Baseline:
     config = context.task.version_config("zero_shot", dtype="float32")
     return endpoint_baseline(context.inputs, "hosted", baselines=(), config=config)
-
-
-def context_at(
-    server: Server, folder: Path, *, splits: Splits | None = None, **fields: Any
-) -> RunContext:
-    endpoint = {"url": server.url, "model": "m"} | fields
-    recipe = recipe_at(folder, evaluation=evaluation_with(endpoint))
-    return context_of(recipe, splits or splits_of())
-
-
-def by_last_letter(body: dict[str, Any], _: int) -> Reply:
-    return completion(label_answer(question(body)[-1]))
 
 
 def notes(context: RunContext) -> str:
@@ -59,10 +73,10 @@ def notes(context: RunContext) -> str:
 def test_the_first_request_is_sent_before_the_baselines_and_not_again(tmp_path: Path) -> None:
     with endpoint_server(by_last_letter) as server:
         context = context_at(server, tmp_path)
-        require_endpoints(context, progress=ProgressRecorder())
+        require(context)
         [first] = server.bodies
         assert question(first) == context.splits.validation.texts[0]
-        require_endpoints(context, progress=ProgressRecorder())
+        require(context)
         assert len(server.bodies) == 1
         baseline = fitted(context)
         assert len(server.bodies) == len({json.dumps(body) for body in server.bodies}) == 24
@@ -73,29 +87,15 @@ def test_a_request_for_the_shortest_row_that_is_refused_as_too_long_ends_the_run
     tmp_path: Path,
 ) -> None:
     too_long = refusal(400, "This model's maximum context length is 4096 tokens")
-    pairs = [("a longer row of a", "a"), ("of b", "b"), ("another row of a", "a")]
-    validation = rows_of(*([column[index] for column in pairs] for index in (0, 1)))
+    validation = build.pairs([("a long row of a", "a"), ("of b", "b"), ("a row of a", "a")])
     splits = replace(splits_of(), validation=validation)
     with endpoint_server(lambda *_: too_long) as server:
         context = context_at(server, tmp_path, splits=splits, max_tokens=5000)
         message = r"the shortest validation row as too long .* an answer of 5,000 tokens. Lower .*max_tokens"
         for _ in range(2):
             with pytest.raises(errors.EndpointAnswersMissing, match=message):
-                require_endpoints(context, progress=ProgressRecorder())
+                require(context)
         assert [question(body) for body in server.bodies] == ["of b"]
-
-
-def test_a_wrong_model_is_an_error_of_the_first_request(tmp_path: Path) -> None:
-    unknown = refusal(404, "no such model", code="model_not_found")
-    listed = b'{"data": [{"id": "n"}]}'
-    with endpoint_server(lambda *_: unknown, models=200, listed=listed) as server:
-        context = context_at(server, tmp_path)
-        with pytest.raises(
-            errors.EndpointRefused,
-            match=r"model_not_found.*check url and model",
-        ):
-            require_endpoints(context, progress=ProgressRecorder())
-        assert len(server.bodies) == 1
 
 
 @pytest.mark.parametrize(("fields", "limit"), [({}, 30), ({"max_tokens": 400}, 400)])
@@ -129,28 +129,18 @@ def test_max_tokens_is_the_limit_of_all_requests_and_of_the_version(
 
 
 def test_an_empty_label_is_refused_before_the_first_request(tmp_path: Path) -> None:
-    train, validation, test = (rows_of([f"{name} a", f"{name} b"], ["", "b"]) for name in "xyz")
+    train, validation, test = (build.rows([f"{name} a", f"{name} b"], ["", "b"]) for name in "xyz")
     with endpoint_server(by_last_letter) as server:
         context = context_at(server, tmp_path, splits=Splits(train, validation, test))
         with pytest.raises(DataError, match="a label is empty"):
-            require_endpoints(context, progress=ProgressRecorder())
+            require(context)
         assert server.bodies == []
 
 
 PROMPT = {"system": "You sort rows.", "template": "Labels: {labels}\nRow: {text}"}
+
+
 OTHER_PROMPT = {"system": "You are a poet.", "template": "Rhyme on {text}"}
-
-
-def prompted_context(server: Server, folder: Path, *, of_the_endpoint: bool = False) -> RunContext:
-    contender: dict[str, Any] = {"endpoint": {"url": server.url, "model": "m"}}
-    data = {"train": "s3://lake/x", "label_descriptions": {"a": "the first letter"}}
-    if of_the_endpoint:
-        contender["prompt"] = PROMPT
-        data |= OTHER_PROMPT
-    else:
-        data |= PROMPT
-    evaluation = {"contenders": {"hosted": contender}, "prompt_draws": 1}
-    return context_of(recipe_at(folder, evaluation=evaluation, data=data), splits_of())
 
 
 @pytest.mark.parametrize("of_the_endpoint", [False, True])
@@ -158,8 +148,14 @@ def test_the_prompt_of_the_recipe_is_sent_and_stored_with_each_version(
     tmp_path: Path, of_the_endpoint: bool
 ) -> None:
     with endpoint_server(by_last_letter) as server:
-        context = prompted_context(server, tmp_path, of_the_endpoint=of_the_endpoint)
-        require_endpoints(context, progress=ProgressRecorder())
+        data = OTHER_PROMPT if of_the_endpoint else PROMPT
+        context = context_at(
+            server,
+            tmp_path,
+            prompt=PROMPT if of_the_endpoint else None,
+            data=data | {"label_descriptions": {"a": "the first letter"}},
+        )
+        require(context)
         baseline = fitted(context)
         table = predict_contender(context.inputs, str(baseline.uri), rows=context.splits.test)
     assert (baseline.kind, baseline.validation) == ("hosted", 1.0)
@@ -181,11 +177,12 @@ def test_the_prompt_of_the_recipe_is_sent_and_stored_with_each_version(
 def test_an_endpoint_of_a_chat_task_has_its_own_prompt_with_the_limits_of_the_task(
     tmp_path: Path,
 ) -> None:
-    splits = []
-    for name in ("train", "validation", "test"):
-        turns = tuple((("user", f"a question of {name}, {number}"),) for number in range(4))
-        texts = tuple(content for ((_, content),) in turns)
-        splits.append(Rows(tuple("0123"), texts, ("an answer",) * 4, conversations=turns))
+    splits = [
+        build.pairs(
+            [(f"a question of {name}, {number}", "an answer") for number in "0123"], chat=True
+        )
+        for name in ("train", "validation", "test")
+    ]
     with endpoint_server(lambda *_: completion("an answer")) as server:
         endpoint = {"url": server.url, "model": "m"}
         contenders = {"hosted": {"endpoint": endpoint, "prompt": OTHER_PROMPT}}
@@ -213,7 +210,7 @@ def test_the_answers_of_an_endpoint_that_ignores_the_template_are_wrong_and_coun
     tmp_path: Path,
 ) -> None:
     with endpoint_server(lambda *_: completion("I like rows.")) as server:
-        context = prompted_context(server, tmp_path)
+        context = context_at(server, tmp_path, data=PROMPT)
         assert "has no label and counts as wrong" in notes(context)
         baseline = fitted(context)
         uri = str(baseline.uri)

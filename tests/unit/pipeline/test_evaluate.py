@@ -3,11 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from tailorbird import storage
 from tailorbird.config.training import TrainingConfig
@@ -24,64 +21,41 @@ from tailorbird.evaluation.report.evidence_files import (
 )
 from tailorbird.evaluation.verdict.inputs import CHANGED_SETS, TrainedRows
 from tailorbird.evaluation.verdict.reach import reach_verdict
-from tailorbird.pipeline import evaluate
+from tailorbird.pipeline import evaluate, inputs
 from tailorbird.pipeline.artifacts import Contender
 from tailorbird.pipeline.evaluate import RunResult, evaluate_run, find_finished_run
 from tailorbird.pipeline.prepare import RunContext
 from tailorbird.pipeline.record import FineTuning, TrainedModels
 from tailorbird.registry.hybrid_routing import Routing
-from tailorbird.registry.test_set_ledger import TestSetAccess
 from tailorbird.registry.versions import TRAINING_ROWS, read_artifact_config, read_version
+from tests import build, small_encoder
 from tests.finished_runs import prediction_table_names
-from tests.unit.pipeline.contexts import context_of, recipe_at, registering, rows_of, run_locally
-from training.reports import TrainingResult
+from tests.unit.pipeline.contexts import (
+    context_of,
+    evaluate_locally,
+    recipe_at,
+    registering,
+    training_result,
+)
 from tuning.sweep import SweepResult
-
-WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "heart", "lung", "row", *"0123456789")
 
 
 def rows(name: str, size: int) -> Rows:
-    texts = [f"{name} row {index} of the {('heart', 'lung')[index % 2]}" for index in range(size)]
-    return rows_of(texts, ["ab"[index % 2] for index in range(size)])
+    texts = [f"{name} row {index} of the {('cat', 'dog')[index % 2]}" for index in range(size)]
+    return build.rows(texts, ["ab"[index % 2] for index in range(size)])
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _on_this_machine() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as monkeypatch:
-        run_locally(monkeypatch)
-        # Loading the evidence validates its recipe, whose registry is a local folder here.
-        monkeypatch.setattr("tailorbird.config.recipe.with_scheme", lambda uri, _: uri)
-        at = "2026-01-01T00:00:00+00:00"
-        access = TestSetAccess(
-            number=1,
-            num_rows=40,
-            num_seen=0,
-            alpha_share=1.0,
-            rows="5f",
-            models=("c",),
-            protocol="p",
-            run="r",
-            at=at,
-        )
-        # The ledger needs conditional writes, which a local folder does not support.
-        monkeypatch.setattr(evaluate, "record_test_access", lambda *_, **__: access)
+        evaluate_locally(monkeypatch)
         yield
 
 
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory) -> RunContext:
     folder = tmp_path_factory.mktemp("registry")
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(WORDS),
-        hidden_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        intermediate_size=8,
-    )
-    BertModel(config).save_pretrained(folder / "base")
-    (folder / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
-    BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder / "base")
+    small_encoder.save(folder / "base")
     splits = Splits(rows("train", 24), rows("validation", 12), rows("test", 40))
     return context_of(recipe_at(folder), splits, base_model=(folder / "base").as_uri())
 
@@ -96,15 +70,7 @@ def trained(baselines: tuple[Baseline, ...]) -> TrainedModels:
     """Results of a training, with the centroid baseline in place of a fine-tuned model."""
     uri = next(baseline.uri for baseline in baselines if baseline.kind == "centroid")
     assert uri is not None
-    trained = TrainingResult(
-        weights=uri,
-        score=0.5,
-        epochs=1,
-        rows_per_second=1,
-        padding_share=0,
-        step_seconds=1,
-        dtype="float32",
-    )
+    trained = training_result(uri, 0.5)
     sweep_result = SweepResult(
         base_model="s3://m/base", rows=(), selected=TrainingConfig(), trained=trained
     )
@@ -143,6 +109,7 @@ def test_a_run_stores_its_evidence_and_is_then_finished(
     )
     assert find_finished_run(context) == result
     assert (result.run, result.verdict.n) == (context.run, 40)
+    assert result.evidence.expires_at == "2027-01-01T00:00:00+00:00"  # a year after the access
     incumbent = read_version(result.evidence.versions["incumbent"].uri)
     assert incumbent.digest == result.evidence.versions["incumbent"].digest
     assert storage.exists(f"{incumbent.uri}/{MANIFEST}")
@@ -159,22 +126,22 @@ def test_a_run_with_incomplete_evidence_is_not_finished(
     finally:
         storage.write_bytes(uri, content)
     assert find_finished_run(context) == result
-    assert find_finished_run(replace(context, run=f"{context.recipe.task_uri}/runs/other")) is None
+    assert find_finished_run(other_run(context, "other")) is None
 
 
-def test_the_expiry_of_a_verdict_counts_from_the_access_to_the_test_rows(result: RunResult) -> None:
-    assert result.evidence.expires_at == "2027-01-01T00:00:00+00:00"
+def other_run(context: RunContext, name: str) -> RunContext:
+    return replace(context, run=f"{context.recipe.task_uri}/runs/{name}")
 
 
 def test_a_second_evaluation_reuses_predictions_and_cost(
     context: RunContext, trained: TrainedModels, result: RunResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(function: Any, **_: Any) -> Any:
-        pytest.fail(f"{function.__name__} ran again")
+    fail_in_a_task(monkeypatch)
+    assert evaluate_run(context, trained).verdict == result.verdict
 
-    monkeypatch.setattr("tailorbird.pipeline.inputs.run_remote", fail)
-    again = evaluate_run(context, trained)
-    assert again.verdict == result.verdict
+
+def fail_in_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inputs, "run_remote", lambda *_, **__: pytest.fail("a stage ran again"))
 
 
 @pytest.mark.usefixtures("result")
@@ -182,9 +149,7 @@ def test_rows_that_the_incumbent_was_trained_on_are_predicted_and_not_compared(
     context: RunContext, trained: TrainedModels
 ) -> None:
     known = TrainedRows({"incumbent": ("0", "1", "2", "3")})
-    run = registering(
-        replace(context, run=f"{context.recipe.task_uri}/runs/known"), trained_rows=known
-    )
+    run = registering(other_run(context, "known"), trained_rows=known)
     evidence = evaluate_run(run, trained).evidence
     assert (evidence.verdict.n, evidence.verdict.num_trained_rows, evidence.trained_rows) == (
         36,
@@ -200,7 +165,7 @@ def test_an_anchor_predicts_the_same_rows_or_the_reason_why_not_is_frozen(
     context: RunContext, trained: TrainedModels, result: RunResult
 ) -> None:
     uri = result.evidence.versions["incumbent"].uri
-    run = registering(replace(context, run=f"{context.recipe.task_uri}/runs/anchored"), anchor=uri)
+    run = registering(other_run(context, "anchored"), anchor=uri)
     evidence = evaluate_run(run, trained).evidence
     assert evidence.family.anchor == FrozenAnchor(uri)
     table = load_predictions(f"{run.run}/predictions/anchor.parquet")
@@ -209,9 +174,7 @@ def test_an_anchor_predicts_the_same_rows_or_the_reason_why_not_is_frozen(
     tables = load_all_predictions(run.run)
     assert reach_verdict(evidence.verdict_inputs(tables), protocol=run.protocol) == evidence.verdict
 
-    gone = registering(
-        replace(context, run=f"{context.recipe.task_uri}/runs/without"), anchor=f"{uri}-gone"
-    )
+    gone = registering(other_run(context, "without"), anchor=f"{uri}-gone")
     frozen = evaluate_run(gone, trained).evidence.family.anchor
     assert frozen is not None
     assert frozen.problem.startswith("it cannot be read: ")
@@ -241,8 +204,6 @@ def test_a_change_of_unrelated_code_reuses_the_stage(
 ) -> None:
     """The code archive differs, but the code that the stage runs does not."""
     code = replace(context.inputs.code, sha256="d" * 64, uri=f"{tmp_path.as_uri()}/d.zip")
-    inputs = replace(context.inputs, code=code)
-    monkeypatch.setattr(
-        "tailorbird.pipeline.inputs.run_remote", lambda *_, **__: pytest.fail("a stage ran again")
-    )
-    assert replace(context.task, inputs=inputs).fit_baselines() == baselines
+    changed = replace(context.inputs, code=code)
+    fail_in_a_task(monkeypatch)
+    assert replace(context.task, inputs=changed).fit_baselines() == baselines

@@ -1,7 +1,6 @@
 """A run of a tiny chat model on local folders, in which all models answer the suites."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ import pytest
 from tailorbird.data.rows import Rows, Splits
 from tailorbird.evaluation.predictions import TRAINING_TEXT
 from tailorbird.pipeline.evaluate import predict_all
-from tests import small_chat
+from tests import build, small_chat
 from tests.unit.data.suites.test_load import suite_at
 from tests.unit.pipeline.contexts import context_of, recipe_at, run_locally
 
@@ -17,11 +16,7 @@ PAIRS = (("a b", "yes"), ("b c", "no"), ("c d", "yes"), ("d e", "no"))
 
 
 def rows_of(name: str) -> Rows:
-    texts = tuple(f"{name} {text}" for text, _ in PAIRS)
-    conversations = tuple((("user", text),) for text in texts)
-    return Rows(
-        tuple("0123"), texts, tuple(answer for _, answer in PAIRS), conversations=conversations
-    )
+    return build.pairs([(f"{name} {text}", answer) for text, answer in PAIRS], chat=True)
 
 
 def test_all_models_answer_the_suites_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,15 +30,15 @@ def test_all_models_answer_the_suites_once(tmp_path: Path, monkeypatch: pytest.M
         options=["yes", "no"],
         group="a",
     )
-    evaluation: dict[str, Any] = {
-        "metric": "exact_match",
-        "prompt_draws": 1,
-    }
     recipe = recipe_at(
         tmp_path / "registry",
         task="chat",
         data={"train": "s3://lake/x", "max_new_tokens": 3},
-        evaluation=evaluation | {"gates": {"suites": suites}},
+        evaluation={
+            "metric": "exact_match",
+            "prompt_draws": 1,
+            "gates": {"suites": suites},
+        },
     )
     splits = Splits(rows_of("train"), rows_of("check"), rows_of("test"))
     context = context_of(recipe, splits, base_model=(tmp_path / "base").as_uri())
@@ -55,22 +50,14 @@ def test_all_models_answer_the_suites_once(tmp_path: Path, monkeypatch: pytest.M
     tables = predict_all(context, models, on_validation={})
     assert set(tables) == {"incumbent", "candidate", "incumbent_suite-own", "candidate_suite-own"}
     candidate, incumbent = tables["candidate_suite-own"], tables["incumbent_suite-own"]
-    assert (candidate.model, len(candidate), candidate.groups) == (
-        "zero_shot",
-        1,
-        {"group": ("a",)},
-    )
+    assert (candidate.model, len(candidate)) == ("zero_shot", 1)
+    assert candidate.groups == {"group": ("a",)}
     assert 0 <= candidate.scores[0] <= 1
     assert np.isnan(incumbent.scores).all()
-    assert [table.measures[TRAINING_TEXT].tolist() for table in (incumbent, candidate)] == [
-        [1.0],
-        [0.0],
-    ]
+    copied = [table.measures[TRAINING_TEXT].tolist() for table in (incumbent, candidate)]
+    assert copied == [[1.0], [0.0]]
 
-    def fail(*_: Any, **__: Any) -> Any:
-        pytest.fail("a suite is answered again")
-
-    monkeypatch.setattr("tailorbird.pipeline.evaluate.predict_contender", fail)
+    monkeypatch.setattr("tailorbird.pipeline.evaluate.predict_contender", None)  # not again
     again = predict_all(context, models, on_validation={})["candidate_suite-own"]
     assert again.logprobs_of(0) == pytest.approx(candidate.logprobs_of(0))
     hashes = context.inputs.hashes

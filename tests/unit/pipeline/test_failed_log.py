@@ -24,18 +24,16 @@ def run(code: str, folder: Path, *, max_bytes: int = 1000) -> int:
     )
 
 
-def test_the_log_of_a_killed_driver_is_kept(
+def test_the_log_of_a_killed_driver_is_kept_and_that_of_a_successful_one_is_not(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The kernel kills a driver with SIGKILL if the node has no memory left."""
-    assert run(f"{OUTPUT}import os, signal; os.kill(os.getpid(), signal.SIGKILL)", tmp_path) == 137
-    assert logs_in(tmp_path) == ["to stdout\nto stderr\n\nexit code 137\n"]
-    assert capfd.readouterr().out == "to stdout\nto stderr\n"  # Ray's log of the job has it too
-
-
-def test_a_successful_driver_leaves_no_log(tmp_path: Path) -> None:
     assert run(OUTPUT, tmp_path) == 0
     assert logs_in(tmp_path) == []
+    assert run(f"{OUTPUT}import os, signal; os.kill(os.getpid(), signal.SIGKILL)", tmp_path) == 137
+    assert logs_in(tmp_path) == ["to stdout\nto stderr\n\nexit code 137\n"]
+    # Ray's log of the job has it too
+    assert capfd.readouterr().out == "to stdout\nto stderr\n" * 2
 
 
 def test_only_the_end_of_a_long_log_is_kept(tmp_path: Path) -> None:

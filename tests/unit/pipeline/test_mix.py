@@ -1,8 +1,9 @@
 """Tests of the stage that mixes the candidate with the bag of words."""
 
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -23,35 +24,29 @@ UNMIXED = Contender("full", "s3://m/full", 0.7)
 def test_the_stage_returns_the_better_model_and_is_cached(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weight: float
 ) -> None:
-    calls: list[dict[str, Any]] = []
-
     record = MixRecord(weight, validation=0.75 if weight < 1 else 0.7, unmixed=0.7)
-
-    @wraps(mix_with_bag)
-    def mixed(uri: str, **arguments: Any) -> MixRecord:
-        calls.append({"uri": uri, **arguments})
-        return record
+    mixed = Mock(return_value=record)
 
     run_locally(monkeypatch)
-    monkeypatch.setattr(mix, "mix_with_bag", mixed)
+    # a stage has the name and the module of its function
+    named = wraps(mix_with_bag)(lambda *args, **kwargs: mixed(*args, **kwargs))
+    monkeypatch.setattr(mix, "mix_with_bag", named)
     context = context_of(recipe_at(tmp_path), splits_of())
     results = [mix_candidate(context, UNMIXED, baselines=[BAG]) for _ in range(2)]
-    (call,) = calls
     (stage,) = storage.list_files(f"{context.recipe.task_uri}/stages")
-    assert call["to"].startswith(stage.removesuffix("done.json"))
-    expected = Contender("full_bag", call["to"], 0.75) if weight < 1 else UNMIXED
-    assert results[0] == results[1]
-    assert results[0].candidate == expected
-    assert results[0].record == record
-    assert (call["uri"], call["bag_uri"], call["metric"]) == (
-        "s3://m/full",
-        "s3://m/bag",
-        "accuracy",
+    to = mixed.call_args.kwargs["to"]
+    assert to.startswith(stage.removesuffix("done.json"))
+    mixed.assert_called_once_with(
+        UNMIXED.uri,
+        bag_uri=BAG.uri,
+        validation=context.splits.validation,
+        metric="accuracy",
+        to=to,
     )
-    assert call["validation"] == context.splits.validation
-    other_bag = Baseline("bag_of_words", "s3://m/other", 0.6, True, "")
-    mix_candidate(context, UNMIXED, baselines=[other_bag])
-    mix_candidate(context, Contender("full", "s3://m/other", 0.7), baselines=[BAG])
+    expected = Contender("full_bag", to, 0.75) if weight < 1 else UNMIXED
+    assert results == [MixResult(expected, record)] * 2
+    mix_candidate(context, UNMIXED, baselines=[replace(BAG, uri="s3://m/other")])
+    mix_candidate(context, replace(UNMIXED, uri="s3://m/other"), baselines=[BAG])
     assert len(storage.list_files(f"{context.recipe.task_uri}/stages")) == 3
 
 

@@ -31,22 +31,13 @@ from tests.champions import set_champion
 from tests.progress import ProgressRecorder
 from tests.unit.pipeline.contexts import recipe_at
 
-
-@pytest.mark.parametrize(("task", "metric"), [("classification", "accuracy"), ("chat", "token_f1")])
-def test_a_max_length_above_the_context_of_the_base_model_is_rejected(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, metric: str
-) -> None:
-    texts = [f"number {number}" for number in range(60)]
-    columns = {"text": texts, "label": ["x", "y"] * 30, "prompt": texts, "completion": texts}
-    pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
-    staged = StagedModel(source="s3://m/x", uri=(tmp_path / "model").as_uri())
-    monkeypatch.setattr(inputs, "stage_base_model", lambda *_, **__: staged)
-    small_chat.save(tmp_path / "model")
-    data = {"train": (tmp_path / "rows.parquet").as_uri(), "max_length": 257}
-    named = {"name": "x", "task": task, "base_model": "s3://m/x", "registry": "s3://m"}
-    recipe = Recipe.model_validate(named | {"data": data, "evaluation": {"metric": metric}})
-    with pytest.raises(DataError, match="max_length 257"):
-        inputs.load_inputs(recipe)
+CLASSES = ("x", "y", "z")
+GENERATING: dict[str, Any] = {
+    "kind": "zero_shot",
+    "classes": (),
+    "prompting": {"system": None, "max_new_tokens": 4},
+}
+"""Fields of a version for chat."""
 
 
 @pytest.fixture
@@ -61,44 +52,45 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
 
     monkeypatch.setattr(inputs, "stage_base_model", stage)
     small_chat.save(tmp_path / "model")
-    texts = [f"number {number}" for number in range(90)]
-    pq.write_table(
-        pa.table({"text": texts, "label": ["x", "y", "z"] * 30}), tmp_path / "rows.parquet"
-    )
-    return recipe_at(tmp_path / "registry", data={"train": (tmp_path / "rows.parquet").as_uri()})
+    train = write(tmp_path, text=[f"number {number}" for number in range(90)], label=CLASSES * 30)
+    return recipe_at(tmp_path / "registry", data={"train": train})
+
+
+def write(folder: Path, name: str = "rows", **columns: Any) -> str:
+    """Write a table, and return its URI."""
+    pq.write_table(pa.table(columns), folder / f"{name}.parquet")
+    return (folder / f"{name}.parquet").as_uri()
+
+
+def chat_recipe(folder: Path, **evaluation: Any) -> Recipe:
+    """Return a chat recipe with the base model and the registry of the recipe."""
+    texts = [f"Number {number}" for number in range(90)]
+    data = {"train": write(folder, "chat", prompt=texts, completion=CLASSES * 30)}
+    evaluation = {"metric": "token_f1"} | evaluation
+    return recipe_at(folder / "registry", task="chat", data=data, evaluation=evaluation)
+
+
+def with_data(recipe: Recipe, **changes: Any) -> Recipe:
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=changes)})
+
+
+def renamed(recipe: Recipe, name: str) -> Recipe:
+    return recipe.model_copy(update={"name": name})
 
 
 def prepared(recipe: Recipe) -> RunContext:
     return prepare(recipe, progress=SILENT)
 
 
-def test_the_protocol_is_registered_once(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = prepared(recipe)
-    monkeypatch.setattr("tailorbird.pipeline.prepare.current_user", lambda: "another user")
-    again = prepared(recipe)
-    assert (again.run, again.registered) == (first.run, first.registered)
-    assert [uri.removeprefix(f"{first.run}/") for uri in storage.list_files(first.run)] == [
-        "protocol.json"
-    ]
-
-
-def test_test_rows_of_earlier_accesses_are_reported_before_the_training(recipe: Recipe) -> None:
+def noted(recipe: Recipe) -> tuple[RunContext, list[str]]:
+    """Return the context and the notes of a run that starts."""
     recorder = ProgressRecorder()
-    rows = fingerprints(user_texts(prepare(recipe, progress=recorder).splits.test))
-    assert not _notes_on_earlier_tests(recorder)
-    another_task = recipe.task_uri.rpartition("/")[0] + "/another"
-    record_test_access(
-        another_task, rows=rows[: len(rows) // 2], models=["m"], protocol="p", run="s3://r"
-    )
-    prepare(recipe, progress=recorder)
-    (text,) = _notes_on_earlier_tests(recorder)
-    seen, num = len(rows) // 2, len(rows)
-    assert text.startswith(f"{seen} of {num} ")
-    assert f" {0.05 * (1 - seen / num * 5 / 6):.2g} " in text
+    context = prepare(recipe, progress=recorder)
+    return context, [event.text for event in recorder.of_kind(NoteEvent)]
 
 
-def _notes_on_earlier_tests(recorder: ProgressRecorder) -> list[str]:
-    return [event.text for event in recorder.of_kind(NoteEvent) if "earlier tests" in event.text]
+def is_registered(recipe: Recipe) -> bool:
+    return bool(storage.list_files(f"{recipe.task_uri}/runs", missing_ok=True))
 
 
 def champion_of(
@@ -106,63 +98,67 @@ def champion_of(
 ) -> str:
     """Register a probe that learned from these texts as the champion of the recipe's task; return
     its URI."""
-    folder.mkdir()
+    made = folder / f"champion of {recipe.name}"
+    made.mkdir()
     if learned is not None:
-        save_fingerprints((folder / TRAINING_ROWS).as_uri(), fingerprints(learned))
-    (folder / "head.safetensors").write_bytes(b"weights")
-    write_config(folder, version_config(**({"kind": "probe"} | fields)))
-    version = register(recipe.task_uri, folder)
+        save_fingerprints((made / TRAINING_ROWS).as_uri(), fingerprints(learned))
+    (made / "head.safetensors").write_bytes(b"weights")
+    write_config(made, version_config(**({"kind": "probe", "classes": CLASSES} | fields)))
+    version = register(recipe.task_uri, made)
     set_champion(recipe.task_uri, version)
     return version.uri
 
 
-@pytest.mark.parametrize("classes", [("x", "y"), ("w", "x", "y", "z"), ("w", "x", "y")])
-def test_a_champion_of_other_classes_is_refused_before_the_protocol_is_registered(
+@pytest.mark.parametrize("is_chat", [False, True])
+def test_a_max_length_above_the_context_of_the_base_model_is_rejected(
+    recipe: Recipe, tmp_path: Path, is_chat: bool
+) -> None:
+    with pytest.raises(DataError, match="max_length 257"):
+        prepared(with_data(chat_recipe(tmp_path) if is_chat else recipe, max_length=257))
+
+
+def test_the_protocol_is_registered_once_for_an_evaluation_whatever_the_serving(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = prepared(recipe)
+    monkeypatch.setattr("tailorbird.pipeline.prepare.current_user", lambda: "another user")
+    serving = recipe.serving.model_copy(update={"autoscaling": {"max_replicas": 7}})
+    for same in (recipe, recipe.model_copy(update={"serving": serving})):
+        again = prepared(same)
+        assert (again.run, again.registered) == (first.run, first.registered)
+    assert storage.list_files(first.run) == [f"{first.run}/protocol.json"]
+    gain = recipe.evaluation.model_copy(update={"minimum_gain": 0.5})
+    assert prepared(recipe.model_copy(update={"evaluation": gain})).run != first.run
+
+
+def test_test_rows_of_earlier_accesses_are_reported_before_the_training(recipe: Recipe) -> None:
+    context, notes = noted(recipe)
+    assert "earlier tests" not in " ".join(notes)
+    rows = fingerprints(user_texts(context.splits.test))
+    seen = len(rows) // 2
+    record_test_access(
+        renamed(recipe, "another").task_uri,
+        rows=rows[:seen],
+        models=["m"],
+        protocol="p",
+        run="s3://r",
+    )
+    (text,) = (note for note in noted(recipe)[1] if "earlier tests" in note)
+    assert text.startswith(f"{seen} of {len(rows)} ")
+    assert f" {0.05 * (1 - seen / len(rows) * 5 / 6):.2g} " in text
+
+
+@pytest.mark.parametrize("classes", [("x", "y"), ("w", "x", "y", "z")])
+def test_a_champion_of_other_classes_or_another_task_is_refused_before_the_registration(
     recipe: Recipe, tmp_path: Path, classes: tuple[str, ...]
 ) -> None:
-    champion_of(recipe, tmp_path / "champion", classes=classes)
+    champion_of(recipe, tmp_path, classes=classes)
     with pytest.raises(ValueError, match="different classes"):
         prepared(recipe)
-    assert not storage.list_files(f"{recipe.task_uri}/runs", missing_ok=True)
-    assert prepared(recipe.model_copy(update={"name": "another"})).champion is None
-
-
-def test_a_champion_of_another_task_is_refused(recipe: Recipe, tmp_path: Path) -> None:
-    champion_of(recipe, tmp_path / "champion", classes=("x", "y", "z"))
     with pytest.raises(ValueError, match=r"classification.* chat"):
-        prepared(chat_recipe(recipe, encoder=None))
-
-
-def test_test_rows_that_the_champion_was_trained_on_are_registered_and_reported(
-    recipe: Recipe, tmp_path: Path
-) -> None:
-    test = prepared(recipe).splits.test
-    unknown = champion_of(recipe, tmp_path / "unknown", classes=("x", "y", "z"))
-    context = prepared(recipe)
-    assert (context.registered.champion, context.registered.trained_rows) == (
-        unknown,
-        TrainedRows({"incumbent": None}),
-    )
-    other = recipe.model_copy(update={"name": "other"})
-    champion_of(
-        other, tmp_path / "champion", classes=("x", "y", "z"), learned=("a text", *test.texts[:2])
-    )
-    recorder = ProgressRecorder()
-    context = prepare(other, progress=recorder)
-    assert context.registered.trained_rows == TrainedRows({"incumbent": test.row_ids[:2]})
-    assert any("2 of the 22 test rows" in event.text for event in recorder.of_kind(NoteEvent))
-    stored = Preregistration.model_validate_json(storage.read_bytes(f"{context.run}/protocol.json"))
-    assert stored == context.registered
-
-
-def test_a_champion_that_was_trained_on_all_test_rows_is_refused_before_the_protocol_is_registered(
-    recipe: Recipe, tmp_path: Path
-) -> None:
-    test = prepared(recipe.model_copy(update={"name": "other"})).splits.test
-    champion_of(recipe, tmp_path / "champion", classes=("x", "y", "z"), learned=test.texts)
-    with pytest.raises(ValueError, match="22 of the 22 test rows"):
-        prepared(recipe)
-    assert not storage.list_files(f"{recipe.task_uri}/runs", missing_ok=True)
+        prepared(chat_recipe(tmp_path))
+    assert not is_registered(recipe)
+    assert prepared(renamed(recipe, "another")).champion is None
 
 
 def naming(recipe: Recipe, name: str = "previous", **entry: str) -> Recipe:
@@ -172,94 +168,68 @@ def naming(recipe: Recipe, name: str = "previous", **entry: str) -> Recipe:
     return recipe.model_copy(update={"evaluation": EvaluationConfig.model_validate(evaluation)})
 
 
-def test_rows_that_a_contender_was_trained_on_are_registered_under_its_name(
+def test_test_rows_that_champion_or_contender_were_trained_on_are_registered_and_reported(
     recipe: Recipe, tmp_path: Path
 ) -> None:
     test = prepared(recipe).splits.test
-    other = recipe.model_copy(update={"name": "other"})
-    uri = champion_of(
-        other, tmp_path / "version", classes=("x", "y", "z"), learned=("a text", *test.texts[:2])
-    )
+    other = renamed(recipe, "other")
+    uri = champion_of(other, tmp_path, learned=("a text", *test.texts[:2]))
+    context, notes = noted(other)
+    assert context.registered.champion == uri
+    assert context.registered.trained_rows == TrainedRows({"incumbent": test.row_ids[:2]})
+    assert any("2 of the 22 test rows" in note for note in notes)
+    stored = Preregistration.model_validate_json(storage.read_bytes(f"{context.run}/protocol.json"))
+    assert stored == context.registered
+
+    champion_of(recipe, tmp_path)
     context = prepared(naming(recipe, version=uri))
     assert context.inputs.contenders["previous"].uri == uri
-    assert context.registered.trained_rows == TrainedRows({"previous": test.row_ids[:2]})
+    trained = {"incumbent": None, "previous": test.row_ids[:2]}  # the champion's are not known
+    assert context.registered.trained_rows == TrainedRows(trained)
 
 
-@pytest.mark.parametrize("case", ["classes", "task", "missing", "no version", "reserved name"])
+def test_a_champion_that_was_trained_on_all_test_rows_is_refused_before_the_registration(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    test = prepared(renamed(recipe, "other")).splits.test
+    champion_of(recipe, tmp_path, learned=test.texts)
+    with pytest.raises(ValueError, match="22 of the 22 test rows"):
+        prepared(recipe)
+    assert not is_registered(recipe)
+
+
+@pytest.mark.parametrize("case", ["classes", "task", "missing", "reserved name"])
 def test_a_contender_that_cannot_be_compared_stops_the_run_by_its_name(
     recipe: Recipe, tmp_path: Path, case: str
 ) -> None:
-    other = recipe.model_copy(update={"name": "other"})
-    name = "incumbent" if case == "reserved name" else "previous"
-    fields: dict[str, Any] = {"classes": ("x", "y", "z")}
-    if case == "classes":
-        fields["classes"] = ("x", "y")
-    elif case == "task":
-        prompting = {"system": None, "max_new_tokens": 4}
-        fields = {"kind": "zero_shot", "classes": (), "prompting": prompting}
-    uri = champion_of(other, tmp_path / "version", **fields)
+    fields = {"classes": {"classes": ("x", "y")}, "task": GENERATING}.get(case, {})
+    uri = champion_of(renamed(recipe, "other"), tmp_path, **fields)
     if case == "missing":
-        uri = f"{other.task_uri}/versions/probe-000000000000"
-    elif case == "no version":
-        uri = other.task_uri
+        uri = f"{uri}0"
+    name = "incumbent" if case == "reserved name" else "previous"
     with pytest.raises(ContenderError, match=f"evaluation.contenders.{name}"):
         prepared(naming(recipe, name, version=uri))
-    assert not storage.list_files(f"{recipe.task_uri}/runs", missing_ok=True)
+    assert not is_registered(recipe)
 
 
 @pytest.mark.parametrize(("num_documents", "expected"), [(5, True), (6, False)])
-def test_test_rows_of_too_few_documents_are_reported_before_the_training(
+def test_few_documents_rare_classes_and_empty_texts_are_reported_before_the_training(
     recipe: Recipe, tmp_path: Path, num_documents: int, expected: bool
 ) -> None:
-    train = recipe.data.train_uris[0]
-    rows = {"text": [f"test {number}" for number in range(30)], "label": ["x", "y", "z"] * 10}
-    rows["case"] = [str(number % num_documents) for number in range(30)]
-    pq.write_table(pa.table(rows), tmp_path / "test.parquet")
-    table = pq.read_table(Path(train.removeprefix("file://")))
-    with_cases = table.append_column(
-        "case", pa.array([f"train {number}" for number in range(len(table))])
-    )
-    pq.write_table(with_cases, tmp_path / "rows.parquet")
-    changes = {"test": (tmp_path / "test.parquet").as_uri(), "split_by": "case"}
-    recorder = ProgressRecorder()
-    prepare(
-        recipe.model_copy(update={"data": recipe.data.model_copy(update=changes)}),
-        progress=recorder,
-    )
-    texts = [event.text for event in recorder.of_kind(NoteEvent)]
-    assert any("30 test rows come from 5 documents" in text for text in texts) is expected
-
-
-def test_classes_with_few_rows_and_empty_texts_are_reported(recipe: Recipe, tmp_path: Path) -> None:
     """A class with one row and an empty text do not stop a run."""
-    train = pq.read_table(Path(recipe.data.train_uris[0].removeprefix("file://")))
-    more = pa.table({"text": ["a single row", ""], "label": ["rare", "x"]})
-    pq.write_table(pa.concat_tables([train, more]), tmp_path / "train.parquet")
-    rows = {"text": ["one", "two"], "label": ["x", "y"]}
-    for name in ("validation", "test"):
-        pq.write_table(
-            pa.table(rows | {"text": [f"{text} {name}" for text in rows["text"]]}),
-            tmp_path / f"{name}.parquet",
-        )
-    uris = {
-        name: (tmp_path / f"{name}.parquet").as_uri() for name in ("train", "validation", "test")
-    }
-    recorder = ProgressRecorder()
-    context = prepare(
-        recipe.model_copy(update={"data": recipe.data.model_copy(update=uris)}), progress=recorder
-    )
-    assert context.task.classes == ("rare", "x", "y", "z")
-    notes = [event.text for event in recorder.of_kind(NoteEvent)]
+    uris = {}
+    for name, size in (("train", 60), ("validation", 30), ("test", 30)):
+        texts = [f"{name} {number}" for number in range(size)]
+        columns: dict[str, Any] = {"text": texts, "label": [*CLASSES] * (size // 3)}
+        if name == "train":
+            columns["label"][0], texts[1] = "rare", ""
+        columns["case"] = [f"{name} {number % num_documents}" for number in range(size)]
+        uris[name] = write(tmp_path, name, **columns)
+    context, notes = noted(with_data(recipe, **uris, split_by="case"))
+    assert context.task.classes == ("rare", *CLASSES)
     assert any(note.endswith(": 'rare'") for note in notes)
     assert any("empty text" in note and note.endswith(": 1") for note in notes)
-
-
-def test_the_run_uri_depends_on_the_evaluation_and_not_on_serving(recipe: Recipe) -> None:
-    first = prepared(recipe)
-    serving = recipe.serving.model_copy(update={"autoscaling": {"max_replicas": 7}})
-    gain = recipe.evaluation.model_copy(update={"minimum_gain": 0.5})
-    assert prepared(recipe.model_copy(update={"serving": serving})).run == first.run
-    assert prepared(recipe.model_copy(update={"evaluation": gain})).run != first.run
+    assert any("30 test rows come from 5 documents" in note for note in notes) is expected
 
 
 def test_a_run_prints_the_version_of_its_base_model_and_pinning_it_does_not_change_the_run(
@@ -268,116 +238,69 @@ def test_a_run_prints_the_version_of_its_base_model_and_pinning_it_does_not_chan
     source = f"pypi://tiny@1.0#sha256={'5f' * 32}"
     staged = StagedModel(source=source, uri=(tmp_path / "model").as_uri())
     monkeypatch.setattr(inputs, "stage_base_model", lambda *_, **__: staged)
-    runs, notes = [], []
-    for uri in ("pypi://tiny", source):
-        recorder = ProgressRecorder()
-        context = prepare(
-            recipe.model_copy(update={"base_model": parse_model_uri(uri)}), progress=recorder
-        )
-        runs.append(context.run)
-        notes += [
-            event.text
-            for event in recorder.of_kind(NoteEvent)
-            if event.text.startswith("base model: ")
-        ]
+    runs = set()
+    for uri, text in (("pypi://tiny", f"pypi://tiny is {source}, "), (source, source)):
+        base_model = parse_model_uri(uri)
+        context, notes = noted(recipe.model_copy(update={"base_model": base_model}))
+        runs.add(context.run)
+        (note,) = (note for note in notes if note.startswith("base model: "))
+        assert note.startswith(f"base model: {text}")
         assert context.inputs.base_model.source == source
-    assert notes[0].startswith(f"base model: pypi://tiny is {source}, ")
-    assert notes[1:] == [f"base model: {source}"]
-    assert runs[0] == runs[1]
-
-
-def chat_recipe(recipe: Recipe, *, encoder: str | None) -> Recipe:
-    """Return a chat recipe with the rows and the base model of the recipe."""
-    train = str(recipe.data.train)
-    rows = Path(train.removeprefix("file://"))
-    renamed = pq.read_table(rows).rename_columns(["prompt", "completion"])
-    pq.write_table(renamed, rows.with_name("chat.parquet"))
-    sections = {
-        "data": {"train": rows.with_name("chat.parquet").as_uri()},
-        "evaluation": {"metric": "token_f1", "retrieval_encoder": encoder},
-    }
-    return recipe_at(Path(recipe.registry.removeprefix("file://")), task="chat", **sections)
+    assert len(runs) == 1
 
 
 @pytest.mark.usefixtures("recipe")
-def test_an_example_that_is_the_last_message_of_a_test_row_is_refused(tmp_path: Path) -> None:
-    contents = [("be brief", "hello", "hi", f"Number {number}", "ok") for number in range(90)]
-    roles = ("system", "user", "assistant", "user", "assistant")
-    column = [
-        [{"role": role, "content": text} for role, text in zip(roles, row, strict=True)]
-        for row in contents
-    ]
-    pq.write_table(pa.table({"messages": column}), tmp_path / "messages.parquet")
-    data = {"train": (tmp_path / "messages.parquet").as_uri(), "messages": "messages"}
-    chat = recipe_at(
-        tmp_path / "registry", task="chat", data=data, evaluation={"metric": "token_f1"}
-    )
-    shown = prepared(chat).splits.test.queries[0]
-    assert shown.startswith("Number ")
-    for example in (shown, shown.upper().replace(" ", "  ")):
-        serving = chat.serving.model_copy(update={"examples": ("hello", example)})
-        with pytest.raises(DataError, match=f"serving.examples .*'{example}'"):
-            prepared(chat.model_copy(update={"serving": serving}))
+def test_an_example_that_is_a_text_of_a_test_row_is_refused(tmp_path: Path) -> None:
+    chat = chat_recipe(tmp_path)
+    shown = prepared(chat).splits.test.texts[0]
+    example = shown.upper().replace(" ", "  ")
+    serving = chat.serving.model_copy(update={"examples": ("hello", example)})
+    with pytest.raises(DataError, match=f"serving.examples .*'{example}'"):
+        prepared(chat.model_copy(update={"serving": serving}))
 
 
-def on_two_gpus(recipe: Recipe) -> Recipe:
-    serving = {"engine": "vllm", "gpus_per_replica": 2}
-    return recipe.model_copy(update={"serving": ServingConfig.model_validate(serving)})
-
-
-def notes_on_ranks(recipe: Recipe) -> tuple[int, list[str]]:
-    """Return the number of ranks of a run, and the notes on them."""
-    recorder = ProgressRecorder()
-    ranks = prepare(recipe, progress=recorder).inputs.ranks
-    return ranks.number, [
-        event.text for event in recorder.of_kind(NoteEvent) if "cannot divide" in event.text
-    ]
-
-
+@pytest.mark.usefixtures("recipe")
 def test_one_gpu_evaluates_all_models_if_base_model_or_champion_cannot_be_divided(
-    recipe: Recipe, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
-    chat = on_two_gpus(chat_recipe(recipe, encoder=None))
-    assert notes_on_ranks(chat) == (2, [])
+    serving = ServingConfig.model_validate({"engine": "vllm", "gpus_per_replica": 2})
+    chat = chat_recipe(tmp_path).model_copy(update={"serving": serving})
+
+    def ranks() -> tuple[int, str]:
+        """Return the number of ranks of a run, and the notes on them."""
+        context, notes = noted(chat)
+        number = context.inputs.ranks.number
+        return number, " ".join(note for note in notes if "cannot divide" in note)
+
+    assert ranks() == (2, "")
     small_chat.save(tmp_path / "model", small_chat.model_of("phi3"))
-    number, _ = notes_on_ranks(chat)
-    assert number == 1
+    assert ranks()[0] == 1
     small_chat.save(tmp_path / "model")
     small_chat.save(tmp_path / "other", small_chat.model_of("phi3"))
-    base, prompting = (tmp_path / "other").as_uri(), {"system": None, "max_new_tokens": 4}
-    champion_of(
-        chat,
-        tmp_path / "champion",
-        kind="zero_shot",
-        classes=(),
-        base_model=base,
-        prompting=prompting,
-    )
-    number, (note,) = notes_on_ranks(chat)
+    base = (tmp_path / "other").as_uri()
+    champion_of(chat, tmp_path, **GENERATING, base_model=base)
+    number, note = ranks()
     assert number == 1
     assert f"({base})" in note
 
 
-def test_the_run_depends_on_the_files_of_the_encoder_for_retrieval(
-    recipe: Recipe, tmp_path: Path
-) -> None:
-    chat = chat_recipe(recipe, encoder=(tmp_path / "encoder").as_uri())
-    runs = []
+@pytest.mark.usefixtures("recipe")
+def test_the_run_depends_on_the_files_of_the_encoder_for_retrieval(tmp_path: Path) -> None:
+    chat = chat_recipe(tmp_path, retrieval_encoder=(tmp_path / "encoder").as_uri())
+    runs = {prepared(chat_recipe(tmp_path)).run}
     for seed in (0, 1):
         pinned = small_encoder.save(tmp_path / "encoder", seed=seed)
-        recorder = ProgressRecorder()
-        context = prepare(chat, progress=recorder)
-        assert f"retrieval encoder: {pinned.uri}" in [
-            event.text for event in recorder.of_kind(NoteEvent)
-        ]
+        context, notes = noted(chat)
+        assert f"retrieval encoder: {pinned.uri}" in notes
         assert context.inputs.pinned_encoder == pinned.model_copy(update={"dtype": dtype_name()})
-        runs.append(context.run)
-    assert len({*runs, prepared(chat_recipe(recipe, encoder=None)).run}) == 3
+        runs.add(context.run)
+    assert len(runs) == 3
 
 
+@pytest.mark.usefixtures("recipe")
 def test_a_retrieval_encoder_that_is_no_text_encoder_is_refused_before_the_baselines(
-    recipe: Recipe, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
     small_chat.save(tmp_path / "llama")
     with pytest.raises(MetadataError, match="llama"):
-        prepared(chat_recipe(recipe, encoder=(tmp_path / "llama").as_uri()))
+        prepared(chat_recipe(tmp_path, retrieval_encoder=(tmp_path / "llama").as_uri()))

@@ -13,31 +13,31 @@ from cluster.progress import SILENT
 from tailorbird import storage
 from tailorbird.checks import preflight_evaluation
 from tailorbird.config.training import TrainingConfig
-from tailorbird.data.rows import DataError, Rows, Splits
+from tailorbird.data.rows import DataError, Splits
 from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.models.endpoint.errors import EndpointError
 from tailorbird.pipeline import run
 from tailorbird.pipeline.artifacts import Contender
+from tailorbird.pipeline.prepare import RunContext
 from tailorbird.pipeline.run import best_on_validation, measure_curve
-from tailorbird.registry.versions import Dtype
-from tests import small_chat
-from tests.unit.pipeline.contexts import context_of, recipe_at, registering, run_locally, splits_of
+from tests import build, small_chat
+from tests.unit.pipeline.contexts import (
+    BASE,
+    context_of,
+    recipe_at,
+    registering,
+    run_locally,
+    splits_of,
+    training_result,
+)
 from tests.unit.serving.endpoint.versions import endpoint_version
 from training.reports import TrainingResult
 from training.trainer import finetune
 from tuning.sweep import SweepResult, sweep
 
 
-def result_of(weights: str, score: float, *, dtype: Dtype = "float32") -> TrainingResult:
-    return TrainingResult(
-        weights=weights,
-        score=score,
-        epochs=1,
-        rows_per_second=1,
-        padding_share=0,
-        step_seconds=1,
-        dtype=dtype,
-    )
+def swept(selected: TrainingConfig, trained: TrainingResult) -> SweepResult:
+    return SweepResult(base_model=BASE, rows=(), selected=selected, trained=trained)
 
 
 def fake(function: Callable[..., Any], value: Callable[..., Any]) -> Callable[..., Any]:
@@ -45,8 +45,9 @@ def fake(function: Callable[..., Any], value: Callable[..., Any]) -> Callable[..
     return wraps(function)(lambda *args, **kwargs: value(*args, **kwargs))
 
 
-def fail_at_the_baselines(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a new run fail the test if it reaches its baselines."""
+def start_of(monkeypatch: pytest.MonkeyPatch, context: RunContext) -> None:
+    """Let a new run have this context, and fail the test if it reaches its baselines."""
+    monkeypatch.setattr(run, "prepare", lambda *_, **__: context)
     monkeypatch.setattr(run, "find_finished_run", lambda _: None)
     monkeypatch.setattr(
         run, "fit_baselines", lambda *_, **__: pytest.fail("the baselines were fitted first")
@@ -60,7 +61,7 @@ def test_the_mean_of_the_weights_is_the_candidate_unless_a_seed_is_better(
     mean: float | None, chosen: str
 ) -> None:
     seeds = tuple(
-        result_of(f"seed-{number}", score) for number, score in enumerate((0.71, 0.74, 0.73))
+        training_result(f"seed-{number}", score) for number, score in enumerate((0.71, 0.74, 0.73))
     )
     averaged = None if mean is None else Contender("full", "mean", mean)
     candidate = best_on_validation(seeds, averaged, method="full")
@@ -69,7 +70,10 @@ def test_the_mean_of_the_weights_is_the_candidate_unless_a_seed_is_better(
 
 def test_the_candidate_has_the_precision_of_the_worker_that_trained_it() -> None:
     """Workers can have other hardware than the driver, and in a mixed cluster than each other."""
-    seeds = (result_of("seed-0", 0.7, dtype="bfloat16"), result_of("seed-1", 0.8, dtype="float32"))
+    seeds = (
+        training_result("seed-0", 0.7, dtype="bfloat16"),
+        training_result("seed-1", 0.8, dtype="float32"),
+    )
     for uri, dtype in {"seed-0": "bfloat16", "seed-1": "float32", "mean": "bfloat16"}.items():
         assert run._dtype_of(Contender("full", uri, 0.8), seeds) == dtype
 
@@ -101,14 +105,11 @@ def test_the_learning_curve_ends_with_all_rows_even_if_they_are_sharded(
 
     def train(*_: Any, num_train_rows: int, **__: Any) -> TrainingResult:
         requested.append(num_train_rows)
-        return result_of("x", 0.5 + num_train_rows / 4000)
+        return training_result("x", 0.5 + num_train_rows / 4000)
 
     monkeypatch.setattr(run, "_train", train)
     monkeypatch.setattr(run, "num_groups_that_fit", lambda _: 1)
-    sweep_result = SweepResult(
-        base_model="s3://m/base", rows=(), selected=TrainingConfig(), trained=result_of("x", 0.8)
-    )
-    curve = measure_curve(context, sweep_result)
+    curve = measure_curve(context, swept(TrainingConfig(), training_result("x", 0.8)))
     assert requested == trained
     assert curve is not None
     assert curve.sizes == sizes
@@ -122,15 +123,12 @@ def test_fields_that_affect_no_result_can_change_without_a_new_sweep(
     too."""
     weights = (tmp_path / "weights" / "trial-a").as_uri()
     storage.write_bytes(f"{weights}/head.safetensors", b"")
-    sweep_result = SweepResult(
-        base_model="s3://m/base",
-        rows=(),
-        selected=TrainingConfig(batch_size=16),
-        trained=result_of(weights, 0.5),
-    )
+    sweep_result = swept(TrainingConfig(batch_size=16), training_result(weights, 0.5))
     monkeypatch.setattr(run, "note_shortage", lambda *_, **__: None)
     monkeypatch.setattr(run, "sweep", fake(sweep, lambda *_, **__: sweep_result))
-    monkeypatch.setattr(run, "finetune", fake(finetune, lambda *_, **__: result_of(weights, 0.5)))
+    monkeypatch.setattr(
+        run, "finetune", fake(finetune, lambda *_, **__: training_result(weights, 0.5))
+    )
     configs: list[TrainingConfig] = []
     train = run._train
 
@@ -166,33 +164,28 @@ def test_a_training_keeps_only_the_weights_of_its_result(
     def train(*_: Any, uri: str, **__: Any) -> TrainingResult:
         for name in ("weights-interrupted", "weights-exported"):
             storage.write_bytes(f"{uri}/{name}/head.safetensors", b"")
-        return result_of(f"{uri}/weights-exported", 0.5)
+        return training_result(f"{uri}/weights-exported", 0.5)
 
     monkeypatch.setattr(run, "finetune", fake(finetune, train))
     context = replace(context_of(recipe_at(tmp_path), splits_of()), events="events")
     trained = run._train(context, TrainingConfig(), name="seed-1")
-    files = [
-        uri.rpartition("/")[2] for uri in storage.list_files(trained.weights.rpartition("/")[0])
-    ]
-    assert sorted(files) == ["done.json", "head.safetensors"]
-    assert storage.exists(f"{trained.weights}/head.safetensors")
+    stage = trained.weights.rpartition("/")[0]
+    files = [f"{stage}/done.json", f"{trained.weights}/head.safetensors"]
+    assert sorted(storage.list_files(stage)) == files
 
 
 def test_an_untrainable_chat_row_is_reported_before_the_baselines_are_fitted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_chat.save(tmp_path / "base")
-    turns = tuple((("user", text),) for text in ("ab", "c</s>d", "e"))
-    rows = Rows(("7", "8", "9"), ("ab", "cd", "e"), ("a", "b", "c"), conversations=turns)
-    others = [
-        replace(rows.take([0, 2]), texts=(f"{name} 1", f"{name} 2"))
-        for name in ("validation", "test")
-    ]
+    train, *others = (
+        build.rows(texts, chat=True, first=7)
+        for texts in (("ab", "c</s>d", "e"), ("f", "g"), ("h", "i"))
+    )
     recipe = recipe_at(tmp_path, task="chat", evaluation={"metric": "token_f1"})
-    context = context_of(recipe, Splits(rows, *others), base_model=(tmp_path / "base").as_uri())
+    context = context_of(recipe, Splits(train, *others), base_model=(tmp_path / "base").as_uri())
     run_locally(monkeypatch)
-    fail_at_the_baselines(monkeypatch)
-    monkeypatch.setattr(run, "prepare", lambda *_, **__: context)
+    start_of(monkeypatch, context)
     for start in (run.run_pipeline, run.sweep_only):
         with pytest.raises(
             DataError, match=r"training row 8: a turn of the user contains the special token '</s>'"
@@ -204,21 +197,18 @@ def test_an_endpoint_that_cannot_be_used_is_reported_before_anything_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     endpoint = {"url": "http://127.0.0.1:9/v1", "model": "m"}
-    of_recipe = context_of(
-        recipe_at(tmp_path, evaluation={"contenders": {"hosted": {"endpoint": endpoint}}}),
-        splits_of(),
-    )
+    evaluation = {"contenders": {"hosted": {"endpoint": endpoint}}}
+    of_recipe = context_of(recipe_at(tmp_path, evaluation=evaluation), splits_of())
     of_champion = registering(
         context_of(recipe_at(tmp_path), splits_of()), champion="s3://m/task/versions/e-1"
     )
     keyed = endpoint_version("http://127.0.0.1:9/v1")
-    fail_at_the_baselines(monkeypatch)
     monkeypatch.setattr("tailorbird.pipeline.prepare.read_version", lambda _: keyed)
     for context, message in (
         (of_recipe, "127.0.0.1:9/v1/models cannot be reached"),
         (of_champion, "is not set in"),
     ):
-        monkeypatch.setattr(run, "prepare", lambda *_, context=context, **__: context)
+        start_of(monkeypatch, context)
         for start in (run.run_pipeline, run.sweep_only, run.baselines_only):
             with pytest.raises(EndpointError, match=message):
                 start(context.recipe, progress=SILENT)
@@ -234,8 +224,7 @@ def test_a_model_that_one_gpu_cannot_hold_is_refused_before_the_baselines_as_by_
     base = (tmp_path / "base").as_uri()
     recipe = recipe_at(tmp_path, task="chat", evaluation={"metric": "token_f1"}, **sections)
     context = context_of(recipe, splits_of(), base_model=base)
-    fail_at_the_baselines(monkeypatch)
-    monkeypatch.setattr(run, "prepare", lambda *_, **__: context)
+    start_of(monkeypatch, context)
     monkeypatch.setattr(preflight_evaluation, "gpu_bytes_of_cluster", lambda: (80 << 30, 1 << 10))
     for start in (run.run_pipeline, run.sweep_only, run.baselines_only):
         with pytest.raises(

@@ -13,11 +13,11 @@ from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.models.base_model import BaseModelRecord
 from tailorbird.models.errors import ModelError
 from tailorbird.models.pretrained import dtype_name, inference_dtype
-from tailorbird.pipeline.inputs import StagedBase
+from tailorbird.pipeline.inputs import RunInputs, StagedBase
 from tailorbird.pipeline.prepare import RunContext
 from tailorbird.pipeline.tasks import ChatTask, ClassificationTask
 from tailorbird.registry.pooling import Pooling
-from tailorbird.registry.versions import INDEX_FILES, read_artifact_config
+from tailorbird.registry.versions import INDEX_FILES, PinnedEncoder, read_artifact_config
 from tailorbird.storage.node_cache import sha256_files
 from tests import small_chat, small_encoder
 from tests.build import pairs
@@ -28,8 +28,25 @@ from training.classification_task import ClassificationTrainingTask
 
 
 def chat_rows(name: str, letters: str) -> Rows:
-    texts = [f"{name} {letter}" for letter in letters]
-    return pairs([(text, "yes") for text in texts], chat=True)
+    return pairs([(f"{name} {letter}", "yes") for letter in letters], chat=True)
+
+
+def with_retrieved(chat: RunContext, **changes: Any) -> RunInputs:
+    """Return the inputs of a run whose model is trained with retrieved examples."""
+    training = chat.recipe.training.model_copy(update={"with_retrieved": True})
+    recipe = chat.recipe.model_copy(update={"training": training})
+    return replace(chat.inputs, recipe=recipe, **changes)
+
+
+@pytest.fixture
+def pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PinnedEncoder:
+    """An encoder for retrieval; its similarities have a fixed weight."""
+    monkeypatch.setattr("tailorbird.evaluation.baselines.chat.EMBEDDING_WEIGHTS", (0.5,))
+    return small_encoder.save(tmp_path / "encoder")
+
+
+def record_of(pinned: PinnedEncoder, **more: str) -> BaseModelRecord:
+    return BaseModelRecord(pinned.uri, pinned.uri, sha256_files(pinned.uri) | more)
 
 
 @pytest.fixture
@@ -75,9 +92,7 @@ def test_artifacts_of_chat_baselines_store_their_prompting(
     run_locally(monkeypatch)
     baselines = chat.task.fit_baselines()
     kinds = ["nearest", "zero_shot", "few_shot", "retrieved"]
-    assert [(baseline.kind, baseline.servable) for baseline in baselines] == [
-        (kind, True) for kind in kinds
-    ]
+    assert [baseline.kind for baseline in baselines if baseline.servable] == kinds
     configs = [read_artifact_config(baseline.uri or "") for baseline in baselines]
     assert [config.kind for config in configs] == kinds
     prompts = [config.prompting for config in configs if config.prompting]
@@ -89,7 +104,7 @@ def test_artifacts_of_chat_baselines_store_their_prompting(
 
 
 def test_baselines_have_the_precision_of_the_worker_that_fitted_them(
-    chat: RunContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    chat: RunContext, pinned: PinnedEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A driver on a CPU without bf16 must not decide for workers on GPUs."""
     of_the_worker = torch.float32 if inference_dtype() == torch.bfloat16 else torch.bfloat16
@@ -104,10 +119,7 @@ def test_baselines_have_the_precision_of_the_worker_that_fitted_them(
         return call
 
     monkeypatch.setattr("tailorbird.pipeline.inputs.run_remote", run_on_other_hardware)
-    monkeypatch.setattr("tailorbird.evaluation.baselines.chat.EMBEDDING_WEIGHTS", (0.5,))
-    pinned = small_encoder.save(tmp_path / "encoder")
-    files = sha256_files(pinned.uri)
-    inputs = replace(chat.inputs, encoder=BaseModelRecord(pinned.uri, pinned.uri, files))
+    inputs = replace(chat.inputs, encoder=record_of(pinned))
     _, *generating = ChatTask(inputs).fit_baselines()  # the first is the nearest answer
     configs = [read_artifact_config(str(baseline.uri)) for baseline in generating]
     name = str(of_the_worker).removeprefix("torch.")
@@ -122,22 +134,18 @@ def test_a_model_trained_with_retrieved_examples_carries_the_index_and_the_best_
     chat: RunContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_locally(monkeypatch)
-    training = chat.recipe.training.model_copy(update={"with_retrieved": True})
-    recipe = chat.recipe.model_copy(update={"training": training})
-    task = ChatTask(replace(chat.inputs, recipe=recipe))
-    baselines = {
-        baseline.kind: read_artifact_config(baseline.uri or "") for baseline in task.fit_baselines()
-    }
-    best = baselines["retrieved"].prompting
+    inputs = with_retrieved(chat)
+    recipe, task = inputs.recipe, ChatTask(inputs)
+    uris = {baseline.kind: str(baseline.uri) for baseline in task.fit_baselines()}
+    best = read_artifact_config(uris["retrieved"]).prompting
     trained = task.training_task()
     assert isinstance(trained, ChatTrainingTask)
     assert best is not None
     assert best.retrieval is not None
     assert trained.prompting == best.within(256 - recipe.data.max_length)
     assert trained.examples is not None
-    assert [len(rows) for rows in trained.examples.rows] == [
-        min(best.retrieval.num_examples, 5)
-    ] * 6
+    num_examples = min(best.retrieval.num_examples, 5)
+    assert [len(rows) for rows in trained.examples.rows] == [num_examples] * 6
     assert task.training_inputs != chat.task.training_inputs
     weights = tmp_path / "weights"
     weights.mkdir()
@@ -153,33 +161,22 @@ def test_a_model_trained_with_retrieved_examples_carries_the_index_and_the_best_
 
 
 def test_an_encoder_for_retrieval_is_an_input_of_the_baselines_and_of_a_model_with_retrieved_examples(
-    chat: RunContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    chat: RunContext, pinned: PinnedEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_locally(monkeypatch)
-    monkeypatch.setattr("tailorbird.evaluation.baselines.chat.EMBEDDING_WEIGHTS", (0.5,))
-    pinned = small_encoder.save(tmp_path / "encoder")
-    files = sha256_files(pinned.uri)
-    training = chat.recipe.training.model_copy(update={"with_retrieved": True})
-    recipe = chat.recipe.model_copy(update={"training": training})
-    inputs = replace(
-        chat.inputs, recipe=recipe, encoder=BaseModelRecord(pinned.uri, pinned.uri, files)
-    )
+    inputs = with_retrieved(chat, encoder=record_of(pinned))
     task = ChatTask(inputs)
     expected = pinned.model_copy(update={"dtype": dtype_name()})
     assert inputs.pinned_encoder == expected
     trained = task.training_task()
     assert isinstance(trained, ChatTrainingTask)
     assert trained.examples is not None
-    assert trained.prompting.retrieval is not None
-    assert (trained.prompting.retrieval.encoder, trained.prompting.retrieval.embedding_weight) == (
-        expected,
-        0.5,
-    )
+    retrieval = trained.prompting.retrieval
+    assert retrieval is not None
+    assert (retrieval.encoder, retrieval.embedding_weight) == (expected, 0.5)
     assert trained.examples.load_index().embeddings is not None
     uris = {baseline.uri for baseline in task.fit_baselines()}
-    changed = ChatTask(
-        replace(inputs, encoder=BaseModelRecord(pinned.uri, pinned.uri, files | {"more.json": "0"}))
-    )
+    changed = ChatTask(replace(inputs, encoder=record_of(pinned, **{"more.json": "0"})))
     with pytest.raises(ModelError, match="retrieval encoder"):
         changed.fit_baselines()
     assert uris.isdisjoint({baseline.uri for baseline in chat.task.fit_baselines()})
@@ -188,14 +185,13 @@ def test_an_encoder_for_retrieval_is_an_input_of_the_baselines_and_of_a_model_wi
 def test_retrieved_examples_require_rows_in_memory_and_room_beside_the_longest_row(
     chat: RunContext,
 ) -> None:
-    training = chat.recipe.training.model_copy(update={"with_retrieved": True})
-    recipe = chat.recipe.model_copy(update={"training": training})
     shards: Any = range(9)
-    streamed = replace(chat.inputs, recipe=recipe, data=replace(chat.inputs.data, shards=shards))
+    streamed = with_retrieved(chat, data=replace(chat.inputs.data, shards=shards))
     with pytest.raises(DataError, match=r"with_retrieved .*in memory"):
         ChatTask(streamed).require_trainable()
-    data = recipe.data.model_copy(update={"max_length": 256})
-    full = replace(chat.inputs, recipe=recipe.model_copy(update={"data": data}))
+    inputs = with_retrieved(chat)
+    data = inputs.recipe.data.model_copy(update={"max_length": 256})
+    full = replace(inputs, recipe=inputs.recipe.model_copy(update={"data": data}))
     with pytest.raises(DataError, match=r"data\.max_length 256"):
         ChatTask(full).require_trainable()
 
@@ -203,15 +199,13 @@ def test_retrieved_examples_require_rows_in_memory_and_room_beside_the_longest_r
 def test_stage_inputs_depend_on_rows_base_model_and_code(tmp_path: Path) -> None:
     inputs = context_of(recipe_at(tmp_path), splits_of()).inputs
     other = context_of(recipe_at(tmp_path), splits_of(num_train=10)).inputs
-    keys = [
-        inputs.stage_inputs(ClassificationTrainingTask, seed=0),
-        inputs.stage_inputs(ClassificationTrainingTask, seed=1),
-        inputs.stage_inputs(ChatTrainingTask, seed=0),
-        other.stage_inputs(ClassificationTrainingTask, seed=0),
-        replace(inputs, base=StagedBase(replace(inputs.base_model, files={"a": "b"}))).stage_inputs(
-            ClassificationTrainingTask, seed=0
-        ),
+    changed = StagedBase(replace(inputs.base_model, files={"a": "b"}))
+    of_inputs = [
+        each.stage_inputs(ClassificationTrainingTask, seed=0)
+        for each in (inputs, other, replace(inputs, base=changed))
     ]
+    seeded = inputs.stage_inputs(ClassificationTrainingTask, seed=1)
+    keys = [*of_inputs, seeded, inputs.stage_inputs(ChatTrainingTask, seed=0)]
     assert all(key not in keys[:index] for index, key in enumerate(keys))
     archive = replace(inputs.code, sha256="d" * 64)
     assert replace(inputs, code=archive).stage_inputs(ClassificationTrainingTask, seed=0) == keys[0]

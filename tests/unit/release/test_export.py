@@ -341,18 +341,16 @@ def test_training_rows_in_the_folder_and_a_missing_license_are_stated(
     assert ("hf upload" in result.stdout) is not has_shots
 
 
-def test_an_existing_folder_is_not_overwritten(chat_base: Path, tmp_path: Path) -> None:
+def test_an_existing_folder_is_not_overwritten_and_a_changed_version_leaves_none(
+    chat_base: Path, tmp_path: Path
+) -> None:
     uri = chat_version(tmp_path / "source", kind="full", base=chat_base)
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "file").write_text("kept")
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "file").touch()
     with pytest.raises(ValueError, match="already exists"):
-        export_version(uri, tmp_path / "out", merged=False)
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["file"]
-
-
-def test_a_changed_version_leaves_no_folder(chat_base: Path, tmp_path: Path) -> None:
-    uri = chat_version(tmp_path / "source", kind="full", base=chat_base)
+        export_version(uri, tmp_path / "kept")
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["file"]
     storage.write_bytes(f"{uri}/model.safetensors", b"changed")
     with pytest.raises(ValueError, match=r"model\.safetensors was changed"):
-        export_version(uri, tmp_path / "out" / "model", merged=False)
+        export_version(uri, tmp_path / "out" / "model")
     assert list((tmp_path / "out").iterdir()) == []

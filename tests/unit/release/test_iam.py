@@ -31,9 +31,10 @@ def documents(*overrides: str, cluster: Cluster = PODS) -> dict[str, Any]:
     return role_documents(load_recipe(RECIPE, overrides=(*URIS, *overrides)), cluster=cluster)
 
 
-def allows(policy: dict[str, Any], action: str, path: str, *, prefix: str | None = None) -> bool:
-    """Return True if IAM allows the action on `bucket` or `bucket/key`; `prefix` is that of a list
-    request."""
+def allows(policy: dict[str, Any], request: str, *, prefix: str | None = None) -> bool:
+    """Return True if IAM allows a request, an action on `bucket` or `bucket/key`; `prefix` is that
+    of a list request."""
+    action, path = request.split(" ")
     for statement in policy["Statement"]:
         resources = statement["Resource"]
         patterns = resources if isinstance(resources, list) else [resources]
@@ -42,7 +43,7 @@ def allows(policy: dict[str, Any], action: str, path: str, *, prefix: str | None
             prefix is not None and any(matches(each, prefix) for each in prefixes)
         )
         if (
-            action in statement["Action"]
+            f"s3:{action}" in statement["Action"]
             and any(matches(each, f"arn:aws:s3:::{path}") for each in patterns)
             and listed
         ):
@@ -62,39 +63,37 @@ def matches(pattern: str, text: str) -> bool:
 
 def test_replicas_read_the_task_and_create_log_files_only() -> None:
     policy = documents()["serving-policy"]
-    champion, event = (
-        "models/team/my-task/champion.json",
-        "models/team/_security_log/2026-01-01/a.json",
-    )
-    assert allows(policy, "s3:GetObject", champion)
-    assert allows(policy, "s3:GetObject", "models/team/_base/minilm/model.safetensors")
-    assert allows(policy, "s3:GetObject", "secrets/keys.txt")
-    assert allows(policy, "s3:PutObject", "logs/requests/day=2026-01-01/a.parquet")
-    assert allows(policy, "s3:PutObject", event)
-    for action, path in (
-        ("s3:PutObject", champion),
-        ("s3:DeleteObject", champion),
-        ("s3:GetObject", "models/team/my-task-2/champion.json"),
-        ("s3:GetObject", "lake/rows/train/part.parquet"),
-        ("s3:GetObject", "logs/requests/day=2026-01-01/a.parquet"),
-        ("s3:GetObject", event),
-        ("s3:DeleteObject", event),
-        ("s3:PutObject", "models/team/my-task/batches/a.json"),
+    champion = "models/team/my-task/champion.json"
+    event = "models/team/_security_log/2026-01-01/a.json"
+    assert allows(policy, f"GetObject {champion}")
+    assert allows(policy, "GetObject models/team/_base/minilm/model.safetensors")
+    assert allows(policy, "GetObject secrets/keys.txt")
+    assert allows(policy, "PutObject logs/requests/day=2026-01-01/a.parquet")
+    assert allows(policy, f"PutObject {event}")
+    for request in (
+        f"PutObject {champion}",
+        f"DeleteObject {champion}",
+        "GetObject models/team/my-task-2/champion.json",
+        "GetObject lake/rows/train/part.parquet",
+        "GetObject logs/requests/day=2026-01-01/a.parquet",
+        f"GetObject {event}",
+        f"DeleteObject {event}",
+        "PutObject models/team/my-task/batches/a.json",
     ):
-        assert not allows(policy, action, path), (action, path)
+        assert not allows(policy, request), request
     for prefix in ("team/my-task", "team/my-task/versions/1/"):
-        assert allows(policy, "s3:ListBucket", "models", prefix=prefix)
-    assert not allows(policy, "s3:ListBucket", "models", prefix="team/other/")
-    assert not allows(policy, "s3:ListBucket", "models")  # HeadBucket, and a list of the bucket
+        assert allows(policy, "ListBucket models", prefix=prefix)
+    assert not allows(policy, "ListBucket models", prefix="team/other/")
+    assert not allows(policy, "ListBucket models")  # HeadBucket, and a list of the bucket
 
 
 def test_batches_are_written_only_if_the_recipe_allows_them() -> None:
     policy = documents("serving.batch_prefixes=[s3://lake/batches]")["serving-policy"]
     for path in ("models/team/my-task/batches/a.json", "lake/batches/in/part.parquet"):
-        for action in ("s3:GetObject", "s3:PutObject", "s3:DeleteObject"):
-            assert allows(policy, action, path)
-    assert allows(policy, "s3:ListBucket", "lake", prefix="lake/batches/") is False
-    assert allows(policy, "s3:ListBucket", "lake", prefix="batches/in/")
+        for action in ("GetObject", "PutObject", "DeleteObject"):
+            assert allows(policy, f"{action} {path}")
+    assert allows(policy, "ListBucket lake", prefix="lake/batches/") is False
+    assert allows(policy, "ListBucket lake", prefix="batches/in/")
 
 
 def test_watch_deletes_old_files_of_the_request_log_only_if_the_recipe_limits_their_age() -> None:
@@ -102,50 +101,47 @@ def test_watch_deletes_old_files_of_the_request_log_only_if_the_recipe_limits_th
     policies = [
         documents(*overrides)["training-policy"] for overrides in ((), ("monitoring.keep_days=60",))
     ]
-    assert [allows(policy, "s3:DeleteObject", log) for policy in policies] == [False, True]
-    assert not any(allows(policy, "s3:PutObject", log) for policy in policies)
+    assert [allows(policy, f"DeleteObject {log}") for policy in policies] == [False, True]
+    assert not any(allows(policy, f"PutObject {log}") for policy in policies)
 
 
 def test_a_training_writes_its_task_and_the_shared_folders_and_reads_the_data() -> None:
     policy = documents()["training-policy"]
     for path in ("my-task/stages/a/b", "_base/minilm/model.safetensors", "_ledger/rows/0.parquet"):
-        assert allows(policy, "s3:PutObject", f"models/team/{path}")
-        assert allows(policy, "s3:DeleteObject", f"models/team/{path}")
-    assert allows(policy, "s3:GetObject", "lake/rows/train/part.parquet")
-    assert allows(policy, "s3:ListBucket", "lake", prefix="rows/train/")
-    assert allows(policy, "s3:GetObject", "logs/requests/day=2026-01-01/a.parquet")  # `watch`
-    assert allows(
-        policy, "s3:ListBucket", "models"
-    )  # HeadBucket, which pyarrow sends before it writes a checkpoint
-    for action, path in (
-        ("s3:PutObject", "lake/rows/train/part.parquet"),
-        ("s3:PutObject", "models/team/other/champion.json"),
-        ("s3:GetObject", "models/team/_security_log/2026-01-01/a.json"),
-        ("s3:GetObject", "models/other-team/my-task/champion.json"),
+        assert allows(policy, f"PutObject models/team/{path}")
+        assert allows(policy, f"DeleteObject models/team/{path}")
+    assert allows(policy, "GetObject lake/rows/train/part.parquet")
+    assert allows(policy, "ListBucket lake", prefix="rows/train/")
+    assert allows(policy, "GetObject logs/requests/day=2026-01-01/a.parquet")  # `watch`
+    # HeadBucket, which pyarrow sends before it writes a checkpoint
+    assert allows(policy, "ListBucket models")
+    for request in (
+        "PutObject lake/rows/train/part.parquet",
+        "PutObject models/team/other/champion.json",
+        "GetObject models/team/_security_log/2026-01-01/a.json",
+        "GetObject models/other-team/my-task/champion.json",
     ):
-        assert not allows(policy, action, path), (action, path)
+        assert not allows(policy, request), request
 
 
 def test_a_release_writes_the_task_and_lists_only_below_its_prefix() -> None:
     policy = documents()["release-policy"]
-    assert allows(policy, "s3:PutObject", "models/team/my-task/champion.json")
-    assert allows(
-        policy, "s3:GetObject", "lake/rows/train/part.parquet"
-    )  # the rows of the parity gate
-    assert allows(policy, "s3:ListBucket", "models", prefix="team/my-task/runs/")
-    for action, path in (
-        ("s3:PutObject", "models/team/_ledger/rows/0.parquet"),
-        ("s3:PutObject", "models/team/_base/minilm/model.safetensors"),
-        ("s3:ListBucket", "models"),
-        ("s3:PutObject", "models/team/other/champion.json"),
+    assert allows(policy, "PutObject models/team/my-task/champion.json")
+    assert allows(policy, "GetObject lake/rows/train/part.parquet")  # for the parity gate
+    assert allows(policy, "ListBucket models", prefix="team/my-task/runs/")
+    for request in (
+        "PutObject models/team/_ledger/rows/0.parquet",
+        "PutObject models/team/_base/minilm/model.safetensors",
+        "ListBucket models",
+        "PutObject models/team/other/champion.json",
     ):
-        assert not allows(policy, action, path), (action, path)
+        assert not allows(policy, request), request
 
 
 def test_a_wildcard_in_a_key_matches_only_itself() -> None:
     policy = documents("data.train=s3://lake/a*b?c$d")["training-policy"]
-    assert allows(policy, "s3:GetObject", "lake/a*b?c$d/part")
-    assert not allows(policy, "s3:GetObject", "lake/a-x-b-c$d/part")
+    assert allows(policy, "GetObject lake/a*b?c$d/part")
+    assert not allows(policy, "GetObject lake/a-x-b-c$d/part")
 
 
 def test_only_the_pods_of_one_service_account_and_namespace_may_use_a_role() -> None:

@@ -31,6 +31,8 @@ DRAINABLE = (
     "serving.autoscaling.max_replicas=3",
     "serving.autoscaling.max_replicas_per_node=1",
 )
+
+
 """A service whose replicas always run on two nodes, as the budget of the overlay `prod`
 requires."""
 
@@ -45,12 +47,10 @@ def rendered(to: str, *overrides: str, part: str = "prod/job") -> list[dict[str,
     )
 
 
-def groups(documents: list[dict[str, Any]]) -> dict[str, tuple[int, int, int]]:
-    (job,) = of_kind(documents, "RayJob")
-    return {
-        group["groupName"]: (group["replicas"], group["minReplicas"], group["maxReplicas"])
-        for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
-    }
+def rendered_one(kind: str, to: str, *overrides: str, part: str = "prod/job") -> dict[str, Any]:
+    """Return the only rendered document of a kind."""
+    (document,) = of_kind(rendered(to, *overrides, part=part), kind)
+    return document
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,12 @@ def test_a_manifest_mounts_the_recipe_at_the_path_of_its_command(to: str, part: 
 def test_the_worker_group_that_fits_has_pods_for_all_workers(
     overrides: tuple[str, ...], cpu: tuple[int, int, int], gpu: tuple[int, int, int]
 ) -> None:
-    assert groups(rendered("rayjob", *overrides)) == {"cpu": cpu, "gpu-spot": gpu}
+    job = rendered_one("RayJob", "rayjob", *overrides)
+    groups = {
+        group["groupName"]: (group["replicas"], group["minReplicas"], group["maxReplicas"])
+        for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    }
+    assert groups == {"cpu": cpu, "gpu-spot": gpu}
 
 
 @pytest.mark.parametrize(
@@ -116,12 +121,12 @@ def test_the_name_of_a_run_depends_on_the_recipe_and_the_image() -> None:
 
 
 def test_kuberay_accepts_a_rendered_job() -> None:
-    (job,) = of_kind(rendered("rayjob", "training.num_workers=8"), "RayJob")
+    job = rendered_one("RayJob", "rayjob", "training.num_workers=8")
     validator(needs_crds(), "RayJob").validate(job)
 
 
 def test_a_client_job_has_its_command_and_the_addresses_of_the_service() -> None:
-    (job,) = of_kind(rendered("prove", part="prod/promote"), "Job")
+    job = rendered_one("Job", "prove", part="prod/promote")
     assert job["metadata"]["name"] == "serve-icd10-chapters"
     (container,) = job["spec"]["template"]["spec"]["containers"]
     assert container["command"] == ["python", "-m", "tailorbird", "serve", RECIPE_FILE]
@@ -132,10 +137,10 @@ def test_a_client_job_has_its_command_and_the_addresses_of_the_service() -> None
 
 
 def test_the_probe_requests_the_rendered_service() -> None:
-    (service,) = of_kind(
-        rendered("rayservice", "name=9-lives", *DRAINABLE, part="prod/service"), "RayService"
+    service = rendered_one(
+        "RayService", "rayservice", "name=9-lives", *DRAINABLE, part="prod/service"
     )
-    (probe,) = of_kind(rendered("monitoring", "name=9-lives", part="prod/monitoring"), "Probe")
+    probe = rendered_one("Probe", "monitoring", "name=9-lives", part="prod/monitoring")
     metadata = service["metadata"]
     # the operator's name for it, from another namespace
     host = f"{metadata['name']}-serve-svc.{metadata['namespace']}"
@@ -169,7 +174,7 @@ def test_the_key_of_an_endpoint_is_read_from_a_secret() -> None:
         "evaluation.contenders.hosted.endpoint={url: 'https://host/v1', model: m, "
         "api_key: 'env://HOST_KEY'}"
     )
-    (job,) = of_kind(rendered("rayjob", endpoint), "RayJob")
+    job = rendered_one("RayJob", "rayjob", endpoint)
     head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
     reference = {"secretKeyRef": {"name": "endpoint-keys", "key": "HOST_KEY"}}
     assert {"name": "HOST_KEY", "valueFrom": reference} in head["containers"][0]["env"]
@@ -195,7 +200,7 @@ def test_the_replicas_of_an_endpoint_have_its_key_and_no_gpu(
     champion = ServedChampion({}, without_gpu=True, keys=("HOST_KEY",))
     monkeypatch.setattr("tailorbird.release.manifests._serve_config", lambda *_, **__: champion)
     overrides = ("serving.gpus_per_replica=1", *DRAINABLE)
-    (service,) = of_kind(rendered("rayservice", *overrides, part="prod/service"), "RayService")
+    service = rendered_one("RayService", "rayservice", *overrides, part="prod/service")
     (group,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     (container,) = group["template"]["spec"]["containers"]
     assert "nvidia.com/gpu" not in container["resources"]["limits"]
@@ -295,7 +300,7 @@ def test_the_operator_does_not_cut_the_names_of_a_services_and_a_runs_dependents
     long = f"name={'a' * 63}"
     documents = rendered("rayservice", long, *DRAINABLE, part="prod/service")
     (service,) = of_kind(documents, "RayService")
-    (job,) = of_kind(rendered("rayjob", long), "RayJob")
+    job = rendered_one("RayJob", "rayjob", long)
     name = service["metadata"]["name"]
     assert len(f"{name}-serve-svc") <= 50
     secret = f"{job['metadata']['name']}-abcde"  # of the token; has the name of the run's cluster
@@ -305,17 +310,20 @@ def test_the_operator_does_not_cut_the_names_of_a_services_and_a_runs_dependents
     assert len(database["metadata"]["name"]) <= 52
 
 
+TWO_NODES = "serving.autoscaling.min_replicas=2 and serving.autoscaling.max_replicas_per_node=1"
+
+
 @pytest.mark.parametrize(
     ("overrides", "remedy"),
     [
         (
             ("serving.autoscaling.min_replicas=1",),
-            "serving.autoscaling.min_replicas=2 and serving.autoscaling.max_replicas_per_node=1",
+            TWO_NODES,
         ),
         # Two replicas fit one pod of four cores, and Serve may put them there.
         (
             DRAINABLE[:2],
-            "serving.autoscaling.min_replicas=2 and serving.autoscaling.max_replicas_per_node=1",
+            TWO_NODES,
         ),
         (
             ("serving.autoscaling.min_replicas=4", "serving.autoscaling.max_replicas=4"),

@@ -110,13 +110,9 @@ def hybrid_with_endpoint(
     rows = build.rows(texts, outputs, groups=groups)
     from_endpoint = endpoint_version("http://127.0.0.1:1/v1", classes=("eye", "bone"))
     model = from_endpoint.model_copy(update={"kind": "full", "endpoint": None, "prompting": None})
-    for role in ("incumbent", "candidate"):
-        answers = outputs
-        if role == "candidate":
-            answers = ([unanswered] * 10 + outputs[:10]) * 2
-        table = build.predictions(
-            answers, outputs, confidences=np.linspace(0, 1, 40), groups=groups
-        )
+    answers = {"incumbent": outputs, "candidate": ([unanswered] * 10 + outputs[:10]) * 2}
+    for role, given in answers.items():
+        table = build.predictions(given, outputs, confidences=np.linspace(0, 1, 40), groups=groups)
         save_predictions(f"{tmp_path.as_uri()}/predictions/{role}.parquet", table)
     pinned = from_endpoint.pinned
     hybrid = model.model_copy(
@@ -137,6 +133,10 @@ def hybrid_with_endpoint(
     monkeypatch.setattr(parity, "read_test", lambda *_, **__: rows)
     monkeypatch.setattr(parity, "read_parts", lambda _: (model, from_endpoint))
     return hybrid, parity.sample_probes(cast(Any, evidence), uri=tmp_path.as_uri(), version=hybrid)
+
+
+def checked(probes: tuple[ParityProbe, ...], version: ModelVersion) -> ParityResult:
+    return check_parity(probes, url="http://127.0.0.1:1", version=version)
 
 
 BY_GROUP = Routing(by="group", column="ward", values=("b",))
@@ -187,11 +187,11 @@ def test_the_endpoint_of_a_hybrid_must_answer_its_rows_with_the_evaluated_model(
 
     monkeypatch.setattr(parity, "send_probe", send)
     if message is None:
-        result = check_parity(probes, url="http://127.0.0.1:1", version=hybrid)
+        result = checked(probes, hybrid)
         assert (result.rows, result.matching, result.endpoint_rows) == (20, 20, 8)
         return
     with pytest.raises(ParityRefused, match=message):
-        check_parity(probes, url="http://127.0.0.1:1", version=hybrid)
+        checked(probes, hybrid)
 
 
 def test_a_hybrid_whose_rows_all_go_to_the_endpoint_can_be_checked(
@@ -199,16 +199,12 @@ def test_a_hybrid_whose_rows_all_go_to_the_endpoint_can_be_checked(
 ) -> None:
     routing = Routing(by="group", column="ward", values=("a", "b"))
     hybrid, probes = hybrid_with_endpoint(monkeypatch, tmp_path, routing=routing)
+    with pytest.raises(ParityRefused, match="hybrid-1"):
+        checked((), hybrid)
     answer = ServedAnswer("eye", "eye", reported_model=MODEL, answered_by="second")
     monkeypatch.setattr(parity, "send_probe", lambda *_, **__: answer)
-    result = check_parity(probes, url="http://127.0.0.1:1", version=hybrid)
+    result = checked(probes, hybrid)
     assert (result.rows, result.requires_equality) == (8, False)
-
-
-def test_a_version_without_probes_is_refused() -> None:
-    version = cast(Any, SimpleNamespace(version="hybrid-1"))
-    with pytest.raises(ParityRefused, match="hybrid-1"):
-        check_parity((), url="http://127.0.0.1:1", version=version)
 
 
 def test_rows_are_selected_from_each_class_in_turn_and_depend_only_on_the_digest() -> None:

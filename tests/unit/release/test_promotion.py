@@ -4,10 +4,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from tailorbird.config.serving import ChallengerConfig, ServingConfig
+from tailorbird.evaluation.report.evidence import Evidence
 from tailorbird.evaluation.report.evidence_files import write_evidence
 from tailorbird.registry.champion import Champion, ChangeReason, ParityResult, PreviousChampion
 from tailorbird.registry.versions import (
@@ -22,8 +24,6 @@ from tailorbird.release.runs import PromotionRefused
 from tests.build import version_config
 from tests.finished_runs import candidate_record, verdict_of, write_finished_run
 
-BASE, CODE = "s3://models/_base/one", "s3://models/one.zip"
-
 
 class Task:
     """A task in a local folder."""
@@ -33,35 +33,34 @@ class Task:
         self.uri = (folder / "task").as_uri()
         self.champion: Champion | None = None
 
-    def register(
-        self,
-        name: str,
-        *,
-        kind: Any = "full",
-        base_model: str = BASE,
-        code: str = CODE,
-        **changes: Any,
-    ) -> ModelVersion:
+    def register(self, name: str, *, kind: Any = "full", **changes: Any) -> ModelVersion:
         folder = self.folder / name
         folder.mkdir()
         encoder = "encoder.onnx" if "engine" in changes else "encoder.safetensors"
         for file in ("head.safetensors", encoder):
             (folder / file).write_text(name)
-        fields = {"kind": kind, "base_model": base_model, "code": code} | changes
-        write_config(folder, version_config(classes=("a", "b"), **fields))
+        write_config(folder, version_config(kind=kind, classes=("a", "b"), **changes))
         return register(self.uri, folder)
 
     def promote(
         self, candidate: ModelVersion, *, incumbent: ModelVersion, **changes: Any
     ) -> Champion:
         """Promote the candidate by the verdict of a run that compared it with the incumbent."""
-        versions = {
-            "candidate": candidate_record(candidate),
-            "incumbent": candidate_record(incumbent),
-        }
         changes = {"champion": self.champion.uri if self.champion else None} | changes
-        write_finished_run(f"{self.uri}/runs/{candidate.version}", versions=versions, **changes)
+        self.finish(candidate.version, candidate=candidate, incumbent=incumbent, **changes)
         return promote_version(self.uri, version=candidate.uri)
+
+    def finish(
+        self, name: str, *, candidate: ModelVersion, incumbent: ModelVersion, **changes: Any
+    ) -> Evidence:
+        """Write the evidence of a run that compared these versions."""
+        versions = {"candidate": candidate, "incumbent": incumbent} | changes.pop("others", {})
+        records = {role: candidate_record(version) for role, version in versions.items()}
+        return write_finished_run(f"{self.uri}/runs/{name}", versions=records, **changes)
+
+    def damage(self, version: ModelVersion, name: str) -> None:
+        """Change or add a file of a version."""
+        (self.folder / "task" / "versions" / version.version / name).write_text("other content")
 
 
 @pytest.fixture
@@ -86,12 +85,17 @@ def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
     return task
 
 
-def test_a_baseline_is_inherited_unless_it_is_damaged(task: Task) -> None:
+def test_a_baseline_is_inherited_with_the_same_base_model_and_code_unless_it_is_damaged(
+    task: Task,
+) -> None:
     baseline = task.register("baseline", kind="probe")
-    first = task.register("1")
-    second = task.register("2")
-    third = task.register("3")
+    first, second, third = (task.register(name) for name in "123")
     assert task.promote(first, incumbent=baseline).baseline == baseline.pinned
+    for changed in ({"base_model": "s3://models/_base/two"}, {"code": "s3://models/two.zip"}):
+        other = task.register(next(iter(changed)), **changed)
+        before = task.champion
+        assert task.promote(other, incumbent=first).baseline is None
+        task.champion = before
     assert task.promote(second, incumbent=first).baseline == baseline.pinned
     (task.folder / "task" / "versions" / baseline.version / "manifest.json").unlink()
     assert task.promote(third, incumbent=second).baseline is None
@@ -106,48 +110,38 @@ def test_a_version_is_promoted_by_its_name(task: Task) -> None:
         promote_version(task.uri, version="full-none")
 
 
-@pytest.mark.parametrize(
-    "changed", [{"base_model": "s3://models/_base/two"}, {"code": "s3://models/two.zip"}]
-)
-def test_a_champion_with_another_base_model_or_code_does_not_inherit_a_baseline(
-    task: Task, changed: dict[str, str]
-) -> None:
-    baseline = task.register("baseline", kind="probe")
-    first = task.register("1")
-    task.promote(first, incumbent=baseline)
-    second = task.register("2", **changed)
-    assert task.promote(second, incumbent=first).baseline is None
+def champion_of(version: ModelVersion, **fields: Any) -> Champion:
+    reason = ChangeReason(change="promotion", text="a test")
+    return Champion(
+        version=version.version,
+        uri=version.uri,
+        digest=version.digest,
+        run="",
+        reason=reason,
+        since="2026",
+        **fields,
+    )
 
 
-@pytest.mark.parametrize(
-    "name", ["config.json", "head.safetensors", "encoder.safetensors", "added.json"]
-)
+@pytest.mark.parametrize("name", ["config.json", "head.safetensors", "added.json"])
 def test_a_version_with_a_changed_or_added_file_is_neither_promoted_nor_restored(
     task: Task, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     baseline = task.register("baseline", kind="probe")
     first = task.register("1")
-    changed = []
+    change = Mock()
     for stage in ("staged", "switch_service"):
-        monkeypatch.setattr(promotion, stage, lambda *_args, **_options: changed.append(True))
+        monkeypatch.setattr(promotion, stage, change)
     for version in (first, baseline):
-        (task.folder / "task" / "versions" / version.version / name).write_text("other content")
+        task.damage(version, name)
     with pytest.raises(RegistryError, match=f"{name} (was changed|is not in the manifest)"):
         task.promote(first, incumbent=baseline)
-    reason = ChangeReason(change="promotion", text="a test")
     previous = PreviousChampion(uri=baseline.uri, digest=baseline.digest, run="")
-    task.champion = before = Champion(
-        version=first.version,
-        uri=first.uri,
-        digest=first.digest,
-        run="",
-        reason=reason,
-        since="2026",
-        previous=(previous,),
-    )
+    task.champion = before = champion_of(first, previous=(previous,))
     with pytest.raises(RegistryError, match=f"{name} (was changed|is not in the manifest)"):
         promotion.roll_back(task.uri, reason="worse")
-    assert (task.champion, changed) == (before, [])
+    assert task.champion == before
+    change.assert_not_called()
 
 
 @pytest.mark.parametrize("damaged", ["champion", "challenger", "baseline"])
@@ -156,41 +150,22 @@ def test_a_deploy_with_a_changed_version_fails_before_it_changes_anything(
 ) -> None:
     served = {role: task.register(role) for role in ("champion", "challenger")}
     served["baseline"] = task.register("baseline", kind="probe")
-    first = served["champion"]
-    champion = Champion(
-        version=first.version, uri=first.uri, digest=first.digest, run="", since="2026",
-        reason=ChangeReason(change="promotion", text="a test"), baseline=served["baseline"].pinned,
+    champion = champion_of(
+        served["champion"],
+        baseline=served["baseline"].pinned,
         parity=ParityResult(rows=1, matching=1, at="2026"),
-    )  # fmt: skip
-    deployed: list[bool] = []
-
-    def deploy(*_args: object, **_options: object) -> str:
-        deployed.append(True)
-        return "http://127.0.0.1"
-
+    )
+    deploy = Mock(return_value="http://127.0.0.1")
     monkeypatch.setattr(serving, "read_champion", lambda _: (champion, "etag"))
     monkeypatch.setattr(serving, "deploy", deploy)
     config = ServingConfig(
         challenger=ChallengerConfig(version=served["challenger"].version, canary=0.1)
     )
     serving.serve_champion(config, task_uri=task.uri)
-    assert deployed.pop()
-    (task.folder / "task" / "versions" / served[damaged].version / "head.safetensors").write_text(
-        "other weights"
-    )
+    task.damage(served[damaged], "head.safetensors")
     with pytest.raises(RegistryError, match=r"head\.safetensors"):
         serving.serve_champion(config, task_uri=task.uri)
-    assert not deployed
-
-
-def test_a_verdict_without_a_champion_is_promoted_if_its_incumbent_is_the_champion_now(
-    task: Task,
-) -> None:
-    baseline = task.register("baseline", kind="probe")
-    first = task.register("1")
-    stay = task.register("0")
-    task.promote(baseline, incumbent=stay)
-    assert task.promote(first, incumbent=baseline, champion=None).uri == first.uri
+    deploy.assert_called_once()
 
 
 def test_a_verdict_that_compared_with_another_champion_is_refused(task: Task) -> None:
@@ -206,14 +181,14 @@ def test_a_verdict_that_compared_with_another_champion_is_refused(task: Task) ->
     with pytest.raises(PromotionRefused, match=baseline.uri):
         task.promote(second, incumbent=baseline, champion=baseline.uri)
     assert task.champion == before
+    # The incumbent of a run without a champion is the champion now.
+    assert task.promote(second, incumbent=first, champion=None).uri == second.uri
 
 
 def test_the_incumbent_of_a_first_run_becomes_the_champion_because_it_stays(task: Task) -> None:
     incumbent = task.register("1", kind="probe")
-    records = {"candidate": task.register("2"), "incumbent": incumbent}
-    versions = {role: candidate_record(version) for role, version in records.items()}
-    verdict = verdict_of("STAY")
-    write_finished_run(f"{task.uri}/runs/r", versions=versions, verdict=verdict, champion=None)
+    stay = verdict_of("STAY")
+    task.finish("r", candidate=task.register("2"), incumbent=incumbent, verdict=stay)
     assert promote_version(task.uri).uri == incumbent.uri
 
 
@@ -223,10 +198,13 @@ def test_a_baseline_that_is_proven_better_becomes_the_champion_and_its_own_pretr
     incumbent = task.register("1")
     candidate = task.register("2")
     baseline = task.register("3", kind="probe")
-    verdict = verdict_of("STAY", selected="probe")
-    records = {"candidate": candidate, "incumbent": incumbent, "probe": baseline}
-    versions = {role: candidate_record(version) for role, version in records.items()}
-    write_finished_run(f"{task.uri}/runs/r", versions=versions, verdict=verdict, champion=None)
+    task.finish(
+        "r",
+        candidate=candidate,
+        incumbent=incumbent,
+        others={"probe": baseline},
+        verdict=verdict_of("STAY", selected="probe"),
+    )
     champion = promote_version(task.uri)
     assert (champion.uri, champion.baseline) == (baseline.uri, baseline.pinned)
     with pytest.raises(PromotionRefused, match="no verdict chose"):
@@ -237,15 +215,13 @@ def test_an_older_run_with_evidence_from_another_version_of_tailorbird_does_not_
     task: Task,
 ) -> None:
     first, second = task.register("1"), task.register("2")
-    versions = {"candidate": candidate_record(second), "incumbent": candidate_record(first)}
-    old = write_finished_run(
-        f"{task.uri}/runs/old", versions=versions, created_at="2020-01-01T00:00:00+00:00"
-    )
+    created_at = "2020-01-01T00:00:00+00:00"
+    old = task.finish("old", candidate=second, incumbent=first, created_at=created_at)
     content = old.model_dump_json().replace('{"format":1,', '{"format":1,"earlier_field":1,', 1)
     write_evidence(old.run, {"evidence.json": content.encode()})
     with pytest.raises(PromotionRefused, match="another version of Tailorbird"):
         promote_version(task.uri)
-    new = write_finished_run(f"{task.uri}/runs/new", versions=versions)
+    new = task.finish("new", candidate=second, incumbent=first)
     evidence = task.folder / "task" / "runs" / "new" / "evidence.json"
     evidence.write_text("{")
     with pytest.raises(PromotionRefused, match=r"new/evidence\.json was changed"):

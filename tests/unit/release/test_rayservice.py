@@ -2,97 +2,72 @@
 patches."""
 
 import json
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import nullcontext
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import yaml
 
 from serving.deploy.serve_client import ChallengerError, DeployError
 from serving.deploy.serve_schema import ServeApplication
-from tailorbird.registry.champion import Champion, ChangeReason
-from tailorbird.registry.versions import now
-from tailorbird.release import kube_api, rayservice, serving
+from tailorbird.registry.champion import Champion
+from tailorbird.release import kube_api, rayservice
+from tailorbird.release import serving as release_serving
 from tailorbird.release.kube_api import KubernetesError, update_rayservice
 from tailorbird.release.rayservice import RAYSERVICE, RayServiceRef, record_deployed
+from tests.unit.cluster.stand_in import serving
 from tests.unit.serving.deploy.registered import registered
 
 NAMESPACE, TOKEN = "prod", "t0ken"
 SERVICE = "rayservices/icd10-chapters"
 
 
-class Kubernetes(ThreadingHTTPServer):
-    """A server with the objects of one namespace. `before_patch` is what another client does before
-    the next patch."""
+class Kubernetes:
+    """The objects of one namespace. `before_patch` is what another client does before the next
+    patch."""
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
         self.objects: dict[str, Any] = {}
         self.patches: list[str] = []
-        self.tokens: set[str | None] = set()
+        self.num_requests = 0
         self.status: int | None = None
         self.before_patch: Callable[[], None] = lambda: None
 
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Kubernetes
-
-    def do_GET(self) -> None:
-        self._answer()
-
-    def do_PATCH(self) -> None:
-        assert self.headers["Content-Type"] == "application/json-patch+json"
-        self._answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-
-    def _answer(self, patch: list[dict[str, Any]] | None = None) -> None:
-        server = self.server
-        server.tokens.add(self.headers["Authorization"])
+    def answer(self, request: BaseHTTPRequestHandler, body: bytes) -> tuple[int, bytes]:
+        self.num_requests += 1
         prefix = f"/apis/ray.io/v1/namespaces/{NAMESPACE}/"
-        assert self.path.startswith(prefix)
-        key = self.path.removeprefix(prefix)
-        if server.status is not None or key not in server.objects:
-            self._send(
-                server.status or 404, {"kind": "Status", "message": "not here or not allowed"}
-            )
-        elif patch is None:
-            self._send(200, server.objects[key])
-        else:
-            act, server.before_patch = server.before_patch, lambda: None
-            act()
-            server.patches.append(key)
-            applied = _apply(server.objects[key], patch)
-            self._send(
-                422 if applied is None else 200,
-                applied or {"kind": "Status", "message": "test failed"},
-            )
-
-    def _send(self, status: int, body: Any) -> None:
-        data = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_: object) -> None:
-        pass
+        assert request.path.startswith(prefix)
+        key = request.path.removeprefix(prefix)
+        if self.status is not None or key not in self.objects:
+            return self.status or 404, b'{"kind": "Status", "message": "not here or not allowed"}'
+        if request.command == "GET":
+            return 200, json.dumps(self.objects[key]).encode()
+        assert request.headers["Content-Type"] == "application/json-patch+json"
+        act, self.before_patch = self.before_patch, lambda: None
+        act()
+        self.patches.append(key)
+        if _apply(self.objects[key], json.loads(body)):
+            return 200, json.dumps(self.objects[key]).encode()
+        return 422, b'{"kind": "Status", "message": "test failed"}'
 
 
-def _apply(document: dict[str, Any], patch: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Apply the operations test, add and replace in place; return None and change nothing if a test
-    fails."""
+def _apply(document: dict[str, Any], patch: list[dict[str, Any]]) -> bool:
+    """Apply the operations test, add and replace in place; return False and change nothing if a
+    test fails."""
     for operation in patch:
         node, last = _locate(document, operation["path"])
         if operation["op"] == "test" and node[last] != operation["value"]:
-            return None
+            return False
     for operation in patch:
         node, last = _locate(document, operation["path"])
         if operation["op"] != "test":
             assert operation["op"] == "add" or last in node
             node[last] = operation["value"]
-    return document
+    return True
 
 
 def _locate(document: Any, path: str) -> tuple[Any, Any]:
@@ -104,15 +79,11 @@ def _locate(document: Any, path: str) -> tuple[Any, Any]:
 
 @pytest.fixture
 def kubernetes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kubernetes]:
-    server = Kubernetes()
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    monkeypatch.setenv("TAILORBIRD_KUBERNETES", f"http://127.0.0.1:{server.server_address[1]}")
+    kubernetes = Kubernetes()
     monkeypatch.setenv(RAYSERVICE, f"{NAMESPACE}/icd10-chapters")
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(kubernetes.answer) as address:
+        monkeypatch.setenv("TAILORBIRD_KUBERNETES", address)
+        yield kubernetes
 
 
 def application(
@@ -184,7 +155,7 @@ def test_without_a_rayservice_or_a_served_task_nothing_is_recorded(
     assert record_deployed("s3://models/not-served") is None
     monkeypatch.delenv(RAYSERVICE)
     assert record_deployed("s3://models/icd10-chapters") is None
-    assert kubernetes.tokens == set()
+    assert kubernetes.num_requests == 0
 
 
 @pytest.mark.parametrize("error", [None, ChallengerError("without the challenger")])
@@ -197,26 +168,16 @@ def test_a_switch_of_the_service_is_written_to_the_rayservice(
     """Also if only the challenger cannot be served. Otherwise, the next restart of the operator
     restores the previous version."""
 
-    def switch_version(*_arguments: object, **_options: object) -> None:
-        if error is not None:
-            raise error
-
     def switch() -> None:
-        serving.switch_service("s3://models/icd10-chapters", version, champion=champion)
+        release_serving.switch_service("s3://models/icd10-chapters", version, champion=champion)
 
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
-    monkeypatch.setattr(serving, "switch_version", switch_version)
+    monkeypatch.setattr(release_serving, "switch_version", Mock(side_effect=error))
     kubernetes.objects[SERVICE] = service_of(application("full-1"))
     version = registered("full-2")
-    reason = ChangeReason(change="promotion", text="FINE_TUNE")
-    champion = Champion(
-        uri=version.uri, digest=version.digest, run="", version="full-2", reason=reason, since=now()
-    )
-    if error is None:
+    champion = Champion.model_construct(version="full-2", uri=version.uri)
+    with nullcontext() if error is None else pytest.raises(ChallengerError):
         switch()
-    else:
-        with pytest.raises(ChallengerError):
-            switch()
     assert declared_in(kubernetes.objects[SERVICE]) == {"icd10-chapters": deployed.to_json()}
     kubernetes.status = 403
     with pytest.raises(DeployError, match="not allowed"):
@@ -239,7 +200,7 @@ def test_a_service_that_a_rayservice_would_start_again_is_not_stopped(
     with pytest.raises(
         DeployError, match="kubectl delete rayservice icd10-chapters --namespace prod"
     ):
-        serving.stop_service("s3://models/icd10-chapters")
+        release_serving.stop_service("s3://models/icd10-chapters")
     assert kubernetes.patches == []
 
 

@@ -23,6 +23,12 @@ from tests import haproxy
 NOT_REPEATABLE = ("/v1/feedback", "/v1/batches", "/v1/batches/7/cancel")
 
 
+def get(path: str, *, host: bytes = b"localhost") -> bytes:
+    """Return the bytes of a request."""
+    head = b"GET %s HTTP/1.1\r\nhost: %s\r\nconnection: close\r\n\r\n"
+    return head % (path.encode(), host)
+
+
 class Servers:
     """Two servers that answer 500 or no bytes to paths that end with the query of this name, else
     their headers."""
@@ -49,14 +55,7 @@ class Servers:
                 self.end_headers()
                 self.wfile.write(content)
 
-            def do_GET(self) -> None:
-                self._answer()
-
-            def do_POST(self) -> None:
-                self._answer()
-
-            def do_PUT(self) -> None:
-                self._answer()
+            do_GET = do_POST = do_PUT = _answer  # noqa: N815
 
             def log_message(self, *_: object) -> None:
                 """Log nothing."""
@@ -151,18 +150,13 @@ def test_serves_own_paths_are_answered_only_for_names_of_this_machine(
 def test_a_service_for_other_machines_answers_for_every_name(tmp_path: Path) -> None:
     with haproxy.running(tmp_path, servers=[], host="0.0.0.0") as port:
         for host in (b"service.example", b"10.0.0.7:8000"):
-            answer = haproxy.send(
-                port, b"GET /-/routes HTTP/1.1\r\nhost: %s\r\nconnection: close\r\n\r\n" % host
-            )
-            assert haproxy.parsed(answer)[0] == 200
-            nowhere = haproxy.send(
-                port, b"GET /nowhere HTTP/1.1\r\nhost: %s\r\nconnection: close\r\n\r\n" % host
-            )
+            assert haproxy.parsed(haproxy.send(port, get("/-/routes", host=host)))[0] == 200
+            nowhere = haproxy.send(port, get("/nowhere", host=host))
             assert haproxy.error_type(nowhere) == (404, "unknown_route")
 
 
 def test_a_client_with_idle_connections_leaves_half_of_them_for_others(tmp_path: Path) -> None:
-    request = b"GET /-/healthz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+    request = get("/-/healthz")
     servers = Servers()
     with (
         haproxy.running(tmp_path, servers=servers.start(), maxconn=40) as port,
@@ -229,10 +223,8 @@ def test_pages_of_haproxy_are_for_this_machine_if_the_service_is(tmp_path: Path)
 
 def test_headers_that_control_serve_are_removed(proxy: Proxy) -> None:
     names = {name for header in CONTROL_HEADERS for name in (header, header.replace(b"-", b"_"))}
-    names -= {
-        b"x_request_timeout_seconds",
-        b"x_request_disconnect_disabled",
-    }  # Serve does not read these
+    # Serve does not read these
+    names -= {b"x_request_timeout_seconds", b"x_request_disconnect_disabled"}
     names.add(b"upgrade")
     sent = [b"connection: upgrade", *(name.title() + b": \xff" for name in names)]
     _, _, content = haproxy.parsed(proxy.send(b"GET", "/", *sent, b"x-other: 1"))
@@ -286,9 +278,7 @@ def test_a_request_without_a_server_is_a_503_in_the_services_format(tmp_path: Pa
         for server in servers.servers:
             server.shutdown()
             server.server_close()
-        answer = haproxy.send(
-            port, b"GET /v1/models HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
-        )
+        answer = haproxy.send(port, get("/v1/models"))
     assert haproxy.error_type(answer) == (503, "not_available")
     assert haproxy.parsed(answer)[1]["cache-control"] == "no-store"
 

@@ -33,29 +33,29 @@ INTERNAL = {ports.MASTER, ports.VOLUME, ports.FILER, ports.ADMIN}
 GRPC = {ports.GRPC_SHIFT + offset for offset in (ports.S3, *INTERNAL)}
 
 HTTP_ATTACKS = (
-    ("GET", "/buckets/lake/private/row"),
-    ("GET", "/lake/private/row"),
-    ("GET", "/?pretty=y"),
-    ("GET", "/lake"),
-    ("GET", "/buckets/"),
-    ("GET", "/dir/status"),
-    ("GET", "/dir/assign?collection=lake"),
-    ("GET", "/cluster/status"),
-    ("GET", "/ui/index.html"),
-    ("GET", "/api/users"),
-    ("GET", "/debug/pprof/"),
-    ("GET", "/metrics"),
-    ("PUT", "/buckets/lake/private/row"),
-    ("PUT", "/lake/private/row"),
-    ("POST", "/buckets/lake/private/row"),
-    ("POST", "/lake?uploads"),
-    ("POST", "/submit"),
-    ("POST", "/?Action=CreateAccessKey&UserName=attacker"),
-    ("DELETE", "/buckets/lake/private/row"),
-    ("DELETE", "/lake/private/row"),
-    ("DELETE", "/models"),
-    ("DELETE", "/buckets/models?recursive=true"),
-    ("GET", "/col/delete?collection=lake"),
+    "GET /buckets/lake/private/row",
+    "GET /lake/private/row",
+    "GET /?pretty=y",
+    "GET /lake",
+    "GET /buckets/",
+    "GET /dir/status",
+    "GET /dir/assign?collection=lake",
+    "GET /cluster/status",
+    "GET /ui/index.html",
+    "GET /api/users",
+    "GET /debug/pprof/",
+    "GET /metrics",
+    "PUT /buckets/lake/private/row",
+    "PUT /lake/private/row",
+    "POST /buckets/lake/private/row",
+    "POST /lake?uploads",
+    "POST /submit",
+    "POST /?Action=CreateAccessKey&UserName=attacker",
+    "DELETE /buckets/lake/private/row",
+    "DELETE /lake/private/row",
+    "DELETE /models",
+    "DELETE /buckets/models?recursive=true",
+    "GET /col/delete?collection=lake",
 )
 SHELL_ATTACKS = (
     "fs.cat /buckets/lake/private/row",
@@ -151,7 +151,7 @@ def http_attacks_that_succeed(server: Server) -> list[str]:
     object."""
     succeeded = []
     for port in ports.listening(server.pid):
-        for method, path in HTTP_ATTACKS:
+        for method, path in map(str.split, HTTP_ATTACKS):
             url = f"http://127.0.0.1:{port}{path}"
             with suppress(requests.RequestException):
                 answer = requests.request(method, url, data=b"overwritten", timeout=10)

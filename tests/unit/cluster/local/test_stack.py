@@ -7,34 +7,13 @@ import pytest
 
 from cluster.local import ray_env, stack
 from cluster.local.folder import NAME, default_folder
-
-
-def _state(**changes: object) -> stack.StackState:
-    values: dict[str, object] = {
-        "pid": os.getpid(),
-        "started": stack.started_after_boot(psutil.Process()),
-        "server_pids": (),
-        "s3_endpoint": "http://127.0.0.1:1",
-        "access_key": "key",
-        "secret_key": "secret",
-        "ray_address": "127.0.0.1:2",
-        "dashboard_url": "http://127.0.0.1:3",
-        "token": "token",
-        "token_path": "/tmp/token",
-        "serve_port": 4,
-        "temp_dir": "/tmp/tb-none",
-    }
-    return stack.StackState.model_validate(values | changes)
-
-
-def _write(folder: Path, state: stack.StackState) -> None:
-    (folder / stack.STATE_FILE).write_text(state.model_dump_json())
+from tests.unit.cluster.stack_states import write_state
 
 
 def test_a_reused_process_id_is_not_a_running_stack(tmp_path: Path) -> None:
-    _write(tmp_path, _state())
-    assert stack.status(tmp_path) == _state()
-    _write(tmp_path, _state(started=stack.started_after_boot(psutil.Process()) - 3600))
+    state = write_state(tmp_path)
+    assert stack.status(tmp_path) == state
+    write_state(tmp_path, started=stack.started_after_boot(psutil.Process()) - 3600)
     assert stack.status(tmp_path) is None
     assert not stack.down(tmp_path)
     assert not (tmp_path / stack.STATE_FILE).exists()
@@ -43,15 +22,15 @@ def test_a_reused_process_id_is_not_a_running_stack(tmp_path: Path) -> None:
 def test_a_stack_is_running_after_the_clock_was_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _write(tmp_path, _state())
+    state = write_state(tmp_path)
     boot, start = psutil.boot_time(), psutil.Process().create_time()
     monkeypatch.setattr(psutil, "boot_time", lambda: boot + 22)
     monkeypatch.setattr(psutil.Process, "create_time", lambda _: start + 22)
-    assert stack.status(tmp_path) == _state()
+    assert stack.status(tmp_path) == state
 
 
 def test_down_does_not_stop_a_process_that_reuses_the_id_of_a_dead_server(tmp_path: Path) -> None:
-    _write(tmp_path, _state(started=0.0, server_pids=(os.getpid(),)))
+    write_state(tmp_path, started=0.0, server_pids=(os.getpid(),))
     assert not stack.down(tmp_path)
 
 
@@ -100,6 +79,8 @@ def test_a_folder_that_others_use_is_refused_and_keeps_its_permissions(tmp_path:
     assert not stack.down(tmp_path)
     assert mode(tmp_path) == 0o1777
     assert [path.name for path in tmp_path.iterdir()] == ["another's file"]
+    with pytest.raises(stack.StackError, match="is not a folder"):
+        stack.up(tmp_path / "another's file")
     tmp_path.chmod(0o700)
     stack._make_private(tmp_path)  # nobody else uses it
 
@@ -112,12 +93,6 @@ def test_a_lock_of_another_user_does_not_make_a_folder_that_of_a_stack(tmp_path:
     with pytest.raises(stack.StackError, match="other users have access"):
         stack.up(tmp_path)
     assert mode(tmp_path) == 0o1777
-
-
-def test_a_file_is_not_the_folder_of_a_stack(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(stack.StackError, match="is not a folder"):
-        stack.up(tmp_path / "file")
 
 
 def test_the_folder_is_that_of_the_nearest_parent_folder(
