@@ -4,7 +4,6 @@ import itertools
 import json
 import random
 import re
-import threading
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -38,7 +37,6 @@ from tailorbird.evaluation.verdict.decide import Outcome
 from tailorbird.interface.client import Client
 from tailorbird.models.loading import LoadedChat
 from tailorbird.monitoring.label_audit import import_labels, parse_days
-from tailorbird.monitoring.log_reader import by_day
 from tailorbird.operate.reevaluate import reevaluate_champion
 from tailorbird.operate.watch import WatchResult, draw_audit, watch_champion
 from tailorbird.pipeline.run import run_pipeline
@@ -48,7 +46,7 @@ from tailorbird.release.manifests import render_manifest
 from tailorbird.release.promotion import promote_version, roll_back
 from tests import small_chat
 from tests.finished_runs import prediction_table_names
-from tests.integration.small import SmallRun, write_table
+from tests.integration.small import SmallRun, await_rows, write_table
 from tests.loaded import load_model
 from tests.progress import ProgressRecorder
 from tests.unit.release.loaded_folders import logits_of
@@ -316,13 +314,13 @@ def test_a_champion_that_answers_new_requests_wrongly_is_found_and_rolled_back(
         (url,) = re.findall(r"http://\S+(?=/v1/chat/completions)", result.output)[:1]
         with Client(url) as client:
             answers = [client.chat(text) for text in known]
-            _await_log(log, "answers", num_rows=len(known))
+            await_rows(log, "answers", num_rows=len(known))
             assert _watch_tomorrow(recipe).recommendation.reasons == ()
             answers += [client.chat(text) for text in new]
             for answer in answers[:6]:
                 client.feedback(answer, score=0.0, correct_answer="no")
-            _await_log(log, "answers", num_rows=len(truth))
-            _await_log(log, "feedback", num_rows=6)
+            await_rows(log, "answers", num_rows=len(truth))
+            await_rows(log, "feedback", num_rows=6)
         watched = _watch_tomorrow(recipe)
         assert (
             watched.reports[-1].feedback_scores.labelled,
@@ -356,20 +354,6 @@ def _watch_tomorrow(recipe: Recipe) -> WatchResult:
         return watch_champion(
             recipe, today=datetime.now(UTC).date() + timedelta(days=1), progress=SILENT
         )
-
-
-def _await_log(log: str, kind: str, *, num_rows: int) -> None:
-    for _ in range(120):
-        files = [uri for of_day in by_day(log, kind).values() for uri in of_day]
-        if (
-            sum(
-                pq.read_metadata(pa.BufferReader(storage.read_bytes(uri))).num_rows for uri in files
-            )
-            >= num_rows
-        ):
-            return
-        threading.Event().wait(0.5)
-    raise AssertionError(f"{num_rows} rows of {kind} are not in the log")
 
 
 def _audit(recipe: Recipe, folder: Path, *, truth: Mapping[str, str]) -> None:
