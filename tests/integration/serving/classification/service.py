@@ -1,18 +1,16 @@
 """A service of a classifier, and helpers for its tests."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import requests
 import torch
 from torch import nn
 
 from serving.deploy import rollout, serve_client
 from serving.deploy.application import application_name
-from serving.engines.classify import Prediction
 from tailorbird.config.model_uri import parse_model_uri
 from tailorbird.config.serving import ServingConfig
 from tailorbird.models import base_model
@@ -89,30 +87,6 @@ def wait_until(holds: Callable[[], object]) -> None:
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.2)
-
-
-def check_routed(
-    service: Service,
-    predictions: dict[str, list[Prediction]],
-    routed: Iterable[bool],
-    *,
-    attributes: Any = None,
-) -> None:
-    """Assert that each text is answered by the second part if its value in `routed` is True, else
-    by the first."""
-    body = {"input": TEXTS, "scores": True} | (
-        {} if attributes is None else {"attributes": attributes}
-    )
-    results = service.ask(body)["results"]
-    parts = ["second" if to else "first" for to in routed]
-    assert [result["answered_by"] for result in results] == parts
-    for index, (part, result) in enumerate(zip(parts, results, strict=True)):
-        expected = predictions[part][index]
-        assert result["label"] == expected.label
-        assert result["score"] == pytest.approx(expected.score, abs=2e-3)
-        assert result["scores"] == pytest.approx(
-            dict(zip(CLASSES, expected.scores.tolist(), strict=True)), abs=2e-3
-        )
 
 
 def replica_pids(task_uri: str) -> set[int | None]:
