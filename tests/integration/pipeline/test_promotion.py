@@ -149,17 +149,6 @@ def test_a_rollback_requires_a_reason_a_champion_and_an_unchanged_version(
     assert stored[0] == champion
 
 
-def test_a_hybrid_that_a_verdict_chose_is_promoted(task_uri: str, chosen: ModelVersion) -> None:
-    other = unregistered(task_uri)
-    versions = {"candidate": other, "incumbent": other, "hybrid": candidate_record(chosen)}
-    write_concluded_run(task_uri, chosen, verdict=verdict_of("HYBRID"), versions=versions)
-    champion = promote_version(task_uri)
-    assert (champion.uri, champion.reason.sentence()) == (
-        chosen.uri,
-        "HYBRID: hybrid dominates the incumbent",
-    )
-
-
 def exported_from(version: ModelVersion, folder: Path, *, task_uri: str) -> ModelVersion:
     """Register the version for another engine, with a file that no engine can run."""
     version_folder(folder, value=1)
