@@ -81,8 +81,12 @@ def test_concurrent_calls_share_one_local_copy_and_a_changed_folder_gets_another
         copies = set(pool.map(lambda _: node_cache.local_copy(folder, cache=tmp_path), range(8)))
     (copy,) = copies
     assert [path for path in (tmp_path / "folders").iterdir() if path.is_dir()] == [copy]
-    storage.write_bytes(f"{folder}/b/c", b"2")
-    assert node_cache.local_copy(f"{folder}/", cache=tmp_path) != copy
+    others = []
+    for content in (b"1", b"2"):
+        storage.write_bytes(f"{folder}/manifest.json", content)
+        others.append(node_cache.local_copy(f"{folder}/", cache=tmp_path))
+        assert (others[-1] / "manifest.json").read_bytes() == content
+    assert len({copy, *others}) == 3
     assert (copy / "b" / "c").read_bytes() == b"b/c"
 
 
