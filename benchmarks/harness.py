@@ -94,14 +94,18 @@ def standard_error(rate: float, num: int) -> float:
     return float(np.sqrt(rate * (1 - rate) / num))
 
 
-def print_table(title: str, rows: Mapping[str, Figures]) -> None:
-    """Print a table with one row per variant. Cells of missing figures are empty."""
+def print_table(title: str, rows: Mapping[str, Figures], *, num_draws: int = 0) -> None:
+    """Print a table with one row per variant. Cells of missing figures are empty; the first column
+    has the errors of rates of this many draws."""
     table = Table("", title=title)
     columns = list(dict.fromkeys(name for figures in rows.values() for name in figures))
     for column in columns:
         table.add_column(column, justify="right")
     for name, figures in rows.items():
         cells = {column: f"{value:,.4g}" for column, value in figures.items()}
+        if num_draws:
+            first = columns[0]
+            cells[first] += f" ± {standard_error(figures[first], num_draws):.2g}"
         table.add_row(name, *(cells.get(column, "") for column in columns))
     Console().print(table)
 
@@ -120,18 +124,14 @@ def finish(benchmark: str, figures: Figures, *, bounds: Mapping[str, str]) -> No
 
 
 def run_parts(
-    benchmark: str, parts: Mapping[str, Callable[[], Figures]], *, bounds: Mapping[str, str]
+    benchmark: str, parts: Sequence[Callable[[], Figures]], *, bounds: Mapping[str, str]
 ) -> None:
     """Measure the parts that the command line names, by default all, and print the final line."""
+    by_name = {part.__name__: part for part in parts}
     figures: dict[str, float] = {}
-    for part in sys.argv[1:] or parts:
-        figures |= parts[part]()
+    for name in sys.argv[1:] or by_name:
+        figures |= by_name[name]()
     finish(benchmark, figures, bounds=bounds)
-
-
-def skip(benchmark: str, reason: str) -> None:
-    """Print the line of JSON of a benchmark that cannot run on this machine, with the reason."""
-    print(json.dumps({"benchmark": benchmark, "skipped": reason}), flush=True)
 
 
 def holds(value: float, bound: str) -> bool:

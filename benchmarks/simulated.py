@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.stats import norm
 
 from tailorbird.config.evaluation import GatesConfig
@@ -38,22 +38,23 @@ def right_answers(
 def answers(
     right: NDArray[np.bool_],
     *,
-    labels: Sequence[str] | None = None,
-    wrong: Sequence[str] | str = "no",
+    labels: ArrayLike = "yes",
+    wrong: ArrayLike = "no",
     **columns: Any,
 ) -> Predictions:
     """Return predictions that are right on these rows [N]; `columns` are further fields of
-    `Predictions`."""
-    truth = labels or ["yes"] * len(right)
-    return predictions(np.where(right, truth, wrong).tolist(), truth, **columns)
+    `Predictions`, and classes may be numbers."""
+    truth = np.broadcast_to(labels, right.shape).astype(str)
+    outputs = np.where(right, truth, np.asarray(wrong, str))
+    return predictions(outputs.tolist(), truth.tolist(), **columns)
 
 
 def serving_usage(costs: Mapping[str, float]) -> dict[str, ServingUsage]:
     """Return CPU-seconds of five rounds for costs by role."""
-    usage = {}
-    for role, cost in costs.items():
-        usage[role] = ServingUsage((cost, 1.01 * cost, 0.99 * cost, cost, cost))
-    return usage
+    rounds = (1.0, 1.01, 0.99, 1.0, 1.0)
+    return {
+        role: ServingUsage(tuple(cost * part for part in rounds)) for role, cost in costs.items()
+    }
 
 
 def simulated_protocol(

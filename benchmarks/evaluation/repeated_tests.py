@@ -14,7 +14,7 @@ approximate? Re-evaluations: each month brings newly audited rows.
 """
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from benchmarks.harness import Figures, print_table, run_parts, standard_error
+from benchmarks.harness import Figures, print_table, run_parts
 from benchmarks.simulated import (
     ALPHA,
     MARGIN,
@@ -76,12 +76,7 @@ Months = tuple[NDArray[np.bool_], NDArray[np.bool_]]
 
 def main() -> None:
     """Print the tables, then one line of JSON."""
-    parts: dict[str, Callable[[], Figures]] = {
-        "known_rows": known_rows,
-        "small_level": small_level,
-        "reevaluations": reevaluations,
-    }
-    run_parts("repeated_tests", parts, bounds=BOUNDS)
+    run_parts("repeated_tests", (known_rows, small_level, reevaluations), bounds=BOUNDS)
 
 
 def known_rows() -> Figures:
@@ -89,7 +84,8 @@ def known_rows() -> Figures:
     shared = {f"{share:.0%} known": _shared_rows(share) for share in SHARES}
     appended = _additions()
     rows = shared | {"10 additions": appended}
-    print_table(f"Any false improvement in {NUM_CANDIDATES} tests ({NUM_SERIES:,} series)", rows)
+    title = f"Any false improvement in {NUM_CANDIDATES} tests ({NUM_SERIES:,} series)"
+    print_table(title, rows, num_draws=NUM_SERIES)
     above = [row["any"] - row["half of levels"] for row in shared.values()]
     again = [row["best again"] for row in shared.values()]
     return {
@@ -111,8 +107,8 @@ def _shared_rows(share: float) -> dict[str, float]:
     generator = np.random.default_rng(num_known)
     chunks = [_tests(generator, num_known=num_known) for _ in range(NUM_SERIES // CHUNK)]
     *tables, again = np.concatenate(chunks, axis=1)
-    best = {"best again": float(_proven(again, alpha=levels[-1]).mean())}
-    return _rates(tables, levels=levels) | best
+    best_again = float(_proven(again, alpha=levels[-1]).mean())
+    return _rates(tables, levels=levels) | {"best again": best_again}
 
 
 def _tests(generator: np.random.Generator, *, num_known: int) -> Indices:
@@ -147,10 +143,8 @@ def _rates(tables: Sequence[Indices] | Indices, *, levels: Sequence[float]) -> d
     4]."""
     corrected = [_proven(cells, alpha=level) for cells, level in zip(tables, levels, strict=True)]
     uncorrected = [_proven(cells, alpha=ALPHA) for cells in tables]
-    rate = float(np.any(corrected, axis=0).mean())
     return {
-        "any": rate,
-        "+-": standard_error(rate, NUM_SERIES),
+        "any": float(np.any(corrected, axis=0).mean()),
         "half of levels": sum(levels) / 2,
         "uncorrected": float(np.any(uncorrected, axis=0).mean()),
     }
@@ -202,19 +196,17 @@ def small_level() -> Figures:
         for _ in range(NUM_SMALL):
             labels = generator.choice(5, num_rows, p=CLASS_SHARES)
             shared = generator.standard_normal(num_rows)
-            names = labels.astype(str).tolist()
             tables = []
             for _ in range(2):
                 latent = 0.8**0.5 * shared + 0.2**0.5 * generator.standard_normal(num_rows)
                 wrong = (labels + generator.integers(1, 5, num_rows)) % 5
-                right = latent < norm.ppf(0.75)
-                tables.append(answers(right, labels=names, wrong=wrong.astype(str).tolist()))
-            effect = class_metric_effect(
-                tables[0], other=tables[1], metric="macro_f1", alpha=SMALL_LEVEL
-            )
+                tables.append(answers(latent < norm.ppf(0.75), labels=labels, wrong=wrong))
+            first, second = tables
+            effect = class_metric_effect(first, other=second, metric="macro_f1", alpha=SMALL_LEVEL)
             significant += effect.p_value < SMALL_LEVEL
         rates[f"{num_rows:,} rows"] = {"significant": significant / NUM_SMALL}
-    print_table(f"Equal models by macro-F1, level {SMALL_LEVEL}, {NUM_SMALL:,} tests", rates)
+    title = f"Equal models by macro-F1, level {SMALL_LEVEL}, {NUM_SMALL:,} tests"
+    print_table(title, rates, num_draws=NUM_SMALL)
     largest = max(row["significant"] for row in rates.values())
     return {"rate_of_equal_models_significant_at_0.004_by_macro_f1": largest}
 
@@ -272,32 +264,26 @@ def _decisions_unlike_rule() -> int:
     """Return the number of full decisions, from predictions to result, that differ from the rule on
     the same counts."""
     different = 0
-    rules: list[tuple[float, Callable[[Indices], Months]]]
-    rules = [(gain, _decided) for gain in (-0.03, 0.01, 0.03)]
-    rules += [(gain, _decided_for_cost) for gain in (-0.03, 0.0)]
-    for gain, rule in rules:
-        costs = {"incumbent": 2.0, "candidate": 1.0} if rule == _decided_for_cost else None
+    cheaper = serving_usage({"incumbent": 2.0, "candidate": 1.0})
+    cases = [(gain, False) for gain in (-0.03, 0.01, 0.03)]
+    cases += [(gain, True) for gain in (-0.03, 0.0)]
+    for gain, is_cheaper in cases:
         months = _monthly(gain, 0.12)[:NUM_DECISIONS]
-        renewed, withdrawn = rule(months)
-        last = np.random.default_rng(3).integers(0, MONTHS, NUM_DECISIONS)
-        for year, month in enumerate(last):
-            holds = _holds(months[year, : month + 1].sum(axis=0), costs=costs)
+        renewed, withdrawn = (_decided_for_cost if is_cheaper else _decided)(months)
+        costs = cheaper if is_cheaper else None
+        for year, month in enumerate(np.random.default_rng(3).integers(0, MONTHS, NUM_DECISIONS)):
+            counts = months[year, : month + 1].sum(axis=0)
+            row = np.repeat([-1, 0, 1], counts)
+            models = {
+                "incumbent": ModelPredictions(answers(row < 0)),
+                "candidate": ModelPredictions(answers(row > 0)),
+            }
+            inputs = VerdictInputs(models, "simulated", costs=costs)
+            protocol = simulated_protocol(len(row))
+            holds = decide_reevaluation(inputs, protocol=protocol, number=1).holds
             different += (holds is True) != renewed[year, month]
             different += (holds is False) != withdrawn[year, month]
     return different
-
-
-def _holds(counts: Indices, *, costs: dict[str, float] | None) -> bool | None:
-    """Return the result of the real decision for numbers of losses, ties and wins."""
-    losses, ties, wins = counts.tolist()
-    row = np.arange(losses + ties + wins)
-    models = {
-        "incumbent": ModelPredictions(answers(row < losses)),
-        "candidate": ModelPredictions(answers(row >= losses + ties)),
-    }
-    usage = None if costs is None else serving_usage(costs)
-    inputs = VerdictInputs(models, "simulated", costs=usage)
-    return decide_reevaluation(inputs, protocol=simulated_protocol(len(row)), number=1).holds
 
 
 if __name__ == "__main__":

@@ -46,7 +46,6 @@ from benchmarks.harness import (
     register,
     separate_stack,
     server,
-    skip,
     stage,
     take_turns,
 )
@@ -101,7 +100,8 @@ class Load(NamedTuple):
 def main(engine: str) -> None:
     """Print the rounds, latencies and CPU times, then one line of JSON."""
     if shutil.which("wrk") is None:
-        skip("serving_overhead", "the client `wrk` is not installed")
+        skipped = "the client `wrk` is not installed"
+        print(json.dumps({"benchmark": "serving_overhead", "skipped": skipped}), flush=True)
         return
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(1)  # as in each measured process

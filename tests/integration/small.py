@@ -4,6 +4,8 @@ import io
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,15 +14,23 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 import yaml
 from pyarrow import fs
+from safetensors.torch import save_file
+from torch import nn
 
+from cluster import code_snapshot
 from tailorbird import storage
 from tailorbird.config.loader import load_recipe
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.datasets import icd10
+from tailorbird.data.tokenize import encode_texts, load_tokenizer
+from tailorbird.models import classifier, pretrained
 from tailorbird.pipeline.evaluate import RunResult
-from tailorbird.storage import s3
+from tailorbird.registry import versions
+from tailorbird.storage import node_cache, s3
+from tests.build import version_config
 from tests.progress import ProgressRecorder
 
 ROOT = Path(__file__).parents[2]
@@ -90,6 +100,56 @@ def recipe_file(folder: Path, *, name: str, data: str) -> Path:
 def small_recipe(folder: Path, *, name: str, data: str, overrides: tuple[str, ...] = ()) -> Recipe:
     """Return the small recipe, loaded from a file."""
     return load_recipe(recipe_file(folder, name=name, data=data), overrides=overrides)
+
+
+def logged_rows(log: str, kind: str = "answers") -> list[dict[str, Any]]:
+    """Return the rows of the request log so far."""
+    rows = []
+    for uri in storage.list_files(f"{log}/{kind}", missing_ok=True):
+        if uri.endswith(".parquet"):
+            rows += pq.read_table(pa.BufferReader(storage.read_bytes(uri))).to_pylist()
+    return rows
+
+
+def await_rows(log: str, kind: str = "answers", *, num_rows: int) -> list[dict[str, Any]]:
+    """Return the rows of the request log as soon as it has this many."""
+    for _ in range(120):
+        rows = logged_rows(log, kind)
+        if len(rows) >= num_rows:
+            return rows
+        threading.Event().wait(0.5)
+    raise AssertionError(f"{num_rows} rows of {kind} are not in the log")
+
+
+def embeddings(base: str, texts: Sequence[str]) -> np.ndarray:
+    """Return the embeddings of texts by a staged encoder."""
+    local = node_cache.local_copy(base)
+    tokenizer = load_tokenizer(local)
+    tokens = encode_texts(texts, tokenizer=tokenizer, max_length=32)
+    model = classifier.Classifier(pretrained.load_encoder(local), nn.Linear(384, 1))
+    return classifier.embed_rows(model, tokens, pad_id=int(tokenizer.pad_token_id))
+
+
+def register_head(
+    task_uri: str, folder: Path, *, base: str, head: Mapping[str, torch.Tensor], **fields: Any
+) -> versions.ModelVersion:
+    """Register a version with this head over a staged encoder, whose weights a `full` version has
+    too; `fields` are those of its configuration."""
+    folder.mkdir()
+    save_file(dict(head), folder / "head.safetensors")
+    if fields["kind"] == "full":
+        weights = pretrained.load_encoder(node_cache.local_copy(base)).state_dict()
+        contiguous = {name: weights[name].contiguous() for name in weights}
+        save_file(contiguous, folder / "encoder.safetensors")
+    known = {
+        "base_model": base,
+        "max_length": 32,
+        "dtype": pretrained.dtype_name(),
+        "code": code_snapshot.ship_code(task_uri, ROOT).uri,
+        "created_at": versions.now(),
+    }
+    versions.write_config(folder, version_config(**(known | fields)))
+    return versions.register(task_uri, folder)
 
 
 def start_run(recipe: Path, *overrides: str, verb: str = "run") -> subprocess.Popen[str]:

@@ -12,7 +12,7 @@ import yaml
 from tests.k8s.crds import needs_crds, validator
 from tests.k8s.manifests import K8S, Pod, build_part, of_kind, pods_of
 from tests.k8s.pod_security import refusals
-from tests.k8s.test_pods import amount
+from tests.k8s.test_pods import amount, quota_of
 from tests.k8s.test_schemas import KUBERNETES
 
 PARTS = {
@@ -50,13 +50,6 @@ def documents_of(text: str) -> list[dict[str, Any]]:
 def gpu_pod(documents: list[dict[str, Any]]) -> Pod:
     (pod,) = (pod for pod in pods_of(documents) if "gpu-nodes" in pod.name)
     return pod
-
-
-def quota_of(documents: list[dict[str, Any]], name: str) -> dict[str, Any]:
-    (quota,) = (
-        each for each in of_kind(documents, "ResourceQuota") if each["metadata"]["name"] == name
-    )
-    return quota
 
 
 @pytest.mark.parametrize(("part", "kind"), [("job", "RayJob"), ("service", "RayService")])
@@ -105,7 +98,7 @@ def test_a_pod_takes_a_whole_node_with_shared_memory_within_its_memory(
 def test_all_gpu_nodes_and_the_head_fit_the_quota(built: dict[str, str]) -> None:
     platform, job = documents_of(built["platform"]), documents_of(built["job"])
     quota, (limits,) = quota_of(platform, "training"), of_kind(platform, "LimitRange")
-    for what, most in quota["spec"]["hard"].items():
+    for what, most in quota["hard"].items():
         kind, _, name = what.partition(".")
         if name:  # not `pods`
             wanted = sum(
@@ -153,6 +146,6 @@ def test_a_changed_value_reaches_every_place(tmp_path: Path) -> None:
         build(tmp_path / "platform", "platform", changes=changes | {'gpus: "32"': 'gpus: "8"'})
     )
     quota, (limits,) = quota_of(platform, "training"), of_kind(platform, "LimitRange")
-    assert quota["spec"]["hard"]["requests.nvidia.com/gpu"] == "8"
-    assert quota_of(platform, "serving")["spec"]["hard"]["requests.nvidia.com/gpu"] == "4"
+    assert quota["hard"]["requests.nvidia.com/gpu"] == "8"
+    assert quota_of(platform, "serving")["hard"]["requests.nvidia.com/gpu"] == "4"
     assert limits["spec"]["limits"][0]["max"]["cpu"] == "60"

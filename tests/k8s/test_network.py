@@ -132,23 +132,19 @@ def test_the_pods_of_a_cluster_reach_each_other_on_all_ports(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["staging", "prod"])
-def test_only_a_gateway_with_labelled_namespace_and_pod_reaches_serve_on_workers(name: str) -> None:
+def test_only_a_labelled_gateway_and_a_client_job_reach_the_service(name: str) -> None:
     network = NETWORKS[name]
-    assert network.may(GATEWAY, network.pods[SERVING_WORKER], 8000)
-    assert not network.may(GATEWAY, network.pods[SERVING_HEAD], 8000)
+    head, worker = network.pods[SERVING_HEAD], network.pods[SERVING_WORKER]
+    assert network.may(GATEWAY, worker, 8000)
+    assert not network.may(GATEWAY, head, 8000)
     for port in (8080, 9101, 8404, 30000):  # metrics, HAProxy's ports, a replica
-        assert not network.may(GATEWAY, network.pods[SERVING_WORKER], port)
+        assert not network.may(GATEWAY, worker, port)
     for other in (PRETENDER, STRANGER, NEWCOMER, PROMETHEUS):
-        assert not network.may(other, network.pods[SERVING_WORKER], 8000)
-
-
-@pytest.mark.parametrize("name", ["staging", "prod"])
-def test_a_client_job_reaches_the_service_but_no_training(name: str) -> None:
-    network = NETWORKS[name]
+        assert not network.may(other, worker, 8000)
     client = network.pods["client", ""]
-    assert network.may(client, network.pods[SERVING_HEAD], 8265)
-    assert network.may(client, network.pods[SERVING_WORKER], 8000)
-    assert not network.may(client, network.pods[SERVING_HEAD], 6379)
+    assert network.may(client, head, 8265)
+    assert network.may(client, worker, 8000)
+    assert not network.may(client, head, 6379)
     assert not network.may(client, network.pods[TRAINING_HEAD], 8265)
 
 
@@ -177,24 +173,24 @@ def test_all_pods_reach_dns_and_s3_and_only_heads_and_clients_reach_kubernetes(n
         assert not network.may(pod, STRANGER, 5432)
 
 
-def test_only_the_service_reaches_redis() -> None:
-    network = NETWORKS["prod"]
-    store = network.pods["store", ""]
-    for (role, node_type), pod in network.pods.items():
-        assert network.may(pod, store, 6379) is (role == "serving"), (role, node_type)
-    for other in (STRANGER, GATEWAY, PROMETHEUS, OPERATOR, NEWCOMER):
-        assert not network.may(other, store, 6379)
-
-
-@pytest.mark.parametrize("name", ["staging", "prod"])
-def test_only_watch_and_prometheus_reach_the_pushgateway(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "target", "port", "client"),
+    [
+        ("prod", "store", 6379, "serving"),  # Redis
+        ("staging", "pushgateway", 9091, "watch"),
+        ("prod", "pushgateway", 9091, "watch"),
+    ],
+)
+def test_only_its_client_and_prometheus_reach_redis_and_the_pushgateway(
+    name: str, target: str, port: int, client: str
+) -> None:
     network = NETWORKS[name]
-    gateway = network.pods["pushgateway", ""]
-    for (role, _), pod in network.pods.items():
-        assert network.may(pod, gateway, 9091) is (role == "watch"), role
-    assert network.may(PROMETHEUS, gateway, 9091)
-    for other in (STRANGER, GATEWAY, OPERATOR, NEWCOMER):
-        assert not network.may(other, gateway, 9091)
+    pod = network.pods[target, ""]
+    for (role, _), source in network.pods.items():
+        assert network.may(source, pod, port) is (role == client), role
+    for other in (STRANGER, GATEWAY, OPERATOR, NEWCOMER, PROMETHEUS):
+        reaches = other is PROMETHEUS and target == "pushgateway"
+        assert network.may(other, pod, port) is reaches
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)

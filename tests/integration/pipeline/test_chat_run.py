@@ -3,17 +3,12 @@
 import itertools
 import json
 import random
-import re
-import threading
-from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openai
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -26,21 +21,13 @@ from serving.deploy.rollout import undeploy
 from tailorbird import storage
 from tailorbird.checks.verify import verify_evidence
 from tailorbird.cli import app
-from tailorbird.config.loader import load_recipe, parse_recipe, recipe_text
-from tailorbird.config.recipe import Recipe
+from tailorbird.config.loader import load_recipe, recipe_text
 from tailorbird.data.chat_template import prompt_tokens
-from tailorbird.data.loader import read_splits
-from tailorbird.data.task_data import data_task
 from tailorbird.evaluation.gates.base import State
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.report.evidence_files import load_all_predictions
 from tailorbird.evaluation.verdict.decide import Outcome
-from tailorbird.interface.client import Client
 from tailorbird.models.loading import LoadedChat
-from tailorbird.monitoring.label_audit import import_labels, parse_days
-from tailorbird.monitoring.log_reader import by_day
-from tailorbird.operate.reevaluate import reevaluate_champion
-from tailorbird.operate.watch import WatchResult, draw_audit, watch_champion
 from tailorbird.pipeline.run import run_pipeline
 from tailorbird.registry.versions import read_version
 from tailorbird.release.export import export_version
@@ -287,99 +274,3 @@ def test_the_served_champion_returns_the_learned_answer(chat_run: SmallRun, tmp_
         )
     finally:
         undeploy(application_name(chat_run.recipe.task_uri))
-
-
-def test_a_champion_that_answers_new_requests_wrongly_is_found_and_rolled_back(
-    chat_run: SmallRun, tmp_path: Path
-) -> None:
-    """The answer to known texts stays `yes`; that to new, longer texts is `no`, as in the nearest
-    training row."""
-    log = "s3://lake/tiny-chat-log"
-    serving = f"serving={{request_log: {log}, log_texts: true}}"
-    overrides = (serving, "monitoring.rollback=automatic")
-    (tmp_path / "original.yaml").write_text(recipe_text(chat_run.recipe), encoding="utf-8")
-    recipe = load_recipe(tmp_path / "original.yaml", overrides=overrides)
-    (tmp_path / "recipe.yaml").write_text(recipe_text(recipe), encoding="utf-8")
-    champion = promote_version(recipe.task_uri)
-    splits = read_splits(recipe.data, task=data_task("chat"))
-    train, used = splits.train, {query for _, rows in splits.items() for query in rows.queries}
-    wrong = [
-        query for query, label in zip(train.queries, train.labels, strict=True) if label == "no"
-    ]
-    letters = map("".join, itertools.product("abcdefg", repeat=3))
-    known = [text for text in letters if text not in used][:60]
-    new = [" ".join([text] * times) for text in wrong for times in (3, 4, 5)]
-    truth = dict.fromkeys(known, "yes") | dict.fromkeys(new, "no")
-    result = CliRunner().invoke(app.app, ["serve", str(tmp_path / "recipe.yaml")])
-    assert result.exit_code == 0, result.output
-    try:
-        (url,) = re.findall(r"http://\S+(?=/v1/chat/completions)", result.output)[:1]
-        with Client(url) as client:
-            answers = [client.chat(text) for text in known]
-            _await_log(log, "answers", num_rows=len(known))
-            assert _watch_tomorrow(recipe).recommendation.reasons == ()
-            answers += [client.chat(text) for text in new]
-            for answer in answers[:6]:
-                client.feedback(answer, score=0.0, correct_answer="no")
-            _await_log(log, "answers", num_rows=len(truth))
-            _await_log(log, "feedback", num_rows=6)
-        watched = _watch_tomorrow(recipe)
-        assert (
-            watched.reports[-1].feedback_scores.labelled,
-            watched.reports[-1].feedback_scores.right,
-        ) == (6, 0.0)
-        audited = {text: truth[text] for text in truth if text not in known[:6]}
-        _audit(recipe, tmp_path, truth=audited)
-        watched = _watch_tomorrow(recipe)
-        assert watched.reports[-1].audit.labelled == len(audited)
-        assert any(
-            "change for all requests: -" in reason for reason in watched.recommendation.reasons
-        ), watched
-        with connect():
-            done = reevaluate_champion(recipe, progress=SILENT)
-        assert (done.verdict.holds, done.verdict.n) == (False, len(audited))
-        assert done.champion.version != champion.version
-        with Client(url) as client:
-            assert client.chat(new[0]).version == done.champion.version
-            assert client.chat(new[0]).output == "no"
-    finally:
-        undeploy(application_name(recipe.task_uri))
-    assert done.proposed is not None
-    wider = parse_recipe(storage.read_bytes(done.proposed), path=done.proposed)
-    added = len(wider.data.train_uris) - len(recipe.data.train_uris)
-    rows = read_splits(wider.data, task=data_task("chat")).train
-    assert (added, len(rows)) == (1, len(train) + len(audited))
-
-
-def _watch_tomorrow(recipe: Recipe) -> WatchResult:
-    with connect():
-        return watch_champion(
-            recipe, today=datetime.now(UTC).date() + timedelta(days=1), progress=SILENT
-        )
-
-
-def _await_log(log: str, kind: str, *, num_rows: int) -> None:
-    for _ in range(120):
-        files = [uri for of_day in by_day(log, kind).values() for uri in of_day]
-        if (
-            sum(
-                pq.read_metadata(pa.BufferReader(storage.read_bytes(uri))).num_rows for uri in files
-            )
-            >= num_rows
-        ):
-            return
-        threading.Event().wait(0.5)
-    raise AssertionError(f"{num_rows} rows of {kind} are not in the log")
-
-
-def _audit(recipe: Recipe, folder: Path, *, truth: Mapping[str, str]) -> None:
-    """Draw all answers for an audit, write the known correct answers and import them."""
-    today, file = datetime.now(UTC).date().isoformat(), folder / "audit.parquet"
-    draw_audit(recipe, days=parse_days(f"{today}:{today}"), num_rows=500, to=file.as_uri())
-    table = pq.read_table(file)
-    correct = pa.array([truth.get(text) for text in table["text"].to_pylist()])
-    pq.write_table(
-        table.set_column(table.column_names.index("correct_answer"), "correct_answer", correct),
-        file,
-    )
-    assert import_labels(recipe, file.as_uri(), classes=())[1] == len(truth)

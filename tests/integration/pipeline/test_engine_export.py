@@ -3,15 +3,14 @@ promoted and served."""
 
 import json
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import requests
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
-from cluster import code_snapshot
 from cluster.connection import connect
 from cluster.local.stack import StackState
 from cluster.progress import SILENT, NoteEvent
@@ -23,7 +22,7 @@ from tailorbird.config.recipe import Recipe
 from tailorbird.data.datasets import icd10
 from tailorbird.data.loader import read_test
 from tailorbird.data.rows import DataError, rows_sha256
-from tailorbird.data.tokenize import encode_texts, labels_of, load_tokenizer
+from tailorbird.data.tokenize import labels_of
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.prediction_store import load_predictions, save_predictions
 from tailorbird.evaluation.predictions import Predictions
@@ -36,7 +35,7 @@ from tailorbird.evaluation.report.evidence import (
 )
 from tailorbird.evaluation.report.evidence_files import read_evidence
 from tailorbird.evaluation.verdict.protocol import build_protocol
-from tailorbird.models import base_model, classifier, pretrained
+from tailorbird.models import base_model
 from tailorbird.models.runtimes import EngineError
 from tailorbird.registry import champion as champion_module
 from tailorbird.registry import versions
@@ -45,9 +44,8 @@ from tailorbird.release.engine_export import version_for_engine
 from tailorbird.release.promotion import promote_version, roll_back
 from tailorbird.release.runs import PromotionRefused
 from tailorbird.release.serving import serve_champion
-from tailorbird.storage import node_cache
 from tests.finished_runs import candidate_record, write_finished_run
-from tests.integration.small import BASE_MODEL, ROOT
+from tests.integration.small import BASE_MODEL, REGISTRY, embeddings, register_head
 from tests.progress import ProgressRecorder
 from tests.unit.evaluation.simulated import Simulation, report_of
 
@@ -55,6 +53,7 @@ pytestmark = pytest.mark.usefixtures("connected")
 
 DATA = "s3://lake/engines"
 TASK_URI = "s3://models/engines"
+GATES = ("calibration", "groups", "counterfactual", "robustness")
 
 
 @pytest.fixture(autouse=True)
@@ -79,51 +78,25 @@ def evaluated(stack: StackState, tmp_path_factory: pytest.TempPathFactory) -> ve
                 **{name: f"{DATA}/{name}" for name in ("train", "validation", "test")},
                 "label": "chapter",
             },
-            "evaluation": {
-                "gates": {
-                    "calibration": None,
-                    "groups": None,
-                    "counterfactual": None,
-                    "robustness": None,
-                }
-            },
+            "evaluation": {"gates": dict.fromkeys(GATES)},
             "serving": {"baseline": False},  # the run's incumbent is not registered
-            "registry": "s3://models",
+            "registry": REGISTRY,
         }
     )
-    folder = tmp_path_factory.mktemp("evaluated")
-    base, test = (
-        base_model.stage_base_model(parse_model_uri(BASE_MODEL), registry="s3://models").uri,
-        read_test(recipe.data),
-    )
-    local, classes = node_cache.local_copy(base), labels_of(test.labels)
-    tokenizer, encoder = load_tokenizer(local), pretrained.load_encoder(local)
-    tokens = encode_texts(classes, tokenizer=tokenizer, max_length=32)
-    names = classifier.embed_rows(
-        classifier.Classifier(encoder, nn.Linear(384, 1)), tokens, pad_id=tokenizer.pad_token_id
-    )
-    head = {
-        "weight": 20 * nn.functional.normalize(torch.from_numpy(names)),
-        "bias": torch.zeros(len(classes)),
-    }
-    save_file(head, folder / "head.safetensors")
-    save_file(
-        {name: weights.contiguous() for name, weights in encoder.state_dict().items()},
-        folder / "encoder.safetensors",
-    )
-    config = versions.VersionConfig(
+    test = read_test(recipe.data)
+    base = base_model.stage_base_model(parse_model_uri(BASE_MODEL), registry=REGISTRY).uri
+    classes = labels_of(test.labels)
+    names = nn.functional.normalize(torch.from_numpy(embeddings(base, classes)))
+    version = register_head(
+        TASK_URI,
+        tmp_path_factory.mktemp("evaluated") / "version",
+        base=base,
+        head={"weight": 20 * names, "bias": torch.zeros(len(classes))},
         kind="full",
         classes=classes,
-        base_model=base,
-        max_length=32,
         # int8 is much faster than float32; the gain over bfloat16 may be lost in noise
         dtype="float32",
-        code=code_snapshot.ship_code(TASK_URI, ROOT).uri,
-        recipe_hash="0" * 64,
-        created_at=versions.now(),
     )
-    versions.write_config(folder, config)
-    version = versions.register(TASK_URI, folder)
     _conclude(recipe, version, predict_rows(version.uri, rows=test), test_sha256=rows_sha256(test))
     return version
 
@@ -237,30 +210,16 @@ def test_a_changed_record_an_unknown_engine_and_changed_rows_are_rejected(
     evaluated: versions.ModelVersion,
 ) -> None:
     evidence = _evidence()
+    export = partial(version_for_engine, evaluated, task_uri=TASK_URI, progress=SILENT)
     with connect():
-        version = version_for_engine(
-            evaluated,
-            evidence=evidence,
-            engine="onnxruntime-int8",
-            task_uri=TASK_URI,
-            progress=SILENT,
-        )
-        with pytest.raises(
-            EngineError, match="unknown engine 'tensorrt'; choose torch or onnxruntime-int8"
-        ):
-            version_for_engine(
-                evaluated, evidence=evidence, engine="tensorrt", task_uri=TASK_URI, progress=SILENT
-            )
-        changed = evidence.model_copy(
-            update={"data": replace(evidence.data, sha256={"test": "0" * 64})}
-        )
+        version = export(evidence=evidence, engine="onnxruntime-int8")
+        with pytest.raises(EngineError, match="unknown engine 'tensorrt'; choose torch or onnx"):
+            export(evidence=evidence, engine="tensorrt")
+        other_rows = replace(evidence.data, sha256={"test": "0" * 64})
         with pytest.raises(DataError, match="test rows changed"):
-            version_for_engine(
-                evaluated,
-                evidence=changed,
+            export(
+                evidence=evidence.model_copy(update={"data": other_rows}),
                 engine="onnxruntime-int8",
-                task_uri=TASK_URI,
-                progress=SILENT,
             )
     kept = storage.read_bytes(f"{version.uri}/{ENGINE_EVIDENCE}")
     record = json.loads(kept)

@@ -17,8 +17,10 @@ from serving.deploy.rollout import undeploy
 from tailorbird import storage
 from tailorbird.checks.verify import verify_evidence
 from tailorbird.config.loader import load_recipe
+from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.verdict.decide import Outcome
-from tailorbird.pipeline.run import run_pipeline
+from tailorbird.pipeline.prepare import prepare
+from tailorbird.pipeline.run import fit_baselines, run_pipeline
 from tailorbird.registry.versions import read_version
 from tailorbird.release.promotion import promote_version
 from tailorbird.release.serving import serve_champion
@@ -110,6 +112,13 @@ def test_a_cascade_wins_is_served_with_streams_and_falls_back(tmp_path: Path) ->
     assert verify_evidence(result.run) == ()
     champion = promote_version(recipe.task_uri)
     assert read_version(champion.uri).kind == "hybrid"
+    later = load_recipe(tmp_path / "recipe.yaml", overrides=("evaluation.minimum_gain=0.06",))
+    with connect():
+        context = prepare(later, progress=ProgressRecorder())
+        answered = predict_rows(champion.uri, rows=context.splits.test)
+        (incumbent, *_) = fit_baselines(context)
+    assert answered.scores.mean() == pytest.approx(verdict.model("hybrid").score)
+    assert incumbent.uri == champion.uri
     url, served = serve_champion(recipe.serving, task_uri=recipe.task_uri)
     try:
         assert served.uri == champion.uri

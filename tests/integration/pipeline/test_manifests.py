@@ -92,12 +92,16 @@ def test_the_manifests_of_training_and_promotion_contain_the_whole_recipe(
     assert Recipe.model_validate(yaml.safe_load(text)) == recipe
 
 
-@pytest.mark.parametrize("to", ["rayservice", "serve"])
-def test_a_serving_manifest_has_the_replicas_of_the_recipe_and_the_champion_of_the_registry(
-    to: str, recipe: Recipe, chosen: ModelVersion
+def test_both_serving_manifests_have_the_replicas_of_the_recipe_and_the_champion_of_the_registry(
+    recipe: Recipe, chosen: ModelVersion
 ) -> None:
-    manifest = serve_config(recipe, to)
-    ServeDeploySchema.model_validate(manifest)
+    manifest, file = (serve_config(recipe, to) for to in ("rayservice", "serve"))
+    assert manifest["applications"] == file["applications"]
+    assert manifest["http_options"] == {"host": "0.0.0.0", "port": 8000}
+    # the address of the local stack in this environment
+    assert file["http_options"]["host"] == "127.0.0.1"
+    for config in (manifest, file):
+        ServeDeploySchema.model_validate(config)
     (application,) = manifest["applications"]
     arguments = BuildArgs.model_validate(application["args"])
     assert (arguments.task_uri, arguments.task) == (recipe.task_uri, recipe.task)
@@ -112,18 +116,6 @@ def test_a_serving_manifest_has_the_replicas_of_the_recipe_and_the_champion_of_t
     config = ReplicaConfig.model_validate(deployment["user_config"])
     assert (config.champion.uri, config.champion.digest) == (chosen.uri, chosen.digest)
     assert application["runtime_env"] == {"working_dir": chosen.code}
-
-
-def test_both_serving_manifests_declare_the_same_application(
-    recipe: Recipe, chosen: ModelVersion
-) -> None:
-    assert chosen
-    manifest, file = (serve_config(recipe, to) for to in ("rayservice", "serve"))
-    assert manifest["applications"] == file["applications"]
-    assert manifest["http_options"] == {"host": "0.0.0.0", "port": 8000}
-    assert (
-        file["http_options"]["host"] == "127.0.0.1"
-    )  # the address of the local stack in this environment
 
 
 def test_the_cluster_of_every_manifest_has_room_for_the_recipe(
@@ -142,36 +134,29 @@ def test_the_cluster_of_every_manifest_has_room_for_the_recipe(
     assert (workers["minReplicas"], workers["maxReplicas"]) == (3, 4)
 
 
-def test_additional_versions_are_declared_as_in_a_deployment(
-    recipe: Recipe, chosen: ModelVersion
-) -> None:
-    untouched = PinnedVersion(uri=f"{recipe.task_uri}/versions/pretrained", digest="1" * 64)
-    champion, etag = read_champion(recipe.task_uri) or pytest.fail("there is no champion")
-    verdict = ChosenBy(outcome="FINE_TUNE", sentence="better")
-    champion = champion.model_copy(update={"baseline": untouched, "verdict": verdict})
-    write_champion(recipe.task_uri, champion, etag=etag)
-    serving = SERVING.model_copy(update={"baseline": True})
-    config = serve_config(recipe.model_copy(update={"serving": serving}), "rayservice")
-    replicas = ReplicaConfig.model_validate(
-        config["applications"][0]["deployments"][0]["user_config"]
-    )
-    assert replicas.selectable == {
-        "baseline": VersionRef(uri=untouched.uri, digest=untouched.digest)
-    }
-    assert replicas.verdict == "better"
-    assert replicas.champion.digest == chosen.digest
-
-
-def test_the_manifest_of_a_champion_without_a_parity_check_has_a_note(
+def test_additional_versions_are_declared_and_a_missing_parity_check_is_noted(
     recipe: Recipe, chosen: ModelVersion
 ) -> None:
     (note,) = render_manifest(recipe, to="rayservice").notes
     assert chosen.version in note
     assert "--to prove" in note
+    untouched = PinnedVersion(uri=f"{recipe.task_uri}/versions/pretrained", digest="1" * 64)
     champion, etag = read_champion(recipe.task_uri) or pytest.fail("there is no champion")
-    parity = ParityResult(rows=64, matching=64, at=now())
-    write_champion(recipe.task_uri, champion.model_copy(update={"parity": parity}), etag=etag)
+    changes = {
+        "baseline": untouched,
+        "verdict": ChosenBy(outcome="FINE_TUNE", sentence="better"),
+        "parity": ParityResult(rows=64, matching=64, at=now()),
+    }
+    write_champion(recipe.task_uri, champion.model_copy(update=changes), etag=etag)
+    serving = SERVING.model_copy(update={"baseline": True})
+    recipe = recipe.model_copy(update={"serving": serving})
     assert render_manifest(recipe, to="rayservice").notes == ()
+    (application,) = serve_config(recipe, "rayservice")["applications"]
+    replicas = ReplicaConfig.model_validate(application["deployments"][0]["user_config"])
+    pinned = VersionRef(uri=untouched.uri, digest=untouched.digest)
+    assert replicas.selectable == {"baseline": pinned}
+    assert replicas.verdict == "better"
+    assert replicas.champion.digest == chosen.digest
 
 
 def test_a_service_without_api_keys_or_a_champion_is_not_rendered(

@@ -18,11 +18,8 @@ import pytest
 import requests
 import torch
 import yaml
-from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
-from torch import nn
 
-from cluster import code_snapshot
 from cluster.connection import connect
 from cluster.progress import SILENT
 from serving.deploy import rollout
@@ -33,10 +30,8 @@ from tailorbird.config.loader import load_recipe, parse_recipe
 from tailorbird.config.model_uri import parse_model_uri
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.loader import read_splits
-from tailorbird.data.tokenize import encode_texts, load_tokenizer
-from tailorbird.models import base_model, classifier, pretrained
+from tailorbird.models import base_model
 from tailorbird.monitoring.label_audit import import_labels, parse_days
-from tailorbird.monitoring.log_reader import by_day
 from tailorbird.monitoring.monitored_tasks import AuditError
 from tailorbird.monitoring.recommendation import Recommendation
 from tailorbird.monitoring.report import Report
@@ -47,10 +42,18 @@ from tailorbird.registry import champion
 from tailorbird.registry import versions as registry
 from tailorbird.registry.kinds import Kind
 from tailorbird.registry.watch_record import WatchRecord
-from tailorbird.storage import node_cache
 from tailorbird.storage.paths import TaskPaths
 from tests.champions import set_champion
-from tests.integration.small import BASE_MODEL, REGISTRY, ROOT, icd10_tables, write_table
+from tests.integration.small import (
+    BASE_MODEL,
+    REGISTRY,
+    ROOT,
+    await_rows,
+    embeddings,
+    icd10_tables,
+    register_head,
+    write_table,
+)
 
 KNOWN = (
     "injury and poisoning",
@@ -65,6 +68,7 @@ FOREIGN = (
     "diseases of the skin",
 )
 NUM_REQUESTS, NUM_LABELLED, LIST, MOST = 240, 40, 8, 600
+LOG = "s3://lake/watching-log"
 SECRET, PERSON = "subject-of-the-monitoring-test", "the ward of a person of the monitoring test"
 Rows = list[tuple[str, str]]
 
@@ -89,25 +93,18 @@ class Task:
 
     def __init__(self, folder: Path) -> None:
         train = rows_of(KNOWN, part=0)
-        for name, rows in (
-            ("train", train),
-            ("validation", rows_of(KNOWN, part=1)),
-            ("test", rows_of(KNOWN, part=2)),
-        ):
-            texts, labels = zip(*rows, strict=True)
-            write_table(
-                f"s3://lake/watching/{name}.parquet", pa.table({"text": texts, "label": labels})
-            )
-        lake = {
-            name: f"s3://lake/watching/{name}.parquet" for name in ("train", "validation", "test")
-        }
+        lake = {}
+        for number, name in enumerate(("train", "validation", "test")):
+            texts, labels = zip(*rows_of(KNOWN, part=number), strict=True)
+            lake[name] = f"s3://lake/watching/{name}.parquet"
+            write_table(lake[name], pa.table({"text": texts, "label": labels}))
         content: dict[str, Any] = {
             "name": "watching-test",
             "base_model": BASE_MODEL,
             "data": lake | {"max_length": 32},
             "registry": REGISTRY,
             "serving": {
-                "request_log": "s3://lake/watching-log",
+                "request_log": LOG,
                 "log_texts": True,
                 "subject_key": (folder / "key").as_uri(),
             },
@@ -117,7 +114,6 @@ class Task:
         self.path = folder / "watching.yaml"
         self.path.write_text(yaml.safe_dump(content))
         self.recipe = load_recipe(self.path)
-        self.code = code_snapshot.ship_code(self.recipe.task_uri, ROOT).uri
         self.base = base_model.stage_base_model(parse_model_uri(BASE_MODEL), registry=REGISTRY).uri
         both = [*train, *rows_of(FOREIGN, part=0)]
         self.pretrained = self._register(folder / "probe", kind="probe", rows=both)
@@ -148,35 +144,18 @@ class Task:
     def _register(self, folder: Path, *, kind: Kind, rows: Rows) -> registry.ModelVersion:
         """Register the pretrained encoder with a head fitted on these rows, which never predicts
         other classes."""
-        folder.mkdir()
-        local = node_cache.local_copy(self.base)
-        tokenizer, encoder = load_tokenizer(local), pretrained.load_encoder(local)
-        model = classifier.Classifier(encoder, nn.Linear(384, 1))
         texts, labels = zip(*rows, strict=True)
-        tokens = encode_texts(texts, tokenizer=tokenizer, max_length=32)
-        head = LogisticRegression(C=10, max_iter=500).fit(
-            classifier.embed_rows(model, tokens, pad_id=int(tokenizer.pad_token_id)), labels
-        )
+        fitted = LogisticRegression(C=10, max_iter=500).fit(embeddings(self.base, texts), labels)
         classes = tuple(sorted(KNOWN + FOREIGN))
-        weight, bias = torch.zeros(len(classes), 384), torch.full((len(classes),), -100.0)
-        for index, name in enumerate(head.classes_):
-            weight[classes.index(name)] = torch.from_numpy(head.coef_[index]).float()
-            bias[classes.index(name)] = float(head.intercept_[index])
-        save_file({"weight": weight, "bias": bias}, folder / "head.safetensors")
-        if kind == "full":
-            save_file(dict(encoder.state_dict()), folder / "encoder.safetensors")
-        config = registry.VersionConfig(
-            kind=kind,
-            classes=classes,
-            base_model=self.base,
-            max_length=32,
-            dtype=pretrained.dtype_name(),
-            code=self.code,
-            recipe_hash="0" * 64,
-            created_at=registry.now(),
+        bias = torch.full((len(classes),), -100.0)
+        head = {"weight": torch.zeros(len(classes), 384), "bias": bias}
+        known = [classes.index(name) for name in fitted.classes_]
+        head["weight"][known] = torch.from_numpy(fitted.coef_).float()
+        head["bias"][known] = torch.from_numpy(fitted.intercept_).float()
+        task_uri = self.recipe.task_uri
+        return register_head(
+            task_uri, folder, base=self.base, head=head, kind=kind, classes=classes
         )
-        registry.write_config(folder, config)
-        return registry.register(self.recipe.task_uri, folder)
 
     def classify(self, rows: Rows) -> list[str]:
         """Send the texts as requests and return the request ids."""
@@ -192,20 +171,7 @@ class Task:
 
     def await_log(self, num_answers: int) -> None:
         """Wait until the log contains the answers of both versions to this number of texts."""
-        log = self.recipe.serving.request_log
-        assert log is not None
-        for _ in range(120):
-            files = [uri for of_day in by_day(log, "answers").values() for uri in of_day]
-            if (
-                sum(
-                    pq.read_metadata(pa.BufferReader(storage.read_bytes(uri))).num_rows
-                    for uri in files
-                )
-                >= 2 * num_answers
-            ):
-                return
-            threading.Event().wait(0.5)
-        raise AssertionError(f"{2 * num_answers} rows are not in the log")
+        await_rows(LOG, num_rows=2 * num_answers)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 
 from tailorbird import storage
 from tailorbird.evaluation.report.evidence import CandidateRecord
-from tailorbird.registry.champion import Champion, PreviousChampion, read_champion
+from tailorbird.registry.champion import PreviousChampion, read_champion
 from tailorbird.registry.versions import (
     EXPORTED_ENCODER,
     ModelVersion,
@@ -52,50 +52,24 @@ def unregistered(task_uri: str) -> CandidateRecord:
     return CandidateRecord("full", f"{task_uri}/versions/none", "0" * 64)
 
 
-def test_an_override_that_is_not_required_is_not_recorded(
+def test_a_promotion_needs_a_valid_verdict_and_an_override_a_reason(
     task_uri: str, chosen: ModelVersion
 ) -> None:
+    yesterday = datetime.now(UTC) - DAY
+    for expired in (yesterday.isoformat(), yesterday.strftime("%Y-%m-%dT%H:%M:%SZ")):
+        write_concluded_run(task_uri, chosen, expires_at=expired)
+        with pytest.raises(PromotionRefused, match=r"expired at 20.*; run the recipe again"):
+            promote_version(task_uri, override="in a hurry")
     write_concluded_run(task_uri, chosen)
+    for empty in ("", "  \n"):
+        with pytest.raises(PromotionRefused, match="--override is empty; give a reason"):
+            promote_version(task_uri, override=empty)
+    assert read_champion(task_uri) is None
     champion = promote_version(task_uri, override="not needed")
-    assert (champion.uri, champion.reason.sentence()) == (
-        chosen.uri,
-        "FINE_TUNE: candidate dominates the incumbent",
-    )
-
-
-@pytest.mark.parametrize("override", ["", "  \n"])
-def test_an_override_without_a_reason_is_rejected(
-    task_uri: str, chosen: ModelVersion, override: str
-) -> None:
-    write_concluded_run(task_uri, chosen)
-    with pytest.raises(PromotionRefused, match="--override is empty; give a reason"):
-        promote_version(task_uri, override=override)
-    assert read_champion(task_uri) is None
-
-
-@pytest.mark.parametrize(
-    "written", [lambda time: time.isoformat(), lambda time: time.strftime("%Y-%m-%dT%H:%M:%SZ")]
-)
-def test_an_expired_verdict_is_not_promoted_even_with_an_override(
-    task_uri: str, chosen: ModelVersion, written: Any
-) -> None:
-    write_concluded_run(task_uri, chosen, expires_at=written(datetime.now(UTC) - DAY))
-    with pytest.raises(
-        PromotionRefused, match=r"expired at 20.*; run the recipe again with fresh test rows"
-    ):
-        promote_version(task_uri, override="in a hurry")
-    assert read_champion(task_uri) is None
-    write_concluded_run(task_uri, chosen, expires_at=written(datetime.now(UTC) + DAY))
-    assert promote_version(task_uri).uri == chosen.uri
-
-
-def test_a_champion_remains_champion_after_its_verdict_expires(
-    task_uri: str, chosen: ModelVersion
-) -> None:
-    write_concluded_run(task_uri, chosen)
-    champion = promote_version(task_uri)
-    write_concluded_run(task_uri, chosen, expires_at=(datetime.now(UTC) - DAY).isoformat())
-    assert promote_version(task_uri) == champion
+    assert champion.uri == chosen.uri
+    assert champion.reason.sentence() == "FINE_TUNE: candidate dominates the incumbent"
+    write_concluded_run(task_uri, chosen, expires_at=yesterday.isoformat())
+    assert promote_version(task_uri) == champion  # it remains the champion
 
 
 def test_rollbacks_return_through_each_promotion_to_the_first_incumbent(
@@ -161,9 +135,8 @@ def test_a_rollback_requires_a_reason_a_champion_and_an_unchanged_version(
         roll_back(task_uri, reason="why")
     other = register(task_uri, version_folder(tmp_path / "other", value=2))
     wrong = CandidateRecord("full", other.uri, "0" * 64)
-    write_concluded_run(
-        task_uri, chosen, versions={"candidate": candidate_record(chosen), "incumbent": wrong}
-    )
+    versions = {"candidate": candidate_record(chosen), "incumbent": wrong}
+    write_concluded_run(task_uri, chosen, versions=versions)
     champion = promote_version(task_uri)
     with pytest.raises(PromotionRefused, match="--reason is empty"):
         roll_back(task_uri, reason=" ")
@@ -174,25 +147,6 @@ def test_a_rollback_requires_a_reason_a_champion_and_an_unchanged_version(
     stored = read_champion(task_uri)
     assert stored is not None
     assert stored[0] == champion
-
-
-def test_a_hybrid_that_a_verdict_chose_is_promoted(task_uri: str, chosen: ModelVersion) -> None:
-    other = unregistered(task_uri)
-    write_concluded_run(
-        task_uri,
-        chosen,
-        verdict=verdict_of("HYBRID"),
-        versions={
-            "candidate": other,
-            "incumbent": other,
-            "hybrid": candidate_record(chosen),
-        },
-    )
-    champion = promote_version(task_uri)
-    assert (champion.uri, champion.reason.sentence()) == (
-        chosen.uri,
-        "HYBRID: hybrid dominates the incumbent",
-    )
 
 
 def exported_from(version: ModelVersion, folder: Path, *, task_uri: str) -> ModelVersion:
@@ -208,22 +162,14 @@ def exported_from(version: ModelVersion, folder: Path, *, task_uri: str) -> Mode
     return register(task_uri, folder)
 
 
-def promoted(
-    task_uri: str, chosen: ModelVersion, folder: Path
-) -> tuple[tuple[Champion, str], ModelVersion]:
-    """Promote the version; return the champion with its ETag, and the version for another
-    engine."""
+def test_weights_that_were_rolled_back_are_not_promoted_with_another_engine(
+    task_uri: str, chosen: ModelVersion, tmp_path: Path
+) -> None:
     write_concluded_run(task_uri, chosen)
     promote_version(task_uri)
     stored = read_champion(task_uri)
     assert stored is not None
-    return stored, exported_from(chosen, folder / "exported", task_uri=task_uri)
-
-
-def test_weights_that_were_rolled_back_are_not_promoted_with_another_engine(
-    task_uri: str, chosen: ModelVersion, tmp_path: Path
-) -> None:
-    stored, faster = promoted(task_uri, chosen, tmp_path)
+    faster = exported_from(chosen, tmp_path / "exported", task_uri=task_uri)
     previous = (PreviousChampion(uri=stored[0].uri, digest=stored[0].digest, run=stored[0].run),)
     set_champion(
         task_uri, faster, etag=stored[1], reason="faster", run=stored[0].run, previous=previous
@@ -254,8 +200,9 @@ def test_weights_that_were_rolled_back_are_not_promoted_with_another_engine(
 def test_a_champion_with_another_engine_can_return_to_torch_after_a_later_run(
     task_uri: str, chosen: ModelVersion, tmp_path: Path
 ) -> None:
-    stored, faster = promoted(task_uri, chosen, tmp_path)
-    set_champion(task_uri, faster, etag=stored[1], reason="faster", run=stored[0].run)
+    write_concluded_run(task_uri, chosen)
+    faster = exported_from(chosen, tmp_path / "exported", task_uri=task_uri)
+    set_champion(task_uri, faster, run=f"{task_uri}/runs/r")
     write_finished_run(
         f"{task_uri}/runs/later",
         versions={"incumbent": candidate_record(faster), "candidate": unregistered(task_uri)},
@@ -265,8 +212,5 @@ def test_a_champion_with_another_engine_can_return_to_torch_after_a_later_run(
     )
     assert promote_version(task_uri).uri == faster.uri
     again = promote_version(task_uri, engine="torch")
-    assert (again.uri, again.reason.sentence()) == (
-        chosen.uri,
-        f"another engine for the weights of {faster.version}",
-    )
-    assert again.run == stored[0].run
+    assert (again.uri, again.run) == (chosen.uri, f"{task_uri}/runs/r")
+    assert again.reason.sentence() == f"another engine for the weights of {faster.version}"

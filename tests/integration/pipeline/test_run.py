@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,16 +16,14 @@ from serving.deploy.rollout import deploy, undeploy
 from tailorbird import storage
 from tailorbird.checks.verify import verify_evidence
 from tailorbird.data.loader import read_rows
+from tailorbird.data.rows import Rows
 from tailorbird.evaluation.baselines.baseline import Baseline
-from tailorbird.evaluation.hybrid import FrozenHybrid
-from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.prediction_store import load_predictions, save_predictions
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
 from tailorbird.evaluation.report.evidence import FAMILY_FILE
 from tailorbird.evaluation.report.evidence_files import MANIFEST, load_all_predictions
 from tailorbird.evaluation.report.preregistration import PROTOCOL_FILE, Preregistration
 from tailorbird.evaluation.trained_rows import trained_rows
-from tailorbird.evaluation.verdict.decide import Outcome
 from tailorbird.evaluation.verdict.inputs import VerdictInputs
 from tailorbird.evaluation.verdict.protocol import NO_GATES
 from tailorbird.evaluation.verdict.reach import reach_verdict
@@ -32,12 +31,11 @@ from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.models.classifier import logits_rows
 from tailorbird.models.loading import LoadedClassifier
 from tailorbird.pipeline.artifacts import Contender
-from tailorbird.pipeline.evaluate import RunResult, publish, verdict_inputs
+from tailorbird.pipeline.evaluate import RunResult, publish
 from tailorbird.pipeline.prepare import RunContext, prepare
 from tailorbird.pipeline.record import EvaluatedModels, FineTuning, TrainedModels
-from tailorbird.pipeline.run import fit_baselines, run_pipeline, run_sweep
+from tailorbird.pipeline.run import run_pipeline, run_sweep
 from tailorbird.registry.champion import read_champion
-from tailorbird.registry.hybrid_routing import Routing
 from tailorbird.registry.run_progress import RunProgress
 from tailorbird.registry.versions import list_versions, read_version
 from tailorbird.release.export import export_version
@@ -46,7 +44,7 @@ from tailorbird.release.promotion import promote_version
 from tailorbird.storage.node_cache import local_copy
 from tailorbird.storage.paths import parse_run_uri
 from tests.finished_runs import prediction_table_names
-from tests.integration.small import ROOT, SmallRun, small_recipe, stages, written
+from tests.integration.small import ROOT, SmallRun, stages, written
 from tests.loaded import load_model
 from tests.notebook import execute
 from tests.progress import ProgressRecorder
@@ -56,6 +54,7 @@ from tests.unit.release.loaded_folders import logits_of
 pytestmark = pytest.mark.usefixtures("connected")
 
 ROLES = ("incumbent", "candidate")
+EACH = 8  # of the test rows that are sent to a service
 KINDS = {"majority", "zero_shot", "centroid", "bag_of_words", "probe", "probe_bag"}
 
 
@@ -67,6 +66,10 @@ def champion_url(small_run: SmallRun) -> Iterator[str]:
     version = read_version(champion.uri)
     yield deploy(small_run.recipe.serving, task_uri=task_uri, version=version)
     undeploy(application_name(task_uri))
+
+
+def rows_of_test(small_run: SmallRun) -> Rows:
+    return read_rows(small_run.recipe.data.test or "", config=small_run.recipe.data)
 
 
 def predictions(run: str) -> dict[str, Predictions]:
@@ -88,17 +91,13 @@ def test_the_verdict_is_recomputed_from_the_stored_predictions_and_protocol(
         "counterfactual",
         "robustness",
     }
-    assert (
-        again.n
-        == len(read_rows(small_run.recipe.data.test or "", config=small_run.recipe.data))
-        == 400
-    )
+    assert again.n == len(rows_of_test(small_run)) == 400
 
 
 def test_stored_predictions_have_the_order_of_the_test_rows_and_no_texts(
     small_run: SmallRun,
 ) -> None:
-    rows = read_rows(small_run.recipe.data.test or "", config=small_run.recipe.data)
+    rows = rows_of_test(small_run)
     for table in predictions(small_run.result.run).values():
         assert (table.row_ids, table.labels) == (rows.row_ids, rows.labels)
         assert table.groups["group"] == rows.groups["group"]
@@ -165,19 +164,21 @@ def test_the_promoted_winner_serves_the_stored_predictions(
     entry = read_champion(small_run.recipe.task_uri)
     assert entry is not None
     assert entry[0].uri == small_run.result.winner
-    rows = read_rows(small_run.recipe.data.test or "", config=small_run.recipe.data)
     role = small_run.result.verdict.selected
     stored = load_all_predictions(small_run.result.run)[role]
-    indices = list(range(0, len(rows), 8))
-    body = {"input": [rows.texts[row] for row in indices]}
-    answer = requests.post(f"{champion_url}/v1/classify", json=body, timeout=60).json()
-    same = [
-        result["label"] == stored.outputs[row]
-        for result, row in zip(answer["results"], indices, strict=True)
-    ]
-    assert sum(same) >= len(indices) - 1  # in bf16, another batch may change a tie
-    scores = [result["score"] for result in answer["results"]]
-    assert scores == pytest.approx([stored.calibrated[row] for row in indices], abs=0.02)
+    results = answers_as_evaluated(small_run, stored, url=champion_url)["results"]
+    scores = [result["score"] for result in results]
+    assert scores == pytest.approx(stored.calibrated[::EACH].tolist(), abs=0.02)
+
+
+def answers_as_evaluated(small_run: SmallRun, stored: Predictions, *, url: str) -> dict[str, Any]:
+    """Return the answer to some test rows, whose labels must be those of the stored predictions."""
+    body = {"input": rows_of_test(small_run).texts[::EACH]}
+    answer = requests.post(f"{url}/v1/classify", json=body, timeout=60).json()
+    labels = [result["label"] for result in answer["results"]]
+    same = [label == output for label, output in zip(labels, stored.outputs[::EACH], strict=True)]
+    assert sum(same) >= len(same) - 1  # in bf16, another batch may change a tie
+    return dict(answer)
 
 
 def test_the_notebook_compares_loads_and_queries_the_models_of_the_run(
@@ -243,18 +244,8 @@ def test_a_winning_candidate_is_registered_promoted_and_served(
     assert served_at(champion_url) == [("champion", champion.digest), *previous, pretrained]
     url = deploy(small_run.recipe.serving, task_uri=small_run.recipe.task_uri, version=version)
     assert url == champion_url
-    rows = context.splits.test
-    indices = list(range(0, len(rows), 8))
     stored = predictions(small_run.result.run)["candidate"]
-    answer = requests.post(
-        f"{url}/v1/classify", json={"input": [rows.texts[row] for row in indices]}, timeout=60
-    ).json()
-    assert answer["version"] == version.version
-    same = [
-        result["label"] == stored.outputs[row]
-        for result, row in zip(answer["results"], indices, strict=True)
-    ]
-    assert sum(same) >= len(indices) - 1
+    assert answers_as_evaluated(small_run, stored, url=url)["version"] == version.version
 
 
 def trained_models(small_run: SmallRun, *, incumbent: str) -> TrainedModels:
@@ -272,11 +263,11 @@ def trained_models(small_run: SmallRun, *, incumbent: str) -> TrainedModels:
     )
 
 
-def evaluated_models(small_run: SmallRun, *, hybrid: FrozenHybrid | None = None) -> EvaluatedModels:
+def evaluated_models(small_run: SmallRun) -> EvaluatedModels:
     """Return the small run's results on test."""
     evidence = small_run.result.evidence
     return EvaluatedModels(
-        family=evidence.family.model_copy(update={"hybrid": hybrid}),
+        family=evidence.family,
         test_access=evidence.test_access,
         predictions=load_all_predictions(small_run.result.run),
         cost=evidence.cost,
@@ -325,41 +316,6 @@ def test_a_changed_byte_invalidates_a_stored_verdict(small_run: SmallRun) -> Non
         )
     finally:
         storage.write_bytes(uri, content)
-
-
-def test_a_winning_hybrid_is_registered_and_is_the_incumbent_of_the_next_run(
-    small_run: SmallRun, small_data: str, tmp_path: Path
-) -> None:
-    recipe = small_recipe(
-        tmp_path, name="hybrid", data=small_data, overrides=("evaluation.hybrid=cascade",)
-    )
-    with connection.connect():
-        context = prepare(recipe, progress=SILENT)
-        hybrid = FrozenHybrid(
-            Routing(by="cascade", threshold=0.4), "incumbent", "candidate", 0.5, 0.5
-        )
-        evaluated = evaluated_models(small_run, hybrid=hybrid)
-        protocol = context.protocol.model_copy(update={"gates": NO_GATES})
-        decided = reach_verdict(verdict_inputs(context, evaluated), protocol=protocol)
-        assert decided.hybrid is not None
-        assert 0 < decided.hybrid.share_to_second < 1
-        trained = trained_models(
-            small_run, incumbent=small_run.result.evidence.versions["incumbent"].uri
-        )
-        won = decided.model_copy(update={"outcome": Outcome.HYBRID, "selected": "hybrid"})
-        result = publish(context, trained, evaluated, won)
-        champion = promote_version(recipe.task_uri, version=result.winner)
-        version = read_version(champion.uri)
-        assert (version.kind, champion.uri) == ("hybrid", result.winner)
-        answered = predict_rows(version.uri, rows=context.splits.test)
-        assert answered.scores.mean() == pytest.approx(decided.model("hybrid").score, abs=0.01)
-        overrides = ("evaluation.hybrid=cascade", "evaluation.minimum_gain=0.02")
-        again = prepare(
-            small_recipe(tmp_path, name="hybrid", data=small_data, overrides=overrides),
-            progress=SILENT,
-        )
-        baselines = fit_baselines(again)
-    assert baselines[0].uri == version.uri
 
 
 def won_verdict(context: RunContext, small_run: SmallRun) -> Verdict:

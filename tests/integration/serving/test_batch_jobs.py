@@ -34,8 +34,8 @@ from tailorbird.registry.hybrid_routing import NO_GROUP, Routing
 from tailorbird.registry.versions import ModelVersion
 from tailorbird.storage.listing import Entry
 from tests.integration.load import processes
-from tests.integration.serving.classification.service import ROOT, Service
-from tests.integration.small import icd10_tables, recipe_file, write_table
+from tests.integration.serving.classification.service import Service
+from tests.integration.small import ROOT, icd10_tables, recipe_file, write_table
 
 PREFIX = "s3://lake/batches"
 CONFIG = ServingConfig(batch_prefixes=(PREFIX, "s3://models"))

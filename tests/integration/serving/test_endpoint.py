@@ -23,6 +23,7 @@ from tailorbird.evaluation.statistics.text_metrics import words_sha256
 from tailorbird.registry import versions as registry
 from tailorbird.registry.endpoint import Endpoint
 from tailorbird.release import parity, probe_requests
+from tests.build import version_config
 from tests.endpoint_server import (
     MODEL,
     Reply,
@@ -34,12 +35,10 @@ from tests.endpoint_server import (
     refusal,
     stream,
 )
-from tests.integration.small import write_table
+from tests.integration.small import ROOT, await_rows, write_table
 from tests.unit.serving.endpoint.versions import KEY, VARIABLE
 
-ROOT = Path(__file__).parents[3]
 TASK_URI = "s3://models/endpoint-serving-test"
-LOG_S = 60
 
 
 def answer(body: dict[str, Any], _: int) -> Reply:
@@ -54,14 +53,9 @@ def answer(body: dict[str, Any], _: int) -> Reply:
 
 def register(folder: Path, url: str, *, system: str) -> registry.ModelVersion:
     folder.mkdir()
-    config = registry.VersionConfig(
+    config = version_config(
         kind="endpoint_zero_shot",
-        classes=(),
-        base_model="s3://models/unused",
-        max_length=64,
-        dtype="float32",
         code=code_snapshot.ship_code(TASK_URI, ROOT).uri,
-        recipe_hash="0" * 64,
         created_at=registry.now(),
         prompting=registry.Prompting(system=system, max_new_tokens=8),
         endpoint=Endpoint(url=url, model="m", api_key=f"env://{VARIABLE}", reported_model=MODEL),
@@ -75,23 +69,6 @@ def undeployed(stack: stack.StackState) -> Iterator[None]:
     assert stack.serve_port
     yield
     rollout.undeploy(application.application_name(TASK_URI))
-
-
-def logged_answers(log: str, *, num_rows: int) -> list[dict[str, Any]]:
-    """Return the rows of the request log as soon as it has this many."""
-    deadline = time.monotonic() + LOG_S
-    while time.monotonic() < deadline:
-        files = storage.list_files(f"{log}/answers", missing_ok=True)
-        tables = [
-            pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
-            for uri in files
-            if uri.endswith(".parquet")
-        ]
-        rows = [row for table in tables for row in table.to_pylist()]
-        if len(rows) >= num_rows:
-            return rows
-        time.sleep(0.5)
-    raise AssertionError(f"{log} has fewer than {num_rows} rows after {LOG_S} s")
 
 
 @pytest.mark.usefixtures("connected")
@@ -187,7 +164,7 @@ def test_a_version_of_an_endpoint_is_promoted_and_answers_with_our_keys_errors_a
             f"Bearer {KEY}"
         }  # the clients' keys are not sent to the endpoint
 
-        rows = logged_answers(f"{bucket}/log", num_rows=3)  # two of the parity gate
+        rows = await_rows(f"{bucket}/log", num_rows=3)  # two of the parity gate
         assert {row["reported_model"] for row in rows} == {MODEL}
         assert [row["caller"] for row in rows] == ["app"] * 3
         assert {

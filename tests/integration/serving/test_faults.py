@@ -15,8 +15,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import ray
 import requests
@@ -31,6 +29,7 @@ from tailorbird.config.serving import MAX_TEXTS, ServingConfig
 from tailorbird.registry.versions import ModelVersion
 from tests.integration.load import Responses, processes, under_load
 from tests.integration.serving.classification.service import TEXTS, Service
+from tests.integration.small import logged_rows
 
 pytestmark = pytest.mark.long
 
@@ -366,9 +365,4 @@ def allocate(num_bytes: int) -> None:
 
 def _logged() -> list[str]:
     """Return the clients' request ids in the log."""
-    ids = []
-    for uri in storage.list_files(f"{LOG}/answers", missing_ok=True):
-        if uri.endswith(".parquet"):
-            table = pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
-            ids += table["x_request_id"].to_pylist()
-    return ids
+    return [row["x_request_id"] for row in logged_rows(LOG)]

@@ -71,25 +71,23 @@ def test_an_invalid_base_model_leaves_no_object_on_s3(bucket: str, uri: str, tex
     assert not storage.exists(bucket)
 
 
-def test_concurrent_calls_share_one_local_copy(bucket: str, tmp_path: Path) -> None:
+def test_concurrent_calls_share_one_local_copy_and_a_changed_folder_gets_another(
+    bucket: str, tmp_path: Path
+) -> None:
+    folder = f"{bucket}/folder"
     for name in ("a", "b/c"):
-        storage.write_bytes(f"{bucket}/folder/{name}", name.encode())
+        storage.write_bytes(f"{folder}/{name}", name.encode())
     with ThreadPoolExecutor(8) as pool:
-        copies = set(
-            pool.map(lambda _: node_cache.local_copy(f"{bucket}/folder", cache=tmp_path), range(8))
-        )
+        copies = set(pool.map(lambda _: node_cache.local_copy(folder, cache=tmp_path), range(8)))
     (copy,) = copies
-    assert (copy / "b" / "c").read_bytes() == b"b/c"
     assert [path for path in (tmp_path / "folders").iterdir() if path.is_dir()] == [copy]
-
-
-def test_a_changed_folder_gets_a_new_local_copy(bucket: str, tmp_path: Path) -> None:
-    storage.write_bytes(f"{bucket}/folder/manifest.json", b"1")
-    first = node_cache.local_copy(f"{bucket}/folder", cache=tmp_path)
-    storage.write_bytes(f"{bucket}/folder/manifest.json", b"2")
-    second = node_cache.local_copy(f"{bucket}/folder/", cache=tmp_path)
-    assert first != second
-    assert (first / "manifest.json").read_bytes() == b"1"
+    others = []
+    for content in (b"1", b"2"):
+        storage.write_bytes(f"{folder}/manifest.json", content)
+        others.append(node_cache.local_copy(f"{folder}/", cache=tmp_path))
+        assert (others[-1] / "manifest.json").read_bytes() == content
+    assert len({copy, *others}) == 3
+    assert (copy / "b" / "c").read_bytes() == b"b/c"
 
 
 def test_a_download_removes_the_copies_that_were_not_requested_for_a_week(

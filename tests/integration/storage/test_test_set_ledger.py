@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from tailorbird import storage
 from tailorbird.registry.test_set_ledger import (
     TestSetAccess,
     next_access,
@@ -14,7 +13,6 @@ from tailorbird.registry.test_set_ledger import (
     record_test_access,
     recount_access,
 )
-from tailorbird.storage.paths import TaskPaths
 
 HASHES = np.random.default_rng(0).integers(2**64, size=700, dtype=np.uint64)
 
@@ -25,43 +23,6 @@ def access(
     return record_test_access(
         task_uri, rows=HASHES[rows], models=["incumbent", model], protocol="q", run=run
     )
-
-
-def test_each_new_model_is_recorded_as_one_access(bucket: str) -> None:
-    task_uri = f"{bucket}/task"
-    assert read_test_accesses(task_uri) == ()
-    numbers = [
-        access(task_uri, name, run=f"s3://r{run}").number for run, name in enumerate("aba", 1)
-    ]
-    assert numbers == [1, 2, 1]
-    entries = read_test_accesses(task_uri)
-    assert [(entry.number, entry.models[-1], entry.run) for entry in entries] == [
-        (1, "a", "s3://r1"),
-        (2, "b", "s3://r2"),
-    ]
-    paths = TaskPaths(task_uri)
-    assert set(storage.list_files(f"{bucket}/_ledger")) == {
-        paths.test_set_ledger,
-        paths.test_set_order,
-        paths.test_rows(entries[0].rows[:16]),
-    }
-    assert [recount_access(task_uri, access=entry) for entry in entries] == list(entries)
-
-
-def test_rows_are_counted_across_the_tasks_of_a_registry(bucket: str) -> None:
-    accesses = [
-        access(f"{bucket}/task", "a"),
-        access(f"{bucket}/renamed", "b", rows=slice(99)),
-        access(f"{bucket}/renamed", "b", rows=slice(600)),
-        access(f"{bucket}/task", "c", rows=slice(600, 700)),
-    ]
-    assert [(entry.number, entry.num_seen) for entry in accesses] == [
-        (1, 0),
-        (2, 99),
-        (3, 100),
-        (1, 0),
-    ]
-    assert next_access(f"{bucket}/new", rows=HASHES).num_seen == 700
 
 
 def test_concurrent_accesses_get_different_numbers(bucket: str) -> None:

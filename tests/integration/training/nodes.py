@@ -1,6 +1,6 @@
 """Train on a cluster whose nodes change: `python -m tests.integration.training.nodes KIND`.
 
-KIND is `removed`, `drained` or `elastic`. The environment configures S3. The last line of the
+KIND is `drained` or `elastic`. The environment configures S3. The last line of the
 output is a report as JSON.
 """
 
@@ -99,16 +99,6 @@ def second_epoch(event: ProgressEvent) -> bool:
     return bool(isinstance(event, StepEvent) and event.epoch == 1 and event.step >= 2)
 
 
-def removed(cluster: Cluster, recorder: Watched) -> None:
-    """Three nodes for two workers; a worker's node is lost without notice."""
-    nodes = {node.node_id: node for node in (cluster.add_node(num_cpus=1) for _ in range(2))}
-    recorder.until_event(second_epoch)
-    cluster.remove_node(
-        nodes[next(node for node in workers("ALIVE") if node in nodes)], allow_graceful=False
-    )
-    recorder.until(recorder.over.is_set)
-
-
 def drained(cluster: Cluster, recorder: Watched) -> None:
     """Three nodes for two workers; a worker's node is drained with 30 s notice, as a spot
     instance."""
@@ -140,7 +130,6 @@ def elastic(cluster: Cluster, recorder: Watched) -> None:
 
 
 KINDS: dict[str, tuple[Callable[[Cluster, Watched], None], dict[str, Any]]] = {
-    "removed": (removed, {"epochs": 2, "num_workers": 2}),
     "drained": (drained, {"epochs": 2, "num_workers": 2}),
     "elastic": (elastic, {"epochs": 100, "num_workers": [1, 2]}),
 }

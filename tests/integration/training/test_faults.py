@@ -280,16 +280,6 @@ def nodes(kind: str) -> dict[str, Any]:
 
 
 @pytest.mark.long
-def test_a_removed_node_costs_a_retry_and_does_not_change_the_losses(
-    small_data: str, undisturbed: set[tuple[int, float, float]]
-) -> None:
-    assert small_data == "s3://lake/small"
-    reported = nodes("removed")
-    assert {tuple(end) for end in reported["ends"]} == undisturbed
-    assert reported["num_workers"] > 2
-
-
-@pytest.mark.long
 def test_training_on_a_drained_node_is_checkpointed_at_the_current_step(
     small_data: str, undisturbed: set[tuple[int, float, float]]
 ) -> None:

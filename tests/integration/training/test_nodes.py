@@ -3,7 +3,6 @@
 test_faults.py tests the effect on training. All nodes run on this machine; see `machines`.
 """
 
-import io
 import json
 import secrets
 import subprocess
@@ -12,13 +11,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 from cluster.local import stack
 from cluster.progress import EpochEvent, ProgressEvent, StepEvent
 from serving.deploy import rollout, serve_client
-from tailorbird import storage
 from tailorbird.config.serving import ServingConfig
 from tests.integration.cluster.job_on_nodes import NUM_TRIALS
 from tests.integration.load import Responses, under_load
@@ -32,7 +29,7 @@ from tests.integration.machines import (
     wait,
 )
 from tests.integration.serving.classification.service import TEXTS, Service
-from tests.integration.small import REGISTRY, ROOT
+from tests.integration.small import REGISTRY, ROOT, logged_rows
 from tests.integration.training.one_training import NUM_EPOCHS
 
 pytestmark = pytest.mark.long
@@ -141,12 +138,7 @@ def settled(responses: Responses) -> bool:
 
 def logged() -> set[str]:
     """Return the clients' request ids in the log."""
-    files = [uri for uri in storage.list_files(f"{LOG}/answers") if uri.endswith(".parquet")]
-    tables = [
-        pq.read_table(io.BytesIO(storage.read_bytes(uri)), columns=["x_request_id"])
-        for uri in files
-    ]
-    return {request_id for table in tables for request_id in table["x_request_id"].to_pylist()}
+    return {row["x_request_id"] for row in logged_rows(LOG)}
 
 
 def test_a_service_survives_a_lost_node_and_no_row_of_its_log_is_lost(site: Site) -> None:

