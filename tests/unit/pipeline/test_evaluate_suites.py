@@ -9,7 +9,7 @@ from tailorbird.data.rows import Rows, Splits
 from tailorbird.evaluation.predictions import TRAINING_TEXT
 from tailorbird.pipeline.evaluate import predict_all
 from tests import build, small_chat
-from tests.unit.data.suites.test_load import suite_at
+from tests.unit.data.parquet_rows import put
 from tests.unit.pipeline.contexts import context_of, recipe_at, run_locally
 
 PAIRS = (("a b", "yes"), ("b c", "no"), ("c d", "yes"), ("d e", "no"))
@@ -22,13 +22,13 @@ def rows_of(name: str) -> Rows:
 def test_all_models_answer_the_suites_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_locally(monkeypatch)
     small_chat.save(tmp_path / "base")
-    suites = suite_at(
-        tmp_path,
-        prompt="yes or no",
-        metric="forced_choice",
-        expectation="yes",
-        options=["yes", "no"],
-        group="a",
+    uri = put(
+        tmp_path / "own.parquet",
+        prompt=["yes or no"],
+        metric=["forced_choice"],
+        expectation=["yes"],
+        options=[["yes", "no"]],
+        group=["a"],
     )
     recipe = recipe_at(
         tmp_path / "registry",
@@ -37,7 +37,7 @@ def test_all_models_answer_the_suites_once(tmp_path: Path, monkeypatch: pytest.M
         evaluation={
             "metric": "exact_match",
             "prompt_draws": 1,
-            "gates": {"suites": suites},
+            "gates": {"suites": {"own": {"uri": uri}}},
         },
     )
     splits = Splits(rows_of("train"), rows_of("check"), rows_of("test"))

@@ -25,7 +25,7 @@ def test_compiled_layers_train_like_uncompiled_ones(
         compile_layer(self, backend="aot_eager", **options)
 
     monkeypatch.setattr(nn.Module, "compile", compile_without_inductor)
-    options = {
+    options: dict[str, Any] = {
         "gradient_checkpointing": True,
         "learning_rate": 1e-3,
         "epochs": 1,
