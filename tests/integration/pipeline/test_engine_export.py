@@ -79,7 +79,6 @@ def evaluated(stack: StackState, tmp_path_factory: pytest.TempPathFactory) -> ve
                 "label": "chapter",
             },
             "evaluation": {"gates": dict.fromkeys(GATES)},
-            "serving": {"baseline": False},  # the run's incumbent is not registered
             "registry": REGISTRY,
         }
     )
@@ -106,7 +105,8 @@ def _conclude(
 ) -> None:
     run = f"{TASK_URI}/runs/r"
     save_predictions(f"{run}/predictions/candidate.parquet", answers)
-    absent = CandidateRecord("probe", f"{TASK_URI}/versions/none", "0" * 64)
+    # not a baseline, which would be served next to the candidate
+    absent = CandidateRecord("full", f"{TASK_URI}/versions/none", "0" * 64)
     data = DataRecord(report_of(Simulation()), trained_on=0, sha256={"test": test_sha256})
     write_finished_run(
         run,

@@ -148,8 +148,6 @@ def test_additional_versions_are_declared_and_a_missing_parity_check_is_noted(
         "parity": ParityResult(rows=64, matching=64, at=now()),
     }
     write_champion(recipe.task_uri, champion.model_copy(update=changes), etag=etag)
-    serving = SERVING.model_copy(update={"baseline": True})
-    recipe = recipe.model_copy(update={"serving": serving})
     assert render_manifest(recipe, to="rayservice").notes == ()
     (application,) = serve_config(recipe, "rayservice")["applications"]
     replicas = ReplicaConfig.model_validate(application["deployments"][0]["user_config"])
