@@ -148,5 +148,5 @@ def test_commands_on_an_empty_task_name_the_command_to_run_first(
     listed = CliRunner().invoke(app.app, ["models", str(path), "--json"])
     assert (listed.exit_code, json.loads(listed.stdout)) == (
         0,
-        {"champion": None, "parity": None, "versions": []},
+        {"champion": None, "parity": None, "damaged": {}, "versions": []},
     )
