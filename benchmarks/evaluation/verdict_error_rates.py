@@ -19,7 +19,9 @@ benchmarks measure rows that a model was trained on, near copies of test rows, a
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -60,7 +62,6 @@ CLASS_SHARES = {
     "20 classes": 0.278 / np.arange(1, 21),  # the rarest has 1.4% of the rows
 }
 RARE_LOSS = 0.9
-SMALL_GAIN = 0.04
 NUM_DRAWS = 40_000
 NUM_MACRO_F1 = 2_000
 Event = Callable[[np.random.Generator], bool]
@@ -331,19 +332,32 @@ def _chosen_over_failing(generator: np.random.Generator) -> bool:
     return decided.outcome is Outcome.FINE_TUNE
 
 
-def _accepts_losses(num_rows: int) -> Event:
-    """Return the event FINE_TUNE for a candidate with rare losses in token F1, whose mean gain
-    is 0."""
-    protocol = simulated_protocol(num_rows).model_copy(update={"metric": "token_f1"})
+def _accepts_losses(num: int, *, rows_of_document: int = 1, small_gain: float = 0.0) -> Event:
+    """Return the event FINE_TUNE for a candidate with rare losses in token F1.
+
+    Without small gains, the candidate is cheaper and its mean loss is the margin; with them, its
+    mean gain is 0.
+    """
+    n = num * rows_of_document
+    columns: dict[str, Any] = {}
+    if rows_of_document > 1:
+        columns["clusters"] = tuple(map(str, np.arange(n) // rows_of_document))
+    registered = simulated_protocol(n, value_of_point=None if small_gain else 0.01)
+    registered = registered.model_copy(update={"metric": "token_f1"})
+    costs = None if small_gain else {INCUMBENT: 2.0, CANDIDATE: 1.0}
 
     def event(generator: np.random.Generator) -> bool:
-        lost = generator.random(num_rows) < SMALL_GAIN / RARE_LOSS
-        differences = SMALL_GAIN - RARE_LOSS * lost
+        lost = generator.random(num) < (small_gain or MARGIN) / RARE_LOSS
+        usual = np.full(num, small_gain)
+        if not small_gain:
+            usual = generator.choice([-0.001, 0.001], num)
+        differences = np.repeat(usual - RARE_LOSS * lost, rows_of_document)
         models = {}
         for role, part in ((CANDIDATE, differences), (INCUMBENT, -differences)):
             measures = {"token_f1": part.clip(min=0)}
-            models[role] = answers(np.zeros(num_rows, np.bool_), measures=measures)
-        return decision(compare_roles(models, protocol=protocol)).outcome is Outcome.FINE_TUNE
+            models[role] = answers(np.zeros(n, np.bool_), measures=measures, **columns)
+        compared = compare_roles(models, protocol=registered, costs=costs)
+        return decision(compared).outcome is Outcome.FINE_TUNE
 
     return event
 
@@ -403,10 +417,14 @@ POWER = {
     name: Case(_ends_in(truth, FINE_TUNE), bound)
     for (name, truth), bound in zip(BETTER_CANDIDATES.items(), LEAST_POWER, strict=True)
 }
-LOSSES = {
-    f"small gains and rare losses: {num:,} rows": Case(_accepts_losses(num), "<= 0.05", 500)
-    for num in (200, 500, 1_000)
-}
+LOSSES = {}
+for num_units in (200, 500, 1_000):
+    for name, event_for in (
+        ("losses of the margin, rows", _accepts_losses),
+        ("losses of the margin, documents of 5", partial(_accepts_losses, rows_of_document=5)),
+        ("small gains and rare losses, rows", partial(_accepts_losses, small_gain=0.04)),
+    ):
+        LOSSES[f"{name}: {num_units:,}"] = Case(event_for(num_units), "<= 0.05", 500)
 BOUNDS = {
     "largest difference of power claimed and measured": "<= 0.1",
     "an equal model is proven better": "<= 0.03",

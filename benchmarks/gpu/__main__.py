@@ -26,10 +26,10 @@ from training.trainer import worker_environment
 
 RESULTS = Path("gpu-results.json")
 PARTS = {
-    "smoke": ("training.smoke_lora", "training.smoke_zero3"),
+    "smoke": ("training.smoke_lora", "training.smoke_zero3", "cluster.smoke_vllm"),
     "training": ("training.lora_8b", "training.full_1b", "training.encoder"),
     "resume": ("training.resumes", "cluster.killed_worker", "cluster.trials"),
-    "run": ("cluster.run_chat",),
+    "run": ("cluster.run_chat", "cluster.run_classification"),
     "vllm": ("cluster.serve_vllm",),
     "memory": ("training.memory_8_ranks", "training.memory_32_ranks"),
 }

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,8 @@ SIZES = {"train": 96, "validation": 16, "test": 60}
 CHAT = {"epochs": 6, "learning_rate": 3e-4}
 REDUCED_CHAT = {"epochs": 4, "learning_rate": 1e-2}
 """Settings with which a model with random weights learns the answer."""
+ALPHABETS = {"first": "abcdefghijklm", "second": "hijklmnopqrst"}
+"""Letters of the texts of each class; some of them are in both."""
 NUM_CLIENTS = 16
 STREAMS = (64, 256)
 MAX_TOKENS = 128
@@ -146,40 +149,80 @@ def trials(folder: Path, reduced: bool) -> Iterator[Figure]:
     yield Figure("memory_growth_mib", growth, "<= 64", is_hardware=True)
 
 
+def run_classification(folder: Path, reduced: bool) -> Iterator[Figure]:
+    """Run `tailorbird run` of a classifier to a verdict."""
+    generator = random.Random(0)
+    columns = {}
+    for split, size in SIZES.items():
+        labels = [generator.choice(list(ALPHABETS)) for _ in range(size)]
+        texts = [letters(generator, 24, alphabet=ALPHABETS[label]) for label in labels]
+        columns[split] = {"text": texts, "label": labels}
+    training = {"epochs": 2, "batch_size": 16, "learning_rate": 1e-4}
+    with connect():
+        recipe = _recipe(folder, reduced, "classification", columns, training=training)
+        yield Figure("has_verdict", float(bool(_outcome(recipe))), ">= 1")
+
+
 def run_chat(folder: Path, reduced: bool) -> Iterator[Figure]:
     """Run `tailorbird run` of a chat model to a verdict, serve the winner, and change the champion
     while clients send requests."""
     generator = random.Random(0)
-    data: dict[str, Any] = {"max_length": 64, "system": "s", "max_new_tokens": 6}
+    columns = {}
     for split, size in SIZES.items():
         prompts = [letters(generator, 6) for _ in range(size)]
         answers = ["yes"] * size
         if split == "train":
             answers = ["no" if row % 3 == 0 else "yes" for row in range(size)]
-        path = folder / f"{split}.parquet"
-        pq.write_table(pa.table({"prompt": prompts, "completion": answers}), path)
-        data[split] = path.as_uri()
+        columns[split] = {"prompt": prompts, "completion": answers}
+    with connect():
+        recipe = _recipe(
+            folder,
+            reduced,
+            "chat",
+            columns,
+            training={"batch_size": 8} | (REDUCED_CHAT if reduced else CHAT),
+            data={"system": "s", "max_new_tokens": 6},
+            evaluation={"metric": "token_f1", "prompt_shots": 2, "prompt_draws": 1},
+        )
+        yield Figure("is_fine_tune", float(_outcome(recipe) == "FINE_TUNE"), ">= 1")
+        yield from _serve_and_change(recipe, columns["test"]["prompt"])
+
+
+def _recipe(
+    folder: Path,
+    reduced: bool,
+    task: str,
+    columns: dict[str, dict[str, list[str]]],
+    **sections: dict[str, Any],
+) -> Path:
+    """Write the rows of a task as Parquet, and its recipe."""
     num_gpus = 0 if reduced else 1
-    worker = {"num_workers": 1, "gpus_per_worker": num_gpus, "num_seeds": 1, "batch_size": 8}
-    recipe = {
-        "name": "gpu-chat",
-        "task": "chat",
-        "base_model": saved_model(folder, "chat", "tiny" if reduced else "small"),
-        "data": data,
-        "training": worker | (REDUCED_CHAT if reduced else CHAT),
-        "evaluation": {"metric": "token_f1", "prompt_shots": 2, "prompt_draws": 1},
+    data: dict[str, Any] = {"max_length": 64}
+    for split, table in columns.items():
+        path = folder / f"{task}-{split}.parquet"
+        pq.write_table(pa.table(table), path)
+        data[split] = path.as_uri()
+    worker = {"num_workers": 1, "gpus_per_worker": num_gpus, "num_seeds": 1}
+    content = sections | {
+        "name": f"gpu-{task}",
+        "task": task,
+        "base_model": saved_model(folder, task, "tiny" if reduced else "small"),
+        "data": data | sections.get("data", {}),
+        "training": worker | sections["training"],
         "tuning": {"num_trials": 1},
         "registry": (folder / "registry").as_uri(),
         "serving": {"gpus_per_replica": num_gpus},
     }
-    path = folder / "chat.yaml"
-    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    command = [sys.executable, "-m", "tailorbird", "run", str(path), "--json"]
-    with connect():
-        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-        outcome = json.loads(done.stdout.splitlines()[-1])["verdict"]["outcome"]
-        yield Figure("is_fine_tune", float(outcome == "FINE_TUNE"), ">= 1")
-        yield from _serve_and_change(path, prompts)
+    recipe = folder / f"{task}.yaml"
+    recipe.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return recipe
+
+
+def _outcome(recipe: Path) -> str:
+    """Run `tailorbird run` and return the outcome of its verdict."""
+    command = [sys.executable, "-m", "tailorbird", "run", str(recipe), "--json"]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    return str(json.loads(done.stdout.splitlines()[-1])["verdict"]["outcome"])
 
 
 def _serve_and_change(path: Path, prompts: list[str]) -> Iterator[Figure]:
@@ -219,6 +262,16 @@ def _serve_and_change(path: Path, prompts: list[str]) -> Iterator[Figure]:
         undeploy(application_name(recipe.task_uri))
 
 
+def smoke_vllm(folder: Path, reduced: bool) -> Iterator[Figure]:
+    """Answer one request with vLLM's server."""
+    if importlib.util.find_spec("vllm") is None:
+        print("vLLM is not installed", flush=True)
+        return
+    base_model = saved_model(folder, "chat", "tiny" if reduced else "8b")
+    with _vllm(base_model, reduced, streams=1) as url:
+        yield from _streams("vllm", url, base_model.removeprefix("file://"), streams=1)
+
+
 def serve_vllm(folder: Path, reduced: bool) -> Iterator[Figure]:
     """Compare the service with `engine: vllm` with vLLM's own server."""
     if importlib.util.find_spec("vllm") is None:
@@ -229,15 +282,10 @@ def serve_vllm(folder: Path, reduced: bool) -> Iterator[Figure]:
 
     counts = (4,) if reduced else STREAMS
     base_model = saved_model(folder, "chat", "tiny" if reduced else "8b")
-    dtype = "float32" if reduced else "bfloat16"
     rates = {}
-    model = base_model.removeprefix("file://")
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host=127.0.0.1"]
-    command += [f"--model={model}", f"--dtype={dtype}", f"--max-model-len={MODEL_LENGTH}"]
-    variables = {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
-    with server([*command, f"--max-num-seqs={max(counts)}"], environment=variables) as url:
+    with _vllm(base_model, reduced, streams=max(counts)) as url:
         for count in counts:
-            figures = _streams("vllm", url, model, streams=count)
+            figures = list(_streams("vllm", url, base_model.removeprefix("file://"), streams=count))
             rates[count] = figures[0].value
             yield from figures
 
@@ -247,7 +295,7 @@ def serve_vllm(folder: Path, reduced: bool) -> Iterator[Figure]:
         task_uri=task_uri,
         base_model=base_model,
         max_length=MODEL_LENGTH,
-        dtype=dtype,
+        dtype="float32" if reduced else "bfloat16",
         prompting=Prompting(system=None, max_new_tokens=MAX_TOKENS),
     )
     config = ServingConfig(
@@ -260,7 +308,7 @@ def serve_vllm(folder: Path, reduced: bool) -> Iterator[Figure]:
         try:
             url = rollout.deploy(config, task_uri=task_uri, version=version)
             for count in counts:
-                figures = _streams("served", url, "champion", streams=count)
+                figures = list(_streams("served", url, "champion", streams=count))
                 yield from figures
                 ratio = figures[0].value / rates[count]
                 yield Figure(f"served_to_vllm_{count}", ratio, ">= 0.95", is_hardware=True)
@@ -268,15 +316,25 @@ def serve_vllm(folder: Path, reduced: bool) -> Iterator[Figure]:
             rollout.undeploy(application_name(task_uri))
 
 
-def _streams(name: str, url: str, model: str, *, streams: int) -> list[Figure]:
-    """Send streams twice, and return the figures of the second time. A token is a letter."""
+@contextmanager
+def _vllm(base_model: str, reduced: bool, *, streams: int) -> Iterator[str]:
+    """Start vLLM's server with an OpenAI-compatible API, and yield its URL."""
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host=127.0.0.1"]
+    command += ["--model", base_model.removeprefix("file://")]
+    command += [f"--dtype={'float32' if reduced else 'bfloat16'}"]
+    command += [f"--max-model-len={MODEL_LENGTH}", f"--max-num-seqs={streams}"]
+    variables = {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    with server(command, environment=variables) as url:
+        yield url
+
+
+def _streams(name: str, url: str, model: str, *, streams: int) -> Iterator[Figure]:
+    """Send streams twice, and yield the figures of the second time. A token is a letter."""
     generator = random.Random(streams)
     prompts = [letters(generator, 64) for _ in range(streams)]
     for _ in range(2):
         texts, seconds, first_s = stream_all(
             url, prompts, model=model, max_tokens=MAX_TOKENS, streams=streams
         )
-    return [
-        Figure(f"{name}_{streams}_tokens_per_second", sum(map(len, texts)) / seconds),
-        Figure(f"{name}_{streams}_seconds_to_first_piece", first_s),
-    ]
+    yield Figure(f"{name}_{streams}_tokens_per_second", sum(map(len, texts)) / seconds)
+    yield Figure(f"{name}_{streams}_seconds_to_first_piece", first_s)

@@ -176,6 +176,8 @@ def test_a_hybrid_uses_both_kinds_of_seconds_of_its_parts() -> None:
     parts["second"] = PartUsage(ServingUsage((3.0,) * 5), SAME_LENGTH)
     # A part without GPU-seconds has none to add.
     assert hybrid_usage(by_group, routed=routed, **parts).gpu_s == (7.5,) * 5
+    parts["first"] = parts["second"]
+    assert hybrid_usage(by_group, routed=routed, **parts).gpu_s is None
 
 
 def test_a_cascade_costs_the_tokens_and_the_time_of_the_rows_that_its_second_part_answers() -> None:
