@@ -55,7 +55,7 @@ DEFAULTS = """    option http-buffer-request
 
 # Unknown methods are not logged, because Ray counts logged requests by method. Serve's fallback
 # proxy answers 500 to some headers that are not UTF-8, and clients must not control Serve
-# (`serving.http`). No route changes the protocol, and a server need not answer a request to change it.
+# (`serving.http`). No route changes the protocol, and servers may ignore the header `Upgrade`.
 RULES = rf"""    acl known_method method {METHODS}
     http-request set-log-level silent if !known_method
     http-request deny deny_status 405 if !known_method

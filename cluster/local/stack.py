@@ -168,7 +168,8 @@ def _read_state(folder: Path) -> StackState | None:
 def started_after_boot(process: psutil.Process) -> float:
     """Return when a process started, in seconds after the boot of the machine.
 
-    The time by the clock changes with the clock, for example after a suspended machine goes on.
+    Unlike the time of day, it does not change if the clock is set, for example when a suspended
+    machine resumes.
     """
     return process.create_time() - psutil.boot_time()
 

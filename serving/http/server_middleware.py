@@ -52,8 +52,8 @@ SERVE_ERRORS = {
 
 UNREAD_BODY_S = 1.0
 """Timeout for the rest of a body that the application has not read, for example of a request
-without a valid key. If it has not arrived then, the connection ends with the response."""
-UNREAD_BODY_BYTES = 1 << 20
+without a valid key. After it, the connection is closed with the response."""
+UNREAD_BODY_BYTES = 1 << 20  # maximum number of bytes of this rest to discard
 
 _log = logging.getLogger("ray.serve")
 
@@ -63,8 +63,7 @@ Headers = list[tuple[bytes, bytes]]
 def middlewares() -> list[Middleware]:
     """Return the middleware in the form that Serve expects.
 
-    The server then has no websockets: uvicorn never answers a request with a body that asks for
-    one.
+    Turn off WebSockets in uvicorn, which never answers a POST request that asks for one.
     """
     WS_PROTOCOLS["auto"] = WS_PROTOCOLS["none"]
     return [Middleware(ServerMiddleware)]
@@ -130,7 +129,8 @@ class _Body:
         self._ended = fields.get(b"content-length", b"0") == b"0" and (
             b"transfer-encoding" not in fields
         )
-        self._is_awaited = b"expect" in fields  # the client sends it when it is read
+        # with `Expect: 100-continue`, the client sends the body only when it is read
+        self._expects_continue = b"expect" in fields
         self._receive = receive
 
     async def receive(self) -> Message:
@@ -139,8 +139,8 @@ class _Body:
         return message
 
     def sender(self, send: Send) -> Send:
-        """Return `send`, which first discards the rest of the body; if it is too slow or too
-        large, the connection ends with the response."""
+        """Return `send`, which discards the rest of the body before the response. If the rest is
+        too slow or too large, the response closes the connection."""
 
         async def send_after_body(message: Message) -> None:
             if message["type"] == "http.response.start" and not self._ended:
@@ -156,7 +156,7 @@ class _Body:
         """Read the rest of the body within `UNREAD_BODY_S`, up to `UNREAD_BODY_BYTES`."""
         num_bytes = 0
         with suppress(TimeoutError):
-            async with asyncio.timeout(0 if self._is_awaited else UNREAD_BODY_S):
+            async with asyncio.timeout(0 if self._expects_continue else UNREAD_BODY_S):
                 while not self._ended and num_bytes <= UNREAD_BODY_BYTES:
                     num_bytes += len((await self.receive()).get("body", b""))
 

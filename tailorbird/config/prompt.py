@@ -14,7 +14,7 @@ _PLACEHOLDER = re.compile(r"\{[A-Za-z_]\w*\}")
 
 class PromptConfig(ConfigSection):
     system: str | None = None
-    """System message, for a chat task that of conversations without one. By default,
+    """System message; in a chat task, for conversations without one. By default,
     `data.system`."""
     template: str | None = None
     """User message, with `{text}`, also in examples. By default, `data.template`."""

@@ -32,7 +32,6 @@ ANNOTATIONS = frozenset(
         "deprecated",
         "readOnly",
         "writeOnly",
-        "$id",
         "discriminator",
         "example",
         "externalDocs",
@@ -96,7 +95,9 @@ class _Checker:
                 form = self._form(value, f"/{part}/{name}", 1)
                 definitions[part][name] = form
                 by_reference[f"#/{part}/{name}"] = form
-        content = {name: value for name, value in self._schema.items() if name not in DEFINITIONS}
+        # Elsewhere, `$id` would change what a reference means.
+        without = (*DEFINITIONS, "$id")
+        content = {name: value for name, value in self._schema.items() if name not in without}
         root = self._form(content, "", 0)
         assert isinstance(root, dict)  # the schema is an object
         by_reference["#"] = root
@@ -291,9 +292,8 @@ def _require_exclusive(
         target = form.get("$ref") if isinstance(form, dict) else None
         values.append(_listed_values(form if target is None else forms[target]))
     for name in set.intersection(*map(set, values)):
-        if sum(len(each[name]) for each in values) == len(
-            frozenset[str]().union(*(each[name] for each in values))
-        ):
+        listed = [each[name] for each in values]
+        if sum(map(len, listed)) == len(frozenset[str]().union(*listed)):
             return
     raise ValueError(
         f"{where}/oneOf: the alternatives must be objects that require one property in common, "
@@ -352,8 +352,8 @@ def _require_end(forms: Mapping[str, Schema]) -> None:
     for name in forms:
         if name not in ending:
             raise ValueError(
-                f"{name}: each value would contain another one without end; do not require the "
-                "property or the item that refers to the schema, or allow null"
+                f"{name}: each value would have to contain another one, without end; make the "
+                "property or item that refers to the schema optional, or allow null"
             )
 
 

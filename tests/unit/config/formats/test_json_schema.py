@@ -83,6 +83,7 @@ def test_a_supported_schema_has_one_form_for_each_subschema(schema: Any, expecte
         ("/properties/a/oneOf", {"properties": {"a": {"oneOf": [tagged("a"), tagged("b", "a")]}}}),
         ("/oneOf", {"oneOf": [tagged("a"), tagged("b") | {"required": []}]}),
         ("/oneOf", {"oneOf": [tagged("a"), True]}),
+        ("/items", {"items": {"$id": "other", "type": "string"}}),
         ("#: each value", {"properties": {"a": {"$ref": "#"}}, "required": ["a"]}),
         (
             "#/$defs/a: each value",
