@@ -28,7 +28,7 @@ IntArray = NDArray[np.int64]
 Embeddings = NDArray[np.float32]
 
 DAYS_PER_YEAR = 365.25
-FAR_SHARE = 0.01  # share of the reference rows that count as far from their nearest neighbour
+FAR_SHARE = 0.10  # share of the reference rows that count as far from their nearest neighbour
 NUM_BINS = 10
 NUM_DRAWS = 20_000
 NUM_REFERENCE_DRAWS = 2_000
@@ -41,7 +41,7 @@ MIN_KEYS = 20
 without drift did not exceed the given rate. A few documents do not show how much documents differ.
 """
 DESCRIPTIONS = {
-    "unfamiliar": "share of texts farther from the reference than 99% of the reference texts",
+    "unfamiliar": "share of texts farther from the reference than 90% of the reference texts",
     "classes": "population stability index of the predicted classes",
     "length": "population stability index of the length of the last message",
 }
@@ -173,7 +173,7 @@ def _unfamiliar(
     per_year: float,
     clean: Sequence[DriftStatistic],
 ) -> DriftStatistic:
-    """Return the share of texts that are farther from their nearest reference row than 99% of the
+    """Return the share of texts that are farther from their nearest reference row than 90% of the
     reference rows.
 
     For a reference row, only neighbours with another key count, because traffic comes from other

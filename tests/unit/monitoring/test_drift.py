@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tailorbird.data.datasets import icd10
 from tailorbird.data.rows import Rows
 from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
 from tailorbird.monitoring import drift_reference
@@ -163,6 +164,25 @@ def test_a_window_of_one_day_measures_no_variance_between_days() -> None:
     (statistic,) = measured(TrafficSample(["new"] * 200), texts(chance, 800)).values()
     assert (statistic.variance.freedom, statistic.alarm) == (0, True)
     assert np.isfinite(statistic.value)
+
+
+def test_real_texts_of_unknown_classes_are_unfamiliar() -> None:
+    table = icd10.build()["train"]
+    chapters = table["chapter"].to_numpy(zero_copy_only=False)
+    embeddings = drift_reference.hashed_ngrams(table["text"].to_pylist())
+    for seed in range(3):
+        chance = np.random.default_rng(seed)
+        names = chance.permutation(np.unique(chapters))
+        is_known = np.isin(chapters, names[: len(names) // 2])
+        known = embeddings[chance.permutation(np.flatnonzero(is_known))]
+        unknown = embeddings[chance.permutation(np.flatnonzero(~is_known))]
+        reference = TrafficSample(["a"] * 800, known[:800])
+        days = np.arange(700) % 7
+        for num_unknown in (0, 350):
+            mixed = np.concatenate([unknown[:num_unknown], known[800 : 1500 - num_unknown]])
+            traffic = chance.permutation(mixed)
+            window = TrafficSample(["a"] * 700, traffic, days=days, text_days=days)
+            assert measured(window, reference)["unfamiliar"].alarm is (num_unknown > 0)
 
 
 def test_a_small_window_or_reference_is_refused() -> None:
