@@ -56,6 +56,7 @@ class TransformersEngine(LanguageModelEngine):
     async def generate(
         self, generation: Generation
     ) -> AsyncGenerator[tuple[list[int], bool], None]:
+        from serving.engines.fair_scheduler import named_by_client
         from tailorbird.models.attention.transformers_private import (
             discard_unrouted_outputs,
             remove_result_handler,
@@ -64,7 +65,7 @@ class TransformersEngine(LanguageModelEngine):
 
         grammar = generation.grammar
         matcher = None if grammar is None else AnswerMatcher(grammar)
-        request_id = uuid.uuid4().hex
+        request_id = named_by_client(uuid.uuid4().hex)
         updated = asyncio.Event()
         latest: list[Any] = []
 
@@ -145,6 +146,7 @@ def _start(
     it fails."""
     import torch
 
+    from serving.engines.fair_scheduler import FAIR
     from tailorbird.models.attention.continuous_batching_attention import register_request_attention
     from tailorbird.models.attention.transformers_private import set_logits_processor
     from tailorbird.models.generation import batching_config, greedy
@@ -155,7 +157,11 @@ def _start(
         manager = lm.init_continuous_batching(
             generation_config=greedy(max_new_tokens=loaded.prompting.max_new_tokens, end_id=end_id),
             continuous_batching_config=batching_config(
-                lm.device, use_cuda_graph=False, use_async_batching=False, **options
+                lm.device,
+                scheduler_type=FAIR,
+                use_cuda_graph=False,
+                use_async_batching=False,
+                **options,
             ),
         )
         set_logits_processor(manager, sampler)

@@ -136,6 +136,9 @@ FAULTS: Faults = {
     '{"type": "text", "text": ...}',
     r"(attributes)(\..*)?": f"must be an object; {LIMITS}",
     r"(response_format)\..*": None,
+    r"(tools|tool_choice)(\..*)?": "tools are not supported; omit it",
+    r"(messages\.\d+\.role)": "must be system, developer, user or assistant; tools are not "
+    "supported",
 }
 _NO_EFFECT: JsonDict = {"x-no-effect": True}
 _IGNORED = Field(description="Has no effect.", json_schema_extra=_NO_EFFECT)
@@ -167,7 +170,8 @@ class _MessageModel(_RequestModel):
 
 
 class ChatMessage(_MessageModel):
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant"]
+    """`developer` is OpenAI's newer name for `system`."""
     content: StrictStr | Annotated[list[TextPart], Field(max_length=MAX_PARTS, fail_fast=True)]
     # clients send the message of a response back as a turn of the conversation
     name: Annotated[object, _IGNORED] = None
@@ -239,6 +243,8 @@ class ChatRequest(_MessageModel):
     prompt_cache_key: Annotated[object, _IGNORED] = None
     prompt_cache_retention: Annotated[object, _IGNORED] = None
     parallel_tool_calls: Annotated[object, _IGNORED] = None
+    reasoning_effort: Annotated[object, _IGNORED] = None
+    verbosity: Annotated[object, _IGNORED] = None
     n: Annotated[Literal[1] | None, _NEUTRAL] = None
     presence_penalty: Annotated[_Zero | None, _NEUTRAL] = None
     frequency_penalty: Annotated[_Zero | None, _NEUTRAL] = None
@@ -272,7 +278,10 @@ class ChatRequest(_MessageModel):
     @property
     def conversation(self) -> tuple[tuple[str, str], ...]:
         """Return the messages as turns."""
-        return tuple((message.role, message.text) for message in self.messages)
+        return tuple(
+            ("system" if message.role == "developer" else message.role, message.text)
+            for message in self.messages
+        )
 
     @property
     def num_likely(self) -> int | None:

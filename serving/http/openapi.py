@@ -74,6 +74,7 @@ OPERATIONS: Mapping[str, Operation] = {
         events=chat_schemas.ChatChunk,
     ),
     "/v1/models": Operation("List the served versions", schemas.Models),
+    "/v1/models/{id}": Operation("Return a served version", schemas.ServedModel),
     "/v1/feedback": Operation(
         summary="Report the correct label of an earlier request of the same API key",
         response=schemas.FeedbackRequest,
@@ -149,7 +150,7 @@ def _operation(path: str, route: Route, *, config: ServingConfig) -> Schema:
                 "name": "id",
                 "in": "path",
                 "required": True,
-                "description": "The `id` of the batch job.",
+                "description": "The `id` of the response that contains it.",
                 "schema": {"type": "string"},
             }
         ]

@@ -17,7 +17,16 @@ from starlette.requests import Request
 from serving.batch_jobs.routes import BatchRoutes
 from serving.engines.text_rows import num_bytes
 from serving.http.api_keys import read_subject_key, require_local_caller, require_same_origin
-from serving.http.asgi import ASGIApp, Route, caller, http_app, with_request_check, x_request_id
+from serving.http.asgi import (
+    ID,
+    ASGIApp,
+    Route,
+    caller,
+    http_app,
+    path_id,
+    with_request_check,
+    x_request_id,
+)
 from serving.http.authenticator import ApiKeyAuthenticator, has_scope, is_admin
 from serving.http.key_changes import record_key_change
 from serving.http.metrics import (
@@ -45,7 +54,7 @@ from serving.http.schemas import (
 from serving.limits import Admission, FairSlots, client_name, network_of
 from serving.pages.console import task_console
 from serving.pages.render import PageName, page_routes, with_api_docs
-from serving.replica.config import CHALLENGER, Arm, ReplicaConfig
+from serving.replica.config import CHALLENGER, Arm
 from serving.replica.served_versions import EngineT, ServedVersions
 from serving.request_log.log import RequestLog
 from serving.request_log.schema import FeedbackEntry, LogEntry
@@ -314,6 +323,7 @@ class Replica(Generic[EngineT]):
     def _routes(self) -> dict[str, Route]:
         return {
             "/v1/models": Route("GET", self._models),
+            f"/v1/models/{ID}": Route("GET", self._model),
             "/v1/feedback": Route("POST", self._feedback, scopes=("feedback",)),
             "/healthz": Route("GET", self._healthz, open=True),
             "/readyz": Route("GET", self._readyz, open=True),
@@ -321,18 +331,38 @@ class Replica(Generic[EngineT]):
 
     async def _models(self, _body: bytes, _request_id: str) -> tuple[int, bytes]:
         _ = self.versions.champion  # raises 503 before a version is loaded
-        config = self.versions.config
-        assert config is not None
-        details = self._authenticator is None or has_scope("read", "admin")
         models = Models(
-            data=[
-                _served_model(name, engine.version, config=config, details=details)
-                for name, engine in self.versions.engines.items()
-            ],
+            data=[self._served_model(name) for name in self.versions.engines],
             examples=list(self._config.examples),
             feedback=self.log is not None,
         )
         return 200, models.model_dump_json().encode()
+
+    async def _model(self, _body: bytes, _request_id: str) -> tuple[int, bytes]:
+        engine = self.versions.engine_of(path_id.get())
+        names = [name for name, served in self.versions.engines.items() if served is engine]
+        return 200, self._served_model(names[0]).model_dump_json().encode()
+
+    def _served_model(self, name: str) -> ServedModel:
+        """Return the entry of a model. Keys without the scope `read` or `admin` see neither its
+        system prompt nor its cost."""
+        config = self.versions.config
+        assert config is not None
+        version = self.versions.engines[name].version
+        details = self._authenticator is None or has_scope("read", "admin")
+        return ServedModel(
+            id=name,
+            created=int(datetime.fromisoformat(version.created_at).timestamp()),
+            name=version.name,
+            version=version.version,
+            kind=version.kind,
+            description=model_name(version.kind),
+            digest=version.digest,
+            system=version.prompting.system if details and version.prompting else None,
+            classes=list(version.classes),
+            cost=config.costs.get(version.digest) if details else None,
+            verdict=config.verdict if name == CHAMPION else None,
+        )
 
     async def _feedback(self, body: bytes, _request_id: str) -> tuple[int, bytes]:
         """Log the feedback. Its request id is checked when the log is read."""
@@ -389,26 +419,6 @@ class Replica(Generic[EngineT]):
             absent=absent or None,
         )
         return 200, readiness.model_dump_json(exclude_none=True).encode()
-
-
-def _served_model(
-    name: str, version: ModelVersion, *, config: ReplicaConfig, details: bool
-) -> ServedModel:
-    """Return the entry of a model, with the system prompt and the cost only if `details` is
-    true."""
-    return ServedModel(
-        id=name,
-        created=int(datetime.fromisoformat(version.created_at).timestamp()),
-        name=version.name,
-        version=version.version,
-        kind=version.kind,
-        description=model_name(version.kind),
-        digest=version.digest,
-        system=version.prompting.system if details and version.prompting else None,
-        classes=list(version.classes),
-        cost=config.costs.get(version.digest) if details else None,
-        verdict=config.verdict if name == CHAMPION else None,
-    )
 
 
 def _log_failure(task: asyncio.Task[None]) -> None:

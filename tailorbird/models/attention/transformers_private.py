@@ -15,6 +15,11 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
     ContinuousBatchingLogitsProcessorList,
 )
 from transformers.generation.continuous_batching.continuous_api import BackgroundThreadStatus
+from transformers.generation.continuous_batching.requests import RequestStatus as RequestStatus
+from transformers.generation.continuous_batching.scheduler import (
+    SCHEDULER_MAPPING as SCHEDULERS,  # noqa: F401
+)
+from transformers.generation.continuous_batching.scheduler import FIFOScheduler as FIFOScheduler
 from transformers.generation.continuous_batching.utils import WorkloadHints
 from transformers.integrations.sdpa_attention import (
     sdpa_attention_forward as sdpa_attention_forward,

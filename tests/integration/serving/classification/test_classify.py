@@ -40,6 +40,10 @@ def test_models_and_probes_report_the_served_version(service: Service) -> None:
     assert [(model["id"], model["digest"]) for model in models] == [
         ("champion", service.first.digest)
     ]
+    for name in ("champion", models[0]["version"], f"{models[0]['name']}@{models[0]['version']}"):
+        assert requests.get(f"{service.url}/v1/models/{name}", timeout=60).json() == models[0]
+    unknown = requests.get(f"{service.url}/v1/models/other", timeout=60)
+    assert (unknown.status_code, unknown.json()["error"]["type"]) == (404, "unknown_model")
     assert requests.get(f"{service.url}/healthz", timeout=60).json() == {"status": "up"}
     ready = requests.get(f"{service.url}/readyz", timeout=60)
     assert (ready.status_code, ready.json()["digest"]) == (200, service.first.digest)

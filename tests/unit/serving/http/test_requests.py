@@ -193,8 +193,10 @@ def test_the_fields_of_a_chat_request_have_openais_defaults_and_names() -> None:
     answer: dict[str, Any] = {"role": "assistant", "content": "F40", "refusal": None}
     turns = [answer | {"annotations": [], "tool_calls": None}, USER | {"name": "Ann"}]
     assert [role for role, _ in chat(messages=turns).conversation] == ["assistant", "user"]
+    instructions = {"role": "developer", "content": "Code in ICD-10-CM."}
+    assert chat(messages=[instructions, USER]).conversation[0] == ("system", "Code in ICD-10-CM.")
     chat(metadata={"a": "b"}, store=False, n=1, presence_penalty=0, frequency_penalty=0.0)
-    chat(tools=[], tool_choice="none", logit_bias={}, modalities=["text"], reasoning_effort=None)
+    chat(tools=[], tool_choice="none", logit_bias={}, modalities=["text"], reasoning_effort="low")
 
 
 @pytest.mark.parametrize(
@@ -205,6 +207,7 @@ def test_the_fields_of_a_chat_request_have_openais_defaults_and_names() -> None:
         ({"messages": [{"role": "user", "content": [{"Jane": 1}]}]}, "messages.0.content"),
         ({"messages": [USER, {"role": "assistant", "content": "x"}]}, "messages"),
         ({"messages": [USER | {"tool_calls": [{}]}]}, "messages.0.tool_calls"),
+        ({"messages": [{"role": "tool", "content": "3"}, USER]}, "messages.0.role"),
         ({"temperature": float("nan")}, "temperature"),
         ({"max_tokens": "8"}, "max_tokens"),
         ({"attributes": {"Jane": 3}}, "attributes"),

@@ -1,0 +1,68 @@
+"""Continuous batching that is fair by client: no client waits for the long prompts of others."""
+
+from typing import Any
+
+from serving.limits import client_name
+from tailorbird.models.attention.transformers_private import (
+    SCHEDULERS,
+    FIFOScheduler,
+    RequestStatus,
+)
+
+FAIR = "fair"
+SHARED_PROMPT_TOKENS = 64
+"""Maximum number of prompt tokens in a pass while several clients share the engine. An answer gets
+one token in a pass, so it determines how much the prompts of others delay each token."""
+
+
+class FairScheduler(FIFOScheduler):  # type: ignore[misc]
+    """A scheduler that divides the passes of continuous batching among clients.
+
+    Each pass generates a token of every answer that has started. The rest of it are prompts. While
+    several clients have requests, they are few, and those of the client that was served least come
+    first. A client that returns counts as if it had been served as much as the one served least. A
+    client that is alone uses whole passes, in order of arrival.
+    """
+
+    def reset(self) -> None:
+        super().reset()
+        self._served: dict[str, int] = {}  # tokens of each client with a request
+
+    def schedule_batch(
+        self, token_budget: int, cache_budget: int
+    ) -> tuple[list[Any] | None, bool, int, int]:
+        states = self.active_requests.values()
+        answers = [state for state in states if state.status == RequestStatus.DECODING]
+        prompts = [state for state in states if state.status == RequestStatus.PREFILLING]
+        if not self.block_new_requests:
+            prompts += self._get_waiting_candidates()
+
+        least = min(self._served.values(), default=0)
+        clients = {_client_of(state) for state in (*answers, *prompts)}
+        self._served = {client: self._served.get(client, least) for client in clients}
+        if len(clients) > 1:
+            token_budget = min(token_budget, len(answers) + SHARED_PROMPT_TOKENS)
+            prompts.sort(key=lambda state: self._served[_client_of(state)])
+
+        started: set[str] = set()
+        scheduled, is_cache_full, is_decoding_only, num_tokens, num_keys = self._process_candidates(
+            answers + prompts, token_budget, cache_budget, started
+        )
+        self._cleanup_waiting_queue(started)
+        for request in scheduled:
+            self._served[_client_of(request.state)] += len(request.state.tokens_to_process)
+        if not scheduled and is_cache_full:
+            return None, is_decoding_only, 0, 0
+        return scheduled, is_decoding_only, num_tokens, num_keys
+
+
+SCHEDULERS[FAIR] = FairScheduler
+
+
+def named_by_client(request_id: str) -> str:
+    """Return the id with which continuous batching finds the client of the current request."""
+    return f"{request_id}/{client_name()}"
+
+
+def _client_of(state: Any) -> str:
+    return str(state.request_id).partition("/")[2]
