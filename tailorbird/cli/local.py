@@ -1,6 +1,7 @@
 """Commands for this machine: checks, the embedded stack and data."""
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -63,8 +64,35 @@ def icd10(
         from tailorbird.data.datasets.icd10 import write
 
         counts = write(prefix, coder=coder, seed=seed)
+    return _written(prefix, counts)
+
+
+@data_app.command()
+@with_json
+def medquad(
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of `git clone https://github.com/abachaa/MedQuAD`.")
+    ],
+    prefix: Annotated[str, typer.Argument(help="URI to write to.")] = "s3://lake/medquad",
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the split into train, validation and test.")
+    ] = 0,
+) -> Result:
+    """Write questions of patients, with answers of NIH web pages (MedQuAD, CC BY 4.0), as Parquet.
+
+    Example: tailorbird data medquad ./MedQuAD
+    """
+    with activity(f"writing MedQuAD to {prefix}"):
+        from tailorbird.data.datasets.medquad import build
+        from tailorbird.data.datasets.writing import write_splits
+
+        counts = write_splits(build(folder, seed=seed), prefix=prefix)
+    return _written(prefix, counts)
+
+
+def _written(prefix: str, counts: Mapping[str, int]) -> Result:
     lines = [f"{prefix}/{name}: {count} rows" for name, count in counts.items()]
-    return {"prefix": prefix, "rows": counts}, lines
+    return {"prefix": prefix, "rows": dict(counts)}, lines
 
 
 @data_app.command()

@@ -1,6 +1,5 @@
 """Demo data: diagnostic terms of ICD-10-CM with their chapters and codes, written as Parquet."""
 
-import io
 import re
 from collections import defaultdict
 from importlib import import_module
@@ -10,9 +9,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from tailorbird import storage
+from tailorbird.data.datasets.writing import write_splits
 from tailorbird.data.rows import DataError
 from tailorbird.data.splits import normalise, stratified_split
 
@@ -159,11 +157,7 @@ def write(uri_prefix: str, *, coder: bool = False, seed: int = 0) -> dict[str, i
     rows of each split.
     """
     tables = build_coder(seed=seed) if coder else build(seed=seed)
-    for name, table in tables.items():
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
-        storage.write_bytes(f"{uri_prefix.rstrip('/')}/{name}/part-0.parquet", buffer.getvalue())
-    return {name: table.num_rows for name, table in tables.items()}
+    return write_splits(tables, prefix=uri_prefix)
 
 
 def group_of(text: str) -> str:
