@@ -3,6 +3,7 @@ Parquet file."""
 
 import io
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -25,6 +26,7 @@ from tailorbird.storage import s3
 if TYPE_CHECKING:
     from tailorbird.registry.versions import ModelVersion
 
+SLICE_ROWS = 1024  # rows of a part that are in memory at the same time
 SOURCE_KEY = b"tailorbird"  # key of the `PartSource` in a part's Parquet metadata
 ANSWERS = ("label", "answer")  # output columns, which are null in rows without an answer
 UNANSWERED_KEY = b"tailorbird_unanswered"  # key of the number of rows without an answer
@@ -147,8 +149,17 @@ def _load(batch: BatchSpec, *, config: ServingConfig, limits: RequestLimits) -> 
 def score_part(part: Part, batch: BatchSpec, *, model: OfflineModel) -> pa.Table:
     """Return the part's rows with their answers, in order; raise DataError for a row that cannot be
     answered."""
+    tables = []
+    for table in _slices(part, columns=columns_of(batch, model.version)):
+        done = sum(scored.num_rows for scored in tables)
+        update = {"start": part.start + done, "first": part.first + done}
+        scored_part = part.model_copy(update=update | {"num_rows": table.num_rows})
+        tables.append(_score_slice(table, scored_part, batch=batch, model=model))
+    return pa.concat_tables(tables, promote_options="default")  # groups of a slice can all be null
+
+
+def _score_slice(table: pa.Table, part: Part, *, batch: BatchSpec, model: OfflineModel) -> pa.Table:
     version = model.version
-    table = _read(part, columns=columns_of(batch, version))
     columns = {"row": pa.array(range(part.first, part.first + part.num_rows), pa.int64())}
     if batch.id_column is not None:
         columns["id"] = table.column(batch.id_column)
@@ -164,8 +175,12 @@ def score_part(part: Part, batch: BatchSpec, *, model: OfflineModel) -> pa.Table
     return pa.table(columns)
 
 
-def _read(part: Part, *, columns: list[str]) -> pa.Table:
-    """Return the part's rows. Other rows of the same row groups are not kept in memory."""
+def _slices(part: Part, *, columns: list[str]) -> Iterator[pa.Table]:
+    """Yield the part's rows in tables of at most `SLICE_ROWS`.
+
+    A dictionary stores a text once for many rows, so a small file can have rows that do not fit
+    into memory. Other rows of the same row groups are not kept in memory.
+    """
     with open_parquet(part.uri, columns=columns, in_parts=True) as file:
         groups = []
         skip = part.start
@@ -177,18 +192,13 @@ def _read(part: Part, *, columns: list[str]) -> pa.Table:
             elif group_start < part.start + part.num_rows:
                 groups.append(group)
             group_start += size
-        batches: list[pa.RecordBatch] = []
         missing = part.num_rows
-        for batch in file.iter_batches(
-            batch_size=part.num_rows, row_groups=groups, columns=columns
-        ):
+        for batch in file.iter_batches(batch_size=SLICE_ROWS, row_groups=groups, columns=columns):
             rows = batch.slice(skip, missing)
             skip = max(0, skip - batch.num_rows)
             missing -= rows.num_rows
             if rows.num_rows:
-                batches.append(rows)
+                yield pa.Table.from_batches([rows])
             if not missing:
-                break
-    if missing:
-        raise DataError(f"{part.uri} changed during the batch; score it again to another output")
-    return pa.Table.from_batches(batches)
+                return
+    raise DataError(f"{part.uri} changed during the batch; score it again to another output")

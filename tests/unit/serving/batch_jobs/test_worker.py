@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from serving.batch_jobs import worker
 from serving.batch_jobs.schema import BatchSpec, Part
 from serving.batch_jobs.worker import score_part
 from serving.offline import offline_model
@@ -97,6 +98,30 @@ def test_a_part_of_a_batch_has_the_same_answers_as_the_evaluation(
     for reason, answer in zip(columns["finish_reason"], expected, strict=True):
         assert reason == "stop" or len(answer.logprobs) == loaded.prompting.max_new_tokens
     assert ("length" in columns["finish_reason"]) == (kind != "nearest")
+
+
+def test_a_small_file_with_large_rows_is_read_in_slices(
+    loaded: LoadedChat[Any], scored: Scored, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = replace(retrieving(loaded, *QUESTIONS), model=None, tokenizer=None)
+    whole = scored(model, QUESTIONS)
+    monkeypatch.setattr(worker, "SLICE_ROWS", 2)
+    assert scored(model, QUESTIONS) == whole
+    assert whole["row"] == [100, 101, 102, 103, 104]
+
+    monkeypatch.undo()
+    num_rows = 20_000
+    text = "x" * 20_000
+    path = tmp_path / "copies.parquet"
+    pq.write_table(pa.table({"question": [text] * num_rows}), path, compression="zstd")
+    assert path.stat().st_size < 100_000
+    part = Part(number=0, uri=path.as_uri(), start=0, first=0, num_rows=num_rows, etag="e")
+    before = pa.total_allocated_bytes()
+    total = 0
+    for table in worker._slices(part, columns=["question"]):
+        total += table.num_rows
+        assert pa.total_allocated_bytes() - before < 100 << 20
+    assert total == num_rows
 
 
 def test_examples_are_omitted_from_a_row_that_fits_only_without_them(
