@@ -149,7 +149,7 @@ def _load(batch: BatchSpec, *, config: ServingConfig, limits: RequestLimits) -> 
 def score_part(part: Part, batch: BatchSpec, *, model: OfflineModel) -> pa.Table:
     """Return the part's rows with their answers, in order; raise DataError for a row that cannot be
     answered."""
-    tables = []
+    tables: list[pa.Table] = []
     for table in _slices(part, columns=columns_of(batch, model.version)):
         done = sum(scored.num_rows for scored in tables)
         update = {"start": part.start + done, "first": part.first + done}

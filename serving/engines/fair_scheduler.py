@@ -4,7 +4,7 @@ from typing import Any
 
 from serving.limits import client_name
 from tailorbird.models.attention.transformers_private import (
-    SCHEDULERS,
+    SCHEDULER_MAPPING,
     FIFOScheduler,
     RequestStatus,
 )
@@ -56,7 +56,7 @@ class FairScheduler(FIFOScheduler):  # type: ignore[misc]
         return scheduled, is_decoding_only, num_tokens, num_keys
 
 
-SCHEDULERS[FAIR] = FairScheduler
+SCHEDULER_MAPPING[FAIR] = FairScheduler
 
 
 def named_by_client(request_id: str) -> str:

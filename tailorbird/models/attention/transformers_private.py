@@ -17,7 +17,7 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
 from transformers.generation.continuous_batching.continuous_api import BackgroundThreadStatus
 from transformers.generation.continuous_batching.requests import RequestStatus as RequestStatus
 from transformers.generation.continuous_batching.scheduler import (
-    SCHEDULER_MAPPING as SCHEDULERS,  # noqa: F401
+    SCHEDULER_MAPPING as SCHEDULER_MAPPING,
 )
 from transformers.generation.continuous_batching.scheduler import FIFOScheduler as FIFOScheduler
 from transformers.generation.continuous_batching.utils import WorkloadHints
