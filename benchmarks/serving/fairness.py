@@ -24,9 +24,9 @@ clients use the same cores as the replicas.
 import asyncio
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from itertools import cycle
+from itertools import count, cycle, repeat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,12 +79,14 @@ def main() -> None:
         texts = _deploy(folder, "/v1/classify")
         variants = {"texts calm": partial(_variant, texts, small)}
         for name, body in attack_bodies(terms).items():
-            variants[name] = partial(_variant, texts, small, body, NUM_REQUESTS)
+            variants[name] = partial(_variant, texts, small, repeat(body), NUM_REQUESTS)
         chat = _deploy(folder, "/v1/chat/completions")
         short = [_prompt("hi")]
         variants["chat calm"] = partial(_variant, chat, short)
         for name, (number, words) in LONG_PROMPTS.items():
-            variants[name] = partial(_variant, chat, short, _prompt("word " * words), number)
+            # An engine computes the beginning that prompts share only once.
+            prompts = (_prompt(f"{start} {'word ' * words}") for start in count())
+            variants[name] = partial(_variant, chat, short, prompts, number)
         measured = take_turns(variants, rounds=NUM_ROUNDS)
 
     ratios = {}
@@ -137,13 +139,13 @@ def attack_bodies(terms: list[str]) -> dict[str, bytes]:
 
 
 def _variant(
-    service: Service, small: Sequence[bytes], large: bytes = b"", number: int = 0
+    service: Service, small: Sequence[bytes], large: Iterator[bytes] = iter(()), number: int = 0
 ) -> Figures:
     return asyncio.run(_measure(service, small, large=large, number=number))
 
 
 async def _measure(
-    service: Service, small: Iterable[bytes], *, large: bytes, number: int
+    service: Service, small: Iterable[bytes], *, large: Iterator[bytes], number: int
 ) -> Figures:
     """Return the latencies of `few`, while `many` repeats this number of large requests."""
     ends_at = time.monotonic() + SECONDS
@@ -151,7 +153,7 @@ async def _measure(
 
     async def attack(session: aiohttp.ClientSession) -> None:
         while time.monotonic() < ends_at:
-            async with session.post(service.url, data=large, headers=service.many) as answer:
+            async with session.post(service.url, data=next(large), headers=service.many) as answer:
                 await answer.read()
 
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=300)) as session:

@@ -1,5 +1,6 @@
 """Continuous batching that is fair by client: no client waits for the long prompts of others."""
 
+from collections import Counter
 from typing import Any
 
 from serving.limits import client_name
@@ -10,9 +11,11 @@ from tailorbird.models.attention.transformers_private import (
 )
 
 FAIR = "fair"
-SHARED_PROMPT_TOKENS = 64
+SHARED_PROMPT_TOKENS = 32
 """Maximum number of prompt tokens in a pass while several clients share the engine. An answer gets
 one token in a pass, so it determines how much the prompts of others delay each token."""
+CLIENT_CACHE = 0.75
+"""Maximum share of the key-value cache that one client holds with more than one request."""
 
 
 class FairScheduler(FIFOScheduler):  # type: ignore[misc]
@@ -21,7 +24,8 @@ class FairScheduler(FIFOScheduler):  # type: ignore[misc]
     Each pass generates a token of every answer that has started. The rest of it are prompts. While
     several clients have requests, they are few, and those of the client that was served least come
     first. A client that returns counts as if it had been served as much as the one served least. A
-    client that is alone uses whole passes, in order of arrival.
+    client that is alone uses whole passes, in order of arrival. The rest of the cache is left for
+    other clients, because a full one starts no request before another ends.
     """
 
     def reset(self) -> None:
@@ -35,7 +39,7 @@ class FairScheduler(FIFOScheduler):  # type: ignore[misc]
         answers = [state for state in states if state.status == RequestStatus.DECODING]
         prompts = [state for state in states if state.status == RequestStatus.PREFILLING]
         if not self.block_new_requests:
-            prompts += self._get_waiting_candidates()
+            prompts += self._fitting(self._get_waiting_candidates())
 
         least = min(self._served.values(), default=0)
         clients = {_client_of(state) for state in (*answers, *prompts)}
@@ -55,6 +59,21 @@ class FairScheduler(FIFOScheduler):  # type: ignore[misc]
             return None, is_decoding_only, 0, 0
         return scheduled, is_decoding_only, num_tokens, num_keys
 
+    def _fitting(self, waiting: list[Any]) -> list[Any]:
+        """Return the waiting requests, without those with which a client would hold more than its
+        share of the cache."""
+        limit = CLIENT_CACHE * self.cache.max_tokens_read
+        held: Counter[str] = Counter()
+        for state in self.active_requests.values():
+            held[_client_of(state)] += _num_cached(state)
+        fitting = []
+        for state in waiting:
+            client = _client_of(state)
+            if not held[client] or held[client] + _num_cached(state) <= limit:
+                fitting.append(state)
+                held[client] += _num_cached(state)
+        return fitting
+
 
 SCHEDULER_MAPPING[FAIR] = FairScheduler
 
@@ -62,6 +81,11 @@ SCHEDULER_MAPPING[FAIR] = FairScheduler
 def named_by_client(request_id: str) -> str:
     """Return the id with which continuous batching finds the client of the current request."""
     return f"{request_id}/{client_name()}"
+
+
+def _num_cached(state: Any) -> int:
+    """Return the maximum number of tokens of a request in the cache."""
+    return len(state.initial_tokens) + int(state.max_new_tokens)
 
 
 def _client_of(state: Any) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -93,3 +94,22 @@ def test_a_client_alone_uses_whole_passes(monkeypatch: pytest.MonkeyPatch) -> No
     passes = passes_of(monkeypatch, *long_prompts("busy", NUM_LONG))
     assert max(tokens["busy"] for tokens in passes) >= BATCH_TOKENS - NUM_LONG
     assert len(passes) <= NUM_LONG * NUM_TOKENS // BATCH_TOKENS + 6
+
+
+def test_a_client_leaves_a_part_of_the_cache_to_others() -> None:
+    def request(client: str, num_tokens: int) -> Any:
+        prompt = [0] * num_tokens
+        return SimpleNamespace(request_id=f"1/{client}", initial_tokens=prompt, max_new_tokens=10)
+
+    def fitting(active: list[Any], *waiting: Any) -> list[bool]:
+        scheduler: Any = SimpleNamespace(
+            cache=SimpleNamespace(max_tokens_read=1_000),
+            active_requests=dict(enumerate(active)),
+        )
+        fit = FairScheduler._fitting(scheduler, list(waiting))
+        return [any(state is each for each in fit) for state in waiting]
+
+    running = request("busy", 390)
+    waiting = [request("busy", 340), request("busy", 340), request("other", 500)]
+    assert fitting([running], *waiting) == [True, False, True]
+    assert fitting([], request("busy", 980)) == [True]  # alone
