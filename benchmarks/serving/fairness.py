@@ -1,6 +1,6 @@
 """Latency of one client while another one sends as much as it can.
 
-    python -m benchmarks.serving.fairness
+    python -m benchmarks.serving.fairness [texts] [chat]
 
 The client `few` sends small requests, one after another. The client `many` repeats large requests
 at the same time, each after its answer, also after a refusal with 429. Each client has its own API
@@ -23,8 +23,9 @@ clients use the same cores as the replicas.
 
 import asyncio
 import json
+import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import count, cycle, repeat
 from pathlib import Path
@@ -73,20 +74,10 @@ class Service(NamedTuple):
 
 def main() -> None:
     """Print the rounds, then one line of JSON."""
-    terms = icd10.build()["train"]["text"].to_pylist()
-    small = [json.dumps({"input": term}).encode() for term in terms]
     with separate_stack(num_cpus=4) as folder:
-        texts = _deploy(folder, "/v1/classify")
-        variants = {"texts calm": partial(_variant, texts, small)}
-        for name, body in attack_bodies(terms).items():
-            variants[name] = partial(_variant, texts, small, repeat(body), NUM_REQUESTS)
-        chat = _deploy(folder, "/v1/chat/completions")
-        short = [_prompt("hi")]
-        variants["chat calm"] = partial(_variant, chat, short)
-        for name, (number, words) in LONG_PROMPTS.items():
-            # An engine computes the beginning that prompts share only once.
-            prompts = (_prompt(f"{start} {'word ' * words}") for start in count())
-            variants[name] = partial(_variant, chat, short, prompts, number)
+        variants = {}
+        for name in sys.argv[1:] or VARIANTS:
+            variants |= VARIANTS[name](folder)
         measured = take_turns(variants, rounds=NUM_ROUNDS)
 
     ratios = {}
@@ -95,6 +86,32 @@ def main() -> None:
         if name != calm and not name.endswith("calm"):
             ratios[f"p99 of {name} to {calm}"] = (name, calm, "p99_ms")
     finish_ratios("fairness", measured, ratios=ratios, bounds=dict.fromkeys(ratios, "<= 5"))
+
+
+def _texts(folder: Path) -> dict[str, Callable[[], Figures]]:
+    """Return the variants of the classifier."""
+    terms = icd10.build()["train"]["text"].to_pylist()
+    small = [json.dumps({"input": term}).encode() for term in terms]
+    service = _deploy(folder, "/v1/classify")
+    variants = {"texts calm": partial(_variant, service, small)}
+    for name, body in attack_bodies(terms).items():
+        variants[name] = partial(_variant, service, small, repeat(body), NUM_REQUESTS)
+    return variants
+
+
+def _chat(folder: Path) -> dict[str, Callable[[], Figures]]:
+    """Return the variants of the chat model."""
+    small = [_prompt("hi")]
+    service = _deploy(folder, "/v1/chat/completions")
+    variants = {"chat calm": partial(_variant, service, small)}
+    for name, (number, words) in LONG_PROMPTS.items():
+        # An engine computes the beginning that prompts share only once.
+        prompts = (_prompt(f"{start} {'word ' * words}") for start in count())
+        variants[name] = partial(_variant, service, small, prompts, number)
+    return variants
+
+
+VARIANTS = {"texts": _texts, "chat": _chat}
 
 
 def _deploy(folder: Path, route: str) -> Service:
@@ -139,21 +156,22 @@ def attack_bodies(terms: list[str]) -> dict[str, bytes]:
 
 
 def _variant(
-    service: Service, small: Sequence[bytes], large: Iterator[bytes] = iter(()), number: int = 0
+    service: Service, small: Sequence[bytes], large: Iterable[bytes] = (), number: int = 0
 ) -> Figures:
     return asyncio.run(_measure(service, small, large=large, number=number))
 
 
 async def _measure(
-    service: Service, small: Iterable[bytes], *, large: Iterator[bytes], number: int
+    service: Service, small: Iterable[bytes], *, large: Iterable[bytes], number: int
 ) -> Figures:
     """Return the latencies of `few`, while `many` repeats this number of large requests."""
     ends_at = time.monotonic() + SECONDS
     latencies: list[float] = []
+    bodies = iter(large)
 
     async def attack(session: aiohttp.ClientSession) -> None:
         while time.monotonic() < ends_at:
-            async with session.post(service.url, data=next(large), headers=service.many) as answer:
+            async with session.post(service.url, data=next(bodies), headers=service.many) as answer:
                 await answer.read()
 
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=300)) as session:

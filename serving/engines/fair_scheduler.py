@@ -1,5 +1,6 @@
 """Continuous batching that is fair by client: no client waits for the long prompts of others."""
 
+import time
 from collections import Counter
 from typing import Any
 
@@ -14,6 +15,9 @@ FAIR = "fair"
 SHARED_PROMPT_TOKENS = 32
 """Maximum number of prompt tokens in a pass while several clients share the engine. An answer gets
 one token in a pass, so it determines how much the prompts of others delay each token."""
+RECENT_S = 2.0
+"""A client counts as sharing the engine for this time after its last pass, so that its next request
+does not wait for a whole pass of others."""
 CLIENT_CACHE = 0.75
 """Maximum share of the key-value cache that one client holds with more than one request."""
 
@@ -30,7 +34,8 @@ class FairScheduler(FIFOScheduler):  # type: ignore[misc]
 
     def reset(self) -> None:
         super().reset()
-        self._served: dict[str, int] = {}  # tokens of each client with a request
+        self._served: dict[str, int] = {}  # tokens of each recent client
+        self._seen_at: dict[str, float] = {}
 
     def schedule_batch(
         self, token_budget: int, cache_budget: int
@@ -42,9 +47,15 @@ class FairScheduler(FIFOScheduler):  # type: ignore[misc]
             prompts += self._fitting(self._get_waiting_candidates())
 
         least = min(self._served.values(), default=0)
-        clients = {_client_of(state) for state in (*answers, *prompts)}
-        self._served = {client: self._served.get(client, least) for client in clients}
-        if len(clients) > 1:
+        now = time.monotonic()
+        self._seen_at |= {_client_of(state): now for state in (*answers, *prompts)}
+        self._served = {
+            client: self._served.get(client, least)
+            for client, seen_at in self._seen_at.items()
+            if now - seen_at <= RECENT_S
+        }
+        self._seen_at = {client: self._seen_at[client] for client in self._served}
+        if len(self._served) > 1:
             token_budget = min(token_budget, len(answers) + SHARED_PROMPT_TOKENS)
             prompts.sort(key=lambda state: self._served[_client_of(state)])
 

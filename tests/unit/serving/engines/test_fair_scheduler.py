@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from serving.engines import fair_scheduler
 from serving.engines.fair_scheduler import SHARED_PROMPT_TOKENS, FairScheduler
 from serving.limits import Admission
 from tailorbird.models.generation import BATCH_TOKENS
@@ -76,7 +77,8 @@ def test_a_short_prompt_does_not_wait_for_the_long_prompts_of_another_client(
     assert first <= 3  # the engine takes requests between passes; in order, it would be 6
     assert shared[0]["other"] == len(SHORT)
     assert passes[first : first + len(shared)] == shared  # it is never left out
-    assert all(tokens["busy"] <= SHARED_PROMPT_TOKENS + NUM_LONG for tokens in shared)
+    # The other client may return soon, so passes stay small for a while.
+    assert all(tokens["busy"] <= SHARED_PROMPT_TOKENS + NUM_LONG for tokens in passes[first:])
     assert sum(tokens["busy"] for tokens in passes) >= NUM_LONG * NUM_TOKENS
 
 
@@ -91,6 +93,7 @@ def test_clients_with_equal_prompts_get_equal_shares(monkeypatch: pytest.MonkeyP
 
 
 def test_a_client_alone_uses_whole_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fair_scheduler, "RECENT_S", 0.0)
     passes = passes_of(monkeypatch, *long_prompts("busy", NUM_LONG))
     assert max(tokens["busy"] for tokens in passes) >= BATCH_TOKENS - NUM_LONG
     assert len(passes) <= NUM_LONG * NUM_TOKENS // BATCH_TOKENS + 6
