@@ -64,6 +64,9 @@ SECONDS = 20.0
 NUM_ROUNDS = 3
 
 
+Variants = dict[str, Callable[[], Figures]]
+
+
 class Service(NamedTuple):
     """A served model, and the headers of its clients."""
 
@@ -75,9 +78,9 @@ class Service(NamedTuple):
 def main() -> None:
     """Print the rounds, then one line of JSON."""
     with separate_stack(num_cpus=4) as folder:
-        variants = {}
-        for name in sys.argv[1:] or VARIANTS:
-            variants |= VARIANTS[name](folder)
+        variants: Variants = {}
+        for name in sys.argv[1:] or PARTS:
+            variants |= PARTS[name](folder)
         measured = take_turns(variants, rounds=NUM_ROUNDS)
 
     ratios = {}
@@ -88,30 +91,27 @@ def main() -> None:
     finish_ratios("fairness", measured, ratios=ratios, bounds=dict.fromkeys(ratios, "<= 5"))
 
 
-def _texts(folder: Path) -> dict[str, Callable[[], Figures]]:
+def _texts(folder: Path) -> Variants:
     """Return the variants of the classifier."""
     terms = icd10.build()["train"]["text"].to_pylist()
     small = [json.dumps({"input": term}).encode() for term in terms]
     service = _deploy(folder, "/v1/classify")
-    variants = {"texts calm": partial(_variant, service, small)}
+    variants: Variants = {"texts calm": partial(_variant, service, small)}
     for name, body in attack_bodies(terms).items():
         variants[name] = partial(_variant, service, small, repeat(body), NUM_REQUESTS)
     return variants
 
 
-def _chat(folder: Path) -> dict[str, Callable[[], Figures]]:
+def _chat(folder: Path) -> Variants:
     """Return the variants of the chat model."""
     small = [_prompt("hi")]
     service = _deploy(folder, "/v1/chat/completions")
-    variants = {"chat calm": partial(_variant, service, small)}
+    variants: Variants = {"chat calm": partial(_variant, service, small)}
     for name, (number, words) in LONG_PROMPTS.items():
         # An engine computes the beginning that prompts share only once.
         prompts = (_prompt(f"{start} {'word ' * words}") for start in count())
         variants[name] = partial(_variant, service, small, prompts, number)
     return variants
-
-
-VARIANTS = {"texts": _texts, "chat": _chat}
 
 
 def _deploy(folder: Path, route: str) -> Service:
@@ -188,6 +188,8 @@ async def _measure(
         await asyncio.gather(*attacks)
     return {"p99_ms": 1000 * float(np.quantile(latencies, 0.99))}
 
+
+PARTS = {"texts": _texts, "chat": _chat}
 
 if __name__ == "__main__":
     main()
