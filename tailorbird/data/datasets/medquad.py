@@ -25,7 +25,7 @@ def build(folder: Path, *, seed: int = 0) -> dict[str, pa.Table]:
     Answers of other lengths, repeated answers and missing ones are dropped. All questions about a
     disease are in the same split. Raises DataError if `folder` is no clone of the data set.
     """
-    pairs = {}
+    pairs: dict[str, dict[str, str]] = {}
     for path in sorted(folder.glob("*_QA*/*.xml")):
         document = ElementTree.parse(path).getroot()
         focus = _text(document.find("Focus"))
