@@ -28,7 +28,7 @@ MAX_WORDS = {"README.md": 900, "CHANGELOG.md": 200}
 MAX_WORDS_OF_A_PAGE = 2600
 MAX_WORDS_OF_A_CELL = 25
 MAX_PAGES = 28
-MAX_WORDS_OF_ALL_PAGES = 39_500
+MAX_WORDS_OF_ALL_PAGES = 42_000
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
 SHELL = {"", "sh", "bash", "console"}
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)|(?:src|srcset|href)=\"([^\"]+)\"")
