@@ -45,6 +45,7 @@ VERBS = [
     ["data put", "FOLDER/rows.csv", "file:///nowhere"],
     ["data get", FILE, "FOLDER/copy"],
     ["data icd10", "file:///nowhere"],
+    ["data medquad", "FOLDER", "file:///nowhere"],
     *([f"stack {verb}", "--dir", "FOLDER"] for verb in ("up", "down")),
 ]
 SLOW = (
@@ -56,6 +57,7 @@ SLOW = (
     "tailorbird.registry.security_log.require_bucket",
     "tailorbird.storage.s3.require_bucket",
     "tailorbird.data.datasets.icd10.import_module",  # of the package with the terms
+    "tailorbird.data.datasets.medquad.build",
     "cluster.local.stack._locked",  # waits for another command on this stack
     "cluster.jobs.request_dashboard",
 )
