@@ -100,19 +100,24 @@ def http_app(
     lifespan: Callable[[Any], AbstractAsyncContextManager[None]] | None = None,
 ) -> ASGIApp:
     """Return an ASGI application of the routes. A literal path takes precedence over a path with a
-    placeholder.
+    placeholder. A key is a path; before it is a method if the path has another route, for example
+    `POST /`.
 
     `authenticate` receives a request's headers before the body is read, and sets the caller or
     raises RequestError. `admit` is entered next, except for open routes, and left after the
     response; it may raise RequestError too. `lifespan` is that of Starlette.
     """
 
+    by_path = dict[str, dict[str, Route]]()
+    for key, route in routes.items():
+        by_path.setdefault(path_of(key), {})[route.method] = route
+
     async def unknown(scope: Scope, receive: Receive, send: Send) -> None:
         # relative links need the slash at the end
         if scope["path"] == scope.get("root_path") and "/" in routes:
             await _redirect(f"{scope['path'].rpartition('/')[2]}/")(scope, receive, send)
             return
-        known = ", ".join(sorted(path.replace(REST, ID) for path in routes))
+        known = ", ".join(sorted(path.replace(REST, ID) for path in by_path))
         message = f"no route {scope['path']}; the routes are {known}"
         await ErrorResponse(RequestError(404, "unknown_route", message))(scope, receive, send)
 
@@ -120,13 +125,13 @@ def http_app(
     endpoints = [
         Endpoint(
             path=path,
-            route=routes[path],
+            routes=by_path[path],
             max_body_bytes=max_body_bytes,
             authenticate=authenticate,
             admit=admit,
             turns=turns,
         )
-        for path in sorted(routes, key=lambda path: "{" in path)
+        for path in sorted(by_path, key=lambda path: "{" in path)
     ]
     return routing.Router(
         [routing.Route(endpoint.path, endpoint) for endpoint in endpoints],
@@ -134,6 +139,11 @@ def http_app(
         default=unknown,
         lifespan=lifespan,
     )
+
+
+def path_of(key: str) -> str:
+    """Return the path of a key of routes."""
+    return key.rpartition(" ")[2]
 
 
 def with_request_check(
@@ -159,10 +169,11 @@ def with_request_check(
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A route as an ASGI application. Starlette stores it in the scope as `endpoint`."""
+    """The routes of a path by method, as an ASGI application. Starlette stores it in the scope as
+    `endpoint`."""
 
     path: str
-    route: Route
+    routes: Mapping[str, Route]
     max_body_bytes: int
     authenticate: Callable[[Mapping[str, str], Route], None]
     admit: Callable[[Request], AbstractContextManager[None]]
@@ -170,14 +181,9 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        route = self.route
         with ExitStack() as admitted:
             try:
-                if request.method != route.method:
-                    message = f"{self.path} does not accept {request.method}; use {route.method}"
-                    raise RequestError(
-                        405, "wrong_method", message, headers={"allow": route.method}
-                    )
+                route = self._route(request.method)
                 self.authenticate(request.headers, route)
                 if not route.open:
                     admitted.enter_context(self.admit(request))
@@ -197,6 +203,15 @@ class Endpoint:
             else:
                 watched = route.watched
             await (_while_connected(answering, receive) if watched else answering)
+
+    def _route(self, method: str) -> Route:
+        """Return the route of a method. Raises RequestError 405 if there is none."""
+        if method not in self.routes:
+            allowed = sorted(self.routes)
+            message = f"{self.path} does not accept {method}; use {' or '.join(allowed)}"
+            headers = {"allow": ", ".join(allowed)}
+            raise RequestError(405, "wrong_method", message, headers=headers)
+        return self.routes[method]
 
     async def _wait_for_turn(self, body: bytes, receive: Receive) -> None:
         """Wait until the body may be parsed. Raises RequestError if the client disconnects

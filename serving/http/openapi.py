@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from serving.http import chat_schemas, schemas
-from serving.http.asgi import HTML, ID, JSON, Route
+from serving.http.asgi import HTML, ID, JSON, Route, path_of
 from tailorbird.config.serving import MAX_BODY_BYTES, MAX_TEXT_BYTES, MAX_TEXTS, ServingConfig
 
 REF = "#/components/schemas/{model}"
@@ -99,8 +99,8 @@ OPERATIONS: Mapping[str, Operation] = {
 
 def openapi(routes: Mapping[str, Route], *, config: ServingConfig) -> Schema:
     """Return the OpenAPI document of the routes, without pages and their scripts. Each other route
-    must be in `OPERATIONS`."""
-    routes = {path: route for path, route in routes.items() if route.content_type == JSON}
+    must be in `OPERATIONS`, by the same key (see `http_app`)."""
+    routes = {key: route for key, route in routes.items() if route.content_type == JSON}
     missing = sorted(set(routes) - set(OPERATIONS))
     assert not missing, f"OPERATIONS lacks {missing}"
     components: Schema = {
@@ -114,6 +114,10 @@ def openapi(routes: Mapping[str, Route], *, config: ServingConfig) -> Schema:
             "description": "An API key made by `tailorbird key`.",
         }
         components["securitySchemes"] = {"key": scheme}
+    paths: dict[str, Schema] = {}
+    for key, route in routes.items():
+        operation = _operation(key, route, config=config)
+        paths.setdefault(path_of(key), {})[route.method.lower()] = operation
     return {
         "openapi": "3.1.0",
         "info": {
@@ -125,26 +129,23 @@ def openapi(routes: Mapping[str, Route], *, config: ServingConfig) -> Schema:
             "generated one.",
         },
         "servers": [{"url": ".", "description": "The server of this document"}],
-        "paths": {
-            path: {route.method.lower(): _operation(path, route, config=config)}
-            for path, route in routes.items()
-        },
+        "paths": paths,
         "components": components,
         "x-errors": {str(status): text for status, text in ERROR_DESCRIPTIONS.items()},
     }
 
 
-def _operation(path: str, route: Route, *, config: ServingConfig) -> Schema:
-    operation = OPERATIONS[path]
+def _operation(key: str, route: Route, *, config: ServingConfig) -> Schema:
+    operation = OPERATIONS[key]
     documented: Schema = {
-        "operationId": re.sub(r"[^a-z0-9]+", "_", path).strip("_"),
+        "operationId": re.sub(r"[^a-z0-9]+", "_", key.lower()).strip("_"),
         "summary": operation.summary,
         "responses": {
             str(operation.status): _response(operation),
             "default": {"$ref": "#/components/responses/Error"},
         },
     }
-    if ID in path:
+    if ID in key:
         documented["parameters"] = [
             {
                 "name": "id",

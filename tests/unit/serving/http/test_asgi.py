@@ -56,6 +56,7 @@ def _request(
         {
             "/echo": Route("POST", _echo),
             "/up": Route("GET", _echo, open=True),
+            "POST /up": Route("POST", _echo),
             "/things/{id}": Route("GET", _echo),
             "/things/{id}/end": Route("POST", _echo),
         }
@@ -76,6 +77,14 @@ def test_all_routes_except_open_ones_need_a_key_before_the_body_is_read() -> Non
     status, content, _ = _request("POST", "/echo", b"a" * 200, headers=bad)
     assert (status, content["error"]["type"]) == (401, "invalid_api_key")
     assert _request("GET", "/up", headers=bad)[0] == 200
+
+
+def test_a_path_has_a_route_for_each_method_and_refuses_others_with_the_allowed_ones() -> None:
+    assert _request("GET", "/up")[1]["caller"] is None
+    assert _request("POST", "/up")[1]["caller"] == "app"
+    status, body, headers = _request("PUT", "/up")
+    assert (status, body["error"]["type"]) == (405, "wrong_method")
+    assert headers[b"allow"] == b"GET, POST"
 
 
 @pytest.mark.parametrize("headers", [{}, {b"content-length": b"101"}])

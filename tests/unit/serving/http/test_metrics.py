@@ -71,7 +71,7 @@ def _counted(
         if scope["path"] == "/prefix/v1/x":  # as Starlette does
             scope["endpoint"] = Endpoint(
                 path="/v1/x",
-                route=Route("POST", answer_nothing),
+                routes={"POST": Route("POST", answer_nothing)},
                 max_body_bytes=1,
                 authenticate=lambda _headers, _route: None,
                 admit=lambda _: nullcontext(),
