@@ -1,6 +1,5 @@
 """Collect the facts that `preflight` checks: data, registry, base model and cluster."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,15 +10,13 @@ from cluster.connection import connect
 from cluster.node_probe import NodeReport, ProbeRequest, WriteCheck, check_writing, probe_nodes
 from cluster.requirements import ALWAYS, Requirements, requirements
 from cluster.resources import Holder, Node, NodeType, Resources, holders_or_none, live_nodes
-from tailorbird.checks.preflight_gates import PlannedTest
+from tailorbird.checks.planned_test import PlannedTest
 from tailorbird.checks.result import CheckResult, fault, note
 from tailorbird.config.data import DataConfig
 from tailorbird.config.model_uri import ModelUri
 from tailorbird.config.recipe import Recipe
-from tailorbird.config.suites import EXTRACTION
 from tailorbird.data.loader import SPLIT_FRACTIONS, read_test
-from tailorbird.data.parquet import groups_of, open_parquet, parquet_files, read_table
-from tailorbird.data.suites.read import read_suite
+from tailorbird.data.parquet import open_parquet, parquet_files, read_table
 from tailorbird.data.task_data import DataTask, recipe_task
 from tailorbird.evaluation.trained_rows import require_enough_rows, trained_rows
 from tailorbird.models.base_model import stage_base_model
@@ -35,7 +32,7 @@ from tailorbird.registry.hybrids import called_endpoints
 
 FOOTERS = 16  # maximum footers to read of a folder of Parquet files: the first ones and the last
 NUM_READERS = 8
-MAX_GROUP_ROWS = 2_000_000  # maximum rows whose groups are counted
+MAX_PLANNED_ROWS = 2_000_000  # maximum rows whose documents are counted
 
 
 @dataclass(frozen=True)
@@ -210,8 +207,7 @@ def inspect_tables(recipe: Recipe) -> tuple[Table, ...]:
 
 
 def planned_test(recipe: Recipe, tables: Sequence[Table]) -> PlannedTest | None:
-    """Return the number of test rows, their groups and documents, from the columns of these alone,
-    and the suites.
+    """Return the number of test rows and of their documents, from the column of these alone.
 
     Without `data.test`, the test rows are a share of the training rows. Return None if a table has
     a fault or too many rows.
@@ -222,36 +218,18 @@ def planned_test(recipe: Recipe, tables: Sequence[Table]) -> PlannedTest | None:
     num_rows = sum(table.num_rows for table in chosen)
     if (
         any(table.fault or table.num_read < table.num_files for table in tables)
-        or not 0 < num_rows <= MAX_GROUP_ROWS
+        or not 0 < num_rows <= MAX_PLANNED_ROWS
     ):
         return None
-    counts: dict[str, Counter[str]] = {name: Counter() for name in config.groups}
     documents: set[str] = set()
-    columns = dict.fromkeys(
-        (*config.groups, *([] if config.split_by is None else [config.split_by]))
-    )
-    for table in chosen if columns else ():
-        read = read_table(table.uri, columns=tuple(columns))
-        for name, counted in counts.items():
-            counted.update(groups_of(read, name, uri=table.uri, first=0))
-        if config.split_by is not None:
+    if config.split_by is not None:
+        for table in chosen:
+            read = read_table(table.uri, columns=(config.split_by,))
             documents.update(map(str, read[config.split_by].unique().to_pylist()))
-    num_test = max(1, min(round(num_rows * share), config.max_test_rows or num_rows))
-    groups = {
-        name: {value: max(1, round(num / num_rows * num_test)) for value, num in counted.items()}
-        for name, counted in counts.items()
-    }
-    suites = {
-        name: len(read_suite(suite.uri))
-        for name, suite in (recipe.evaluation.gates.suites or {}).items()
-        if suite.uri != EXTRACTION  # whose rows are those of the training data
-    }
     return PlannedTest(
-        num_rows=num_test,
-        groups=groups,
+        num_rows=max(1, min(round(num_rows * share), config.max_test_rows or num_rows)),
         split_by=config.split_by,
         num_documents=len(documents) or None,
-        suites=suites,
     )
 
 

@@ -2,16 +2,24 @@
 verdict uses."""
 
 import numpy as np
+from numpy.typing import NDArray
 
-from tailorbird.checks.preflight_gates import PlannedTest, simulated_answers, simulated_protocol
+from tailorbird.checks.planned_test import PlannedTest
 from tailorbird.checks.result import CheckResult, note, ok
 from tailorbird.config.evaluation import EvaluationConfig
+from tailorbird.config.serving import ServingConfig
+from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.power import TARGET_POWER, rows_text
 from tailorbird.evaluation.verdict.decide import CANDIDATE, INCUMBENT, Entry
 from tailorbird.evaluation.verdict.formatting import size
 from tailorbird.evaluation.verdict.parts import Power
 from tailorbird.evaluation.verdict.power import PowerInputs, power_of
-from tailorbird.evaluation.verdict.protocol import expected_gain
+from tailorbird.evaluation.verdict.protocol import (
+    NO_GATES,
+    TestProtocol,
+    build_protocol,
+    expected_gain,
+)
 from tailorbird.evaluation.verdict.relation import CostTable
 
 ACCURACY = {INCUMBENT: 0.75, CANDIDATE: 0.75, "second": 0.74, "third": 0.72}
@@ -56,9 +64,38 @@ def planned_power(config: EvaluationConfig, planned: PlannedTest) -> Power:
     tables = {}
     for role, accuracy in ACCURACY.items():
         luck = np.where(is_shared, shared, generator.random(num_rows))
-        tables[role] = simulated_answers(luck < accuracy, clusters=clusters)
+        tables[role] = _answers(luck < accuracy, clusters=clusters)
     entries = tuple(Entry(role, is_fine_tuned=role == CANDIDATE) for role in ACCURACY)
     costs = CostTable(
-        serving=None, training={}, protocol=simulated_protocol(config, planned), alpha=config.alpha
+        serving=None, training={}, protocol=_protocol(config, planned), alpha=config.alpha
     )
     return power_of(PowerInputs(tables, entries, costs))
+
+
+def _protocol(config: EvaluationConfig, planned: PlannedTest) -> TestProtocol:
+    """Return the protocol of a test of simulated classifiers in accuracy, without gates."""
+    changes = {"metric": "accuracy", "gates": NO_GATES, "cost": None, "hybrid": None}
+    return build_protocol(
+        config.model_copy(update=changes),
+        serving=ServingConfig(),
+        test_sha256="",
+        num_test_rows=planned.num_rows,
+    )
+
+
+def _answers(right: NDArray[np.bool_], *, clusters: tuple[str, ...] | None = None) -> Predictions:
+    """Return the predictions of a model that is right on these rows [N]."""
+    n = len(right)
+    scores = right.astype(np.float64)
+    outputs = tuple(np.where(right, "a", "b").tolist())
+    row_ids = tuple(map(str, range(n)))
+    return Predictions(
+        model="simulated",
+        row_ids=row_ids,
+        labels=("a",) * n,
+        outputs=outputs,
+        scores=scores,
+        confidences=scores,
+        calibrated=scores,
+        clusters=clusters,
+    )

@@ -5,7 +5,7 @@ known.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import fmean, median
 
@@ -21,8 +21,8 @@ from tailorbird.checks.cheap_models import (
     CheapModels,
     measure_cheap_models,
 )
+from tailorbird.checks.planned_test import check_documents, check_prices
 from tailorbird.checks.preflight_facts import PreflightFacts
-from tailorbird.checks.preflight_gates import check_documents, check_gates, check_prices
 from tailorbird.checks.preflight_memory import groups_that_fit
 from tailorbird.checks.preflight_power import check_power, planned_power
 from tailorbird.checks.result import CheckResult, fault, heading, note, ok
@@ -101,14 +101,11 @@ def check_suitability(
             text = f"the score of {facts.champion}, which serves now, is not known before a run"
             yield note("champion", text)
     power = None
-    gates: tuple[CheckResult, ...] = ()
     if facts.planned is not None:
         yield from check_documents(facts.planned)
         power = planned_power(config, facts.planned)
         yield check_power(power, config=config, planned=facts.planned)
-        gates = tuple(check_gates(config, facts.planned))
-        yield from gates
-    yield regulation_line(config, gates)
+    yield regulation_line(config)
     training = None
     if cheap is not None:
         training = training_usage(recipe, cheap, num_rows=_num_tuning(recipe, splits))
@@ -117,8 +114,7 @@ def check_suitability(
     yield _training_line(recipe, facts, training, num_rows=_num_tuning(recipe, splits))
     if cheap is not None:
         yield heading(FIRST)
-        weak = [gate.name for gate in gates if gate.state == "note"]
-        steps = first_steps(config, cheap, power=power, weak=weak)
+        steps = first_steps(config, cheap, power=power)
         for number, step in enumerate(steps, start=1):
             yield note(str(number), step)
 
@@ -223,9 +219,9 @@ def _curve_line(cheap: CheapModels, *, num_train: int) -> CheckResult:
     return ok("more rows", f"for the {name}, {cheap.curve.sentence}{part}")
 
 
-def regulation_line(config: EvaluationConfig, gates: Sequence[CheckResult]) -> CheckResult:
-    """Return what `evaluation.regulated` requires of these gates, and the documentation duties that
-    the evidence of a run supports."""
+def regulation_line(config: EvaluationConfig) -> CheckResult:
+    """Return what `evaluation.regulated` requires, and the documentation duties that a run's
+    evidence supports."""
     duties = load_duties()
     sources = Counter(duty["duty"].split(",")[0] for duty in duties["duties"])
     counts = [f"{number} of the {source}" for source, number in sources.items()]
@@ -233,18 +229,13 @@ def regulation_line(config: EvaluationConfig, gates: Sequence[CheckResult]) -> C
         "The report of a run lists the documentation duties that its evidence supports: "
         f"{listed(counts)}"
     )
-    weak = [gate.name.removeprefix("gate ") for gate in gates if gate.state == "note"]
     if not config.regulated:
         text = (
             "evaluation.regulated is false, so a gate that the test rows cannot settle does not "
             f"prevent a change of model. {documents}"
         )
         return note("regulation", text, "in a regulated domain, set evaluation.regulated: true")
-    text = "evaluation.regulated is true, so every gate must pass"
-    if weak:
-        text += f"; these gates pass in fewer than half of the simulated tests: {', '.join(weak)}"
-        return note("regulation", f"{text}. {documents}", "follow the advice for these gates")
-    return ok("regulation", f"{text}. {documents}")
+    return ok("regulation", f"evaluation.regulated is true, so every gate must pass. {documents}")
 
 
 def training_usage(recipe: Recipe, cheap: CheapModels, *, num_rows: int) -> TrainingUsage | None:
@@ -335,7 +326,7 @@ def _training_line(
 
 
 def first_steps(
-    config: EvaluationConfig, cheap: CheapModels, *, power: Power | None, weak: Sequence[str]
+    config: EvaluationConfig, cheap: CheapModels, *, power: Power | None
 ) -> Iterator[str]:
     """Yield what to try, the first step first, each with the figures that are its reason."""
     best = best_model(config, cheap)
@@ -358,8 +349,6 @@ def first_steps(
             f"in {power.at_expected_gain:.0%} of tests, and with {rows_text(power.rows_needed)} "
             f"in {TARGET_POWER:.0%}"
         )
-    if config.regulated and weak:
-        yield f"make it possible to settle {', '.join(weak)}: see the advice above"
     if cheap.curve is not None:
         low = cheap.curve.interval[0]
         score = cheap.curve.scores[-1]

@@ -1,6 +1,6 @@
 import pytest
 
-from tailorbird.checks.preflight_gates import PlannedTest
+from tailorbird.checks.planned_test import PlannedTest
 from tailorbird.checks.preflight_power import check_power, planned_power
 from tailorbird.config.evaluation import EvaluationConfig
 

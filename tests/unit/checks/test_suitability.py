@@ -37,14 +37,12 @@ RISING = LearningCurve(
 
 def steps(cheap: CheapModels = CHEAP, *, power: Power = POWER, **changed: Any) -> str:
     config = EVALUATION.model_copy(update=changed)
-    return " | ".join(first_steps(config, cheap, power=power, weak=["gate groups"]))
+    return " | ".join(first_steps(config, cheap, power=power))
 
 
 def test_the_first_steps_follow_from_the_figures() -> None:
     assert steps().startswith("run the recipe: 20.0 points")
     assert steps(power=POWER.model_copy(update={"at_expected_gain": 0.4})).startswith("add test")
-    assert "gate groups" in steps(regulated=True)
-    assert "gate groups" not in steps()
     assert steps(replace(CHEAP, curve=RISING)).startswith("use more training rows")
     assert steps(expected_gain=0.3).startswith("lower evaluation.expected_gain")
     perfect = replace(CHEAP, scores={"bag_of_words": 1.0})
@@ -107,5 +105,5 @@ def test_chat_is_judged_by_the_nearest_answer() -> None:
     assert cheap.curve is not None
     assert "runs no language model" in agreement_line(cheap).message
     assert "tailorbird baseline" in " ".join(
-        first_steps(recipe.evaluation, replace(cheap, scores={"nearest": 0.1}), power=None, weak=())
+        first_steps(recipe.evaluation, replace(cheap, scores={"nearest": 0.1}), power=None)
     )
