@@ -1,8 +1,6 @@
 """The S3 locations that a batch may read and write."""
 
 from serving.batch_jobs.schema import BatchError
-from tailorbird.config.serving import ServingConfig
-from tailorbird.storage.paths import TaskPaths
 
 
 def is_under(uri: str, prefix: str) -> bool:
@@ -26,24 +24,3 @@ def normalized_locations(*, input: str, output: str) -> tuple[str, str]:
     if is_under(input, output) or is_under(output, input):
         raise BatchError(f"input {input} and output {output} overlap; give another output")
     return input, output
-
-
-def location_error(uri: str, *, task_uri: str, config: ServingConfig) -> str | None:
-    """Return the reason why a batch must not read or write at `uri`, or None if it may.
-
-    Clients read it, so it names no other location.
-    """
-    for prefix, name in (
-        (TaskPaths(task_uri).registry, "model registry"),
-        (config.request_log, "request log"),
-    ):
-        if prefix is not None and (
-            is_under(uri, prefix.rstrip("/")) or is_under(prefix.rstrip("/"), uri)
-        ):
-            return (
-                f"{uri} overlaps the {name}, which batches must not read or write; give another "
-                "prefix"
-            )
-    if not any(is_under(uri, prefix) for prefix in config.batch_prefixes):
-        return f"{uri} is not under a prefix that the recipe's serving.batch_prefixes allows"
-    return None

@@ -8,10 +8,6 @@ from pydantic import BaseModel, ConfigDict
 class BatchError(ValueError):
     """A batch that cannot be scored as requested. The message states what to change."""
 
-    cause: str | None = None
-    """Name of the class of an endpoint's error that stopped the batch. The message then names the
-    endpoint, so clients do not receive it."""
-
 
 class _Stored(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)

@@ -1,6 +1,6 @@
 """Score Parquet files on the cluster with a version, in parts that are each written once."""
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -40,9 +40,6 @@ ENDPOINT_PART_ROWS = 1 << 8  # about a minute of requests, after which the progr
 CLAIM = "batch.json"
 MANIFEST = "manifest.json"
 RESTARTS = 3
-
-# called after each part with the scored rows and the total rows
-ProgressCallback = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -132,7 +129,6 @@ def score_batch(
     config: ServingConfig,
     *,
     version: "ModelVersion",
-    on_progress: ProgressCallback = lambda _done, _total: None,
     limits: RequestLimits | None = None,
 ) -> ScoringResult:
     """Score the input on the connected Ray cluster: one output row per input row, with the code of
@@ -141,9 +137,8 @@ def score_batch(
     After an interruption, a new call scores only the missing parts. The manifest is written last. A
     worker keeps one part in memory. Raises BatchError for rows that cannot be scored, for an output
     folder with other files, and for an input that changed during the batch. Also raises DataError
-    and StorageError. An exception in `on_progress` ends the batch. `limits` are those of requests
-    to an endpoint, by default the service's; BatchError is raised too if it cannot answer or if the
-    limit of its spend is reached.
+    and StorageError. `limits` are those of requests to an endpoint, by default the service's;
+    BatchError is raised too if it cannot answer or if the limit of its spend is reached.
     """
     check_batch(batch, version=version)
     inputs = tuple(_inputs(batch, columns=columns_of(batch, version)))
@@ -161,20 +156,17 @@ def score_batch(
         manifest=uri, num_rows=total, num_parts=len(parts), num_new=0, num_unanswered=0
     )
     if storage.exists(uri):
-        on_progress(total, total)
         return replace(scored, num_unanswered=storage.read_json(uri)["num_unanswered"])
     results: list[PartResult] = []
-    num_done = 0
     count = counter(total)
     with closing(_score_parts(parts, batch, config, version=version, limits=limits)) as running:
         for result in running:
             if result.error is not None:
                 raise _error(result, batch=batch)
             results.append(result)
-            num_done += result.num_rows
             count(result.num_rows)
-            on_progress(num_done, total)
-    assert num_done == total  # each part has the rows of its `PartSource`
+    # each part has the rows of its `PartSource`
+    assert sum(result.num_rows for result in results) == total
     num_unanswered = sum(result.num_unanswered for result in results)
     manifest = OutputManifest(
         **dict(claim),
@@ -190,8 +182,8 @@ def score_batch(
 
 
 def request_limits(config: ServingConfig) -> RequestLimits:
-    """Return the limits of a batch that a service starts. Its spend has the limit of the version,
-    if it has one."""
+    """Return the service's limits. The spend of a batch has the limit of the version, if it has
+    one."""
     return RequestLimits(timeout_s=ANSWER_TIMEOUT_S, max_concurrency=config.endpoint_concurrency)
 
 
@@ -202,12 +194,10 @@ def _error(result: PartResult, *, batch: BatchSpec) -> Exception:
         return BatchError(result.error)
     if result.cause == s3.StorageError.__name__:
         return s3.StorageError(result.error)
-    error = BatchError(
+    return BatchError(
         f"{result.error}. Complete parts and the answers of the other ones are stored in "
         f"{batch.output}; repeat the request to resume the batch"
     )
-    error.cause = result.cause
-    return error
 
 
 def parts_of(inputs: Sequence[InputFile], *, size: int) -> Iterator[Part]:

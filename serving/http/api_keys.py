@@ -26,7 +26,7 @@ LOCAL_HOST = re.compile(
     rf"({'|'.join(re.escape(f'[{name}]' if ':' in name else name) for name in LOCAL)})(:\d{{1,5}})?"
 )
 
-KeyScope = Literal["answer", "batch", "feedback", "read", "admin"]
+KeyScope = Literal["answer", "feedback", "read", "admin"]
 SCOPES: tuple[KeyScope, ...] = get_args(KeyScope)
 DEFAULT_SCOPES: tuple[KeyScope, ...] = ("answer", "feedback")
 OPTIONS = (

@@ -19,12 +19,11 @@ ERROR_DESCRIPTIONS = {
     400: "The body is not JSON, a field is not supported, or a header is not UTF-8. The message "
     "names the field or the header.",
     401: "The API key is missing, not valid or expired.",
-    403: "The key lacks the scope, or the batch's prefix is not allowed. Without API keys: the "
-    "request is not local, or from another site's page.",
-    404: "The model, the page, or a batch of this key does not exist, or the recipe lacks "
-    "`request_log` (feedback), `batch_prefixes` (batches) or `api_keys` (console).",
+    403: "The key lacks the scope. Without API keys: the request is not local, or from another "
+    "site's page.",
+    404: "The model or the page does not exist, or the recipe lacks `request_log` (feedback) or "
+    "`api_keys` (console).",
     408: "The body did not arrive within 20 s.",
-    409: "The batch exists with other columns, or has already ended and cannot be cancelled.",
     413: f"The body has more than {MAX_BODY_BYTES} bytes, or too many JSON values. The message "
     "gives the limit.",
     422: "A field is missing, unknown or out of range, or a text is too large. The message names "
@@ -82,15 +81,6 @@ OPERATIONS: Mapping[str, Operation] = {
         example={"request_id": "2c9a7f40d1e84b5b9f36a0c7e5128d34", "label": "injury and poisoning"},
         status=202,
     ),
-    "/v1/batches": Operation(
-        summary="Start a batch job that scores Parquet files",
-        response=schemas.BatchJob,
-        request=schemas.BatchRequest,
-        example={"input": "s3://lake/letters", "output": "s3://lake/letters-scored"},
-        status=202,
-    ),
-    "/v1/batches/{id}": Operation("Return the state of a batch job", schemas.BatchJob),
-    "/v1/batches/{id}/cancel": Operation("Cancel a batch job", schemas.BatchJob),
     "/healthz": Operation("Liveness probe", schemas.Health),
     "/readyz": Operation("Readiness probe with the loaded versions", schemas.Readiness),
     "/openapi.json": Operation("Return this OpenAPI document", None),

@@ -117,56 +117,6 @@ class FeedbackRequest(HttpModel):
         return self.request_id.removeprefix(CHAT_ID)
 
 
-class BatchRequest(HttpModel):
-    input: StrictStr
-    """URI of a Parquet file, or of a folder of Parquet files, under one of the recipe's
-    `serving.batch_prefixes`."""
-    output: StrictStr
-    """URI of a folder under one of these prefixes. The folder must be empty, or contain files of
-    the same batch."""
-    model: StrictStr = CHAMPION
-    """The model, as in other requests. Its current version scores the whole batch, even if another
-    version is promoted before the end."""
-    column: StrictStr | None = None
-    """Column with the texts (default `text`). For chat models: column with prompts or with lists of
-    `{role, content}` (default `prompt`)."""
-    id: StrictStr | None = None
-    """Input column to copy to the output as `id`. The output also has the column `row`: the row's
-    position in the input."""
-
-
-class BatchJob(HttpModel):
-    format: Literal[1] = 1
-    """Version of this format."""
-    id: str
-    """Hash of the input, the output, the version, the columns and the owner. Repeating a request
-    returns the same job."""
-    object: Literal["batch"] = "batch"
-    status: Literal["queued", "running", "completed", "failed", "cancelled"]
-    input: str
-    output: str
-    model: str
-    version: str
-    version_uri: str
-    digest: str
-    column: str
-    id_column: str | None = None
-    owner: str | None = None
-    """Name of the API key that submitted the job; null without API keys."""
-    created_at: str
-    updated_at: str
-    rows_done: int = 0
-    rows_total: int | None = None
-    """Number of input rows; null until the input's files are listed."""
-    error: str | None = None
-    """Reason of the failure."""
-
-    @property
-    def is_unfinished(self) -> bool:
-        """Return True if the job is queued or running."""
-        return self.status in ("queued", "running")
-
-
 class Result(HttpModel):
     label: str | int
     """The predicted class; an integer if the labels of the training rows are integers."""

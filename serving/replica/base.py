@@ -14,7 +14,6 @@ from typing import Any, Generic, NamedTuple
 
 from starlette.requests import Request
 
-from serving.batch_jobs.routes import BatchRoutes
 from serving.engines.text_rows import num_bytes
 from serving.http.api_keys import read_subject_key, require_local_caller, require_same_origin
 from serving.http.asgi import (
@@ -173,7 +172,6 @@ class Replica(Generic[EngineT]):
             tokens=config.max_queued_tokens,
         )
         self._redactions = FairSlots(REDACTIONS)
-        self._batches = BatchRoutes(versions.engine_of, task_uri=task_uri, config=config)
         self._background: list[asyncio.Task[None]] = []
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -233,7 +231,7 @@ class Replica(Generic[EngineT]):
 
     def asgi_app(self, routes: dict[str, Route], *, page: PageName) -> ASGIApp:
         """Return the application with `routes`, the page at `/`, and the routes of all tasks."""
-        routes = routes | page_routes(page) | self._batches.routes() | self._routes()
+        routes = routes | page_routes(page) | self._routes()
         routes |= task_console(self._paths, has_keys=self._authenticator is not None)
         app = http_app(
             with_api_docs(routes, config=self._config),
@@ -250,7 +248,6 @@ class Replica(Generic[EngineT]):
 
     @asynccontextmanager
     async def _lifespan(self, _app: object) -> AsyncIterator[None]:
-        await self._batches.resume()
         yield
         self._refusals.log()
         closing = [self._authenticator.close()] if self._authenticator else []

@@ -178,7 +178,7 @@ def key(
     scopes: Annotated[
         str,
         typer.Option(
-            help="What the key may do: answer, batch, feedback, read, admin; separated by commas."
+            help="What the key may do: answer, feedback, read, admin; separated by commas."
         ),
     ] = "answer,feedback",
     expires: Annotated[

@@ -101,9 +101,6 @@ class ServingConfig(ConfigSection):
     subject_key: str | None = None
     """Location, as in `api_keys`, of the secret with which the log hashes the `subject` of a
     request. Without it, the log has no subjects. Requires `request_log`."""
-    batch_prefixes: tuple[str, ...] = ()
-    """`s3://` prefixes that `POST /v1/batches` can read and write. The cluster needs access to them
-    and to `<registry>/<name>/batches/`. By default, batches are disabled."""
     challenger: ChallengerConfig | None = None
     """Another version that is compared with the champion on live requests. Each replica holds both
     models in memory. `tailorbird serve` starts, changes and ends the comparison without downtime.
@@ -116,11 +113,6 @@ class ServingConfig(ConfigSection):
         if not all(0 < len(text) <= MAX_EXAMPLE_CHARS for text in examples):
             raise ValueError(f"an example must have 1 to {MAX_EXAMPLE_CHARS} characters")
         return examples
-
-    @field_validator("batch_prefixes")
-    @classmethod
-    def _prefixes_on_s3(cls, prefixes: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(with_scheme(uri, ("s3://",)).rstrip("/") for uri in prefixes)
 
     @field_validator("autoscaling")
     @classmethod

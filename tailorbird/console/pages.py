@@ -16,7 +16,6 @@ from tailorbird.config.metrics import METRICS
 from tailorbird.console import charts
 from tailorbird.console.history import Change
 from tailorbird.console.reader import ListPage
-from tailorbird.console.records import JobRecord
 from tailorbird.console.runs import Looks, Run, RunState
 from tailorbird.console.task_summaries import TaskSummary
 from tailorbird.console.times import parse_time, relative_text
@@ -62,7 +61,6 @@ class TaskDetails:
     runs: ListPage[Run]
     history: Sequence[Change]
     looks: Looks
-    jobs: Sequence[JobRecord]  # newest first
     logs: Sequence[Entry]  # logs of drivers that failed, newest first
 
 

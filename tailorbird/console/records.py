@@ -4,8 +4,6 @@ pages show.
 A test compares these types with those that write the records.
 """
 
-from typing import Literal
-
 from pydantic import BaseModel, ConfigDict, RootModel
 
 from tailorbird.registry.champion import Champion
@@ -34,16 +32,3 @@ class ReevaluationRecord(Part):
 
 class HistoryEntry(RootModel[Champion | ReevaluationRecord]):
     """A new champion, or a re-evaluation of the champion."""
-
-
-class JobRecord(Part):
-    """A batch job of the service."""
-
-    id: str
-    status: Literal["queued", "running", "completed", "failed", "cancelled"]
-    input: str
-    owner: str | None = None
-    created_at: str
-    rows_done: int = 0
-    rows_total: int | None = None
-    error: str | None = None

@@ -4,21 +4,19 @@ cached."""
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 
 from tailorbird.console import pages
 from tailorbird.console.history import read_history
 from tailorbird.console.pages import Frame, TaskDetails
 from tailorbird.console.reader import Cache, Reader
-from tailorbird.console.records import JobRecord
 from tailorbird.console.runs import RunState, read_looks, read_run, read_runs
 from tailorbird.console.task_summaries import read_task, read_tasks, task_names
 from tailorbird.evaluation.report.html import to_html
 from tailorbird.storage.paths import TaskPaths
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
-OLDEST = datetime.min.replace(tzinfo=UTC)
-MAX_LISTED = 20  # changes, jobs and logs on a task's page
+MAX_LISTED = 20  # changes and logs on a task's page
 
 
 @dataclass(frozen=True)
@@ -82,18 +80,9 @@ def _task_page(reader: Reader, frame: Frame, paths: TaskPaths, *, task: str, pag
         runs=read_runs(reader, paths, page=page, now=frame.now),
         history=read_history(reader, paths)[:MAX_LISTED],
         looks=read_looks(reader, paths),
-        jobs=_read_jobs(reader, paths),
         logs=logs[:MAX_LISTED],
     )
     return pages.task_page(frame, read_task(reader, paths, name=task, now=frame.now), details)
-
-
-def _read_jobs(reader: Reader, paths: TaskPaths) -> list[JobRecord]:
-    """Return the latest batch jobs, by the time of their last change."""
-    entries = [entry for entry in reader.entries(paths.batches) if entry.name.endswith(".json")]
-    entries.sort(key=lambda entry: entry.changed_at or OLDEST, reverse=True)
-    jobs = reader.map(lambda entry: reader.read_entry(entry, JobRecord), entries[:MAX_LISTED])
-    return [job for job in jobs if job is not None]
 
 
 def _run_page(

@@ -117,16 +117,12 @@ def _inputs(recipe: Recipe) -> tuple[str | None, ...]:
 
 
 def _serving_rights(recipe: Recipe) -> _Rights:
-    """Return the rights of replicas and of the batches that they start."""
+    """Return the rights of replicas."""
     serving = recipe.serving
     registry = recipe.registry
-    batches: tuple[str, ...] = ()
-    if serving.batch_prefixes:
-        batches = (f"{recipe.task_uri}/batches", *serving.batch_prefixes)
     return _Rights(
         read=(recipe.task_uri, f"{registry}/_base", *_on_s3(serving.api_keys, serving.subject_key)),
         create=(*_on_s3(serving.request_log), f"{registry}/_security_log"),
-        write=batches,
     )
 
 

@@ -98,20 +98,6 @@ class TaskPaths:
         return f"{self.task_uri}/draw_secret.json"
 
     @property
-    def batches(self) -> str:
-        return f"{self.task_uri}/batches"
-
-    @property
-    def unfinished_batches(self) -> str:
-        """Folder with a file for each submission of a batch job that has not ended; see
-        `job_store`."""
-        return f"{self.batches}/unfinished"
-
-    def batch(self, batch_id: str) -> str:
-        """The status of a batch job."""
-        return f"{self.batches}/{batch_id}.json"
-
-    @property
     def audits(self) -> str:
         return f"{self.task_uri}/audits"
 

@@ -89,9 +89,7 @@ def test_a_batch_is_scored_by_one_worker_with_the_key_of_its_environment_and_res
 
         def score() -> scoring.ScoringResult:
             config = ServingConfig(max_batch_size=2)
-            return scoring.score_batch(
-                batch, config, version=version, on_progress=lambda _done, _total: None
-            )
+            return scoring.score_batch(batch, config, version=version)
 
         result = score()
         assert (result.num_rows, result.num_parts, result.num_new, result.num_unanswered) == (

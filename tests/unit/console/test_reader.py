@@ -6,11 +6,10 @@ from unittest.mock import Mock
 
 import pytest
 
-from serving.http.schemas import BatchJob
 from tailorbird import storage
 from tailorbird.console import reader as console_reader
 from tailorbird.console.reader import Cache, Reader
-from tailorbird.console.records import HistoryEntry, JobRecord, Part, ReevaluationRecord
+from tailorbird.console.records import HistoryEntry, Part, ReevaluationRecord
 from tailorbird.operate.reevaluation_verdict import ReevaluationVerdict
 from tailorbird.storage.listing import file_entry, list_folder
 
@@ -48,8 +47,7 @@ def test_a_folder_is_listed_one_level_deep_with_a_tag_per_file(tmp_path: Path) -
     assert list_folder(f"{base}/none") == ()
 
 
-def test_a_batch_job_and_a_reevaluation_have_the_fields_that_the_console_reads() -> None:
-    assert JobRecord.model_fields.keys() <= BatchJob.model_fields.keys()
+def test_a_reevaluation_has_the_fields_that_the_console_reads() -> None:
     assert {"holds", "reasons"} <= ReevaluationVerdict.model_fields.keys()
     verdict = {"holds": False, "reasons": ["worse"], "metric": "accuracy"}
     entry = {

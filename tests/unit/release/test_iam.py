@@ -87,15 +87,6 @@ def test_replicas_read_the_task_and_create_log_files_only() -> None:
     assert not allows(policy, "ListBucket models")  # HeadBucket, and a list of the bucket
 
 
-def test_batches_are_written_only_if_the_recipe_allows_them() -> None:
-    policy = documents("serving.batch_prefixes=[s3://lake/batches]")["serving-policy"]
-    for path in ("models/team/my-task/batches/a.json", "lake/batches/in/part.parquet"):
-        for action in ("GetObject", "PutObject", "DeleteObject"):
-            assert allows(policy, f"{action} {path}")
-    assert allows(policy, "ListBucket lake", prefix="lake/batches/") is False
-    assert allows(policy, "ListBucket lake", prefix="batches/in/")
-
-
 def test_watch_deletes_old_files_of_the_request_log_only_if_the_recipe_limits_their_age() -> None:
     log = "logs/requests/day=2026-01-01/a.parquet"
     policies = [

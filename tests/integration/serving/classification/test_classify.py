@@ -79,7 +79,7 @@ def test_bad_input_is_a_json_error_and_does_not_affect_later_requests(
 @pytest.mark.long
 def test_a_fuzzer_gets_only_documented_responses(service: Service, tmp_path: Path) -> None:
     lake = "s3://lake/fuzzed"
-    fields: dict[str, Any] = {"request_log": f"{lake}/requests", "batch_prefixes": (lake,)}
+    fields: dict[str, Any] = {"request_log": f"{lake}/requests"}
     config = ServingConfig.model_validate(CONFIG.model_dump() | fields)
     try:
         fuzz(

@@ -10,9 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from serving.batch_jobs import runner
 from serving.batch_jobs.schema import BatchSpec, InputFile, PartResult
-from serving.batch_jobs.scoring import _error, parts_of
+from serving.batch_jobs.scoring import parts_of
 from serving.batch_jobs.worker import PartScorer
 from serving.endpoint.classifier import EndpointClassifier
 from serving.endpoint.upstream import Limits, Upstream
@@ -36,7 +35,6 @@ from tests.endpoint_server import (
     question,
     refusal,
 )
-from tests.unit.serving.batch_jobs.test_runner import job_of
 from tests.unit.serving.endpoint.versions import KEY, VARIABLE, register_config
 
 LIMITS = RequestLimits(
@@ -165,28 +163,6 @@ def test_the_limit_of_the_spend_stops_a_batch_and_a_higher_one_continues_it(
     assert batch.scored("answer") == ["a", None, "cut", "b", "c", "d"]
     reasons = ["stop", "context_length_exceeded", "length", "stop", "stop", "stop"]
     assert batch.scored("finish_reason") == reasons
-
-
-def test_clients_see_the_kind_of_a_cause_but_not_the_url(monkeypatch: pytest.MonkeyPatch) -> None:
-    job = job_of(input="s3://lake/pre/in", output="s3://lake/pre/out")
-    batch = BatchSpec.model_validate(job.model_dump(include=set(BatchSpec.model_fields)))
-    failed = PartResult(
-        part=0, error="http://internal/v1 failed (503)", cause="EndpointUnreachable"
-    )
-    error = _error(failed, batch=batch)
-    assert "http://internal/v1" in str(error)
-
-    def stopped(*_: Any, **__: Any) -> None:
-        raise error
-
-    monkeypatch.setattr(runner, "read_job", lambda *_: job)
-    monkeypatch.setattr(runner, "score_batch", stopped)
-    monkeypatch.setattr("tailorbird.registry.versions.read_version", lambda _: None)
-    config = ServingConfig(batch_prefixes=("s3://lake/pre",))
-    message = runner.run_job("s3://models/task", "0" * 24, config)
-    assert message is not None
-    assert "EndpointUnreachable" in message
-    assert "internal" not in message
 
 
 def test_the_service_and_a_batch_send_the_prompt_that_was_evaluated(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from serving.http.key_changes import key_change
 from serving.http.schemas import RequestError
 from tailorbird.storage.s3 import StorageError
 
-OPTIONS = "scopes=batch,admin expires=2027-06-30 requests=600 texts=10000 tokens=1000000"
+OPTIONS = "scopes=read,admin expires=2027-06-30 requests=600 texts=10000 tokens=1000000"
 KEYS = {
     "a1": ApiKey("app", "a" * 64),
     "a2": ApiKey("app", "b" * 64),
@@ -187,10 +187,10 @@ def test_a_key_needs_the_scope_and_is_valid_until_the_end_of_its_last_day(tmp_pa
     key, line = new_key("app", options=["expires=2027-06-30", "scopes=feedback,admin"])
     today = date(2027, 6, 30)
     authenticator = ApiKeyAuthenticator(stored(tmp_path, line), today=lambda: today)
-    for scopes in ((), ("feedback",), ("batch", "admin")):
+    for scopes in ((), ("feedback",), ("read", "admin")):
         assert authenticated(authenticator, key, scopes=scopes) == "app"
     assert is_admin()
-    assert refused(authenticator, key, scopes=["answer", "batch"]) == (403, "missing_scope")
+    assert refused(authenticator, key, scopes=["answer", "read"]) == (403, "missing_scope")
     today = date(2027, 7, 1)
     assert refused(authenticator, key) == (401, "expired_api_key")
     assert not is_admin()
@@ -280,7 +280,7 @@ def test_a_change_of_keys_has_the_options_before_and_after_without_hashes() -> N
         changed_key("rotated", "4"),
     ]
     new = [
-        changed_key("new", "5", "scopes=batch"),
+        changed_key("new", "5", "scopes=read"),
         same,
         changed_key("app", "3", "texts=9"),
         changed_key("rotated", "6"),
@@ -292,7 +292,7 @@ def test_a_change_of_keys_has_the_options_before_and_after_without_hashes() -> N
     assert event.before == {"app": [f"{default} texts=5"], "old": [default], "rotated": [default]}
     assert event.after == {
         "app": [f"{default} texts=9"],
-        "new": ["scopes=batch"],
+        "new": ["scopes=read"],
         "rotated": [default],
     }
     names = [

@@ -69,14 +69,9 @@ def test_api_keys_are_documented_if_the_recipe_sets_them(monkeypatch: pytest.Mon
         path: operation for path, item in document["paths"].items() for operation in item.values()
     }
     assert {path for path, operation in operations.items() if "security" in operation} == {
-        "/v1/classify", "/v1/models", "/v1/models/{id}", "/v1/feedback",
-        "/v1/batches", "/v1/batches/{id}", "/v1/batches/{id}/cancel",
+        "/v1/classify", "/v1/models", "/v1/models/{id}", "/v1/feedback"
     }  # fmt: skip
     assert operations["/v1/classify"]["description"] == "The key needs the scope `answer`."
-    assert (
-        operations["/v1/batches/{id}"]["description"]
-        == "The key needs the scope `batch` or `admin`."
-    )
     assert "securitySchemes" not in _document(Classifier)["components"]
 
 
