@@ -15,7 +15,7 @@ PACKAGES = (
 )  # the project's top-level packages
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 """The folder that holds this package next to `cluster/`, `training/`, `tuning/` and `serving/`."""
-_INTERFACE = {"run": "runs", "compare": "runs", "load": "model", "Client": "client"}
+_INTERFACE = {"run": "runs", "compare": "runs", "load": "model"}
 """Names of the Python interface, with their modules in `tailorbird.interface`. `__init__.pyi` has
 their types."""
 

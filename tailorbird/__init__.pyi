@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from tailorbird.interface.client import Client as Client
 from tailorbird.interface.model import load as load
 from tailorbird.interface.runs import compare as compare
 from tailorbird.interface.runs import run as run

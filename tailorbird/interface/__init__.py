@@ -1,2 +1,1 @@
-"""The Python interface, for notebooks and scripts: `tailorbird.run`, `compare`, `load` and
-`Client`."""
+"""The Python interface, for notebooks and scripts: `tailorbird.run`, `compare` and `load`."""

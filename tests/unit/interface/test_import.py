@@ -28,9 +28,7 @@ def test_the_package_imports_only_the_standard_library() -> None:
 
 
 def test_no_module_of_the_interface_imports_torch_or_ray() -> None:
-    modules = ", ".join(
-        f"tailorbird.interface.{name}" for name in ("runs", "model", "client", "notebook")
-    )
+    modules = ", ".join(f"tailorbird.interface.{name}" for name in ("runs", "model", "notebook"))
     assert not top_level_packages(modules) & {"torch", "ray", "transformers", "sklearn", "scipy"}
 
 

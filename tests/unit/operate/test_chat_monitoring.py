@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,7 +20,6 @@ from tailorbird.config.recipe import Recipe
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.loader import read_splits
 from tailorbird.data.task_data import data_task
-from tailorbird.interface.client import Client
 from tailorbird.monitoring.label_audit import import_labels, parse_days
 from tailorbird.operate import reevaluate
 from tailorbird.operate.reevaluate import reevaluate_champion
@@ -80,12 +80,12 @@ def champion(recipe: Recipe, tmp_path: Path) -> ModelVersion:
 
 
 @contextmanager
-def served(recipe: Recipe, champion: ModelVersion) -> Iterator[Client]:
+def served(recipe: Recipe, champion: ModelVersion) -> Iterator[httpx2.Client]:
     """Serve the champion, and yield a client. The log is written when the service ends."""
     replica = replicas.replica_of(Chat, recipe.task_uri, **recipe.serving.model_dump())
     with (
         replicas.served(replica, replicas.user_config(champion, verdict="")) as url,
-        Client(url) as client,
+        httpx2.Client(base_url=url) as client,
     ):
         yield client
 
@@ -116,9 +116,15 @@ def test_a_champion_that_answers_wrongly_is_found_in_the_log_and_rolled_back(
 ) -> None:
     with served(recipe, champion) as client:
         for text, correct in QUESTIONS.items():
-            answer = client.chat(text, max_tokens=4)
+            messages = [{"role": "user", "content": text}]
+            answer = client.post(
+                "/v1/chat/completions", json={"messages": messages, "max_tokens": 4}
+            ).raise_for_status()
             if text.endswith(" 0"):
-                client.feedback(answer, score=0.0, correct_answer=correct)
+                feedback = {"request_id": answer.json()["id"], "score": 0.0}
+                client.post(
+                    "/v1/feedback", json=feedback | {"correct_answer": correct}
+                ).raise_for_status()
     watched = watch_tomorrow(recipe)
     assert any(
         "farther from the reference" in reason for reason in watched.recommendation.reasons
