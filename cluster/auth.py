@@ -13,10 +13,6 @@ class SessionError(ValueError):
     """A failure to reach Ray. The message contains the address and the next step."""
 
 
-class Unreachable(SessionError):
-    """A dashboard that does not answer. A later request may succeed."""
-
-
 def is_token_for(token_path: str, address: str) -> bool:
     """Return True if the token may be sent to the dashboard at `address`.
 

@@ -44,13 +44,6 @@ class NoteEvent:
 
 
 @dataclass(frozen=True)
-class LineEvent:
-    """A line of the log of a job, which is printed as it is."""
-
-    text: str
-
-
-@dataclass(frozen=True)
 class ActivityEvent:
     """What the current stage does from now on, or what it waits for."""
 
@@ -123,7 +116,6 @@ ProgressEvent = (
     PlanEvent
     | StageEvent
     | NoteEvent
-    | LineEvent
     | ActivityEvent
     | RowsEvent
     | ScoreEvent

@@ -3,12 +3,9 @@
 tests/unit/cluster/test_ray_private.py names the part that another version of Ray has changed.
 """
 
-import logging
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
-
-import requests
 
 RAY_VERSION = "2.60"
 HEAD_RESOURCE = "node:__internal_head__"  # a resource of the head node only
@@ -19,23 +16,6 @@ def free_resources_by_node() -> Mapping[str, Mapping[str, float]]:
     from ray._private.state import available_resources_per_node
 
     return available_resources_per_node()  # type: ignore[no-any-return]
-
-
-def job_client(address: str, *, request: Callable[..., requests.Response]) -> Any:
-    """Return Ray's client of the job API at `address`, which sends all requests with `request`.
-
-    Ray's client sends them without a timeout, and prefers an entry in ~/.netrc to the token.
-    """
-    from ray.job_submission import JobSubmissionClient
-
-    class JobClient(JobSubmissionClient):  # type: ignore[misc]
-        def _do_request(
-            self, method: str, endpoint: str, *, data: bytes | None = None, json_data: Any = None
-        ) -> requests.Response:
-            return request(method, endpoint, body=json_data if data is None else data)
-
-    logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)  # uploads
-    return JobClient(address, headers={"Authorization": ""})  # `request` adds the token
 
 
 def preemption_context() -> Any:

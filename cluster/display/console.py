@@ -29,7 +29,6 @@ from cluster.display.state import (
 )
 from cluster.progress import (
     EpochEvent,
-    LineEvent,
     NoteEvent,
     PlanEvent,
     ProgressEvent,
@@ -58,20 +57,15 @@ def display(
     console: Console,
     *,
     as_json: bool = False,
-    lines: Console | None = None,
     clock: Clock = time.monotonic,
 ) -> Iterator[ProgressReporter]:
     """Yield a reporter that prints events on a console, also as `current_progress` of this process.
 
     On a terminal, a live view shows the current activity with the elapsed and expected time, and
     all contenders, which are printed once more at the end. With `as_json`, each
-    event is a JSON object on a line. Without a terminal, no output is wrapped or colored. The texts
-    of `LineEvent` are printed on `lines` instead, except with `as_json`, or if both are terminals,
-    because the live view must not be interrupted.
+    event is a JSON object on a line. Without a terminal, no output is wrapped or colored.
     """
-    if lines is None or (lines.is_terminal and console.is_terminal):
-        lines = console
-    shown = Display(console, lines=lines, as_json=as_json, clock=clock)
+    shown = Display(console, as_json=as_json, clock=clock)
     with shown.updated(), reporting_to(ProgressReporter(shown.report)) as progress:
         yield progress
 
@@ -80,11 +74,8 @@ class Display:
     """Printer of events as lines: in a log, also of the current activity after a silence; on a
     terminal, above a live view of the run."""
 
-    def __init__(
-        self, console: Console, *, lines: Console, as_json: bool = False, clock: Clock
-    ) -> None:
+    def __init__(self, console: Console, *, as_json: bool = False, clock: Clock) -> None:
         self._console = console
-        self._lines = lines
         self._as_json = as_json
         self._is_live = console.is_terminal and not as_json
         self._clock = clock
@@ -129,15 +120,14 @@ class Display:
             seconds = now - before.since
             if is_new_stage and before.stage and seconds >= MIN_SHOWN_S:
                 self._print(f"  {before.stage} took {duration(seconds)}", now=now)
-            console = self._lines if isinstance(event, LineEvent) else self._console
             for line in log_lines(event):
-                self._print(line, now=now, console=console)
+                self._print(line, now=now)
 
     def _is_printed(self, event: ProgressEvent, *, before: State, now: float) -> bool:
         """False for what the live view shows, for frequent steps, and for a score that was reported
         before: while the stage ran in a worker, and then with its result."""
         if self._is_live:
-            return isinstance(event, StageEvent | NoteEvent | LineEvent | PlanEvent)
+            return isinstance(event, StageEvent | NoteEvent | PlanEvent)
         if isinstance(event, StepEvent | RowsEvent):
             if now - self._steps_printed < LOG_INTERVAL_S:
                 return False
@@ -161,9 +151,9 @@ class Display:
                 self._allowed_s = min(LOG_INTERVAL_S, 2 * self._allowed_s)
                 self._print(f"  … {line}", now=now)
 
-    def _print(self, line: str, *, now: float, console: Console | None = None) -> None:
+    def _print(self, line: str, *, now: float) -> None:
         self._printed = now
-        (console or self._console).print(
+        self._console.print(
             printable(line), markup=False, emoji=False, highlight=False, soft_wrap=True
         )
 
@@ -189,7 +179,7 @@ def log_lines(event: ProgressEvent) -> list[str]:
     """Return the lines of an event in a log. The line about the activity, after `SILENCE_S`,
     contains its rows."""
     match event:
-        case StageEvent(text) | LineEvent(text):
+        case StageEvent(text):
             return [text]
         case NoteEvent(text):
             return [f"  {text}"]

@@ -7,7 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from tailorbird import __version__
-from tailorbird.cli import console, jobs, local, operate, registry, release, train
+from tailorbird.cli import console, local, operate, registry, release, train
 from tailorbird.cli.options import Result, handle_errors, stack_folder, with_json
 
 
@@ -42,7 +42,6 @@ COMMANDS: tuple[Callable[..., Result | None], ...] = (
     console.console,
     operate.watch,
     operate.reevaluate,
-    jobs.submit,
     local.doctor,
 )
 for command in COMMANDS:

@@ -20,13 +20,6 @@ from tailorbird.checks.result import CheckResult, passes, to_json, to_lines
 from tailorbird.config.loader import load_recipe, parse_recipe
 from tailorbird.config.recipe import Recipe
 
-
-def _use_dashboard(address: str | None) -> None:
-    from cluster.dashboard import use_dashboard
-
-    use_dashboard(address)
-
-
 RecipePath = Annotated[
     str, typer.Argument(metavar="RECIPE", help="Path or URI of the recipe (YAML).")
 ]
@@ -40,18 +33,6 @@ AsJson = Annotated[
     typer.Option(
         "--json", help="Print one JSON object to standard output, and progress as lines of JSON."
     ),
-]
-Address = Annotated[
-    str | None,
-    typer.Option(
-        "--address",
-        metavar="URL",
-        callback=_use_dashboard,
-        help="URL of Ray's dashboard. Default: $RAY_API_SERVER_ADDRESS.",
-    ),
-]
-Follow = Annotated[
-    bool, typer.Option("--follow", help="Print the log until the job ends; exit with its code.")
 ]
 Folder = Annotated[
     Path | None,
@@ -73,7 +54,7 @@ class ExitCode(IntEnum):
     REEVALUATION_DUE = 3
     """`watch` recommends a re-evaluation."""
     INTERRUPTED = 130
-    """Ctrl-C. Finished stages are stored, and a job whose log was followed continues."""
+    """Ctrl-C. Finished stages are stored."""
     TERMINATED = 143
     """SIGTERM. Finished stages are stored."""
 

@@ -166,7 +166,6 @@ def print_verdict(evidence: "Evidence", *, recipe: str) -> None:
     Commands without overrides act on the task of the recipe as it is in the file. If overrides have
     changed the task, the commands that read the recipe are omitted.
     """
-    from cluster.job_package import RECIPE_FILE
     from tailorbird.cli.next_steps import after_run
     from tailorbird.config.base import RecipeError
     from tailorbird.evaluation.report.console import verdict_panel
@@ -183,8 +182,6 @@ def print_verdict(evidence: "Evidence", *, recipe: str) -> None:
     with suppress(RecipeError):
         if options.read_recipe(recipe).task_uri == evidence.recipe.task_uri:
             path = recipe
-    if path == RECIPE_FILE:  # the name of a submitted job's copy means nothing to its user
-        path = "RECIPE"
     steps = after_run(run, winner=winner, champion=evidence.champion, recipe=path)
     options.print_panel(
         Console(), [*verdict_panel(evidence), *steps], title=f"verdict: {evidence.verdict.outcome}"

@@ -11,6 +11,8 @@ import pytest
 import requests
 
 from cluster import connection
+from cluster.auth import SessionError
+from cluster.dashboard import request_dashboard
 from cluster.local import stack as stacks
 from tailorbird import storage
 
@@ -40,6 +42,20 @@ def test_the_dashboard_rejects_requests_with_a_wrong_token(stack: stacks.StackSt
     for path in ("/api/version", "/api/jobs/", "/api/serve/applications/"):
         answer = requests.get(stack.dashboard_url + path, headers=wrong, timeout=30)
         assert answer.status_code in (401, 403)
+
+
+@pytest.mark.usefixtures("stack")
+@pytest.mark.parametrize(
+    ("token", "message"),
+    [("wrong", "refuses the token"), ("", "requires a token, but none is set")],
+)
+def test_without_a_valid_token_the_error_names_the_variable_to_set(
+    token: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", token)
+    with pytest.raises(SessionError, match=rf"{message}; set RAY_AUTH_TOKEN_PATH"):
+        request_dashboard("GET", "/api/version")
 
 
 def test_a_driver_connects_and_its_workers_reach_s3(stack: stacks.StackState, bucket: str) -> None:

@@ -153,8 +153,8 @@ def test_shipped_code_is_uploaded_once_and_runs_from_the_zip(bucket: str, tmp_pa
     program = (
         "import sys, json; sys.path.insert(0, "
         f"{str(tmp_path / 'code.zip' / code_snapshot.TOP_FOLDER)!r})\nimport "
-        "tailorbird.config.recipe, cluster.jobs\n"
-        "print(json.dumps([tailorbird.config.recipe.__file__, cluster.jobs.__file__]))"
+        "tailorbird.config.recipe, cluster.code_snapshot\n"
+        "print(json.dumps([tailorbird.config.recipe.__file__, cluster.code_snapshot.__file__]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path

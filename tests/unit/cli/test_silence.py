@@ -28,7 +28,6 @@ VERBS = [
             "sweep",
             "promote",
             "serve",
-            "submit",
         )
     ),
     *([verb, RECIPE] for verb in ("watch", "reevaluate", "models", "iam")),
@@ -59,10 +58,8 @@ SLOW = (
     "tailorbird.data.datasets.icd10.import_module",  # of the package with the terms
     "tailorbird.data.datasets.medquad.build",
     "cluster.local.stack._locked",  # waits for another command on this stack
-    "cluster.jobs.request_dashboard",
 )
-"""What the commands wait for: the first access of each to storage, a package, a lock or the
-dashboard."""
+"""What the commands wait for: the first access of each to storage, a package or a lock."""
 FAST = {"doctor", "key", "stack status"}
 """Commands with --json that wait for nothing remote."""
 
@@ -89,7 +86,6 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> None:
             time.sleep(0.01)
         raise ValueError("no answer")
 
-    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:2")
     monkeypatch.setattr(console, "TICK_S", 0.01)
     monkeypatch.setattr(Display, "tick", counted_tick)
     monkeypatch.setitem(console.display.__wrapped__.__kwdefaults__, "clock", lambda: now)  # type: ignore[attr-defined]

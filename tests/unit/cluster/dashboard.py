@@ -16,17 +16,15 @@ async def serve_version(_: web.Request) -> web.Response:
 
 
 @contextmanager
-def dashboard_of_a_job(
-    *, job: Handler = serve_version, log: Handler = serve_version, tls: SSLContext | None = None
+def running_dashboard(
+    *, version: Handler = serve_version, tls: SSLContext | None = None
 ) -> Iterator[str]:
-    """Run a server with the pages of the job `some` in a thread during the block, and yield its
+    """Run a server with the page of the version in a thread during the block, and yield its
     address."""
 
     async def start() -> web.AppRunner:
         pages = web.Application()
-        pages.router.add_get("/api/version", serve_version)
-        for path, handler in {"": job, "/logs": log}.items():
-            pages.router.add_get(f"/api/jobs/some{path}", handler)
+        pages.router.add_get("/api/version", version)
         runner = web.AppRunner(pages)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()

@@ -17,7 +17,7 @@ from cryptography.x509.oid import NameOID
 from cluster.auth import SessionError
 from cluster.certificates import VARIABLES, verify
 from cluster.dashboard import request_dashboard
-from tests.unit.cluster.dashboard import dashboard_of_a_job
+from tests.unit.cluster.dashboard import running_dashboard
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     context.load_cert_chain(issue("dashboard", issuer=ours).write(tmp_path / "server.pem"))
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    with dashboard_of_a_job(tls=context) as address:
+    with running_dashboard(tls=context) as address:
         monkeypatch.setenv("RAY_API_SERVER_ADDRESS", address)
         yield ours.write(tmp_path / "authority.pem")
 

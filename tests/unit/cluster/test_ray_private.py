@@ -43,7 +43,6 @@ def test_the_installed_ray_has_the_version_that_the_code_was_written_for() -> No
         "ray._raylet:CoreWorker.kill_actor",
         "ray.train.v2._internal.execution.controller:TrainController",
         "ray.tune.execution.class_cache:ENV_VARS_TO_PROPAGATE",
-        "ray.job_submission:JobSubmissionClient._do_request",
     ],
 )
 def test_a_private_part_exists(path: str) -> None:

@@ -105,7 +105,7 @@ def test_texts_of_events_contain_no_control_characters(is_terminal: bool) -> Non
 
 def test_steps_are_in_a_log_at_most_every_15_seconds() -> None:
     clock, out = Clock(), console()
-    log = Display(out, lines=out, clock=clock)
+    log = Display(out, clock=clock)
     for now in range(0, 40, 2):
         clock.now = float(now)
         log.report(STEP)
@@ -114,7 +114,7 @@ def test_steps_are_in_a_log_at_most_every_15_seconds() -> None:
 
 def test_another_activity_is_stated_after_5_seconds_again() -> None:
     clock, out = Clock(), console()
-    log = Display(out, lines=out, clock=clock)
+    log = Display(out, clock=clock)
     for now in (5.0, 15.0):
         clock.now = now
         log.tick()
