@@ -1,5 +1,5 @@
-"""Probe the nodes of a cluster with a Ray task on each, which reports access, versions, memory and
-GPUs."""
+"""Probe the nodes of a cluster with a Ray task on each: it imports the training, writes to the
+registry, and reports the node's memory."""
 
 import shutil
 import subprocess
@@ -7,39 +7,28 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
-import pyarrow.parquet as pq
-import yaml
 
-from cluster.requirements import installed_version
-from cluster.resources import Node, NodeType, Versions, live_nodes, local_versions, parse_node_types
+from cluster.resources import Node, live_nodes
 from tailorbird import storage
 from tailorbird.storage import s3
 from tailorbird.storage.paths import TaskPaths
 
 T = TypeVar("T")
 
-PROBE_TIMEOUT_S = 60
+PROBE_TIMEOUT_S = 120  # imports torch, from a slow disk after the start of a node
+TRAINING = "training.worker"  # imports all that a worker needs
 ABSENT_ETAG = '"00000000000000000000000000000000"'  # an ETag that no object has
 CGROUP_FILES = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
 )
 """Limit and usage of a container's memory, of cgroups 2 and 1."""
-BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
-"""The cluster file that `ray up` stores on the head node for the autoscaler."""
-
-
-@dataclass(frozen=True)
-class ProbeRequest:
-    data: tuple[str, ...]  # URIs of Parquet files that the node must be able to read
-    task_uri: str  # URI under which the node must be able to write
-    base_models: tuple[str, ...]  # URIs of the folders of base models
-    packages: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -53,23 +42,18 @@ class WriteCheck:
 
 @dataclass(frozen=True)
 class NodeReport:
-    versions: Versions
-    packages: dict[str, str | None]  # versions by package; None if not installed
-    unread: dict[str, str]  # errors of URIs that cannot be read, by URI
     written: WriteCheck
     memory_bytes: int  # memory of the node or its container
     free_bytes: int  # free memory of the node or its container
     gpu_bytes: tuple[int, ...]  # memory of each GPU as reported by `nvidia-smi`
-    bfloat16: bool  # True if the CPU supports bfloat16
-    node_types: tuple[NodeType, ...]  # of the cluster file of `ray up`, if it is on this node
 
 
 def probe_nodes(
-    nodes: Sequence[Node], request: ProbeRequest
+    nodes: Sequence[Node], *, task_uri: str
 ) -> tuple[dict[str, NodeReport], dict[str, str]]:
     """Probe all nodes concurrently; return the reports, and the errors of nodes without a report,
     by node id."""
-    return _on_each(nodes, probe_node, request)
+    return _on_each(nodes, probe_node, task_uri)
 
 
 def gpu_bytes_of_cluster() -> tuple[int, ...]:
@@ -113,21 +97,15 @@ def _on_each(
     return reports, faults
 
 
-def probe_node(request: ProbeRequest) -> NodeReport:
-    """Return the report of this node."""
-    faults = {uri: _read_fault(uri) for uri in request.data}
-    faults |= {uri: _absence(f"{uri}/config.json") for uri in request.base_models}
+def probe_node(task_uri: str) -> NodeReport:
+    """Return the report of this node; raise ImportError if it lacks a package of the training."""
     total, free = memory_bytes()
+    import_module(TRAINING)
     return NodeReport(
-        versions=local_versions(),
-        packages={name: installed_version(name) for name in request.packages},
-        unread={uri: fault for uri, fault in faults.items() if fault is not None},
-        written=check_writing(request.task_uri),
+        written=check_writing(task_uri),
         memory_bytes=total,
         free_bytes=free,
         gpu_bytes=gpu_bytes(),
-        bfloat16=_has_bfloat16(),
-        node_types=_bootstrap_types(),
     )
 
 
@@ -178,27 +156,6 @@ def memory_bytes() -> tuple[int, int]:
     return total, max(0, free)
 
 
-def _read_fault(uri: str) -> str | None:
-    """Return the error of reading the footer of a Parquet file; None on success."""
-    try:
-        store, path = s3.filesystem(uri)
-        with s3.storage_errors(uri), store.open_input_file(path) as source:
-            pq.read_schema(source)
-    except ValueError as error:  # includes pyarrow's error for a file that is not Parquet
-        return str(error)
-    return None
-
-
-def _absence(uri: str) -> str | None:
-    """Return an error if a file does not exist from the view of this node; None if it exists."""
-    try:
-        if storage.exists(uri):
-            return None
-        return f"{uri} does not exist; a base model on file:// must be stored on every node"
-    except ValueError as error:
-        return str(error)
-
-
 def gpu_bytes() -> tuple[int, ...]:
     """Return the memory of each GPU of this node in bytes. nvidia-smi is used because it creates no
     CUDA context."""
@@ -211,17 +168,4 @@ def gpu_bytes() -> tuple[int, ...]:
             command, capture_output=True, text=True, check=True, timeout=10
         ).stdout
         return tuple(int(line) << 20 for line in output.split())
-    return ()
-
-
-def _has_bfloat16() -> bool:
-    with suppress(OSError):
-        return "avx512_bf16" in Path("/proc/cpuinfo").read_text().split()
-    return False
-
-
-def _bootstrap_types() -> tuple[NodeType, ...]:
-    # RuntimeError: the user has no home folder.
-    with suppress(OSError, yaml.YAMLError, RuntimeError):
-        return parse_node_types(yaml.safe_load(BOOTSTRAP.expanduser().read_text(encoding="utf-8")))
     return ()

@@ -1,7 +1,5 @@
-"""Versions, nodes, node types and resource holders of a Ray cluster, and the number of workers that
-fit."""
+"""Nodes and resource holders of a Ray cluster, and the number of workers that fit."""
 
-import platform
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,15 +12,7 @@ from tailorbird.config.training import TrainingConfig
 REACH_TIMEOUT_S = 5
 MAX_LISTED = 1000  # maximum number of actors or placement groups in a response of Ray's state API
 MAX_NAMED = 3  # maximum number of holders in a message
-UNBOUNDED = 1000  # number of workers or nodes without a limit
-
-
-@dataclass(frozen=True)
-class Versions:
-    """Versions of Ray and Python, such as `2.60.0` and `3.11.2`."""
-
-    ray: str
-    python: str
+UNBOUNDED = 1000  # number of workers without a limit
 
 
 @dataclass(frozen=True)
@@ -93,16 +83,6 @@ class Node:
 
 
 @dataclass(frozen=True)
-class NodeType:
-    """A kind of node that the autoscaler of `ray up` can start."""
-
-    name: str
-    resources: Resources
-    max_nodes: int
-    max_nodes_of_all_types: int = UNBOUNDED
-
-
-@dataclass(frozen=True)
 class Holder:
     """An actor, placement group or task that holds CPUs or GPUs."""
 
@@ -114,24 +94,6 @@ def workers_that_fit(nodes: Iterable[Resources], worker: Resources) -> int:
     """Return the number of workers that fit nodes with these resources. A worker does not span
     nodes."""
     return sum(node.num_workers(worker) for node in nodes)
-
-
-def workers_of_types(types: Sequence[NodeType], worker: Resources) -> int:
-    """Return the maximum number of workers that fit an autoscaler's node types, using the largest
-    types first."""
-    left = min((kind.max_nodes_of_all_types for kind in types), default=0)
-    workers = 0
-    for kind in sorted(types, key=lambda kind: -kind.resources.num_workers(worker)):
-        nodes = min(left, kind.max_nodes)
-        workers += nodes * kind.resources.num_workers(worker)
-        left -= nodes
-    return workers
-
-
-def local_versions() -> Versions:
-    import ray
-
-    return Versions(ray.__version__, platform.python_version())
 
 
 def live_nodes() -> tuple[Node, ...]:
@@ -154,21 +116,6 @@ def live_nodes() -> tuple[Node, ...]:
                 )
             )
     return tuple(sorted(nodes, key=lambda node: (not node.is_head, node.address, node.id)))
-
-
-def parse_node_types(content: Any) -> tuple[NodeType, ...]:
-    """Return the node types in the parsed cluster file of `ray up`, except those without named
-    resources."""
-    if not isinstance(content, dict):
-        return ()
-    bound = content.get("max_workers", 2)  # Ray's default for the whole cluster
-    types = []
-    for name, kind in (content.get("available_node_types") or {}).items():
-        if kind.get("resources"):
-            most = min(bound, kind.get("max_workers", bound))
-            resources = _resources(kind["resources"])
-            types.append(NodeType(name, resources, max_nodes=most, max_nodes_of_all_types=bound))
-    return tuple(types)
 
 
 def holders() -> tuple[Holder, ...]:

@@ -5,13 +5,11 @@ from dataclasses import replace
 
 from cluster.node_probe import NodeReport, WriteCheck
 from cluster.progress import SILENT, ProgressReporter
-from cluster.requirements import ALWAYS, Package, fits, mismatches
 from cluster.resources import (
     UNBOUNDED,
     Holder,
     Resources,
     worker_resources,
-    workers_of_types,
     workers_that_fit,
 )
 from tailorbird.checks.preflight_evaluation import check_evaluation
@@ -94,7 +92,7 @@ def check_facts(recipe: Recipe, facts: PreflightFacts) -> tuple[CheckResult, ...
         return (*results, note("nodes", text))
     results += _workers(recipe, cluster)
     results += check_evaluation(recipe, facts.model, ranks=facts.ranks, cluster=cluster)
-    results += _nodes(recipe, facts, cluster)
+    results += _nodes(recipe, cluster)
     results += check_memory(recipe, facts, cluster)
     return tuple(results)
 
@@ -244,31 +242,21 @@ def _workers(recipe: Recipe, cluster: Cluster) -> Iterator[CheckResult]:
     least = config.min_workers
     most = config.max_workers
     have = workers_that_fit((node.total for node in cluster.nodes), worker)
-    if cluster.node_types:
-        scaled = max(have, workers_of_types(cluster.node_types, worker))
-    else:
-        scaled = have
     wanted = (
         f"{counted(least, 'worker') if least == most else f'{least} to {most} workers'} of "
         f"{worker.text()}"
     )
-    if scaled < least:
-        yield _too_few(cluster, worker, wanted=wanted, have=scaled)
+    if have < least:
+        yield _too_few(cluster, worker, wanted=wanted, have=have)
         return
-    if scaled > have:
-        grows = f"; {have} now, {_many(scaled)} after the autoscaler has added nodes"
-    else:
-        grows = ""
-    if scaled < most:
-        fewer = f"; training uses the {_many(scaled)} of {most} that fit"
+    if have < most:
+        fewer = f"; training uses the {have} of {most} that fit"
     else:
         fewer = ""
-    yield ok("workers", f"room for {wanted} on {counted(len(cluster.nodes), 'node')}{fewer}{grows}")
+    yield ok("workers", f"room for {wanted} on {counted(len(cluster.nodes), 'node')}{fewer}")
     groups = recipe.tuning.trials_at_once(room=1)
-    if groups * most > scaled:
-        text = (
-            f"tuning.max_concurrent_trials is {groups}, but only {scaled // most} fit the cluster"
-        )
+    if groups * most > have:
+        text = f"tuning.max_concurrent_trials is {groups}, but only {have // most} fit the cluster"
         text += ": the others wait up to half an hour for nodes that an autoscaler may add"
         yield note("trials", text)
     free = workers_that_fit((node.free for node in cluster.nodes), worker)
@@ -281,8 +269,6 @@ def _workers(recipe: Recipe, cluster: Cluster) -> Iterator[CheckResult]:
         else:
             workers = counted(free, "worker")
         yield ok("free now", f"resources for {workers} are free")
-    elif scaled > have:
-        yield note("free now", f"{text}. A run waits until the autoscaler adds the missing nodes")
     else:
         yield fault(
             "free now",
@@ -299,9 +285,7 @@ def _too_few(cluster: Cluster, worker: Resources, *, wanted: str, have: int) -> 
     else:
         text = f"there is no room for {wanted}: the cluster has room for {have}"
         remedy = "lower training.num_workers, set it to [min, max], or add nodes"
-    if cluster.node_types is None:
-        text += ", and Ray reports no autoscaler"
-        remedy += "; if Kubernetes adds nodes, start them first (minReplicas) and check again"
+    remedy += "; if an autoscaler adds nodes, start them first and check again"
     return fault("workers", text, remedy)
 
 
@@ -317,40 +301,28 @@ def _held(holders: Sequence[Holder] | None) -> str:
     )
 
 
-def _nodes(recipe: Recipe, facts: PreflightFacts, cluster: Cluster) -> Iterator[CheckResult]:
+def _nodes(recipe: Recipe, cluster: Cluster) -> Iterator[CheckResult]:
     """Check the reports of the nodes, which use the workers' credentials; merge equal faults into
     one result."""
     addresses = {node.id: node.address for node in cluster.nodes}
     for node, error in cluster.probe_errors.items():
         remedy = (
-            "check the node, and that it has this code: in its image, or from a job with "
-            "--working-dir"
+            "check the node, and that it has the packages and this code: in its image, or the code "
+            "from a job with --working-dir"
         )
         yield fault(f"node {addresses[node]}", f"it could not be probed: {error}", remedy)
     faulty: dict[CheckResult, list[str]] = {}
     for node, report in cluster.reports.items():
-        for result in _node_faults(report, recipe=recipe, facts=facts):
+        for result in _node_faults(report, recipe=recipe):
             faulty.setdefault(result, []).append(addresses[node])
     for result, names in faulty.items():
         yield replace(result, name=f"node {_listed(names)}")
     if not faulty and cluster.reports:
-        text = (
-            f"{counted(len(cluster.reports), 'node')} probed: can read data and model and write "
-            "to the registry"
-        )
-        yield ok("nodes", f"{text}; package versions match")
+        text = f"{counted(len(cluster.reports), 'node')} probed: can import the training"
+        yield ok("nodes", f"{text} and write to the registry")
 
 
-def _node_faults(
-    report: NodeReport, *, recipe: Recipe, facts: PreflightFacts
-) -> Iterator[CheckResult]:
-    for error in report.unread.values():
-        yield fault(
-            "",
-            error,
-            "grant access to the role of the nodes, or set credentials in the environment in "
-            "which Ray is started",
-        )
+def _node_faults(report: NodeReport, *, recipe: Recipe) -> Iterator[CheckResult]:
     for result in _registry("", report.written, recipe=recipe):
         if result.state == "fault":
             remedy = (
@@ -358,15 +330,6 @@ def _node_faults(
                 "node"
             )
             yield replace(result, remedy=remedy)
-    packages = (
-        Package(name, versions, report.packages.get(name))
-        for name, versions in facts.wanted.packages[ALWAYS]
-    )
-    if text := mismatches(package for package in packages if not package.fits):
-        yield fault("", text, "install these versions in the nodes' image")
-    if not fits(report.versions.python, facts.wanted.python):
-        text = f"it runs Python {report.versions.python}, required {facts.wanted.python}"
-        yield fault("", text, "build the nodes' image with a supported version of Python")
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -375,9 +338,3 @@ def _listed(names: Sequence[str]) -> str:
     else:
         more = ""
     return ", ".join(names[:NUM_LISTED]) + more
-
-
-def _many(number: int) -> str:
-    if number >= UNBOUNDED:
-        return "any number"
-    return str(number)

@@ -7,9 +7,8 @@ from functools import partial
 from typing import Any
 
 from cluster.connection import connect
-from cluster.node_probe import NodeReport, ProbeRequest, WriteCheck, check_writing, probe_nodes
-from cluster.requirements import ALWAYS, Requirements, requirements
-from cluster.resources import Holder, Node, NodeType, Resources, holders_or_none, live_nodes
+from cluster.node_probe import NodeReport, WriteCheck, check_writing, probe_nodes
+from cluster.resources import Holder, Node, Resources, holders_or_none, live_nodes
 from tailorbird.checks.planned_test import PlannedTest
 from tailorbird.checks.result import CheckResult, fault, note
 from tailorbird.config.data import DataConfig
@@ -44,7 +43,6 @@ class Table:
     num_rows: int = 0  # in the files whose footers were read
     num_files: int = 0
     num_read: int = 0
-    file: str | None = None  # one of the files, which the nodes try to read
     fault: str | None = None
 
 
@@ -53,17 +51,14 @@ class Cluster:
     """A Ray cluster that this process can join."""
 
     nodes: tuple[Node, ...]
-    node_types: tuple[NodeType, ...] | None  # node types of an autoscaler; None if unknown
     holders: tuple[Holder, ...] | None  # actors and jobs that use CPUs and GPUs; None if unknown
     reports: dict[str, NodeReport]  # by node id
     probe_errors: dict[str, str]  # reason for a missing report, by node id
 
     @property
     def rooms(self) -> list[Resources]:
-        """The resources of each node, and of each kind of node that the autoscaler can start."""
-        return [node.total for node in self.nodes] + [
-            kind.resources for kind in self.node_types or ()
-        ]
+        """The resources of each node."""
+        return [node.total for node in self.nodes]
 
 
 @dataclass(frozen=True)
@@ -79,7 +74,6 @@ class BaseModelFacts:
 class PreflightFacts:
     """The facts that `preflight` checks."""
 
-    wanted: Requirements
     unreachable: str | None  # reason why this process cannot join Ray
     cluster: Cluster | None  # None if it is unreachable, or not inspected on purpose
     tables: tuple[Table, ...]
@@ -113,19 +107,10 @@ def collect_facts(recipe: Recipe, *, without_cluster: bool = False) -> Preflight
     base_models = tuple(_base_model(uri, recipe) for uri in recipe.base_models)
     staged = [base.metadata.uri for base in base_models if base.metadata is not None]
     ranks = _or_fault(lambda: run_ranks(recipe, base_models=staged))[0]
-    wanted = requirements()
     cluster = None
     unreachable = None
     if not without_cluster:
-        request = ProbeRequest(
-            data=tuple(
-                table.file for table in tables if table.file and table.file.startswith("s3://")
-            ),
-            task_uri=recipe.task_uri,
-            base_models=tuple(staged),
-            packages=tuple(name for name, _ in wanted.packages[ALWAYS]),
-        )
-        cluster, unreachable = _or_fault(lambda: inspect_cluster(request))
+        cluster, unreachable = _or_fault(lambda: inspect_cluster(recipe.task_uri))
     planned, _ = _or_fault(lambda: planned_test(recipe, tables))
     stored, _ = _or_fault(lambda: read_champion(recipe.task_uri))
     served = _or_fault(lambda: champion_endpoints(recipe.task_uri))[0] or ()
@@ -144,7 +129,6 @@ def collect_facts(recipe: Recipe, *, without_cluster: bool = False) -> Preflight
         findings += trained_rows_findings(recipe)
     findings += encoder_findings(recipe)
     return PreflightFacts(
-        wanted=wanted,
         unreachable=unreachable,
         cluster=cluster,
         tables=tables,
@@ -182,16 +166,13 @@ def endpoint_findings(endpoints: Sequence[Endpoint]) -> Iterator[CheckResult]:
             yield note("endpoint", warning)
 
 
-def inspect_cluster(request: ProbeRequest) -> Cluster:
+def inspect_cluster(task_uri: str) -> Cluster:
     """Join the cluster, inspect and leave it; raise SessionError if it cannot be joined."""
     with connect():
         nodes = live_nodes()
         holders = holders_or_none()
-        reports, errors = probe_nodes(nodes, request)
-    node_types = next((report.node_types for report in reports.values() if report.node_types), None)
-    return Cluster(
-        nodes, node_types=node_types, holders=holders, reports=reports, probe_errors=errors
-    )
+        reports, errors = probe_nodes(nodes, task_uri=task_uri)
+    return Cluster(nodes, holders=holders, reports=reports, probe_errors=errors)
 
 
 def inspect_tables(recipe: Recipe) -> tuple[Table, ...]:
@@ -296,9 +277,7 @@ def _table(split: str, uri: str, *, config: DataConfig, task: DataTask) -> Table
         empty = None
     else:
         empty = f"{uri} has no rows; give a file with at least one row"
-    return Table(
-        split, uri, num_rows, num_files=len(files), num_read=len(read), file=files[0], fault=empty
-    )
+    return Table(split, uri, num_rows, num_files=len(files), num_read=len(read), fault=empty)
 
 
 def _or_fault(act: Callable[[], Any]) -> tuple[Any, str | None]:

@@ -48,7 +48,7 @@ def check_memory(recipe: Recipe, facts: PreflightFacts, cluster: Cluster) -> Ite
         _longest_training_row(recipe),
         max_new_tokens=recipe.data.max_new_tokens,
         packed=TASKS[recipe.task].packs_rows,
-        autocast=training.gpus_per_worker > 0 or any(report.bfloat16 for _, report in probed),
+        autocast=training.gpus_per_worker > 0,
     )
     memory = partial(
         worker_memory, shape=facts.model.shape, batch=batch, num_workers=training.min_workers

@@ -1,50 +1,22 @@
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from cluster import node_probe
-from cluster.node_probe import ProbeRequest, probe_node
-from cluster.resources import NodeType, Resources
+from cluster.node_probe import probe_node
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> str:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text("{}")
-    return (tmp_path / "model").as_uri()
-
-
-def test_a_report_lists_uris_that_cannot_be_read(tmp_path: Path, model: str) -> None:
-    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "good.parquet")
-    (tmp_path / "bad.parquet").write_text("text")
-    good, bad, none = (f"{tmp_path.as_uri()}/{name}.parquet" for name in ("good", "bad", "none"))
-    gone = (tmp_path / "elsewhere").as_uri()
-    report = probe_node(
-        ProbeRequest(
-            (good, bad, none),
-            task_uri="s3://",
-            base_models=(model, gone),
-            packages=("pytest", "no-such-package"),
-        )
-    )
-    assert report.unread.keys() == {bad, none, gone}
-    assert "Parquet" in report.unread[bad]
-    assert report.packages["no-such-package"] is None
-    assert report.packages["pytest"] == pytest.__version__
+def test_a_report_has_the_memory_of_the_node_and_why_it_cannot_write() -> None:
+    report = probe_node("s3://")
+    assert report.memory_bytes >= report.free_bytes > 0
     assert report.written.fault is not None  # no S3 server
 
 
-def test_the_head_node_of_a_ray_up_cluster_reports_its_node_types(
-    tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
+def test_a_node_without_a_package_of_the_training_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "bootstrap.yaml"
-    path.write_text(
-        "{max_workers: 4, available_node_types: {gpu: {resources: {CPU: 8, GPU: 1}, max_workers: "
-        "2}}}"
-    )
-    monkeypatch.setattr(node_probe, "BOOTSTRAP", path)
-    assert probe_node(
-        ProbeRequest((), task_uri="s3://", base_models=(model,), packages=())
-    ).node_types == (NodeType("gpu", Resources(8, 1), 2, max_nodes_of_all_types=4),)
+    (tmp_path / "training_without_a_package.py").write_text("import no_such_package\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(node_probe, "TRAINING", "training_without_a_package")
+    with pytest.raises(ImportError, match="no_such_package"):
+        probe_node("s3://")

@@ -2,13 +2,10 @@ import pytest
 
 from cluster.resources import (
     Holder,
-    NodeType,
     Resources,
     command_name,
     evaluation_resources,
     held_by,
-    parse_node_types,
-    workers_of_types,
     workers_that_fit,
 )
 from tailorbird.config.serving import ServingConfig
@@ -29,31 +26,8 @@ def test_the_number_of_workers_on_a_node_is_limited_by_its_scarcest_resource(
     assert node.num_workers(worker) == fits
 
 
-def test_the_largest_node_types_fit_workers_first_up_to_the_limit_of_the_cluster() -> None:
-    small = NodeType("small", Resources(8), 4, 10)
-    large = NodeType("large", Resources(16), 8, 10)
-    assert workers_of_types([small, large], Resources(8)) == 8 * 2 + 2
-    assert workers_of_types([small, large], Resources(16)) == 8
-    assert workers_of_types((), Resources(1)) == 0
-    # a worker does not span two nodes
+def test_a_worker_does_not_span_two_nodes() -> None:
     assert workers_that_fit([Resources(5), Resources(3)], Resources(2)) == 3
-
-
-def test_node_types_are_read_from_the_file_of_ray_up() -> None:
-    content = {
-        "max_workers": 5,
-        "available_node_types": {
-            "head": {"resources": {"CPU": 2}, "max_workers": 0},
-            "worker": {"resources": {"CPU": 8, "GPU": 1}, "max_workers": 9},
-            "found by the cloud": {"max_workers": 3},
-        },
-    }
-    assert parse_node_types(content) == (
-        NodeType("head", Resources(2), 0, 5),
-        NodeType("worker", Resources(8, 1), 5, 5),
-    )
-    assert parse_node_types(None) == ()
-    assert parse_node_types({"max_workers": 3}) == ()
 
 
 @pytest.mark.parametrize(
