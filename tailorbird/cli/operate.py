@@ -20,12 +20,6 @@ def watch(
         Path | None,
         typer.Option(help="Also write the metrics to this file (Prometheus text format)."),
     ] = None,
-    push: Annotated[
-        str | None,
-        typer.Option(
-            help="Also push the metrics to the Pushgateway of Prometheus at this http:// URL."
-        ),
-    ] = None,
 ) -> None:
     """Monitor the champion: drift, labels, groups and the challenger. Exit with 3 if a
     re-evaluation is recommended.
@@ -34,7 +28,6 @@ def watch(
     """
     with options.activity("reading the recipe"):
         from tailorbird.monitoring.request_log import require_request_log
-        from tailorbird.operate.pushgateway import push_metrics
 
         require_request_log(options.read_recipe(recipe))
     with options.connected_recipe(recipe, None) as (loaded, progress):
@@ -57,7 +50,6 @@ def watch(
         "challenger_units": None,
         "challenger_subjects": None,
         "page": result.page,
-        "deleted": result.deleted,
         "reports": [report.model_dump(mode="json", exclude=exclude) for report in result.reports],
     }
 
@@ -67,15 +59,9 @@ def watch(
         value["challenger"] = decision.decision
         value["challenger_units"] = len(decision.overall)
         value["challenger_subjects"] = decision.overall.num_subjects
-    if result.deleted:
-        lines.append(f"deleted {result.deleted} log files older than monitoring.keep_days")
 
     lines += [f"page: {result.page}", f"to open it: {show_page(result.page)}"]
     options.print_result(value, lines)
-    # Last, so that the recommendation is printed even if the Pushgateway does not answer.
-    if push is not None:
-        with options.activity(f"pushing the metrics to {push}"):
-            push_metrics(result.metrics, to=push, model=loaded.name)
     if recommendation.reevaluate:
         raise typer.Exit(options.ExitCode.REEVALUATION_DUE)
 
@@ -96,7 +82,6 @@ def reevaluate(recipe: options.RecipePath, overrides: options.Overrides = None) 
         "holds": result.verdict.holds,
         "rollback_uri": result.rollback_uri,
         "champion": result.champion.uri,
-        "proposed": result.proposed,
     }
     return value, result.lines(recipe)
 

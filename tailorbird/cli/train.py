@@ -3,7 +3,6 @@
 The pipeline imports torch, which takes seconds. Commands import it after they have read the recipe.
 """
 
-import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -85,12 +84,6 @@ def preflight(
 def run(
     recipe: options.RecipePath,
     overrides: options.Overrides = None,
-    keep_log: Annotated[
-        bool,
-        typer.Option(
-            "--keep-log", help="If the run fails, store its log under <registry>/<name>/logs/."
-        ),
-    ] = False,
 ) -> None:
     """Run the whole pipeline: data, baselines, sweep, seed runs, verdict, registry.
 
@@ -102,14 +95,6 @@ def run(
 
     Example: tailorbird run recipes/icd10_demo.yaml tuning.num_trials=4
     """
-    if keep_log:
-        from tailorbird.pipeline.failed_log import run_and_keep_log
-
-        task_uri = options.read_recipe(recipe, overrides).task_uri
-        command = [sys.executable, "-m", "tailorbird", "run", recipe, *(overrides or ())]
-        if options.is_json():
-            command.append("--json")
-        raise typer.Exit(run_and_keep_log(command, task_uri=task_uri))
     with options.connected_recipe(recipe, overrides, queued=True) as (loaded, progress):
         from tailorbird.pipeline.run import run_pipeline
 

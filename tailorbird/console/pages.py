@@ -24,7 +24,6 @@ from tailorbird.evaluation.report import contender_chart
 from tailorbird.evaluation.report.figures import FILTERS, FORMS, TONES
 from tailorbird.monitoring.render import drift_chart
 from tailorbird.pages.environment import environment
-from tailorbird.storage.listing import Entry
 
 MAX_LOOKS = 20  # accesses to test rows on a task's page
 LIVE_S = 10  # time between two updates of a page that shows a run under way
@@ -61,7 +60,6 @@ class TaskDetails:
     runs: ListPage[Run]
     history: Sequence[Change]
     looks: Looks
-    logs: Sequence[Entry]  # logs of drivers that failed, newest first
 
 
 def task_page(frame: Frame, task: TaskSummary, details: TaskDetails) -> str:

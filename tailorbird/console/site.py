@@ -16,7 +16,7 @@ from tailorbird.evaluation.report.html import to_html
 from tailorbird.storage.paths import TaskPaths
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
-MAX_LISTED = 20  # changes and logs on a task's page
+MAX_LISTED = 20  # changes on a task's page
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,10 @@ def _page(site: Site, segments: Sequence[str], *, reader: Reader, frame: Frame) 
 
 
 def _task_page(reader: Reader, frame: Frame, paths: TaskPaths, *, task: str, page: int) -> str:
-    logs = sorted(reader.entries(paths.logs), key=lambda entry: entry.name, reverse=True)
     details = TaskDetails(
         runs=read_runs(reader, paths, page=page, now=frame.now),
         history=read_history(reader, paths)[:MAX_LISTED],
         looks=read_looks(reader, paths),
-        logs=logs[:MAX_LISTED],
     )
     return pages.task_page(frame, read_task(reader, paths, name=task, now=frame.now), details)
 

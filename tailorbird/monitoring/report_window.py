@@ -82,7 +82,7 @@ class ReportWindow:
         """Hash of the answer files and of all settings and test results that affect what the report
         computes."""
         settings = [
-            self.recipe.monitoring.model_dump(mode="json", exclude={"rollback", "keep_days"}),
+            self.recipe.monitoring.model_dump(mode="json", exclude={"rollback"}),
             self.recipe.evaluation.model_dump(mode="json"),
             self.recipe.data.groups,
             {name: asdict(group) for name, group in self.served.tested.items()},

@@ -27,7 +27,7 @@ from tailorbird.evaluation.verdict.inputs import VerdictInputs, model_prediction
 from tailorbird.evaluation.verdict.protocol import VALID_DAYS, TestProtocol, build_protocol
 from tailorbird.models.tensor_parallel.ranks import comparison_ranks
 from tailorbird.monitoring.label_audit import audited_rows
-from tailorbird.operate.audited_data import propose_training, usable_rows
+from tailorbird.operate.audited_data import usable_rows
 from tailorbird.operate.reevaluation_evidence import (
     AuditedData,
     ReevaluationEvidence,
@@ -62,8 +62,6 @@ class Reevaluation:
     verdict: ReevaluationVerdict
     rollback_uri: str  # URI of the version that a rollback restores
     champion: Champion  # after the re-evaluation
-    proposed: str | None
-    """URI of a recipe that also trains on the audited rows, if the verdict no longer holds."""
 
     def sentence(self) -> str:
         state = {True: "holds", False: "no longer holds", None: "is not decided by these rows"}
@@ -77,9 +75,7 @@ class Reevaluation:
             rollback = f"to roll back: `tailorbird rollback {recipe} --other-weights --reason ...`"
             if self.champion.uri == self.rollback_uri:
                 rollback = f"{version} is the champion again"
-            next_steps = [
-                f"{rollback}; to train on current requests: `tailorbird run {self.proposed}`"
-            ]
+            next_steps = [rollback]
         reasons = (f"  - {reason}" for reason in self.verdict.reasons)
         return [self.sentence(), *reasons, *next_steps, f"evidence: {self.uri}"]
 
@@ -89,9 +85,9 @@ def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reeval
     its promotion.
 
     All re-evaluations of a champion are one sequential test (see `decide_reevaluation`), so it may
-    be re-evaluated at any time. If the verdict no longer holds, write a recipe that also trains on
-    these rows, but do not run it. With `monitoring.rollback: automatic`, also roll the champion
-    back. Evidence is stored under `reevaluations/<time>/`, the outcome in `history/`.
+    be re-evaluated at any time. If the verdict no longer holds and `monitoring.rollback` is
+    `automatic`, roll the champion back. Evidence is stored under `reevaluations/<time>/`, the
+    outcome in `history/`.
 
     Raises ReevaluationError if fewer than `MIN_LABELS` rows are new; PromotionRefused if
     there is no champion or no version to roll back to, and if the champion changed meanwhile.
@@ -145,10 +141,6 @@ def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reeval
             models, rows=rows, tables=tables, predict=partial(predict, rows=rows), limits=limits
         ),
     )
-    # The evidence is written last, because its rows are not new to a later re-evaluation.
-    proposed = None
-    if verdict.holds is False:
-        proposed = propose_training(recipe, rows, uri=uri)
     write_reevaluation(recipe.task_uri, uri, evidence, tables=tables)
     if verdict.holds is False and recipe.monitoring.rollback == "automatic":
         reason = f"the verdict no longer holds: {verdict.numbers()} ({uri})"
@@ -158,7 +150,6 @@ def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reeval
         verdict=verdict,
         rollback_uri=previous.uri,
         champion=champion,
-        proposed=proposed,
     )
 
 

@@ -1,5 +1,4 @@
-"""Monitor a served champion: write daily reports and a recommendation, and delete old request
-logs."""
+"""Monitor a served champion: write daily reports and a recommendation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from tailorbird.evaluation.report.evidence import ROLES
 from tailorbird.monitoring.daily_report import make_reports, read_reports
 from tailorbird.monitoring.drift_reference import ensure_reference
 from tailorbird.monitoring.label_audit import export_answers
-from tailorbird.monitoring.log_reader import day_of
 from tailorbird.monitoring.monitored_tasks import MONITORED_TASKS
 from tailorbird.monitoring.quality import ALL, GroupAccuracy, group_accuracies
 from tailorbird.monitoring.recommendation import (
@@ -50,7 +48,6 @@ class WatchResult:
     recommendation: Recommendation
     page: str  # URI of the HTML page
     metrics: str  # in the Prometheus text format
-    deleted: int  # number of deleted log files, older than `monitoring.keep_days`
 
 
 def watch_champion(recipe: Recipe, *, today: date, progress: ProgressReporter) -> WatchResult:
@@ -118,15 +115,14 @@ def watch_champion(recipe: Recipe, *, today: date, progress: ProgressReporter) -
         recommendation=recommendation,
         page=paths.monitoring_page,
         metrics=metrics,
-        deleted=delete_old_log(recipe, today=today),
     )
 
 
 def parse_today(day: str | None) -> date:
     """Return the date of `--day`, `YYYY-MM-DD`, or the current date (UTC) for None.
 
-    Raises MonitoringError for another format, and for a date after tomorrow, because `watch` would
-    then delete log files that are not old.
+    Raises MonitoringError for another format, and for a date after tomorrow, whose days have no
+    traffic yet.
     """
     today = datetime.now(UTC).date()
     if day is None:
@@ -140,21 +136,6 @@ def parse_today(day: str | None) -> date:
             f"--day is {day}, but today is {today} (UTC); give a date up to tomorrow"
         )
     return parsed
-
-
-def delete_old_log(recipe: Recipe, *, today: date) -> int:
-    """Delete log files older than `monitoring.keep_days`; return their number."""
-    log = recipe.serving.request_log
-    keep = recipe.monitoring.keep_days
-    if log is None or keep is None:
-        return 0
-    first = (today - timedelta(days=keep)).isoformat()
-    prefixes = [f"{log.rstrip('/')}/{kind}" for kind in ("answers", "feedback")]
-    files = (uri for prefix in prefixes for uri in storage.list_files(prefix, missing_ok=True))
-    old = [uri for uri in files if (day_of(uri) or first) < first]
-    for uri in old:
-        storage.delete(uri)
-    return len(old)
 
 
 def champion_of(recipe: Recipe) -> ModelVersion:

@@ -14,8 +14,7 @@ from tailorbird.storage.s3 import parse
 
 READ = ("s3:GetObject",)
 CREATE = ("s3:PutObject", "s3:AbortMultipartUpload")
-DELETE = ("s3:DeleteObject",)
-WRITE = (*READ, *CREATE, *DELETE)
+WRITE = (*READ, *CREATE, "s3:DeleteObject")
 ACCOUNT_ID = re.compile(r"\d{12}")
 
 
@@ -51,7 +50,6 @@ class _Rights:
     read: tuple[str, ...] = ()
     create: tuple[str, ...] = ()
     write: tuple[str, ...] = ()
-    delete: tuple[str, ...] = ()
     list_bucket: tuple[str, ...] = ()
     """URIs whose whole bucket the role may list."""
 
@@ -80,19 +78,16 @@ def role_documents(recipe: Recipe, *, cluster: Cluster) -> dict[str, Document]:
 
 
 def _training_rights(recipe: Recipe) -> _Rights:
-    """Return the rights of runs and of `watch`, which deletes old files of the request log if the
-    recipe says so.
+    """Return the rights of runs and of `watch`.
 
     Ray stores checkpoints with pyarrow, which sends HeadBucket before it creates a folder. AWS
     allows this request only to a role that may list the whole bucket (apache/arrow#49949).
     """
     registry = recipe.registry
-    log = _on_s3(recipe.serving.request_log)
     return _Rights(
-        read=(*_on_s3(*_inputs(recipe)), *log),
+        read=_on_s3(*_inputs(recipe), recipe.serving.request_log),
         create=(f"{registry}/_security_log",),
         write=(recipe.task_uri, f"{registry}/_base", f"{registry}/_ledger"),
-        delete=log if recipe.monitoring.keep_days is not None else (),
         list_bucket=(registry,),
     )
 
@@ -137,7 +132,6 @@ def _policy(rights: _Rights) -> Document:
             ("Read", READ, rights.read),
             ("Create", CREATE, rights.create),
             ("Write", WRITE, rights.write),
-            ("Delete", DELETE, rights.delete),
         )
         if uris
     ]

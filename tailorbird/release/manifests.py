@@ -36,12 +36,9 @@ SERVE_PORT = 8000
 SERVE_SERVICE = "SERVICE-serve-svc"
 ENDPOINT_KEYS = "endpoint-keys"
 """Kubernetes Secret with the API keys of endpoints, by the names of their environment variables."""
-PUSHGATEWAY = "//pushgateway:"  # in the command of a watch
-SERVICE, STORE, RUN, WATCH = (
-    f"tailorbird.io/{name}" for name in ("service", "store", "run", "watch")
-)
-"""Pod labels by which network policies and disruption budgets select one service, its store, a run
-or a watch."""
+SERVICE, STORE, RUN = (f"tailorbird.io/{name}" for name in ("service", "store", "run"))
+"""Pod labels by which network policies and disruption budgets select one service, its store or a
+run."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +98,7 @@ def _rayjob(recipe: Recipe, documents: list[Document]) -> Rendered:
     if variables:  # the run's driver sends the requests
         kube_documents.add_secrets(head, variables=variables, secret=ENDPOINT_KEYS)
     job["metadata"]["name"] = name
-    job["spec"]["entrypoint"] = f"python -m tailorbird run {RECIPE_FILE} --keep-log"
+    job["spec"]["entrypoint"] = f"python -m tailorbird run {RECIPE_FILE}"
     kube_documents.set_label(documents, label=RUN, value=name)
     kube_documents.rename_documents(documents, owner=job)
     return Rendered(to_yaml([_mount_recipe(recipe, head, owner=job), *documents]))
@@ -110,10 +107,8 @@ def _rayjob(recipe: Recipe, documents: list[Document]) -> Rendered:
 def _watch(recipe: Recipe, documents: list[Document]) -> Rendered:
     """Render a nightly `tailorbird watch`."""
     name = f"watch-{kube_name(recipe.name, max_length=MAX_NAME_LENGTH - len('watch-'))}"
-    documents = fill_in(documents, placeholder=PUSHGATEWAY, value=f"//pushgateway-{name}:")
     job = document_of_kind(documents, kind="CronJob")
     job["metadata"]["name"] = name
-    kube_documents.set_label(documents, label=WATCH, value=name)
     kube_documents.rename_documents(documents, owner=job)
     pod = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
     return Rendered(to_yaml([_mount_recipe(recipe, pod, owner=job), *documents]))

@@ -29,14 +29,6 @@ class TaskPaths:
         return f"{self.runs}/{name}"
 
     @property
-    def logs(self) -> str:
-        return f"{self.task_uri}/logs"
-
-    def log(self, name: str) -> str:
-        """The log of a failed driver."""
-        return f"{self.logs}/{name}.log"
-
-    @property
     def all_progress(self) -> str:
         return f"{self.task_uri}/progress"
 
@@ -104,10 +96,6 @@ class TaskPaths:
     def audit(self, number: int, digest: str) -> str:
         """Labelled rows of the `number`-th audit import."""
         return f"{self.audits}/{number:06d}-{digest}.parquet"
-
-    def audited_rows(self, name: str) -> str:
-        """Audited requests as training rows, for the recipe that a re-evaluation proposes."""
-        return f"{self.task_uri}/audited/{name}.parquet"
 
     @property
     def monitoring(self) -> str:

@@ -173,24 +173,13 @@ def test_all_pods_reach_dns_and_s3_and_only_heads_and_clients_reach_kubernetes(n
         assert not network.may(pod, STRANGER, 5432)
 
 
-@pytest.mark.parametrize(
-    ("name", "target", "port", "client"),
-    [
-        ("prod", "store", 6379, "serving"),  # Redis
-        ("staging", "pushgateway", 9091, "watch"),
-        ("prod", "pushgateway", 9091, "watch"),
-    ],
-)
-def test_only_its_client_and_prometheus_reach_redis_and_the_pushgateway(
-    name: str, target: str, port: int, client: str
-) -> None:
-    network = NETWORKS[name]
-    pod = network.pods[target, ""]
+def test_only_the_service_reaches_redis() -> None:
+    network = NETWORKS["prod"]
+    redis = network.pods["store", ""]
     for (role, _), source in network.pods.items():
-        assert network.may(source, pod, port) is (role == client), role
+        assert network.may(source, redis, 6379) is (role == "serving"), role
     for other in (STRANGER, GATEWAY, OPERATOR, NEWCOMER, PROMETHEUS):
-        reaches = other is PROMETHEUS and target == "pushgateway"
-        assert network.may(other, pod, port) is reaches
+        assert not network.may(other, redis, 6379)
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)

@@ -79,7 +79,7 @@ def test_every_pod_has_limits_fixed_images_and_the_token_and_priority_of_its_rol
         assert fixed.fullmatch(image), image
     scales = "autoscaler" in {container["name"] for container in pod.containers}
     assert pod.spec["automountServiceAccountToken"] is (scales or role == "client")
-    is_training = role in ("training", "preflight", "shared", "watch", "pushgateway")
+    is_training = role in ("training", "preflight", "shared", "watch")
     wanted = f"tailorbird-{'training' if is_training else 'serving'}"
     assert pod.spec["priorityClassName"] == wanted
     assert wanted in PRIORITIES
@@ -148,7 +148,7 @@ def test_accounts_mount_no_token_and_only_training_and_release_write_the_registr
         account["metadata"]["name"]: account for account in of_kind(documents, "ServiceAccount")
     }
     assert all(account["automountServiceAccountToken"] is False for account in accounts.values())
-    expected = {"store": None, "pushgateway": None, "client": "release"}
+    expected = {"store": None, "client": "release"}
     expected |= dict.fromkeys(("preflight", "shared", "watch"), "training")
     for pod in pods_of(documents):
         role = pod.labels["tailorbird.io/role"]

@@ -26,10 +26,9 @@ from serving.deploy import rollout
 from serving.deploy.application import AdditionalVersions
 from tailorbird import storage
 from tailorbird.cli.options import ExitCode
-from tailorbird.config.loader import load_recipe, parse_recipe
+from tailorbird.config.loader import load_recipe
 from tailorbird.config.model_uri import parse_model_uri
 from tailorbird.config.recipe import Recipe
-from tailorbird.data.loader import read_splits
 from tailorbird.models import base_model
 from tailorbird.monitoring.label_audit import import_labels, parse_days
 from tailorbird.monitoring.monitored_tasks import AuditError
@@ -260,11 +259,6 @@ def test_a_champion_with_drift_is_reevaluated_and_rolled_back_under_load(
     assert {status for status, _ in answers} == {200}
     versions = [version for _, version in answers]
     assert (versions[0], versions[-1]) == (task.champion.version, task.pretrained.version)
-    assert done.proposed is not None
-    wider = parse_recipe(storage.read_bytes(done.proposed), path=done.proposed)
-    train = read_splits(wider.data).train
-    assert len(train) == len(read_splits(task.recipe.data).train) + done.verdict.n
-    assert set(train.labels[-done.verdict.n :]) & set(FOREIGN)
     kept = storage.read_json(f"{done.uri}/evidence.json")
     assert kept["verdict"]["n"] == kept["data"]["num_rows"] >= 200
     assert any(

@@ -21,12 +21,12 @@ OF_KUBERNETES = {
     "kuberay_service_condition_ready": {"namespace", "name", "uid", "condition"},
     "kube_job_status_failed": {"namespace", "job_name", "reason"},
     "kube_job_created": {"namespace", "job_name"},
+    "kube_job_failed": {"namespace", "job_name", "condition"},
     "kube_cronjob_created": {"namespace", "cronjob"},
     "kube_cronjob_spec_suspend": {"namespace", "cronjob"},
-    "push_time_seconds": {"job", "instance", "model", "namespace", "cronjob"},
+    "kube_cronjob_status_last_schedule_time": {"namespace", "cronjob"},
 }
-"""Metrics of KubeRay's operator 1.7, kube-state-metrics 2 and the Pushgateway, with the labels in
-their source. The PodMonitor adds `cronjob` to those of the Pushgateway."""
+"""Metrics of KubeRay's operator 1.7 and kube-state-metrics 2, with the labels in their source."""
 WHEN_IT_HAPPENS = {
     "ray_tailorbird_log_rows_dropped_total",
     "ray_tailorbird_first_token_seconds_bucket",

@@ -69,7 +69,7 @@ def node(used: int) -> list[dict[str, str]]:
     ]
 
 
-S, W = 'namespace="n", name="s"', 'namespace="n", model="m"'
+S = 'namespace="n", name="s"'
 
 
 def job_status(status: str, *, pod: str = "1") -> dict[str, str]:
@@ -78,11 +78,9 @@ def job_status(status: str, *, pod: str = "1") -> dict[str, str]:
     return series("kuberay_job_deployment_status", labels, "1x60")
 
 
-def cron_job(name: str, *, created: int, namespace: str = "n") -> dict[str, str]:
+def cron_job(name: str, *, created: int) -> dict[str, str]:
     """Return the series of a CronJob, created at this Unix time."""
-    return series(
-        "kube_cronjob_created", f'namespace="{namespace}", cronjob="{name}"', f"{created}x60"
-    )
+    return series("kube_cronjob_created", f'namespace="n", cronjob="{name}"', f"{created}x60")
 
 
 def suspended(name: str, values: str) -> dict[str, str]:
@@ -90,28 +88,21 @@ def suspended(name: str, values: str) -> dict[str, str]:
     return series("kube_cronjob_spec_suspend", f'namespace="n", cronjob="{name}"', values)
 
 
-def push(model: str, values: str, *, namespace: str = "n") -> dict[str, str]:
-    """Return the times of the pushes of the CronJob `watch-MODEL`."""
-    labels = (
-        f'namespace="{namespace}", model="{model}", cronjob="watch-{model}", job="tailorbird-watch"'
-    )
-    return series("push_time_seconds", labels, values)
+def scheduled(name: str, *, at: int) -> dict[str, str]:
+    """Return the Unix time at which a CronJob last started a Job."""
+    labels = f'namespace="n", cronjob="{name}"'
+    return series("kube_cronjob_status_last_schedule_time", labels, f"{at}x60")
 
 
-def watch_job(reason: str, *, created: int, name: str = "watch-t-1") -> list[dict[str, str]]:
-    """Return the series of a failed Job, created at this Unix time."""
+def watch_job(
+    reason: str, *, created: int, name: str = "watch-t-1", failed: bool = True
+) -> list[dict[str, str]]:
+    """Return the series of a Job with a failed pod, created at this Unix time."""
     labels = f'namespace="n", job_name="{name}"'
     return [
+        series("kube_job_failed", f'{labels}, condition="true"', f"{int(failed)}x60"),
         series("kube_job_status_failed", f'{labels}, reason="{reason}"', "1x60"),
         series("kube_job_created", labels, f"{created}x60"),
-    ]
-
-
-def drift(statistic: str, value: float, *, threshold: float) -> list[dict[str, str]]:
-    labels = f'{W}, statistic="{statistic}"'
-    return [
-        series("tailorbird_watch_drift", labels, f"{value}x60"),
-        series("tailorbird_watch_drift_threshold", labels, f"{threshold}x60"),
     ]
 
 
@@ -295,79 +286,47 @@ CASES: list[tuple[str, list[dict[str, str]], int, dict[str, str], str, list[dict
     ),
     (
         "TailorbirdNoReport",
-        [push("m", f"{-36 * 3600}x60"), suspended("watch-m", "0x60"), suspended("watch-t", "1x60")],
-        1,
-        {"namespace": "n", "model": "m"},
-        "the last watch of m ended 1d 12h 2m 0s ago",
         [
-            push("m", "0x60"),
-            series("push_time_seconds", f'{W}, job="other"', f"{-36 * 3600}x60"),
-            # One that is suspended, and one that resumed.
-            push("t", f"{-36 * 3600}x60"),
-            suspended("watch-t", "1x60"),
-            push("u", f"{-36 * 3600}x60"),
-            suspended("watch-u", "1x5 0x60"),
-        ],
-    ),
-    (
-        "TailorbirdNoReport",  # the Pushgateway lost its data
-        [push("m", f"{-36 * 3600} stale")],
-        1,
-        {"namespace": "n", "model": "m"},
-        "the last watch of m ended 1d 12h 2m 0s ago",
-        [push("m", "0 stale")],
-    ),
-    (
-        "TailorbirdNoGauges",
-        [
-            cron_job("watch-t", created=-36 * 3600),
+            scheduled("watch-t", at=-36 * 3600),
+            cron_job("watch-t", created=-90 * 3600),
             suspended("watch-t", "0x60"),
-            series("push_time_seconds", f'{W}, cronjob="watch-t", job="other"', "0x60"),
-            # Another watch of the namespace, and one with the same name in another namespace.
-            cron_job("watch-m", created=-36 * 3600),
-            push("m", "0x60"),
-            suspended("watch-m", "1x60"),
-            push("t", "0x60", namespace="other"),
         ],
         1,
         {"namespace": "n", "cronjob": "watch-t"},
-        "Prometheus has no gauges of the CronJob watch-t",
-        # A watch whose Pushgateway lost its data, one that is suspended, one that resumed, a
-        # CronJob of another kind, and a new one.
+        "the last Job of the CronJob watch-t started 1d 12h 2m 0s ago",
         [
+            scheduled("watch-m", at=0),
             cron_job("watch-m", created=-36 * 3600),
-            push("m", "0 stale"),
-            cron_job("watch-t", created=-36 * 3600),
+            # One that is suspended, one that resumed, a CronJob of another kind, and a new one.
+            scheduled("watch-t", at=-36 * 3600),
             suspended("watch-t", "1x60"),
-            cron_job("watch-v", created=-36 * 3600),
+            scheduled("watch-v", at=-36 * 3600),
             suspended("watch-v", "1x5 0x60"),
-            cron_job("backup", created=-36 * 3600, namespace="other"),
-            cron_job("watch-u", created=0, namespace="other"),
+            scheduled("backup", at=-36 * 3600),
+            cron_job("watch-u", created=0),
         ],
     ),
     (
-        "TailorbirdDrift",
-        [*drift("unfamiliar", 0.3, threshold=0.2), *drift("classes", 0.1, threshold=0.2)],
-        0,
-        {"namespace": "n", "model": "m", "statistic": "unfamiliar"},
-        "the drift statistic unfamiliar of m is 0.30, above its threshold",
-        [*drift("unfamiliar", 0.2, threshold=0.2), *drift("classes", 0.3, threshold=0.4)],
-    ),
-    (
-        "TailorbirdGroup",
-        [series("tailorbird_watch_groups_failed", W, "2x60")],
-        0,
-        {"namespace": "n", "model": "m"},
-        "the audit proves a loss of m in 2 groups",
-        [series("tailorbird_watch_groups_failed", W, "0x60")],
+        "TailorbirdNoReport",  # a CronJob that never started a Job
+        [cron_job("watch-t", created=-36 * 3600)],
+        1,
+        {"namespace": "n", "cronjob": "watch-t"},
+        "the last Job of the CronJob watch-t started 1d 12h 2m 0s ago",
+        [cron_job("watch-t", created=0)],
     ),
     (
         "TailorbirdVerdictDue",
-        [series("tailorbird_watch_reevaluation_wanted", W, "1x60")],
+        watch_job("", created=0),
         0,
-        {"namespace": "n", "model": "m"},
-        "a re-evaluation of m is recommended",
-        [series("tailorbird_watch_reevaluation_wanted", W, "0x60")],
+        {"namespace": "n", "job_name": "watch-t-1"},
+        "the Job watch-t-1 recommends a re-evaluation",
+        # One that failed, one that is retried, a Job of another kind, and one of the day before.
+        [
+            *watch_job("BackoffLimitExceeded", created=0),
+            *watch_job("", created=0, name="watch-t-2", failed=False),
+            *watch_job("", created=0, name="backup-1"),
+            *watch_job("", created=-86400, name="watch-t-0"),
+        ],
     ),
 ]
 

@@ -10,8 +10,6 @@ import yaml
 
 from serving.http import metrics
 from serving.http.metrics import Metric
-from tailorbird.monitoring.render import GAUGES
-from tailorbird.operate.pushgateway import JOB
 from tests.k8s.manifests import K8S, build, environment, matches, of_kind, pods_of
 from tests.k8s.monitoring import queries
 
@@ -23,9 +21,6 @@ HISTOGRAMS = {
     for name, metric in SERIES.items()
     if metric.buckets
     for end in ("bucket", "sum", "count")
-}
-OTHER_SERIES = queries.OF_KUBERNETES | {
-    name: {"model", label} - {""} for name, (label, _) in GAUGES.items()
 }
 PROMETHEUS_LABELS = {"namespace", "pod", "job", "instance"}
 RAY_LABELS = {"application", "deployment", "replica", "le", "ip", "status_code"}
@@ -62,7 +57,7 @@ def test_durations_and_thresholds_of_alerts_are_those_of_the_documentation() -> 
             assert float(rule["expr"].rsplit(">", 1)[1]) == pytest.approx(float(share[1]) / 100), (
                 rule["alert"]
             )
-        for name in re.findall(r"\b(?:ray|kuberay|kube|push|tailorbird_watch)_\w+", condition):
+        for name in re.findall(r"\b(?:ray|kuberay|kube)_\w+", condition):
             assert name in rule["expr"]
         hours = re.search(r"over (\d+) hours", condition)
         if hours:
@@ -98,7 +93,7 @@ def test_every_query_uses_existing_metrics_and_labels() -> None:
             labels = set().union(*((SERIES | HISTOGRAMS)[name].labels for name in names))
             others = {
                 name: labels
-                for name, labels in OTHER_SERIES.items()
+                for name, labels in queries.OF_KUBERNETES.items()
                 if re.search(rf"\b{name}\b", query)
             }
             labels |= set().union(*others.values())
@@ -109,14 +104,13 @@ def test_every_alert_on_runs_services_and_watches_uses_existing_metrics_and_labe
     expressions = [
         rule["expr"] for rule in queries.rules() if not queries.NAME.findall(rule["expr"])
     ]
-    names = r"\b((?:kuberay|kube|push|tailorbird_watch)_\w+)"
+    names = r"\b((?:kuberay|kube)_\w+)"
     named = {name for expression in expressions for name in re.findall(names, expression)}
-    assert named <= {*OTHER_SERIES}
-    assert {name.partition("_")[0] for name in named} == {"kuberay", "kube", "push", "tailorbird"}
+    assert named <= {*queries.OF_KUBERNETES}
+    assert {name.partition("_")[0] for name in named} == {"kuberay", "kube"}
     for expression in expressions:
         for name, chosen in re.findall(names + r"\{([^}]*)\}", expression):
-            assert set(re.findall(r"(\w+)=", chosen)) <= OTHER_SERIES[name], expression
-    assert any(f'job="{JOB}"' in expression for expression in expressions)
+            assert set(re.findall(r"(\w+)=", chosen)) <= queries.OF_KUBERNETES[name], expression
 
 
 def test_every_queried_series_is_kept() -> None:
@@ -151,43 +145,6 @@ def test_only_the_monitoring_part_needs_the_prometheus_operator_and_prometheus_s
     assert (
         operator["honorLabels"] is True
     )  # otherwise every run and service has the operator's namespace
-
-
-@pytest.mark.parametrize("name", ["staging", "prod"])
-def test_the_gauges_of_watch_reach_prometheus(name: str) -> None:
-    watch, gateway = (
-        next(
-            pod
-            for pod in pods_of(build(f"{name}/watch"))
-            if pod.labels["tailorbird.io/role"] == role
-        )
-        for role in ("watch", "pushgateway")
-    )
-    command = watch.spec["containers"][0]["command"]
-    (service,) = of_kind(build(f"{name}/watch"), "Service")
-    (port,) = service["spec"]["ports"]
-    assert (
-        command[command.index("--push") + 1]
-        == f"http://{service['metadata']['name']}:{port['port']}"
-    )
-    assert matches({"matchLabels": service["spec"]["selector"]}, gateway.labels)
-    assert gateway.spec["containers"][0]["ports"] == [
-        {"name": port["targetPort"], "containerPort": 9091}
-    ]
-    monitor = monitor_of(name, "pushgateway")
-    assert matches(monitor["spec"]["selector"], gateway.labels)
-    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
-    assert (endpoint["port"], endpoint["honorLabels"]) == (
-        port["targetPort"],
-        True,
-    )  # `job` is the pushed one
-    (relabeling,) = endpoint["relabelings"]
-    (cron_job,) = of_kind(build(f"{name}/watch"), "CronJob")
-    (label,) = (
-        label for label, value in gateway.labels.items() if value == cron_job["metadata"]["name"]
-    )
-    source = "__meta_kubernetes_pod_label_" + re.sub(r"\W", "_", label)
-    assert relabeling == {"sourceLabels": [source], "targetLabel": "cronjob"}
 
 
 @pytest.mark.parametrize("name", ["staging", "prod"])

@@ -105,7 +105,7 @@ def test_a_reevaluation_uses_all_audited_rows_and_records_only_the_new_ones_as_a
     second = reevaluate_champion(recipe, progress=SILENT)
     assert (second.verdict.n, len(accesses[1]["rows"])) == (300, 100)
     assert np.ptp(second.verdict.interval) < np.ptp(first.verdict.interval)
-    assert (second.verdict.holds, second.proposed) == (True, None)
+    assert second.verdict.holds is True
     stored = storage.read_json(f"{second.uri}/evidence.json")
     assert (stored["data"]["num_new"], stored["data"]["dropped"]["train"]) == (100, 5)
     assert stored["expires_at"] == "2100-01-01T00:00:00+00:00"
@@ -126,7 +126,7 @@ def test_the_evidence_states_the_answers_that_an_endpoint_refused(
 
 
 @pytest.mark.usefixtures("accesses")
-def test_a_withdrawn_verdict_proposes_a_recipe_and_is_not_decided_again_without_new_rows(
+def test_a_withdrawn_verdict_is_not_decided_again_without_new_rows(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A re-evaluation that failed after its predictions can be repeated."""
@@ -136,13 +136,12 @@ def test_a_withdrawn_verdict_proposes_a_recipe_and_is_not_decided_again_without_
 
     audit(monkeypatch, 205)
     monkeypatch.setattr("tests.unit.operate.test_reevaluate.RIGHT", WORSE)
-    monkeypatch.setattr(reevaluate, "propose_training", fail)
-    with pytest.raises(OSError, match="the storage is away"):
-        reevaluate_champion(recipe, progress=SILENT)
-    monkeypatch.setattr(reevaluate, "propose_training", lambda *_, **__: "s3://m/recipe.yaml")
+    with monkeypatch.context() as patched:
+        patched.setattr(reevaluate, "write_reevaluation", fail)
+        with pytest.raises(OSError, match="the storage is away"):
+            reevaluate_champion(recipe, progress=SILENT)
     withdrawn = reevaluate_champion(recipe, progress=SILENT)
     assert (withdrawn.verdict.n, withdrawn.verdict.holds) == (200, False)
-    assert withdrawn.proposed == "s3://m/recipe.yaml"
     with pytest.raises(ReevaluationError, match="only 0"):
         reevaluate_champion(recipe, progress=SILENT)
 

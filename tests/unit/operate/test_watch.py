@@ -1,20 +1,18 @@
-"""The date of `watch`, the reference of chat, and the deletion of old log files."""
+"""The date of `watch`, and the reference of chat."""
 
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from urllib.parse import unquote
 
 import pytest
 from typer.testing import CliRunner
 
-from tailorbird import storage
 from tailorbird.cli.app import app
 from tailorbird.config.loader import recipe_text
 from tailorbird.evaluation.prediction_store import save_predictions
 from tailorbird.monitoring.quality import ALL
 from tailorbird.monitoring.request_log import MonitoringError
 from tailorbird.operate import watch
-from tailorbird.operate.watch import delete_old_log, parse_today
+from tailorbird.operate.watch import parse_today
 from tailorbird.registry.champion import Champion
 from tailorbird.storage.paths import TaskPaths
 from tests import console_registry as made
@@ -31,28 +29,6 @@ def test_the_day_is_a_date_up_to_tomorrow_and_today_by_default() -> None:
     for day in (later, "20260301", "2026-02-30", "yesterday", ""):
         with pytest.raises(MonitoringError, match=f"--day is .?{day}"):
             parse_today(day)
-
-
-def test_only_log_files_older_than_the_days_to_keep_are_deleted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    log, days, deleted = tmp_path / "log", ("2026-02-27", "2026-02-28", "2026-03-01"), list[str]()
-    monkeypatch.setattr(storage, "delete", deleted.append)
-    for kind in ("answers", "feedback"):
-        for day in days:
-            (log / kind / f"day={day}").mkdir(parents=True)
-            (log / kind / f"day={day}" / "0.parquet").touch()
-        (log / kind / "notes.txt").touch()
-    monitoring = {"label_days": 1, "keep_days": 37}
-    recipe = recipe_at(tmp_path, serving={"request_log": log.as_uri()}, monitoring=monitoring)
-    assert delete_old_log(recipe, today=date(2026, 4, 6)) == 2  # 37 days before: 28 February
-    assert [unquote(uri).partition("/log/")[2] for uri in deleted] == [
-        f"{kind}/day=2026-02-27/0.parquet" for kind in ("answers", "feedback")
-    ]
-    without = recipe.model_copy(
-        update={"monitoring": recipe.monitoring.model_copy(update={"keep_days": None})}
-    )
-    assert delete_old_log(without, today=date(2030, 1, 1)) == 0
 
 
 def test_watch_without_a_request_log_ends_before_it_connects_to_ray(

@@ -87,15 +87,6 @@ def test_replicas_read_the_task_and_create_log_files_only() -> None:
     assert not allows(policy, "ListBucket models")  # HeadBucket, and a list of the bucket
 
 
-def test_watch_deletes_old_files_of_the_request_log_only_if_the_recipe_limits_their_age() -> None:
-    log = "logs/requests/day=2026-01-01/a.parquet"
-    policies = [
-        documents(*overrides)["training-policy"] for overrides in ((), ("monitoring.keep_days=60",))
-    ]
-    assert [allows(policy, f"DeleteObject {log}") for policy in policies] == [False, True]
-    assert not any(allows(policy, f"PutObject {log}") for policy in policies)
-
-
 def test_a_training_writes_its_task_and_the_shared_folders_and_reads_the_data() -> None:
     policy = documents()["training-policy"]
     for path in ("my-task/stages/a/b", "_base/minilm/model.safetensors", "_ledger/rows/0.parquet"):
@@ -107,6 +98,7 @@ def test_a_training_writes_its_task_and_the_shared_folders_and_reads_the_data() 
     # HeadBucket, which pyarrow sends before it writes a checkpoint
     assert allows(policy, "ListBucket models")
     for request in (
+        "DeleteObject logs/requests/day=2026-01-01/a.parquet",
         "PutObject lake/rows/train/part.parquet",
         "PutObject models/team/other/champion.json",
         "GetObject models/team/_security_log/2026-01-01/a.json",

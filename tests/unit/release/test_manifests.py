@@ -16,7 +16,6 @@ from tailorbird.release.manifests import (
     ENDPOINT_KEYS,
     RECIPE_FILE,
     RUN,
-    WATCH,
     ServedChampion,
     endpoint_keys,
     render_manifest,
@@ -151,7 +150,7 @@ def test_the_probe_requests_the_rendered_service() -> None:
     ("to", "part", "omitted", "note", "num_monitors"),
     [
         ("rayservice", "prod/service", "PodDisruptionBudget", "serving-workers-icd10-chapters", 0),
-        ("monitoring", "prod/monitoring", "Probe", "it would keep a replica up", 3),
+        ("monitoring", "prod/monitoring", "Probe", "it would keep a replica up", 2),
     ],
 )
 def test_a_service_that_scales_to_zero_has_neither_budget_nor_probe(
@@ -262,11 +261,6 @@ def test_two_tasks_of_a_namespace_share_no_document_and_select_no_pod_of_each_ot
     assert not names & {(document["kind"], document["metadata"]["name"]) for document in second}
     settings = {name for kind, name in names if kind == "ConfigMap"}
     assert set(re.findall(r"'configMapRef': {'name': '([^']+)'", str(first))) <= settings
-    for job in of_kind(first, "CronJob"):
-        (gateway,) = of_kind(first, "Service")
-        assert f"http://{gateway['metadata']['name']}:9091" in str(job)
-        # the alerts on a watch match the series of its Pushgateway by this label
-        assert gateway["spec"]["selector"][WATCH] == job["metadata"]["name"]
     for database in of_kind(first, "StatefulSet"):
         (service,) = of_kind(first, "RayService")
         address = service["spec"]["rayClusterConfig"]["gcsFaultToleranceOptions"]["redisAddress"]
