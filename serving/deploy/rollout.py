@@ -21,7 +21,6 @@ from serving.deploy.application import (
     version_ref,
     with_replicas,
 )
-from serving.deploy.configuration_events import recorded_change
 from serving.deploy.readiness import UNREACHABLE, replica_status, wait_ready
 from serving.deploy.serve_client import (
     PUT_ATTEMPTS,
@@ -217,8 +216,6 @@ def _apply(
     """Replace the application of this name, wait until it serves the new configuration, and return
     its base URL.
 
-    The change is recorded in the security log of the registry.
-
     On failure, restore the previous application and raise DeployError. Serve accepts only complete
     configurations and no preconditions, so a client that changes another application can overwrite
     this one with its previous state. In that case the application is put again. If another client
@@ -227,13 +224,6 @@ def _apply(
     previous = declared.get(application.name)
     if previous is None or previous.runtime_env != application.runtime_env:
         require_unchanged(str(application.code))
-    with recorded_change(application, previous=previous):
-        return _put_until_served(application, previous=previous, progress=progress)
-
-
-def _put_until_served(
-    application: ServeApplication, *, previous: ServeApplication | None, progress: ProgressReporter
-) -> str:
     name = application.name
     for _ in range(PUT_ATTEMPTS):
         _put_application(application)
@@ -283,9 +273,8 @@ def undeploy(name: str) -> None:
     if name not in before:
         return
     declared = serve_client.declared_in(before)
-    previous = declared.pop(name, None)
-    with recorded_change(None, previous=previous):
-        serve_client.put_applications(list(declared.values()))
+    declared.pop(name, None)
+    serve_client.put_applications(list(declared.values()))
     deadline = time.monotonic() + REMOVAL_TIMEOUT_S
     while name in serve_client.serve_applications():
         if time.monotonic() > deadline:

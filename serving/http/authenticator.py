@@ -5,7 +5,6 @@ import hmac
 import logging
 from base64 import b64decode
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from contextvars import ContextVar
 from datetime import UTC, date, datetime
 
@@ -22,15 +21,12 @@ from serving.http.api_keys import (
 from serving.http.asgi import caller
 from serving.http.schemas import RequestError
 from serving.limits import RateLimiter
-from tailorbird.storage import exists, file_entry
+from tailorbird.storage import exists
 
-RecordChange = Callable[[Sequence[ApiKey] | None, Sequence[ApiKey], str], None]
-"""Receives the keys that were recorded before (None at the start), the new keys, and the time of
-the file's change."""
+OnChange = Callable[[Sequence[ApiKey] | None, Sequence[ApiKey]], None]
+"""Receives the former keys (None at the start) and the new keys."""
 
 RELOAD_S = 5.0
-# time to record the last change; Serve stops a replica a few seconds after its last response
-CLOSE_S = 2.0
 MAX_LOGGED = 5  # errors in one message
 BASIC = 'Basic realm="Tailorbird console, password: API key", charset="UTF-8"'
 """Challenge on which a browser requests the key from its user."""
@@ -61,8 +57,7 @@ class ApiKeyAuthenticator:
     """Authenticator of requests by the keys in `source`.
 
     The keys are reloaded every few seconds, which revokes removed keys. A name may have several
-    keys, which allows rotation. `record_change` is called in a thread and, if it fails, again a few
-    seconds later.
+    keys, which allows rotation.
     """
 
     def __init__(
@@ -71,15 +66,12 @@ class ApiKeyAuthenticator:
         *,
         limiter: RateLimiter | None = None,
         today: Callable[[], date] = utc_today,
-        record_change: RecordChange = lambda _previous, _new, _at: None,
+        on_change: OnChange = lambda _previous, _new: None,
     ) -> None:
         self._source = source
         self._limiter = limiter or RateLimiter()
         self._today = today
-        self._record_change = record_change
-        self._recorded: Sequence[ApiKey] | None = None
-        self.is_unrecorded = False
-        """True after a change of the keys could not be recorded, until the next success."""
+        self._on_change = on_change
         self._last_error = ""
         self.num_errors = 0
         """Number of lines of the key file that cannot be read now; 1 if the file cannot be read."""
@@ -87,6 +79,7 @@ class ApiKeyAuthenticator:
         self._keys = file.keys
         if not file.keys:
             raise KeysError(file.errors[0] if file.errors else _no_key(source))
+        on_change(None, self._keys)
         self._report(file.errors)
 
     def identify(self, headers: Mapping[str, str], *, browser: bool = False) -> ApiKey | None:
@@ -171,37 +164,11 @@ class ApiKeyAuthenticator:
         except Exception as error:  # unavailable storage must not lock clients out
             self._report([f"the last keys stay valid, because the keys cannot be read: {error}"])
             return
-        self._keys = keys_in_force(file, previous=self._keys)
+        previous = self._keys
+        self._keys = keys_in_force(file, previous=previous)
+        if set(self._keys) != set(previous):
+            self._on_change(previous, self._keys)
         self._report(file.errors if self._keys else [_no_key(self._source)])
-
-    def record(self) -> None:
-        """Record the change of the keys since the last call, if any. A failure is logged once."""
-        if self._recorded is not None and set(self._keys) == set(self._recorded):
-            return
-        keys = self._keys
-        try:
-            self._record_change(self._recorded, keys, self._changed_at())
-        except Exception as error:  # the keys must still be reloaded
-            if not self.is_unrecorded:
-                message = (
-                    "the security log cannot be written; replicas need permission to create "
-                    "objects under it: %s"
-                )
-                _log.warning(message, error)
-            self.is_unrecorded = True
-            return
-        self._recorded = keys
-        self.is_unrecorded = False
-
-    def _changed_at(self) -> str:
-        """Return the time of the file, or the current minute if the file was deleted; nothing for a
-        variable."""
-        if self._source.startswith(ENVIRONMENT):
-            return ""
-        entry = file_entry(self._source)
-        if entry is None:
-            return f"{datetime.now(UTC):%Y-%m-%d %H:%M}"
-        return str(entry.changed_at)
 
     def _report(self, errors: Sequence[str]) -> None:
         message = "; ".join(errors[:MAX_LOGGED])
@@ -215,19 +182,6 @@ class ApiKeyAuthenticator:
         while True:
             await asyncio.sleep(RELOAD_S)
             await asyncio.to_thread(self.reload)
-
-    async def keep_recording(self) -> None:
-        """Record the keys and their changes, in a thread, until cancelled. A slow write must not
-        delay a reload."""
-        while True:
-            await asyncio.to_thread(self.record)
-            await asyncio.sleep(RELOAD_S)
-
-    async def close(self) -> None:
-        """Record the last change."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(CLOSE_S):
-                await asyncio.to_thread(self.record)
 
 
 def _no_key(source: str) -> str:

@@ -123,10 +123,6 @@ KEY_ERRORS = Metric(
     "Lines of `serving.api_keys` that cannot be read, or 1 if the file cannot be read. Previous "
     "keys stay valid.",
 )
-SECURITY_LOG_FAILING = Metric(
-    "tailorbird_security_log_failing",
-    "1 while the replica cannot write a change of the API keys to the security log, else 0.",
-)
 
 
 @dataclass(slots=True)

@@ -2,18 +2,16 @@
 memory."""
 
 import asyncio
-import json
-import logging
 from collections import Counter
 from typing import NamedTuple
+
+from serving.security_log import log_event
 
 STATUSES = (401, 403, 429)
 LOG_S = 60.0
 MAX_CLIENTS = 8
 """Maximum number of clients with counts of their own per reason, between two entries in the log."""
 OTHER_CLIENTS = "other clients"
-
-_log = logging.getLogger("ray.serve")
 
 
 class Refusal(NamedTuple):
@@ -51,8 +49,7 @@ class Refusals:
     def log(self) -> None:
         """Log the counts, one JSON object for each reason and client, and start again from 0."""
         for refusal, count in self.take().items():
-            event = {"event": "refusal", "task": self._task, **refusal._asdict(), "count": count}
-            _log.warning("%s", json.dumps(event))
+            log_event("refusal", task=self._task, **refusal._asdict(), count=count)
 
     async def keep_logging(self) -> None:
         """Log the counts every minute until cancelled."""

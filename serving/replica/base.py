@@ -27,13 +27,12 @@ from serving.http.asgi import (
     x_request_id,
 )
 from serving.http.authenticator import ApiKeyAuthenticator, has_scope, is_admin
-from serving.http.key_changes import record_key_change
+from serving.http.key_changes import log_key_change
 from serving.http.metrics import (
     IN_PROGRESS,
     KEY_ERRORS,
     LOG_DROPPED,
     REFUSED,
-    SECURITY_LOG_FAILING,
     SERVING,
     Gauges,
     Meter,
@@ -53,11 +52,12 @@ from serving.http.schemas import (
 from serving.limits import Admission, FairSlots, client_name, network_of
 from serving.pages.console import task_console
 from serving.pages.render import PageName, page_routes, with_api_docs
-from serving.replica.config import CHALLENGER, Arm
+from serving.replica.config import CHALLENGER, Arm, ReplicaConfig
 from serving.replica.served_versions import EngineT, ServedVersions
 from serving.request_log.log import RequestLog
 from serving.request_log.schema import FeedbackEntry, LogEntry
 from serving.request_log.write_ahead_log import write_ahead_log_folder
+from serving.security_log import log_event
 from serving.version_checks import require_shipped_code
 from tailorbird.config.serving import MAX_BODY_BYTES, ServingConfig
 from tailorbird.evaluation.verdict.formatting import model_name
@@ -162,10 +162,8 @@ class Replica(Generic[EngineT]):
         self._refusals = Refusals(self._paths.name)
         self._authenticator: ApiKeyAuthenticator | None = None
         if config.api_keys is not None:
-            record_change = partial(
-                record_key_change, registry=self._paths.registry, task=self._paths.name
-            )
-            self._authenticator = ApiKeyAuthenticator(config.api_keys, record_change=record_change)
+            on_change = partial(log_key_change, task=self._paths.name)
+            self._authenticator = ApiKeyAuthenticator(config.api_keys, on_change=on_change)
         self._admission = Admission(
             requests=config.max_requests(task),
             texts=config.max_queued_texts,
@@ -185,16 +183,26 @@ class Replica(Generic[EngineT]):
                 self.versions.keep_retrying(),
             ]
             if self._authenticator is not None:
-                loops += [self._authenticator.keep_current(), self._authenticator.keep_recording()]
+                loops.append(self._authenticator.keep_current())
             if self.log is not None:
                 loops.append(self.log.keep_writing())
             self._background = [asyncio.create_task(loop) for loop in loops]
             for task in self._background:
                 task.add_done_callback(_log_failure)
         await self.versions.reconfigure(user_config)
+        self._log_configuration(user_config)
         # a full collection of the objects of torch and Ray stops all requests for 0.5 s
         if is_first:
             gc.freeze()
+
+    def _log_configuration(self, user_config: dict[str, Any]) -> None:
+        versions = ReplicaConfig.model_validate(user_config)
+        log_event(
+            "configuration",
+            task=self._paths.name,
+            serving=self._config.model_dump(mode="json", exclude_defaults=True),
+            versions=versions.model_dump(mode="json", exclude={"verdict", "costs"}),
+        )
 
     def begin(self, route: str, request_id: str) -> RequestContext:
         """Return the context of a new request; raise RequestError 503 before a version is
@@ -250,9 +258,8 @@ class Replica(Generic[EngineT]):
     async def _lifespan(self, _app: object) -> AsyncIterator[None]:
         yield
         self._refusals.log()
-        closing = [self._authenticator.close()] if self._authenticator else []
-        closing += [self.log.close()] if self.log else []
-        await asyncio.gather(*closing)
+        if self.log is not None:
+            await self.log.close()
 
     async def loggable(self, texts: Sequence[str]) -> list[str | None]:
         """Return the texts as the request log stores them: None for each if it does not store
@@ -308,9 +315,6 @@ class Replica(Generic[EngineT]):
             (IN_PROGRESS, ()): float(self.meter.in_progress),
             (REFUSED, ()): float(self.versions.refused is not None),
             (KEY_ERRORS, ()): float(self._authenticator.num_errors if self._authenticator else 0),
-            (SECURITY_LOG_FAILING, ()): float(
-                self._authenticator is not None and self._authenticator.is_unrecorded
-            ),
         }
         return gauges | {
             (SERVING, (version.name, version.version, name)): 1.0

@@ -38,7 +38,6 @@ COMMANDS: tuple[Callable[..., Result | None], ...] = (
     registry.report,
     registry.compare,
     registry.export,
-    registry.security_log,
     console.console,
     operate.watch,
     operate.reevaluate,

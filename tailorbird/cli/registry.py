@@ -1,7 +1,6 @@
 """Commands that read the registry."""
 
 import shlex
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 
@@ -173,46 +172,3 @@ def export(
         "contains_training_text": exported.contains_training_text,
     }
     return value, lines
-
-
-def security_log(
-    uri: Annotated[str, typer.Argument(metavar="URI", help="URI of the registry.")],
-    since: Annotated[
-        datetime | None,
-        typer.Option(
-            formats=["%Y-%m-%d"],
-            metavar="DATE",
-            help="First day (UTC). Default: 30 days before the last.",
-        ),
-    ] = None,
-    until: Annotated[
-        datetime | None,
-        typer.Option(formats=["%Y-%m-%d"], metavar="DATE", help="Last day (UTC). Default: today."),
-    ] = None,
-) -> None:
-    """List changes of champions, keys and configurations. Exit with 1 if a file of the log is
-    damaged.
-
-    With --json, also print the values before and after each change.
-
-    Example: tailorbird security-log s3://models --since 2026-03-01
-    """
-    last = (until or datetime.now(UTC)).date()
-    first = last - timedelta(days=30)
-    if since is not None:
-        first = since.date()
-    with activity(f"reading the security log of {uri}"):
-        from tailorbird.registry.security_log import read
-
-        log = read(uri, since=first, until=last)
-    lines = [event.line() for event in log.events]
-    if not lines:
-        lines = [f"no events in the registry {uri} from {first} to {last}; all tasks share its log"]
-    lines += [f"damaged: {file}" for file in log.unreadable]
-    value = {
-        "events": [event.model_dump(mode="json") for event in log.events],
-        "damaged": list(log.unreadable),
-    }
-    print_result(value, lines)
-    if log.unreadable:
-        raise typer.Exit(ExitCode.FAILURE)

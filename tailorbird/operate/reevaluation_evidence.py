@@ -1,7 +1,6 @@
 """The evidence of re-evaluations, which later re-evaluations and `watch` read."""
 
 from collections.abc import Iterable
-from contextlib import nullcontext
 
 from pydantic import Field
 
@@ -14,7 +13,6 @@ from tailorbird.evaluation.report.evidence_files import read_evidence
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.operate.reevaluation_verdict import ReevaluationVerdict
 from tailorbird.registry.champion import Champion
-from tailorbird.registry.security_log import SecurityEvent, recorded
 from tailorbird.registry.versions import Frozen, PinnedVersion
 from tailorbird.storage.paths import TaskPaths
 from tailorbird.storage.stored_model import StoredModel
@@ -81,33 +79,10 @@ def evaluated_rows(reevaluations: Iterable[str]) -> set[str]:
 def write_reevaluation(
     task_uri: str, uri: str, evidence: ReevaluationEvidence, *, tables: dict[str, Predictions]
 ) -> None:
-    """Write predictions and evidence under `uri`, and an entry in the champion's history.
-
-    A withdrawn verdict is also an event in the security log.
-    """
+    """Write predictions and evidence under `uri`, and an entry in the champion's history."""
     for name, table in tables.items():
         save_predictions(f"{uri}/predictions/{name}.parquet", table)
-    event = _withdrawal(TaskPaths(task_uri).name, uri, evidence=evidence)
-    with recorded(event, registry=TaskPaths(task_uri).registry) if event else nullcontext():
-        storage.write_bytes(f"{uri}/{EVIDENCE_FILE}", evidence.model_dump_json(indent=1).encode())
+    storage.write_bytes(f"{uri}/{EVIDENCE_FILE}", evidence.model_dump_json(indent=1).encode())
     entry = evidence.model_dump(mode="json", include={"format", "at", "versions", "verdict"})
     name = f"{evidence.at.replace(':', '')}-reevaluation"
     storage.write_json(TaskPaths(task_uri).history_entry(name), entry | {"reevaluation": uri})
-
-
-def _withdrawal(task: str, uri: str, *, evidence: ReevaluationEvidence) -> SecurityEvent | None:
-    """Return the event of a withdrawn verdict; None if the re-evaluation did not withdraw it."""
-    if evidence.verdict.holds is not False:
-        return None
-    champion = evidence.champion
-    return SecurityEvent(
-        kind="champion",
-        what=f"{task}: the verdict of {champion.version} is withdrawn by {uri}: "
-        f"{evidence.verdict.numbers()}",
-        before={
-            "holds": True,
-            "verdict": champion.verdict.sentence if champion.verdict else None,
-            "run": champion.run,
-        },
-        after={"holds": False, "reasons": list(evidence.verdict.reasons), "reevaluation": uri},
-    )

@@ -24,8 +24,8 @@ from tailorbird.pipeline.contenders import require_classes, require_same_classes
 from tailorbird.pipeline.imported import import_models
 from tailorbird.pipeline.inputs import RunInputs, load_inputs
 from tailorbird.pipeline.tasks import Task, task_of
+from tailorbird.registry.caller import current_user
 from tailorbird.registry.champion import Champion, champion_version, read_champion
-from tailorbird.registry.security_log import current_user
 from tailorbird.registry.test_set_ledger import next_access
 from tailorbird.registry.versions import ModelVersion, now, read_version
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from tailorbird.registry.security_log import SecurityEvent, recorded
+from tailorbird.registry.caller import caller
 from tailorbird.registry.versions import (
     Frozen,
     ModelVersion,
@@ -114,6 +114,8 @@ class Champion(StoredModel, PreviousChampion):
     version: str
     reason: ChangeReason
     since: str  # ISO 8601
+    by: str = ""
+    """In the history: user and host of the process that made the change, as it reports them."""
     previous: tuple[PreviousChampion, ...] = ()
     """Latest last, without versions that were rolled back."""
     rolled_back: tuple[str, ...] = ()  # digests of versions that were rolled back
@@ -146,36 +148,13 @@ def champion_version(champion: Champion) -> ModelVersion:
 
 
 def write_champion(task_uri: str, champion: Champion, *, etag: str | None) -> None:
-    """Write the champion with compare-and-swap, with an event in the security log and an entry in
-    `history/`.
+    """Write the champion with compare-and-swap, and an entry in `history/`.
 
     `etag` is None if the task had no champion. Raises PreconditionFailed if the champion changed
     since `etag` was read.
     """
     paths = TaskPaths(task_uri)
-    stored = read_champion(task_uri)
-    with recorded(
-        _event(paths.name, champion, previous=stored[0] if stored else None),
-        registry=paths.registry,
-    ):
-        write_if_match(paths.champion, champion.model_dump_json(indent=2).encode(), etag=etag)
+    write_if_match(paths.champion, champion.model_dump_json(indent=2).encode(), etag=etag)
     name = f"{champion.since.replace(':', '')}-{champion.version}-{uuid.uuid4().hex[:6]}"
-    write_json(paths.history_entry(name), champion.model_dump(mode="json"))
-
-
-def _event(task: str, champion: Champion, *, previous: Champion | None) -> SecurityEvent:
-    """Return the event of a new champion, or of the parity result that is added to a champion."""
-    if previous is not None and (previous.digest, previous.since) == (
-        champion.digest,
-        champion.since,
-    ):
-        parity = champion.parity.sentence() if champion.parity else "none"
-        what = f"{task}: parity of {champion.version}: {parity}"
-    else:
-        what = f"{task}: {champion.version} becomes the champion: {champion.reason.sentence()}"
-    recorded_fields = {"version", "uri", "digest", "run", "baseline", "reason", "parity"}
-    before = None
-    if previous:
-        before = previous.model_dump(mode="json", include=recorded_fields)
-    after = champion.model_dump(mode="json", include=recorded_fields)
-    return SecurityEvent(kind="champion", what=what, before=before, after=after)
+    entry = champion.model_copy(update={"by": caller()})
+    write_json(paths.history_entry(name), entry.model_dump(mode="json"))

@@ -86,7 +86,6 @@ def _training_rights(recipe: Recipe) -> _Rights:
     registry = recipe.registry
     return _Rights(
         read=_on_s3(*_inputs(recipe), recipe.serving.request_log),
-        create=(f"{registry}/_security_log",),
         write=(recipe.task_uri, f"{registry}/_base", f"{registry}/_ledger"),
         list_bucket=(registry,),
     )
@@ -96,7 +95,6 @@ def _release_rights(recipe: Recipe) -> _Rights:
     """Return the rights of `promote`, `rollback` and `serve`."""
     return _Rights(
         read=(*_on_s3(*_inputs(recipe), recipe.serving.api_keys), f"{recipe.registry}/_base"),
-        create=(f"{recipe.registry}/_security_log",),
         write=(recipe.task_uri,),
     )
 
@@ -117,7 +115,7 @@ def _serving_rights(recipe: Recipe) -> _Rights:
     registry = recipe.registry
     return _Rights(
         read=(recipe.task_uri, f"{registry}/_base", *_on_s3(serving.api_keys, serving.subject_key)),
-        create=(*_on_s3(serving.request_log), f"{registry}/_security_log"),
+        create=_on_s3(serving.request_log),
     )
 
 

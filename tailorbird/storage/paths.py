@@ -1,7 +1,6 @@
 """Layout of the registry: URIs of everything that is stored for a task."""
 
 from dataclasses import dataclass
-from datetime import date
 
 
 @dataclass(frozen=True)
@@ -145,11 +144,6 @@ def base_model(registry: str, name: str) -> str:
 def base_model_pin(registry: str, name: str) -> str:
     """Return the file that records the folder under which a base model is staged."""
     return base_model(registry, f"pinned/{name}.json")
-
-
-def security_log(registry: str, day: date) -> str:
-    """Return the folder with the security log of a day: one file for each event."""
-    return f"{registry.rstrip('/')}/_security_log/{day.isoformat()}"
 
 
 def is_staged_base_model(uri: str) -> bool:

@@ -237,14 +237,6 @@ CASES: list[tuple[str, list[dict[str, str]], int, dict[str, str], str, list[dict
         [series("ray_tailorbird_api_key_errors", A, "0x60")],
     ),
     (
-        "TailorbirdSecurityLog",
-        [series("ray_tailorbird_security_log_failing", A, "1x60")],
-        5,
-        LABELS_OF_A,
-        "replicas of a cannot write the security log",
-        [series("ray_tailorbird_security_log_failing", A, "0x60")],
-    ),
-    (
         "TailorbirdMemory",
         node(95),
         2,

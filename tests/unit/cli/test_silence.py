@@ -39,7 +39,6 @@ VERBS = [
     *(["report", RUN], ["verify", RUN], ["compare", RUN, RUN]),
     ["export", "file:///nowhere/task/versions/full-1", "--to", "FOLDER/exported"],
     ["init", FILE, "--output", "FOLDER/recipe.yaml"],
-    ["security-log", "file:///nowhere"],
     ["console", "file:///nowhere"],
     ["data put", "FOLDER/rows.csv", "file:///nowhere"],
     ["data get", FILE, "FOLDER/copy"],
@@ -53,7 +52,6 @@ SLOW = (
         for name in ("read_bytes", "exists", "upload_file", "download_folder")
     ),
     "tailorbird.init.inspect_data.find_splits",  # lists the files
-    "tailorbird.registry.security_log.require_bucket",
     "tailorbird.storage.s3.require_bucket",
     "tailorbird.data.datasets.icd10.import_module",  # of the package with the terms
     "tailorbird.data.datasets.medquad.build",

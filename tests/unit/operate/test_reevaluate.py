@@ -21,7 +21,6 @@ from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.report.evidence import CandidateRecord, CostRecord
 from tailorbird.operate import reevaluate
 from tailorbird.operate.reevaluate import ReevaluationError, protocol_for, reevaluate_champion
-from tailorbird.registry import security_log
 from tailorbird.registry.versions import (
     ModelVersion,
     PinnedVersion,
@@ -76,7 +75,6 @@ def accesses(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     }
     for name, value in replaced.items():
         monkeypatch.setattr(reevaluate, name, value)
-    monkeypatch.setattr(security_log, "append", lambda *_, **__: None)
     return recorded
 
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from tailorbird import storage
 from tailorbird.evaluation.gates.cost import TrainingUsage
@@ -16,9 +15,7 @@ from tailorbird.operate.reevaluation_evidence import (
     write_reevaluation,
 )
 from tailorbird.operate.reevaluation_verdict import decide_reevaluation
-from tailorbird.registry import security_log
 from tailorbird.registry.champion import Champion, ChangeReason
-from tailorbird.registry.security_log import SecurityEvent
 from tailorbird.registry.versions import PinnedVersion
 from tests.unit.evaluation.verdict.tables import inputs_of, predictions, protocol_for
 
@@ -77,19 +74,10 @@ def test_the_reevaluations_since_a_promotion_are_returned_with_the_rows_that_the
     assert evaluated_rows(read) == {str(row) for row in range(40)}
 
 
-def test_each_reevaluation_is_in_the_history_and_a_withdrawn_verdict_in_the_security_log(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    events: list[SecurityEvent] = []
-    monkeypatch.setattr(security_log, "append", lambda event, **_: events.append(event))
+def test_each_reevaluation_is_in_the_history(tmp_path: Path) -> None:
     task_uri = f"{tmp_path.as_uri()}/task"
-    upheld = write(task_uri, month=5, num_rows=400)
-    (entry,) = storage.list_files(f"{task_uri}/history")
-    stored = storage.read_json(entry)
-    assert (stored["reevaluation"], stored["verdict"]["n"]) == (upheld, 400)
-    assert events == []
-    uri = write(task_uri, month=6, num_rows=400, is_worse=True)
-    (event,) = events
-    assert (event.kind, event.who) == ("champion", security_log.caller())
-    assert isinstance(event.after, dict)
-    assert event.after["reevaluation"] == uri
+    for month, is_worse in ((5, False), (6, True)):
+        uri = write(task_uri, month=month, num_rows=400, is_worse=is_worse)
+        stored = storage.read_json(storage.list_files(f"{task_uri}/history")[-1])
+        assert (stored["reevaluation"], stored["verdict"]["n"]) == (uri, 400)
+        assert stored["verdict"]["holds"] is not is_worse

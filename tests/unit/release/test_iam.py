@@ -61,23 +61,19 @@ def matches(pattern: str, text: str) -> bool:
     return re.fullmatch("".join(parts), text, re.DOTALL) is not None
 
 
-def test_replicas_read_the_task_and_create_log_files_only() -> None:
+def test_replicas_read_the_task_and_create_files_of_the_request_log_only() -> None:
     policy = documents()["serving-policy"]
     champion = "models/team/my-task/champion.json"
-    event = "models/team/_security_log/2026-01-01/a.json"
     assert allows(policy, f"GetObject {champion}")
     assert allows(policy, "GetObject models/team/_base/minilm/model.safetensors")
     assert allows(policy, "GetObject secrets/keys.txt")
     assert allows(policy, "PutObject logs/requests/day=2026-01-01/a.parquet")
-    assert allows(policy, f"PutObject {event}")
     for request in (
         f"PutObject {champion}",
         f"DeleteObject {champion}",
         "GetObject models/team/my-task-2/champion.json",
         "GetObject lake/rows/train/part.parquet",
         "GetObject logs/requests/day=2026-01-01/a.parquet",
-        f"GetObject {event}",
-        f"DeleteObject {event}",
         "PutObject models/team/my-task/batches/a.json",
     ):
         assert not allows(policy, request), request
@@ -101,7 +97,6 @@ def test_a_training_writes_its_task_and_the_shared_folders_and_reads_the_data() 
         "DeleteObject logs/requests/day=2026-01-01/a.parquet",
         "PutObject lake/rows/train/part.parquet",
         "PutObject models/team/other/champion.json",
-        "GetObject models/team/_security_log/2026-01-01/a.json",
         "GetObject models/other-team/my-task/champion.json",
     ):
         assert not allows(policy, request), request

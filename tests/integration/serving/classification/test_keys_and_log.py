@@ -2,8 +2,8 @@
 
 import json
 import re
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -13,7 +13,6 @@ from cluster.local import stack
 from serving.deploy import rollout
 from serving.http.api_keys import new_key
 from tailorbird import storage
-from tailorbird.registry import security_log
 from tests.integration.leaks import leaks
 from tests.integration.serving.classification.service import (
     CONFIG,
@@ -26,19 +25,13 @@ FORGED = "203.0.113.9"
 """An address in a header that the service must not take for the client's."""
 
 
-def refusals_of(task: str, stack: stack.StackState) -> set[tuple[str, str]]:
-    """Return the clients and the reasons of the refusals in the logs of the task's replicas."""
+def events_of(task: str, stack: stack.StackState) -> list[dict[str, Any]]:
+    """Return the events in the logs of the task's replicas."""
     logs = [
         path.read_text(errors="replace") for path in Path(stack.temp_dir).rglob("replica_*.log")
     ]
-    events = [
-        json.loads(event) for log in logs for event in re.findall(r'\{"event": "refusal".*?\}', log)
-    ]
-    return {
-        (event["client"], f"{event['status']} {event['type']}")
-        for event in events
-        if event["task"] == task
-    }
+    events = [json.loads(event) for log in logs for event in re.findall(r'\{"event": .*\}', log)]
+    return [event for event in events if event["task"] == task]
 
 
 def test_only_requests_with_a_valid_key_are_answered_and_keys_change_without_a_restart(
@@ -88,10 +81,12 @@ def test_only_requests_with_a_valid_key_are_answered_and_keys_change_without_a_r
         assert [ask(other).status_code for _ in range(3)] == [200, 200, 429]
     finally:
         rollout.undeploy("serving-keys")  # replicas log their last refusals
-    today = datetime.now(UTC).date()
-    log = security_log.read("s3://models", since=today - timedelta(days=1), until=today)
-    events = {event.what: event for event in log.events if event.what.startswith("serving-keys: ")}
-    refusals = refusals_of("serving-keys", stack)
+    events = events_of("serving-keys", stack)
+    refusals = {
+        (event["client"], f"{event['status']} {event['type']}")
+        for event in events
+        if event["event"] == "refusal"
+    }
     assert {reason for client, reason in refusals if client == "key app"} == {
         "403 missing_scope",
         "429 rate_limited",
@@ -103,12 +98,15 @@ def test_only_requests_with_a_valid_key_are_answered_and_keys_change_without_a_r
     assert {client for client, _ in refusals if client != "key app"} == {
         "address 127.0.0.1"
     }  # of HAProxy
-    change = events["serving-keys: keys added, removed or changed: app"]
-    assert change.before == {"app": ["scopes=answer,feedback"]}
-    assert change.after == {"app": ["scopes=answer requests=2"]}
-    assert "serving-keys: keys at the start of a replica: app" in events
-    texts = "".join(event.model_dump_json() for event in events.values())
-    assert not any(secret in texts for secret in (key, other, stored.sha256, new.sha256))
+    start, change = (event for event in events if event["event"] == "keys")
+    assert (start["at_start"], start["after"]) == (True, {"app": ["scopes=answer,feedback"]})
+    assert change["before"] == {"app": ["scopes=answer,feedback"]}
+    assert change["after"] == {"app": ["scopes=answer requests=2"]}
+    (configuration,) = (event for event in events if event["event"] == "configuration")
+    assert configuration["serving"]["api_keys"] == source
+    assert configuration["versions"]["champion"]["digest"] == service.first.digest
+    texts = json.dumps(events)
+    assert not any(secret in texts for secret in (key, other, stored.sha256, new.sha256, text))
     assert service.ask({"input": TEXTS[0]})["version"] == service.first.version
 
 

@@ -2,10 +2,9 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 from unittest.mock import create_autospec
 
 import pytest
@@ -20,11 +19,8 @@ from serving.deploy.serve_schema import ServeApplication
 from serving.replica.config import ReplicaConfig
 from tailorbird import PACKAGES
 from tailorbird.config.serving import ChallengerConfig, ServingConfig
-from tailorbird.registry import security_log
-from tailorbird.registry.security_log import SecurityEvent
 from tailorbird.registry.shared_base import versions_on_same_base
 from tailorbird.registry.versions import ModelVersion
-from tailorbird.storage import StorageError
 from tests.unit.serving.deploy.registered import registered
 
 EXPERIMENT = ServingConfig(challenger=ChallengerConfig(version="full-2", canary=0.1))
@@ -67,9 +63,6 @@ class FakeServe:
         self.applications: dict[str, ServeApplication] = {}
         self.after_put: list[Callable[[], None]] = []
         """Actions of another client, one after each of the next PUT requests."""
-        self.events: list[SecurityEvent] = []
-        """The events of the security log."""
-        monkeypatch.setattr(security_log, "append", self.append)
         monkeypatch.setattr(serve_client, "request_dashboard", self.answer)
         monkeypatch.setattr(rollout, "has_dashboard", lambda: True)
         monkeypatch.setattr(rollout, "require_unchanged", lambda _code: None)
@@ -78,10 +71,6 @@ class FakeServe:
         )
         monkeypatch.setattr(rollout, "replica_status", lambda _url: UNREACHABLE)
         monkeypatch.setattr(rollout, "versions_on_same_base", lambda *_args, **_options: [])
-
-    def append(self, event: SecurityEvent, *, registry: str) -> None:
-        assert registry == "s3://models"
-        self.events.append(event)
 
     def declare(self, application: ServeApplication) -> None:
         self.applications[application.name] = application
@@ -163,16 +152,13 @@ def test_an_application_that_another_client_overwrote_is_put_again(serve: FakeSe
         switch("t")
 
 
-def test_another_clients_change_of_the_same_task_is_kept_and_reported_and_the_failure_recorded(
+def test_another_clients_change_of_the_same_task_is_kept_and_reported(
     serve: FakeServe,
 ) -> None:
     serve.after_put = [lambda: serve.declare(application(ServingConfig(), "full-3"))]
     with pytest.raises(OverwrittenError):
         switch("t")
     assert serve.champion("t") == "d-full-3"
-    whats = [event.what for event in serve.events]
-    assert whats[0] == "t: changed champion; the champion is full-2"
-    assert whats[1].startswith(f"failed: {whats[0]}: ")
 
 
 def test_the_previous_champion_stays_selectable_if_both_have_the_same_base_model(
@@ -247,46 +233,3 @@ def test_a_version_is_staged_in_a_separate_application_if_its_code_or_its_need_o
         assert "without_gpu" not in serve.applications["t_candidate"].args
     switch("t", registered("full-2"))
     assert serve.applications["t"].args == args
-
-
-def test_each_change_of_the_service_is_recorded_with_its_caller_and_both_configurations(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    serve = FakeServe(monkeypatch)
-    deploy = partial(rollout.deploy, task_uri="s3://models/t", version=registered("full-1"))
-    deploy(ServingConfig())
-    deploy(ServingConfig())  # changes nothing
-    deploy(ServingConfig(autoscaling={"max_replicas": 3}))
-    monkeypatch.setattr(rollout, "_require_challenger", lambda *_args, **_options: None)
-    monkeypatch.setattr(rollout, "draw_secret", lambda _task_uri: "secret")
-    for share in (0.1, 0.5):
-        config = ServingConfig(challenger=ChallengerConfig(version="full-2", canary=share))
-        deploy(config, additional=AdditionalVersions(challenger=registered("full-2")))
-    switch("t")
-    rollout.undeploy("t")
-    assert [event.what for event in serve.events] == [
-        "t: served, with the champion full-1",
-        "t: changed serving.autoscaling; the champion is full-1",
-        "t: changed challenger, serving.autoscaling; the champion is full-1",
-        "t: changed challenger; the champion is full-1",
-        "t: changed champion, challenger; the champion is full-2",
-        "t: removed from service",
-    ]
-    assert {event.who for event in serve.events} == {security_log.caller()}
-    assert {event.kind for event in serve.events} == {"configuration"}
-    configurations = [(event.before, event.after) for event in serve.events]
-    assert configurations[0][0] is configurations[-1][1] is None
-    assert [after for _, after in configurations[:-1]] == [
-        before for before, _ in configurations[1:]
-    ]
-    assert cast(Any, configurations[1][1])["serving"]["autoscaling"]["max_replicas"] == 3
-
-
-def test_nothing_is_deployed_if_the_security_log_cannot_be_written(
-    serve: FakeServe, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    append = create_autospec(security_log.append, side_effect=StorageError("access denied"))
-    monkeypatch.setattr(security_log, "append", append)
-    with pytest.raises(StorageError):
-        switch("t")
-    assert serve.champion("t") == "d-full-1"

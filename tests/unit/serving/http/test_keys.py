@@ -1,6 +1,7 @@
 """API keys: their file, authentication and reloads, events of their changes, and local callers."""
 
 import asyncio
+import json
 from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
@@ -24,9 +25,8 @@ from serving.http.api_keys import (
 )
 from serving.http.asgi import caller
 from serving.http.authenticator import ApiKeyAuthenticator, is_admin
-from serving.http.key_changes import key_change
+from serving.http.key_changes import log_key_change
 from serving.http.schemas import RequestError
-from tailorbird.storage.s3 import StorageError
 
 OPTIONS = "scopes=read,admin expires=2027-06-30 requests=600 texts=10000 tokens=1000000"
 KEYS = {
@@ -196,82 +196,36 @@ def test_a_key_needs_the_scope_and_is_valid_until_the_end_of_its_last_day(tmp_pa
     assert not is_admin()
 
 
-def test_keys_are_reloaded_while_a_change_cannot_be_recorded_which_happens_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_each_change_of_the_keys_is_reported_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = [new_key(name)[1] for name in ("first", "second", "third")]
-    recorded: Changes = []
-    is_writable = True
-
-    def record(previous: Sequence[ApiKey] | None, keys: Sequence[ApiKey], _changed_at: str) -> None:
-        if not is_writable:
-            raise StorageError("access denied")
-        recorded.append((previous, keys))
-
+    changes: Changes = []
     monkeypatch.setattr(module, "RELOAD_S", 0.001)
-    authenticator = ApiKeyAuthenticator(stored(tmp_path, lines[0]), record_change=record)
-    authenticator.record()
-    is_writable = False
+    authenticator = ApiKeyAuthenticator(
+        stored(tmp_path, lines[0]), on_change=lambda *change: changes.append(change)
+    )
 
     async def scenario() -> None:
-        loops = [
-            asyncio.create_task(authenticator.keep_current()),
-            asyncio.create_task(authenticator.keep_recording()),
-        ]
+        loop = asyncio.create_task(authenticator.keep_current())
         for line in lines[1:]:
             stored(tmp_path, line)
-            while authenticator._keys != (line,) or not authenticator.is_unrecorded:
+            while authenticator._keys != (line,):
                 await asyncio.sleep(0.001)
-        for loop in loops:
-            loop.cancel()
+        loop.cancel()
 
     asyncio.run(asyncio.wait_for(scenario(), 30))
-    assert len(caplog.records) == 1
-    is_writable = True
-    authenticator.record()
-    assert not authenticator.is_unrecorded
-    assert recorded == [(None, (lines[0],)), ((lines[0],), (lines[2],))]
-
-
-def test_a_mistake_in_the_file_is_counted_and_locks_nobody_out_but_a_deleted_file_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    key, line = new_key("app")
-    authenticator = ApiKeyAuthenticator(stored(tmp_path, "other oops", line))
-    assert authenticator.num_errors == 1
-    stored(tmp_path, f"{line.to_line()} texts=many", new_key("third")[1])
-    caplog.clear()
-    for _ in range(2):
-        authenticator.reload()
-    assert authenticated(authenticator, key) == "app"
-    assert len(caplog.records) == authenticator.num_errors == 1
-    stored(tmp_path, line)
-    authenticator.reload()
-    assert authenticator.num_errors == 0
-
-    def unavailable(_: str) -> bool:
-        raise StorageError("no answer")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(module, "exists", unavailable)
-        authenticator.reload()
-    assert authenticated(authenticator, key) == "app"
-    (tmp_path / "keys").unlink()
-    authenticator.reload()
-    assert refused(authenticator, key)[0] == 401
-    stored(tmp_path, "nonsense", new_key("third")[1])
-    authenticator.reload()
-    assert refused(authenticator, key)[0] == 401
-    for lines in (["other oops"], []):
-        with pytest.raises(KeysError):
-            ApiKeyAuthenticator(stored(tmp_path, *lines))
+    first, second, third = ((line,) for line in lines)
+    assert changes == [(None, first), (first, second), (second, third)]
 
 
 def changed_key(name: str, digit: str, *options: str) -> ApiKey:
     return ApiKey(name, digit * 64, parse_options(options))
 
 
-def test_a_change_of_keys_has_the_options_before_and_after_without_hashes() -> None:
+def test_a_change_of_keys_has_the_options_before_and_after_without_hashes(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     same = changed_key("same", "2")
     previous = [
         changed_key("old", "1"),
@@ -285,23 +239,24 @@ def test_a_change_of_keys_has_the_options_before_and_after_without_hashes() -> N
         changed_key("app", "3", "texts=9"),
         changed_key("rotated", "6"),
     ]
-    event, name = key_change(previous, new, task="icd10", changed_at="1")
-    assert event.kind == "key"
-    assert "app, new, old, rotated" in event.what
+    log_key_change(previous, new, task="icd10")
+    log_key_change(None, new[:1], task="icd10")
+    change, start = (json.loads(record.getMessage()) for record in caplog.records)
     default = "scopes=answer,feedback"
-    assert event.before == {"app": [f"{default} texts=5"], "old": [default], "rotated": [default]}
-    assert event.after == {
-        "app": [f"{default} texts=9"],
-        "new": ["scopes=read"],
-        "rotated": [default],
+    assert change == {
+        "event": "keys",
+        "task": "icd10",
+        "at_start": False,
+        "before": {"app": [f"{default} texts=5"], "old": [default], "rotated": [default]},
+        "after": {
+            "app": [f"{default} texts=9"],
+            "new": ["scopes=read"],
+            "rotated": [default],
+        },
     }
-    names = [
-        key_change(new, previous, task="icd10", changed_at="1")[1],
-        key_change(previous, new, task="icd10", changed_at="2")[1],  # made again later
-        key_change(None, new, task="icd10", changed_at="1")[1],
-    ]
-    assert len({name, *names}) == 4
-    # another replica has noticed the same change
-    assert name == key_change(previous[::-1], new, task="icd10", changed_at="1")[1]
-    text = event.model_dump_json() + name
-    assert not any(key.sha256 in text for key in (*previous, *new))
+    assert (start["at_start"], start["before"], start["after"]) == (
+        True,
+        {},
+        {"new": ["scopes=read"]},
+    )
+    assert not any(key.sha256 in caplog.text for key in (*previous, *new))

@@ -113,3 +113,16 @@ def test_behind_a_gateway_a_page_of_another_site_can_read_but_not_post() -> None
     assert statuses() == statuses(origin="https://api.example") == (200, 422)
     assert statuses(origin="https://evil.example") == (200, 403)
     assert [refusal.type for refusal in replica._refusals.take()] == ["foreign_page"]
+
+
+@pytest.mark.anyio
+async def test_each_configuration_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    replica = new_replica()
+    for name in ("one", "new"):
+        await replica.reconfigure(config(name))
+        await settle(replica.versions)
+    events = [json.loads(record.getMessage()) for record in caplog.records]
+    champions = [event["versions"]["champion"]["uri"] for event in events]
+    assert [event["event"] for event in events] == ["configuration"] * 2
+    assert champions == [ref(name)["uri"] for name in ("one", "new")]
+    assert "verdict" not in events[0]["versions"]
