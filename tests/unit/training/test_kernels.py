@@ -1,5 +1,4 @@
-"""Optional kernels: torch.compile gives the same training, and Liger's errors name what is
-missing."""
+"""Optional kernels: torch.compile gives the same training."""
 
 from typing import Any
 
