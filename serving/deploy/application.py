@@ -15,7 +15,7 @@ from tailorbird.registry.champion import ChosenBy
 from tailorbird.registry.versions import ModelVersion, PinnedVersion, spec_at
 
 IMPORT_PATH = "serving.app:build"
-USER_CONFIG_FIELDS = {"challenger", "versions"}
+USER_CONFIG_FIELDS = {"challenger"}
 """Fields of ServingConfig that are passed in `user_config`, so that a change does not restart the
 replicas."""
 
@@ -84,7 +84,6 @@ def _replica_config(
         **shown_of(verdict),
         challenger=_challenger(config, champion=version, challenger=additional.challenger),
         selectable=selectable,
-        max_versions=max_versions(config, task=version.task),
     )
 
 
@@ -94,14 +93,6 @@ def shown_of(verdict: ChosenBy | None) -> dict[str, Any]:
     if verdict is None:
         return {"verdict": None, "costs": {}}
     return {"verdict": verdict.sentence, "costs": verdict.costs}
-
-
-def max_versions(config: ServingConfig, *, task: str) -> int:
-    """Return the maximum number of other versions: 0 if the replicas cannot share a base model
-    between versions."""
-    if task == "classification" or config.shares_chat_base:
-        return config.versions
-    return 0
 
 
 def is_baseline_served(

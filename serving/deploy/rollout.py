@@ -36,7 +36,7 @@ from serving.replica.config import CHALLENGER
 from tailorbird.config.serving import ServingConfig
 from tailorbird.registry.champion import ChosenBy
 from tailorbird.registry.draws import draw_secret
-from tailorbird.registry.shared_base import versions_on_same_base
+from tailorbird.registry.shared_base import selectable_versions
 from tailorbird.registry.versions import ModelVersion, PinnedVersion, weights_digest
 from tailorbird.storage import StorageError, read_bytes
 
@@ -177,17 +177,21 @@ def switch_version(
     """Make the version the champion of the running service, and return the base URL, or None if the
     task is not served.
 
-    Other settings do not change. Other versions with the same base model and code, including the
-    previous champion, stay selectable by name. An experiment ends if its challenger becomes the
-    champion, or if the code changes. Raises the errors of `deploy`.
+    Other settings do not change. On vLLM, other versions with the same base model and code,
+    including the previous champion, stay selectable by name. An experiment ends if its challenger
+    becomes the champion, or if the code changes. Raises the errors of `deploy`.
     """
     declared = serve_client.declared_applications()
     previous = declared.get(application_name(task_uri))
     if previous is None:
         return None
     config = replica_config(previous)
-    same_base = versions_on_same_base(version, task_uri=task_uri, limit=config.max_versions)
-    refs = {other.version: version_ref(other) for other in same_base}
+    refs = {
+        other.version: version_ref(other)
+        for other in selectable_versions(
+            version, task_uri=task_uri, shares_chat_base=previous.shares_chat_base
+        )
+    }
     if is_baseline_served(baseline, champion=version, shares_chat_base=previous.shares_chat_base):
         refs[BASELINE] = version_ref(baseline)
     challenger = config.challenger

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -12,7 +12,6 @@ from tailorbird.registry.hybrid_routing import PartName, Routing
 
 if TYPE_CHECKING:
     from tailorbird.models.loading import LoadedClassifier
-    from tailorbird.models.shared_encoder import SharedEncoder
     from tailorbird.registry.versions import ModelVersion
 
 
@@ -60,51 +59,6 @@ def predict_texts(
     `tokens` are the tokens of the texts, if they are known.
     """
     return _predictions(loaded, loaded.logits(texts, batch_size=batch_size, tokens=tokens))
-
-
-def predict_shared(
-    encoder: "SharedEncoder",
-    rows: Sequence[tuple["LoadedClassifier[ModelVersion]", str]],
-    *,
-    batch_size: int,
-    tokens: TokenLists,
-) -> list[Prediction]:
-    """Return the predictions of texts, in order, each by its version on the shared encoder, in one
-    forward pass.
-
-    `tokens` are the tokens of the texts. Up to rounding, the predictions equal those of
-    `predict_texts`.
-    """
-    members = {loaded.version.digest: loaded for loaded, _ in rows}
-    if len(members) == 1:
-        return predict_texts(
-            rows[0][0], [text for _, text in rows], batch_size=batch_size, tokens=tokens
-        )
-    import torch
-
-    from tailorbird.data.tokenize import collate
-    from tailorbird.models.shared_encoder import adapter_of
-
-    digests = np.array([loaded.version.digest for loaded, _ in rows])
-    results: list[Any] = [None] * len(rows)
-    pad_id = int(encoder.tokenizer.pad_token_id)
-    with torch.inference_mode():
-        input_ids, mask = collate(tokens, pad_id=pad_id, device=encoder.device)
-        hidden = encoder.hidden_states(
-            input_ids, mask, adapters=[adapter_of(loaded) for loaded, _ in rows]
-        )
-        for digest, loaded in members.items():
-            part = np.flatnonzero(digests == digest)
-            assert loaded.model is not None  # a version on a shared encoder has a model
-            embedded = loaded.model.pool(hidden[part], None if mask is None else mask[part])
-            logits = (
-                loaded.model.head(embedded.to(loaded.model.head.weight.dtype)).float().cpu().numpy()
-            )
-            if loaded.bag is not None:
-                logits += loaded.bag.logits([rows[row][1] for row in part.tolist()])
-            for row, prediction in zip(part, _predictions(loaded, logits), strict=True):
-                results[row] = prediction
-    return results
 
 
 def _predictions(loaded: "LoadedClassifier[ModelVersion]", logits: np.ndarray) -> list[Prediction]:

@@ -1,16 +1,12 @@
-"""The versions in the memory of a classification replica: one engine per version, one copy of
-shared weights."""
+"""The versions in the memory of a classification replica: one engine and one model per version."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from serving.engines.classify import Prediction, predict_shared, predict_texts
+from serving.engines.classify import Prediction, predict_texts
 from serving.engines.dynamic_batcher import DynamicBatcher, PassResult, Window
-from serving.engines.ref_counted import RefCounted
 from serving.engines.text_rows import (
     MAX_OFFERED,
     PASSES,
@@ -25,9 +21,7 @@ from serving.version_checks import require_digest
 from tailorbird.config.serving import ANSWER_TIMEOUT_S
 
 if TYPE_CHECKING:
-    from tailorbird.models.bag_of_words import BagOfWords
     from tailorbird.models.loading import LoadedClassifier
-    from tailorbird.models.shared_encoder import SharedEncoder
     from tailorbird.registry.hybrid_routing import Routing
     from tailorbird.registry.versions import Hybrid, ModelVersion
 
@@ -35,7 +29,6 @@ LINGER_S = 0.003
 """Maximum time that the next pass waits for new requests of clients that have just received a
 response."""
 WARM_UP = "the first pass prepares kernels"
-SHARED = "shared"  # version label in metrics of passes over several versions
 
 Predict = Callable[[list[TextRow]], list[Prediction]]
 Batcher = DynamicBatcher[TextRow, Prediction]
@@ -58,15 +51,6 @@ class ClassifierEngine:
     answered or fail together."""
 
 
-@dataclass
-class _SharedBase:
-    """A shared base model, its queue, and the number of versions that use it."""
-
-    encoder: "SharedEncoder"
-    batcher: Batcher
-    num_versions: int = 0
-
-
 class ModelPool:
     """A loader of versions into engines. All models run in the single thread of `worker`.
 
@@ -85,20 +69,13 @@ class ModelPool:
         self._batch_size = batch_size
         self._meter = meter
         self._load_endpoint = load_endpoint
-        self._shared: dict[tuple[str, str], _SharedBase] = {}
 
     def load(self, uri: str, digest: str) -> ClassifierEngine:
         """Load a version, run a warm-up pass, and return its engine.
 
-        Files are checked, and base models and bags of words are loaded, in the caller's thread.
-        Make one call at a time.
+        Files are checked and loaded in the caller's thread. Make one call at a time.
         """
-        from tailorbird.models.loading import (
-            LoadedClassifier,
-            checked_copy,
-            load_bag_of_words,
-            load_version,
-        )
+        from tailorbird.models.loading import LoadedClassifier, checked_copy, load_version
         from tailorbird.registry.versions import read_version
 
         version = read_version(uri)
@@ -108,11 +85,6 @@ class ModelPool:
         if version.hybrid is not None:
             checked_copy(version.pinned)
             return self._load_hybrid(version, version.hybrid)
-        if version.shares_base:
-            folder = checked_copy(version.pinned)
-            return self._load_shared(
-                version, folder=folder, bag=load_bag_of_words(folder, kind=version.kind)
-            )
         loaded = load_version(version)
         assert isinstance(loaded, LoadedClassifier)
         predict_texts(loaded, [WARM_UP], batch_size=self._batch_size)
@@ -163,56 +135,6 @@ class ModelPool:
             unload=queue.unload,
         )
 
-    def _load_shared(
-        self, version: "ModelVersion", *, folder: Path, bag: "BagOfWords | None"
-    ) -> ClassifierEngine:
-        """Add a head or an adapter to the shared encoder, between two passes of the served
-        versions."""
-        from tailorbird.models.shared_encoder import SharedEncoder
-
-        key = (version.base_model, version.dtype)
-        shared = self._shared.get(key)
-        if shared is None:
-            encoder = SharedEncoder(version.base_model, dtype=version.dtype)
-            predict = partial(_predict_on, encoder, batch_size=self._batch_size)
-            device = encoder.device.partition(":")[0]
-            shared = _SharedBase(
-                encoder, self._batcher(predict, version.name, SHARED, device=device)
-            )
-        loaded = self._worker.submit(shared.encoder.add, version, folder=folder, bag=bag).result()
-        try:
-            self._worker.submit(
-                predict_texts, loaded, [WARM_UP], batch_size=self._batch_size
-            ).result()
-        except Exception:
-            self._worker.submit(shared.encoder.remove, loaded).result()
-            raise
-        self._shared[key] = shared
-        shared.num_versions += 1
-        # The models' thread runs this after a pass that may still contain texts of a cancelled
-        # request.
-        uses = RefCounted(partial(self._worker.submit, shared.encoder.remove, loaded))
-
-        async def submit(rows: Sequence[str], *, client: str) -> list[Prediction]:
-            with uses.use():
-                return await _submit(
-                    shared.batcher, [TextRow(loaded, text) for text in rows], client=client
-                )
-
-        def unload() -> None:
-            uses.unload()
-            shared.num_versions -= 1
-            if shared.num_versions == 0 and self._shared.get(key) is shared:
-                del self._shared[key]
-
-        return ClassifierEngine(
-            version=version,
-            submit=submit,
-            idle_s=shared.batcher.idle_s,
-            max_length=loaded.max_length,
-            unload=unload,
-        )
-
     def _batcher(self, predict: Predict, *labels: str, device: str) -> Batcher:
         costs = pass_costs(device)
 
@@ -245,16 +167,6 @@ class ModelPool:
 
 def _submit(batcher: Batcher, rows: list[TextRow], *, client: str) -> Awaitable[list[Prediction]]:
     return batcher.submit([(row, cost_of_row(row)) for row in rows], client=client)
-
-
-def _predict_on(
-    encoder: "SharedEncoder", rows: list[TextRow], *, batch_size: int
-) -> list[Prediction]:
-    tokens = _tokens(rows)
-    assert tokens is not None  # a version on a shared encoder has a tokenizer
-    return predict_shared(
-        encoder, [(row.loaded, row.text) for row in rows], batch_size=batch_size, tokens=tokens
-    )
 
 
 def _tokens(rows: Sequence[TextRow]) -> list[list[int]] | None:

@@ -38,6 +38,7 @@ from serving.engines.vllm_server import (
 from serving.limits import FairSlots
 from tailorbird.config.serving import ServingConfig
 from tailorbird.models.grammar.compiler import FormatError, GrammarCompiler
+from tailorbird.registry.shared_base import MAX_SELECTABLE
 
 if TYPE_CHECKING:
     from tailorbird.models.loading import LoadedChat
@@ -53,7 +54,7 @@ NOT_GENERATED = (
 START_S = 1800  # timeout of the start, during which a large model's kernels are compiled
 ADAPTER_S = 300  # timeout of loading or removing an adapter
 SHUTDOWN_S = 30
-# in addition to the champion and `serving.versions`: a challenger, a version in promotion
+# in addition to the champion and the selectable versions: a challenger, a version in promotion
 STAGED_ADAPTERS = 2
 WEIGHT_FILES = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".gguf")
 
@@ -360,7 +361,7 @@ def server_options(files: VersionFiles, *, config: ServingConfig, folder: Path) 
         dtype=version.dtype,
         max_batch_size=config.batch_size("chat"),
         max_lora_rank=files.lora_rank,
-        max_loras=1 + config.versions + STAGED_ADAPTERS,
+        max_loras=1 + MAX_SELECTABLE + STAGED_ADAPTERS,
         num_gpus=gpus,
         gpu_share=share if gpus else 0.0,
         options=config.engine_options,

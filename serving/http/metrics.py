@@ -67,7 +67,7 @@ IN_PROGRESS = Metric("tailorbird_requests_in_progress", "Requests without a comp
 TEXTS = Metric("tailorbird_texts_total", "Texts classified.", ("model", "version"))
 BATCH_TEXTS = Metric(
     "tailorbird_batch_texts",
-    "Texts per dynamic batch. The version is `shared` for versions over one base model.",
+    "Texts per dynamic batch.",
     labels=("model", "version"),
     buckets=(1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0),
 )

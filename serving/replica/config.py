@@ -57,8 +57,6 @@ class ReplicaConfig(_Config):
     challenger: Challenger | None = None
     selectable: dict[str, VersionRef] = {}
     """Other versions, by the name that selects them in requests."""
-    max_versions: int = 0
-    """`serving.versions` of the recipe, for the next `switch_version`."""
 
     @property
     def versions(self) -> dict[str, VersionRef]:

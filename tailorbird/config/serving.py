@@ -88,9 +88,6 @@ class ServingConfig(ConfigSection):
     examples: tuple[str, ...] = Field(default=(), max_length=12)
     """Texts or messages that the service's page and the model cards show. A run refuses an example
     that is a test text. By default, classifiers show class names."""
-    versions: int = Field(default=4, ge=0)
-    """(classification, or chat with `engine: vllm`) Number of further registered versions that are
-    served by name: the newest that share the champion's base model in memory."""
     request_log: str | None = None
     """URI prefix of the request log: one row per answer, as Parquet files by day. Replicas need
     write access. Monitoring requires it. By default, nothing is logged."""

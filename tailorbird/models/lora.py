@@ -121,12 +121,12 @@ def require_adapter(folder: Path) -> None:
         )
 
 
-def require_whole_adapter(adapted: Any, folder: Path, *, name: str = "default") -> None:
+def require_whole_adapter(adapted: Any, folder: Path) -> None:
     """Raise ModelError if the files lack a weight of the adapter, which PEFT would leave at 0, or
     have one more, which PEFT would ignore."""
     from peft import get_peft_model_state_dict
 
-    expected = get_peft_model_state_dict(adapted, adapter_name=name)
+    expected = get_peft_model_state_dict(adapted)
     stored = set(load_file(folder / ADAPTER_WEIGHTS))
     for fault, names in (("lacks", set(expected) - stored), ("adds", stored - set(expected))):
         if names:

@@ -1,24 +1,24 @@
-"""Versions that can share a base model in memory."""
+"""Chat versions that can share a base model in memory."""
 
 from contextlib import suppress
 
 from tailorbird.registry.versions import ModelVersion, read_version, version_uris
 
+MAX_SELECTABLE = 4
+"""Maximum number of versions that are served by name next to the champion."""
 
-def versions_on_same_base(
-    version: ModelVersion, *, task_uri: str, limit: int
+
+def selectable_versions(
+    version: ModelVersion, *, task_uri: str, shares_chat_base: bool
 ) -> list[ModelVersion]:
-    """Return the newest `limit` other versions that can share the version's base model in memory.
+    """Return the newest `MAX_SELECTABLE` other versions that can share the version's base model in
+    memory.
 
-    These are heads, prompts and adapters with the same base model, dtype and code. For a version
-    that uses no base model, and for a chat version with other weights, there are none, because its
-    replicas hold no base model.
+    These are prompts and adapters of a chat model with the same base model, dtype and code.
+    `shares_chat_base` is that of the `ServingConfig`. For a classifier, and for a version with
+    other weights, there are none, because its replicas hold no base model.
     """
-    if (
-        not limit
-        or not version.spec.uses_base
-        or (version.task == "chat" and not version.shares_base)
-    ):
+    if not shares_chat_base or version.task != "chat" or not version.shares_base:
         return []
     base = (version.base_model, version.dtype, version.code)
     sharing = []
@@ -29,4 +29,4 @@ def versions_on_same_base(
             shares_base = other.shares_base and (other.base_model, other.dtype, other.code) == base
             if shares_base and other.digest != version.digest:
                 sharing.append(other)
-    return sorted(sharing, key=lambda other: other.created_at)[-limit:]
+    return sorted(sharing, key=lambda other: other.created_at)[-MAX_SELECTABLE:]

@@ -13,13 +13,12 @@ from serving.deploy.application import (
     AdditionalVersions,
     application_name,
     is_baseline_served,
-    max_versions,
 )
 from serving.deploy.rollout import deploy, staged, switch_version, undeploy
 from serving.deploy.serve_client import ChallengerError, DeployError
 from tailorbird.config.serving import ServingConfig
 from tailorbird.registry.champion import Champion, champion_version, read_champion, write_champion
-from tailorbird.registry.shared_base import versions_on_same_base
+from tailorbird.registry.shared_base import selectable_versions
 from tailorbird.registry.version_files import require_intact
 from tailorbird.registry.versions import (
     ModelVersion,
@@ -138,8 +137,8 @@ def additional_versions(
         named = challenger_version(config.challenger.version, task_uri=task_uri)
         if weights_digest(named) != weights_digest(version):
             challenger = named
-    others = versions_on_same_base(
-        version, task_uri=task_uri, limit=max_versions(config, task=version.task)
+    others = selectable_versions(
+        version, task_uri=task_uri, shares_chat_base=config.shares_chat_base
     )
     return AdditionalVersions(champion.baseline, challenger, others)
 

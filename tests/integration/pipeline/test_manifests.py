@@ -38,7 +38,6 @@ SERVING = ServingConfig(
     autoscaling={"min_replicas": 5, "max_replicas": 7},
     cpus_per_replica=2,
     api_keys="env://KEYS",
-    versions=0,
 )
 TRAINING = TrainingConfig(num_workers=6, cpus_per_worker=2, batch_size=96)
 BASES = {"rayjob": "prod/job", "rayservice": "prod/service", "promote": "prod/promote"}
@@ -110,8 +109,7 @@ def test_both_serving_manifests_have_the_replicas_of_the_recipe_and_the_champion
         for serving in (arguments.serving, recipe.serving)
     )
     assert rendered == requested
-    recipe_fields = {"versions": recipe.serving.versions}
-    assert arguments.serving.model_copy(update=recipe_fields) == recipe.serving
+    assert arguments.serving == recipe.serving
     (deployment,) = application["deployments"]
     config = ReplicaConfig.model_validate(deployment["user_config"])
     assert (config.champion.uri, config.champion.digest) == (chosen.uri, chosen.digest)

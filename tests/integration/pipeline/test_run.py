@@ -236,10 +236,9 @@ def test_a_winning_candidate_is_registered_promoted_and_served(
     assert (champion.parity.rows, champion.parity.matching) == (64, 64)
     assert champion.baseline is not None
     incumbent = read_version(result.evidence.versions["incumbent"].uri)
-    previous = [(incumbent.version, incumbent.digest)] if incumbent.shares_base else []
     pretrained = ("baseline", incumbent.digest)
     assert champion.baseline.digest == incumbent.digest
-    assert served_at(champion_url) == [("champion", champion.digest), *previous, pretrained]
+    assert served_at(champion_url) == [("champion", champion.digest), pretrained]
     url = deploy(small_run.recipe.serving, task_uri=small_run.recipe.task_uri, version=version)
     assert url == champion_url
     stored = predictions(small_run.result.run)["candidate"]

@@ -16,7 +16,7 @@ from tailorbird.registry.versions import ModelVersion, Prompting
 from tests.endpoint_server import MODEL, Server, completion, endpoint_server, question
 from tests.unit.serving.endpoint.versions import KEY, VARIABLE, endpoint_of, register_config
 from tests.unit.serving.engines.test_model_pool import registered
-from tests.unit.serving.engines.test_sharing import TEXTS, base
+from tests.unit.serving.engines.tiny_versions import TEXTS, base
 
 __all__ = ["base"]  # a fixture
 

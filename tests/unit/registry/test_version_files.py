@@ -16,7 +16,7 @@ from tailorbird.checks.verify_files import named_version_faults, registered_faul
 from tailorbird.cli.app import app
 from tailorbird.models.loading import checked_copy
 from tailorbird.registry.kinds import Kind, spec_of
-from tailorbird.registry.shared_base import versions_on_same_base
+from tailorbird.registry.shared_base import selectable_versions
 from tailorbird.registry.version_files import (
     EVIDENCE_FILES,
     is_evidence,
@@ -215,9 +215,9 @@ def test_a_version_that_was_swapped_together_with_its_manifest_does_not_match_it
 ) -> None:
     task_uri = (tmp_path / "task").as_uri()
     version, other, served = (
-        registered(tmp_path / "task", name) for name in ("probe", "centroid", "lora")
+        registered(tmp_path / "task", name) for name in ("few_shot", "chat zero_shot", "chat lora")
     )
-    assert len(versions_on_same_base(served, task_uri=task_uri, limit=4)) == 2
+    assert len(selectable_versions(served, task_uri=task_uri, shares_chat_base=True)) == 2
     assert list(named_version_faults(version.uri)) == []
     shutil.rmtree(path_of(version))
     shutil.copytree(path_of(other), path_of(version))
@@ -233,7 +233,7 @@ def test_a_version_that_was_swapped_together_with_its_manifest_does_not_match_it
     for read in reads:
         with pytest.raises(RegistryError, match=message):
             read()
-    assert versions_on_same_base(served, task_uri=task_uri, limit=4) == [other]
+    assert selectable_versions(served, task_uri=task_uri, shares_chat_base=True) == [other]
     (fault,) = named_version_faults(version.uri)
     assert fault.startswith(f"the version {message}")
 

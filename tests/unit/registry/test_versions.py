@@ -12,7 +12,7 @@ from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.hybrid_routing import Routing
 from tailorbird.registry.hybrids import hybrid_config
 from tailorbird.registry.kinds import KINDS, Kind
-from tailorbird.registry.shared_base import versions_on_same_base
+from tailorbird.registry.shared_base import selectable_versions
 from tailorbird.registry.version_files import version_faults
 from tailorbird.registry.versions import (
     ModelVersion,
@@ -103,8 +103,8 @@ def test_an_endpoint_needs_no_weights_and_shares_no_base_model(tmp_path: Path) -
     (tmp_path / "probe" / "head.safetensors").write_bytes(b"weights")
     endpoint, probe = (register(task_uri, tmp_path / name) for name in ("endpoint", "probe"))
     assert endpoint.endpoint == Endpoint.model_validate(ENDPOINT)
-    assert versions_on_same_base(endpoint, task_uri=task_uri, limit=4) == []
-    assert versions_on_same_base(probe, task_uri=task_uri, limit=4) == []
+    for version in (endpoint, probe):
+        assert selectable_versions(version, task_uri=task_uri, shares_chat_base=True) == []
 
 
 def test_a_hybrid_calls_an_endpoint_if_a_part_does() -> None:

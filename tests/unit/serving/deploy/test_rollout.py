@@ -19,7 +19,7 @@ from serving.deploy.serve_schema import ServeApplication
 from serving.replica.config import ReplicaConfig
 from tailorbird import PACKAGES
 from tailorbird.config.serving import ChallengerConfig, ServingConfig
-from tailorbird.registry.shared_base import versions_on_same_base
+from tailorbird.registry.shared_base import selectable_versions
 from tailorbird.registry.versions import ModelVersion
 from tests.unit.serving.deploy.registered import registered
 
@@ -70,7 +70,7 @@ class FakeServe:
             rollout, "wait_ready", lambda application, **_: declared_details(application)
         )
         monkeypatch.setattr(rollout, "replica_status", lambda _url: UNREACHABLE)
-        monkeypatch.setattr(rollout, "versions_on_same_base", lambda *_args, **_options: [])
+        monkeypatch.setattr(rollout, "selectable_versions", lambda *_args, **_options: [])
 
     def declare(self, application: ServeApplication) -> None:
         self.applications[application.name] = application
@@ -165,12 +165,12 @@ def test_the_previous_champion_stays_selectable_if_both_have_the_same_base_model
     serve: FakeServe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     versions = [registered("lora-1"), registered("lora-2")]
-    same_base = create_autospec(versions_on_same_base, return_value=versions)
-    monkeypatch.setattr(rollout, "versions_on_same_base", same_base)
-    serve.declare(application(ServingConfig(versions=3), "lora-1"))
+    same_base = create_autospec(selectable_versions, return_value=versions)
+    monkeypatch.setattr(rollout, "selectable_versions", same_base)
+    serve.declare(application(ServingConfig(engine="vllm"), "lora-1"))
     version = registered("lora-3")
     switch("t", version)
-    same_base.assert_called_once_with(version, task_uri="s3://models/t", limit=3)
+    same_base.assert_called_once_with(version, task_uri="s3://models/t", shares_chat_base=True)
     digests = {name: other.digest for name, other in serve.config("t").selectable.items()}
     assert digests == {"lora-1": "d-lora-1", "lora-2": "d-lora-2"}
 

@@ -17,7 +17,7 @@ from tailorbird.registry.hybrid_routing import Routing
 from tailorbird.registry.hybrids import hybrid_config
 from tailorbird.registry.versions import ModelVersion
 from tests.build import rows, version
-from tests.unit.serving.engines.test_sharing import (
+from tests.unit.serving.engines.tiny_versions import (
     BATCH,
     TEXTS,
     make_version,

@@ -19,7 +19,7 @@ from tailorbird.registry.versions import (
     register,
     write_config,
 )
-from tests.unit.serving.engines.test_sharing import (
+from tests.unit.serving.engines.tiny_versions import (
     BATCH,
     TEXTS,
     alone,
@@ -32,7 +32,7 @@ __all__ = ["base"]  # a fixture
 
 
 def registered(base: Path, folder: Path, *, name: str = "d") -> ModelVersion:
-    """Register a version of `test_sharing`, by default a probe with a bag of words."""
+    """Register a version of `tiny_versions`, by default a probe with a bag of words."""
     files = folder / f"files-{name}"
     files.mkdir()
     version = make_version(base, files, name=name)
