@@ -24,7 +24,7 @@ def console_app(registry: str, *, secret: str) -> ASGIApp:
     Other users of the machine can connect to the server too, and it reads the registry with the
     rights of its user.
     """
-    routes = console_routes(lambda: Site(registry.rstrip("/")))
+    routes = console_routes(Site(registry.rstrip("/")))
     pages = http_app(routes, max_body_bytes=0, authenticate=lambda _headers, _route: None)
 
     async def behind_secret(scope: Scope, receive: Receive, send: Send) -> None:

@@ -84,8 +84,6 @@ class Route:
     """True if a disconnect of the client cancels the handler (for long responses). A function is
     called for each request."""
     open: bool = False  # True if the route needs no API key
-    # True if a browser may send the key as the password of HTTP Basic authentication
-    browser: bool = False
     # scopes of which a key must have one; empty if any key will do
     scopes: tuple[KeyScope, ...] = ()
     content_type: str = JSON

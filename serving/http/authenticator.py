@@ -3,7 +3,6 @@
 import asyncio
 import hmac
 import logging
-from base64 import b64decode
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import UTC, date, datetime
@@ -28,8 +27,6 @@ OnChange = Callable[[Sequence[ApiKey] | None, Sequence[ApiKey]], None]
 
 RELOAD_S = 5.0
 MAX_LOGGED = 5  # errors in one message
-BASIC = 'Basic realm="Tailorbird console, password: API key", charset="UTF-8"'
-"""Challenge on which a browser requests the key from its user."""
 
 _log = logging.getLogger("ray.serve")
 
@@ -82,16 +79,9 @@ class ApiKeyAuthenticator:
         on_change(None, self._keys)
         self._report(file.errors)
 
-    def identify(self, headers: Mapping[str, str], *, browser: bool = False) -> ApiKey | None:
-        """Return the key in the Authorization header, or None if it is missing or not valid.
-
-        If `browser` is true, the key may also be the password of HTTP Basic authentication, with
-        any name.
-        """
+    def identify(self, headers: Mapping[str, str]) -> ApiKey | None:
+        """Return the key in the Authorization header, or None if it is missing or not valid."""
         scheme, _, text = headers.get("authorization", "").partition(" ")
-        if browser and scheme.lower() == "basic":
-            scheme = "bearer"
-            text = _password(text)
         sha256 = sha256_of(text.strip())
         # Compare all keys in constant time: the response time must not reveal anything about the
         # stored keys.
@@ -103,35 +93,27 @@ class ApiKeyAuthenticator:
         _key.set(key if is_valid else None)
         return key
 
-    def authenticate(
-        self, headers: Mapping[str, str], *, scopes: Sequence[KeyScope], browser: bool = False
-    ) -> None:
+    def authenticate(self, headers: Mapping[str, str], *, scopes: Sequence[KeyScope]) -> None:
         """Set the caller, and charge a request. The key must have one of the scopes; without
         scopes, any key will do.
-
-        If `browser` is true, a browser that receives 401 requests the key from its user; see
-        `identify`.
 
         Raises RequestError 401 for a missing, invalid or expired key, 403 for a key without the
         scope, and 429 for a key that is over a limit.
         """
-        key = self.identify(headers, browser=browser)
-        challenge = BASIC if browser else "Bearer"
+        key = self.identify(headers)
         if key is None:
             if headers.get("authorization"):
                 type = "invalid_api_key"
             else:
                 type = "missing_api_key"
             message = "give a valid API key in the header `Authorization: Bearer KEY`"
-            raise _unauthorized(
-                type, message + " or as the password" * browser, challenge=challenge
-            )
+            raise _unauthorized(type, message)
         if self._is_expired(key):
             message = (
                 f"the API key {key.name} expired on {key.options.expires}; ask the operator for a "
                 "new key"
             )
-            raise _unauthorized("expired_api_key", message, challenge=challenge)
+            raise _unauthorized("expired_api_key", message)
         if scopes and not set(scopes) & set(key.options.scopes):
             needed = " or ".join(scopes)
             given = ", ".join(key.options.scopes)
@@ -188,16 +170,7 @@ def _no_key(source: str) -> str:
     return f"{source} contains no key; run `tailorbird key NAME` to make a key"
 
 
-def _password(credentials: str) -> str:
-    """Return the password in the credentials of HTTP Basic authentication; nothing if they are not
-    valid."""
-    try:
-        return b64decode(credentials.strip(), validate=True).decode().partition(":")[2]
-    except ValueError:
-        return ""
-
-
-def _unauthorized(type: str, message: str, *, challenge: str) -> RequestError:
+def _unauthorized(type: str, message: str) -> RequestError:
     return RequestError(
-        401, type, message, code="invalid_api_key", headers={"www-authenticate": challenge}
+        401, type, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"}
     )

@@ -21,8 +21,7 @@ ERROR_DESCRIPTIONS = {
     401: "The API key is missing, not valid or expired.",
     403: "The key lacks the scope. Without API keys: the request is not local, or from another "
     "site's page.",
-    404: "The model or the page does not exist, or the recipe lacks `request_log` (feedback) or "
-    "`api_keys` (console).",
+    404: "The model or the page does not exist, or the recipe lacks `request_log` (feedback).",
     408: "The body did not arrive within 20 s.",
     413: f"The body has more than {MAX_BODY_BYTES} bytes, or too many JSON values. The message "
     "gives the limit.",

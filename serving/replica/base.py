@@ -50,7 +50,6 @@ from serving.http.schemas import (
     parse_body,
 )
 from serving.limits import Admission, FairSlots, client_name, network_of
-from serving.pages.console import task_console
 from serving.pages.render import PageName, page_routes, with_api_docs
 from serving.replica.config import CHALLENGER, Arm, ReplicaConfig
 from serving.replica.served_versions import EngineT, ServedVersions
@@ -240,7 +239,6 @@ class Replica(Generic[EngineT]):
     def asgi_app(self, routes: dict[str, Route], *, page: PageName) -> ASGIApp:
         """Return the application with `routes`, the page at `/`, and the routes of all tasks."""
         routes = routes | page_routes(page) | self._routes()
-        routes |= task_console(self._paths, has_keys=self._authenticator is not None)
         app = http_app(
             with_api_docs(routes, config=self._config),
             max_body_bytes=MAX_BODY_BYTES,
@@ -291,7 +289,7 @@ class Replica(Generic[EngineT]):
         if route.open:
             self._authenticator.identify(headers)  # /readyz shows details to admins
         else:
-            self._authenticator.authenticate(headers, scopes=route.scopes, browser=route.browser)
+            self._authenticator.authenticate(headers, scopes=route.scopes)
 
     def _admit(self, request: Request) -> AbstractContextManager[None]:
         """Hold a place in the replica for the client: the name of its API key or, without keys, its

@@ -16,7 +16,7 @@ def console(
         int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 for any free port.")
     ] = DEFAULT_PORT,
 ) -> None:
-    """Show all tasks of a registry in a browser: champions, runs, the watch and jobs.
+    """Show all tasks of a registry in a browser: champions, runs and the watch.
 
     The server reads the registry and writes nothing. It runs until Ctrl-C.
 

@@ -21,10 +21,9 @@ MAX_LISTED = 20  # changes on a task's page
 
 @dataclass(frozen=True)
 class Site:
-    """The console of a registry, or of one of its tasks."""
+    """The console of a registry."""
 
     registry: str  # without a trailing slash
-    task: str | None = None  # name of the only task that is shown; None for all tasks
     cache: Cache = field(default_factory=Cache)
 
 
@@ -52,7 +51,7 @@ def page_at(site: Site, path: str | None, *, now: datetime) -> tuple[int, str]:
 
 def _page(site: Site, segments: Sequence[str], *, reader: Reader, frame: Frame) -> str | None:
     """Return the page at a path; None if there is none."""
-    names = [site.task] if site.task else task_names(reader, site.registry)
+    names = task_names(reader, site.registry)
     if not segments:
         tasks = read_tasks(reader, site.registry, names=names, now=frame.now)
         return pages.tasks_page(frame, tasks)

@@ -282,14 +282,6 @@ def test_names_and_texts_of_records_are_escaped(paths: TaskPaths) -> None:
     assert "&lt;img src=x" in html_of(paths, f"{TASK}/runs/{'1' * 16}")
 
 
-def test_a_console_of_one_task_shows_no_other(paths: TaskPaths) -> None:
-    add_champion(paths, days_ago=8)
-    add_progress(TaskPaths(f"{paths.registry}/contracts"), RUN, minutes_ago=1)
-    site = Site(paths.registry, task="icd10-chapters")
-    assert "contracts" not in page_at(site, None, now=NOW)[1].replace(str(paths.registry), "")
-    assert page_at(site, "contracts", now=NOW)[0] == 404
-
-
 def test_a_ledger_that_cannot_be_read_is_named_in_its_section_only(paths: TaskPaths) -> None:
     add_champion(paths, days_ago=8)
     Path(paths.test_set_ledger.removeprefix("file://")).write_text("{")

@@ -1,10 +1,9 @@
-"""The console of a service behind a key, and the local server behind a secret address."""
+"""The console behind a secret address."""
 
 import re
 import signal
 import subprocess
 import sys
-from base64 import b64encode
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.request import urlopen
@@ -15,7 +14,6 @@ from starlette.testclient import TestClient
 from serving.console_server import ConsoleServer, console_app
 from tailorbird.storage.paths import TaskPaths
 from tests import console_registry as made
-from tests.unit.serving.replica.loads import client_of, new_replica, stored_keys
 
 RUN = "0f3a9c21d4e70f3a"
 
@@ -27,56 +25,6 @@ def paths(tmp_path: Path) -> TaskPaths:
     made.add_run(paths, RUN, at=datetime.now(UTC))
     made.add_run(TaskPaths(f"{paths.registry}/contracts"), RUN, at=datetime.now(UTC))
     return paths
-
-
-def with_keys(paths: TaskPaths, folder: Path) -> tuple[TestClient, dict[str, str]]:
-    """Return a service and its keys by scope."""
-    scopes = {scope: f"scopes={scope}" for scope in ("read", "admin", "answer", "feedback")}
-    uri, keys = stored_keys(folder, **scopes)
-    return client_of(new_replica(paths.task_uri, api_keys=uri)), keys
-
-
-def basic(key: str) -> dict[str, str]:
-    return {"authorization": f"Basic {b64encode(f'anyone:{key}'.encode()).decode()}"}
-
-
-def test_a_browser_is_challenged_for_the_key_and_shows_the_pages_of_the_service_only(
-    paths: TaskPaths, tmp_path: Path
-) -> None:
-    client, keys = with_keys(paths, tmp_path)
-    refused = client.get("/console")
-    assert refused.status_code == 401
-    assert refused.headers["www-authenticate"].startswith("Basic realm=")
-    for scope in ("read", "admin"):
-        for headers in (basic(keys[scope]), {"authorization": f"Bearer {keys[scope]}"}):
-            page = client.get("/console", headers=headers)
-            assert (page.status_code, page.headers["content-type"]) == (
-                200,
-                "text/html; charset=utf-8",
-            )
-            assert "icd10-chapters" in page.text
-            assert "contracts" not in page.text
-    run = client.get(f"/console/icd10-chapters/runs/{RUN}", headers=basic(keys["read"]))
-    assert (run.status_code, "Contenders" in run.text) == (200, True)
-    assert client.get("/console/contracts", headers=basic(keys["read"])).status_code == 404
-
-
-def test_other_scopes_do_not_open_the_console_and_passwords_open_no_other_route(
-    paths: TaskPaths, tmp_path: Path
-) -> None:
-    client, keys = with_keys(paths, tmp_path)
-    for authorization in ("Basic", "Basic %%%", "Basic 8J+YgA==", "Basic YTpi"):  # not valid
-        headers = {"authorization": authorization}
-        assert client.get("/console", headers=headers).status_code == 401
-    assert client.get("/console", headers=basic(keys["answer"])).status_code == 403
-    feedback = client.post("/v1/feedback", json={}, headers=basic(keys["feedback"]))
-    assert (feedback.status_code, feedback.headers["www-authenticate"]) == (401, "Bearer")
-
-
-def test_a_service_without_keys_has_no_console(paths: TaskPaths) -> None:
-    for path in ("/console", "/console/icd10-chapters"):
-        answer = client_of(new_replica(paths.task_uri)).get(path)
-        assert (answer.status_code, answer.json()["error"]["type"]) == (404, "no_console")
 
 
 def test_the_policy_of_a_page_allows_its_own_style_and_nothing_else(paths: TaskPaths) -> None:
