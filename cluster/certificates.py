@@ -9,8 +9,8 @@ def verify() -> str | bool:
     """Return the file of certificate authorities that the environment names, or True for the
     defaults.
 
-    It is the argument `verify` of `requests` and of Ray's client. One variable is enough, although
-    the libraries read different ones. Raises ValueError if the file does not exist.
+    It is the argument `verify` of `requests`. One variable is enough, although libraries read
+    different ones. Raises ValueError if the file does not exist.
     """
     for name in VARIABLES:
         path = os.environ.get(name)
