@@ -65,7 +65,6 @@ def test_a_valid_recipe_passes_and_leaves_no_files(recipe: Path) -> None:
     assert results["1: note"].startswith("add test rows")
     assert " validation, 400 test" in results["rows: ok"]
     assert "of simulated tests of 400 rows" in results["power: note"]
-    assert "the smallest group is group = newborn with 4 rows" in results["gate groups: note"]
     assert "1,200 rows" in results["data.train: ok"]
     assert "bert" in results["base model: ok"]
     assert "conditional writes work" in results["registry: ok"]
