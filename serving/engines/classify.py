@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from serving.http.schemas import ClassifyRequest
-from tailorbird.models.decision import at_index, decide, temperature_softmax
+from tailorbird.models.decision import at_index, temperature_softmax
 from tailorbird.registry.hybrid_routing import PartName, Routing
 
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ class Prediction(NamedTuple):
     """True if the other part of the hybrid should have answered, but failed."""
     reported_model: str | None = None
     """The model that an endpoint reported; None for models of this service."""
-    is_most_probable: bool = True
-    """False if another class has a higher score, and the version's offsets decide for this one."""
     classes: tuple[str, ...] = ()
     """Classes of `scores`: those of the model that answered."""
 
@@ -65,20 +63,11 @@ def _predictions(loaded: "LoadedClassifier[ModelVersion]", logits: np.ndarray) -
     """Return the predictions of one model's logits [N, L]."""
     scores = temperature_softmax(logits, temperature=loaded.version.temperature)
     # Not from `scores`: they can be rounded to ties.
-    answers = decide(logits, offsets=loaded.version.offsets)
-    is_most_probable = answers == logits.argmax(axis=-1)
+    answers = logits.argmax(axis=-1)
     answer_scores = at_index(scores, answers)
     return [
-        Prediction(
-            loaded.classes[index],
-            score,
-            row,
-            is_most_probable=most_probable,
-            classes=loaded.classes,
-        )
-        for index, score, row, most_probable in zip(
-            answers.tolist(), answer_scores.tolist(), scores, is_most_probable.tolist(), strict=True
-        )
+        Prediction(loaded.classes[index], score, row, classes=loaded.classes)
+        for index, score, row in zip(answers.tolist(), answer_scores.tolist(), scores, strict=True)
     ]
 
 

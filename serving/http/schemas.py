@@ -126,10 +126,6 @@ class Result(HttpModel):
     scores: dict[str, float] | None = None
     """Probability of every class, after temperature scaling, if requested; absent for an answer of
     an endpoint."""
-    most_probable: bool | None = None
-    """False if another class is more probable than the label; absent otherwise. Such a version
-    decides by its metric: for macro-F1, for example, a rare class can be the label with a
-    probability below one half."""
     answered_by: PartName | None = None
     """(hybrids only) The part that answered. In a cascade, `first` is the cheap part."""
     fallback: bool | None = None

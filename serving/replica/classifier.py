@@ -188,8 +188,6 @@ def _result(prediction: Prediction, *, version: ModelVersion) -> dict[str, objec
         "label": version.typed_label(prediction.label),
         "score": prediction.known_score,
     }
-    if not prediction.is_most_probable:
-        result["most_probable"] = False
     if prediction.answered_by is not None:
         result["answered_by"] = prediction.answered_by
     if prediction.is_fallback:

@@ -17,7 +17,6 @@ from tailorbird.config.metrics import METRICS
 from tailorbird.evaluation.statistics.class_metrics import jackknife_scores
 from tailorbird.evaluation.statistics.documents import document_effect, documents_of
 from tailorbird.evaluation.statistics.scoring import CLASS_SCORES, score_of
-from tailorbird.models.decision import decide
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -35,7 +34,7 @@ NUM_PASSES = 2
 STEP_BEYOND = 1.0  # distance of an offset from the last row, if a class answers all rows or none
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class OffsetFit:
     """Offsets [L] to add to a classifier's logits, and the score on validation."""
 
@@ -43,6 +42,8 @@ class OffsetFit:
     score: float
     """Score of the validation rows. With offsets, each row is decided with offsets of other
     folds."""
+    held_out_logits: FloatArray
+    """Logits [N, L] of the validation rows plus offsets that are fitted on other folds."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +91,11 @@ def fit_offsets(
         metric=metric,
         documents=documents,
     )
-    plain = decide(rows.logits)
+    plain = rows.logits.argmax(axis=1)
     unadjusted = score_of(metric, labels=rows.truth, outputs=plain)
     rule = _select_rule(rows)
     if rule is None:
-        return OffsetFit((), unadjusted)
+        return OffsetFit((), unadjusted, rows.logits)
 
     def select_and_fit(fitted: _Rows) -> FloatArray:
         selected = _select_rule(fitted)
@@ -102,10 +103,11 @@ def fit_offsets(
             return np.zeros(rows.logits.shape[1])
         return selected(fitted)
 
-    score = score_of(metric, labels=rows.truth, outputs=_decide_by_fold(rows, select_and_fit))
+    held_out = _shift_by_fold(rows, select_and_fit)
+    score = score_of(metric, labels=rows.truth, outputs=held_out.argmax(axis=1))
     if score <= unadjusted:
-        return OffsetFit((), unadjusted)
-    return OffsetFit(tuple(rule(rows).tolist()), score)
+        return OffsetFit((), unadjusted, rows.logits)
+    return OffsetFit(tuple(rule(rows).tolist()), score, held_out)
 
 
 def _select_rule(rows: _Rows) -> FitOffsets | None:
@@ -114,11 +116,11 @@ def _select_rule(rows: _Rows) -> FitOffsets | None:
     rules: list[FitOffsets] = [_offset_of_one_class]
     if len(rows.candidates) > 1:
         rules.append(_offsets_of_all_classes)
-    plain = decide(rows.logits)
+    plain = rows.logits.argmax(axis=1)
     best = score_of(rows.metric, labels=rows.truth, outputs=plain)
     selected = None
     for rule in rules:
-        outputs = _decide_by_fold(rows, rule)
+        outputs = _shift_by_fold(rows, rule).argmax(axis=1)
         score = score_of(rows.metric, labels=rows.truth, outputs=outputs)
         if score > best and _is_gain(rows, outputs, plain):
             best = score
@@ -126,17 +128,16 @@ def _select_rule(rows: _Rows) -> FitOffsets | None:
     return selected
 
 
-def _decide_by_fold(rows: _Rows, fit: FitOffsets) -> IntArray:
-    """Return the class index of each row [N], with offsets that are fitted on the rows of the other
-    folds."""
+def _shift_by_fold(rows: _Rows, fit: FitOffsets) -> FloatArray:
+    """Return the logits [N, L] plus offsets that are fitted on the rows of the other folds."""
     grouped = documents_of(rows.documents, num_rows=len(rows.truth))
     folds = np.random.default_rng(FOLD_SEED).permutation(grouped.num)[grouped.codes] % NUM_FOLDS
-    outputs = np.empty(len(rows.truth), dtype=np.int64)
+    shifted = rows.logits.copy()
     for fold in range(NUM_FOLDS):
         in_fold = folds == fold
         if in_fold.any():
-            outputs[in_fold] = decide(rows.logits[in_fold] + fit(rows.take(~in_fold)))
-    return outputs
+            shifted[in_fold] += fit(rows.take(~in_fold))
+    return shifted
 
 
 def _is_gain(rows: _Rows, outputs: IntArray, plain: IntArray) -> bool:
@@ -175,7 +176,7 @@ def _offsets_of_all_classes(rows: _Rows) -> FloatArray:
     """Return offsets [L] by coordinate ascent: one class after the other, the rarest first."""
     offsets = np.zeros(rows.logits.shape[1])
     ranked = _Ranked.of(rows.logits)
-    best = score_of(rows.metric, labels=rows.truth, outputs=decide(rows.logits))
+    best = score_of(rows.metric, labels=rows.truth, outputs=rows.logits.argmax(axis=1))
     for _ in range(NUM_PASSES):
         for label in rows.candidates.tolist():
             adjusted = replace(rows, logits=rows.logits + offsets)

@@ -1,7 +1,6 @@
-"""From a classifier's logits to its answer: probabilities by temperature scaling, and the label by
-offsets."""
+"""From a classifier's logits to its answer: the label is the class with the highest logit, and the
+scores are probabilities by temperature scaling."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,18 +15,6 @@ def temperature_softmax(logits: NDArray[Any], *, temperature: float) -> NDArray[
     """
     weights = np.exp((logits - logits.max(axis=-1, keepdims=True)) / temperature)
     return np.asarray(weights / weights.sum(axis=-1, keepdims=True))
-
-
-def decide(logits: NDArray[Any], *, offsets: Sequence[float] = ()) -> NDArray[np.int64]:
-    """Return the index of the class with the highest logit plus offset [N], from logits [N, L] and
-    offsets [L].
-
-    Without offsets, it is the class with the highest logit, which is the most probable class at any
-    temperature.
-    """
-    if not offsets:
-        return np.asarray(logits.argmax(axis=-1))
-    return np.asarray((logits + np.asarray(offsets, dtype=logits.dtype)).argmax(axis=-1))
 
 
 def at_index(probabilities: NDArray[Any], index: NDArray[np.int64]) -> NDArray[Any]:

@@ -115,14 +115,6 @@ def require_exportable(version: ModelVersion, *, encoder_only: bool = False) -> 
     raise ModelError(f"{version.uri} {spec.export_fault}; {remedy}")
 
 
-def decides_by_offsets(version: ModelVersion) -> bool:
-    """Return True if offsets are added to the exported logits before the highest one decides.
-
-    The offsets of a mixed classifier fit the mix, and not its encoder and head alone.
-    """
-    return bool(version.offsets) and not version.spec.is_mixed
-
-
 def _write_classifier(
     model: Classifier, folder: Path, *, version: ModelVersion, pooler: Any
 ) -> None:
@@ -132,18 +124,31 @@ def _write_classifier(
         encoder.pooler = pooler
     encoder.config.id2label = dict(enumerate(version.classes))
     encoder.config.label2id = {label: index for index, label in enumerate(version.classes)}
-    if decides_by_offsets(version):
-        encoder.config.offsets = [offset / version.temperature for offset in version.offsets]
     _save_model(encoder, folder, dtype=torch.float32)
     limits = {"max_seq_length": version.max_length, "do_lower_case": False}
     _write_json(folder / "sentence_bert_config.json", limits)
-    _write_modules(model.head, folder, pooling=version.pooling, temperature=version.temperature)
+    _write_modules(_decision_head(model.head, version), folder, pooling=version.pooling)
 
 
-def _write_modules(head: nn.Linear, folder: Path, *, pooling: Pooling, temperature: float) -> None:
+def _decision_head(head: nn.Linear, version: ModelVersion) -> dict[str, torch.Tensor]:
+    """Return the weight and the bias of the head with offsets and temperature: its outputs are the
+    logits by which the version decides.
+
+    The offsets of a mixed classifier fit the mix, and not its encoder and head alone.
+    """
+    bias = head.bias.float()
+    if version.offsets and not version.spec.is_mixed:
+        bias = bias + torch.tensor(version.offsets)
+    return {
+        "linear.weight": head.weight.float() / version.temperature,
+        "linear.bias": bias / version.temperature,
+    }
+
+
+def _write_modules(head: dict[str, torch.Tensor], folder: Path, *, pooling: Pooling) -> None:
     """Write the prompt, and the modules of sentence-transformers that map hidden states to
     logits."""
-    num_classes, num_features = head.weight.shape
+    num_classes, num_features = head["linear.weight"].shape
     flags = {flag: mode == pooling.mode for flag, mode in FLAGS.items()}
     dense = {
         "in_features": num_features,
@@ -168,10 +173,7 @@ def _write_modules(head: nn.Linear, folder: Path, *, pooling: Pooling, temperatu
         modules.append({"idx": index, "name": str(index), "path": path, "type": f"{TYPES}.{name}"})
         _write_json(folder / path / "config.json", config)
     _write_json(folder / MODULES, modules)
-    scaled = {}
-    for name, value in head.state_dict().items():
-        scaled[f"linear.{name}"] = value.float() / temperature
-    save_file(scaled, folder / path / "model.safetensors")
+    save_file(head, folder / path / "model.safetensors")
 
     prompts: dict[str, object] = {"prompts": {}, "default_prompt_name": None}
     if pooling.prompt:

@@ -62,7 +62,8 @@ Version = TypeVar("Version", bound=VersionConfig)
 class LoadedClassifier(Generic[Version]):
     """A classifier ready to predict, with the tokenizer and maximum length of its evaluation.
 
-    Its logits are the sum of the logits of `model` and `bag`. One of the two can be missing.
+    Its logits are the sum of the logits of `model` and `bag`, of which one can be missing, and of
+    the version's offsets.
     """
 
     model: Classifier | None  # None for a kind without an encoder
@@ -87,11 +88,29 @@ class LoadedClassifier(Generic[Version]):
         batch_size: int | None = None,
         tokens: TokenIds | None = None,
     ) -> np.ndarray:
-        """Return the logits [N, L] of texts. Evaluation and serving share this function.
+        """Return the logits [N, L] of texts, by which the version decides. Evaluation and serving
+        share this function.
 
         `batch_size` is the maximum number of rows of a forward pass. By default, the passes suit
         the model's device. `tokens` are the tokens of the texts, if they are known.
         """
+        logits = self.unshifted_logits(texts, batch_size=batch_size, tokens=tokens)
+        return self.shifted(logits)
+
+    def shifted(self, logits: np.ndarray) -> np.ndarray:
+        """Return logits [N, L] plus the version's offsets."""
+        if not self.version.offsets:
+            return logits
+        return np.asarray(logits + np.asarray(self.version.offsets, dtype=logits.dtype))
+
+    def unshifted_logits(
+        self,
+        texts: Sequence[str],
+        *,
+        batch_size: int | None = None,
+        tokens: TokenIds | None = None,
+    ) -> np.ndarray:
+        """Return the logits [N, L] of texts without the version's offsets."""
         logits = np.zeros((len(texts), len(self.classes)), dtype=np.float32)
         if self.model is not None and self.tokenizer is not None:
             if tokens is None:

@@ -17,7 +17,6 @@ from tailorbird.models.hub_format import (
     PROMPTING,
     RESPONSE_FORMAT,
     Library,
-    decides_by_offsets,
     require_exportable,
     write_hub_format,
 )
@@ -157,22 +156,15 @@ def _notes(version: ModelVersion, *, folder: Path) -> tuple[str, ...]:
 def _usage(version: ModelVersion, *, library: Library, hub_base: str | None) -> str:
     if library == "sentence-transformers":
         classes = "the classes are `model[0].auto_model.config.id2label`"
-        decided = "logits"
-        if decides_by_offsets(version):
-            classes += (
-                ", and `config.offsets` are added to the logits to decide for a class by the "
-                "recipe's metric"
-            )
-            decided = "(logits + model[0].auto_model.config.offsets)"
         return (
             "The modules are the encoder, the pooling of its hidden states, and the linear head. The prompt of the "
-            "encoder, if any, is the default prompt. The output is the logits, divided by the temperature, so their "
-            f"softmax is the calibrated confidence; {classes}.\n\n"
+            "encoder, if any, is the default prompt. The output is the logits with the version's offsets and "
+            f"temperature, so their softmax is the calibrated confidence; {classes}.\n\n"
             "```python\n"
             "from sentence_transformers import SentenceTransformer\n\n"
             'model = SentenceTransformer("FOLDER")\n'
             'logits = model.encode(["a text"])\n'
-            f"labels = [model[0].auto_model.config.id2label[index] for index in {decided}.argmax(1)]\n"
+            f"labels = [model[0].auto_model.config.id2label[index] for index in logits.argmax(1)]\n"
             "```\n"
         )
     return _chat_usage(version, library=library, hub_base=hub_base)

@@ -134,7 +134,8 @@ def fit_baselines(
         """Add a servable baseline with its logits [N, L] for the validation rows, and report its
         score."""
         note += offsets_note(fit.offsets, classes=classes)
-        temperature = fit_temperature(logits, labels=truth)
+        assert fit.held_out_logits is not None  # offsets are fitted
+        temperature = fit_temperature(fit.held_out_logits, labels=truth)
         baseline = Baseline(kind, None, fit.score, servable=True, note=note)
         decided = logits
         if fit.offsets:

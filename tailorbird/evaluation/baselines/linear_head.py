@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from tailorbird.config.training import ClassWeights
@@ -57,6 +58,9 @@ class Fit:
     logits: FloatArray
     score: float  # of the highest logit, or that of `OffsetFit`
     offsets: tuple[float, ...] = ()  # [L]
+    held_out_logits: NDArray[np.float64] | None = (
+        None  # see `OffsetFit`; None before offsets are fitted
+    )
     embedding_weight: float | None = None  # factor of an embedding next to this bag of words
     mixed: float | None = None  # weight of a probe that is mixed with this bag of words
 
@@ -92,7 +96,12 @@ class HeldOut:
     def with_offsets(self, fit: Fit) -> Fit:
         """Return the fit with its offsets and their score."""
         fitted = self.fit_offsets(fit.logits)
-        return replace(fit, offsets=fitted.offsets, score=fitted.score)
+        return replace(
+            fit,
+            offsets=fitted.offsets,
+            score=fitted.score,
+            held_out_logits=fitted.held_out_logits,
+        )
 
 
 @dataclass(frozen=True)

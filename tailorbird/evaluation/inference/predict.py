@@ -19,7 +19,7 @@ from tailorbird.evaluation.inference.row_predictions import label_predictions, t
 from tailorbird.evaluation.inference.suite_answers import predict_suite
 from tailorbird.evaluation.offsets import fit_offsets
 from tailorbird.evaluation.predictions import Predictions
-from tailorbird.models.decision import at_index, decide, temperature_softmax
+from tailorbird.models.decision import at_index, temperature_softmax
 from tailorbird.models.loading import LoadedChat, LoadedClassifier, load_artifact
 from tailorbird.registry.hybrid_routing import PARTS, PartName
 from tailorbird.registry.versions import VersionConfig, read_artifact_config, read_parts
@@ -66,15 +66,16 @@ def fit_decision(uri: str, *, rows: Rows, metric: str) -> DecisionFit:
     rows."""
     loaded = load_artifact(uri)
     assert isinstance(loaded, LoadedClassifier), f"{uri} is not a classifier"
-    logits = loaded.logits(rows.texts)
+    logits = loaded.unshifted_logits(rows.texts)
     truth = label_indices(rows.labels, classes=loaded.classes)
     fitted = fit_offsets(logits, truth=truth, metric=metric, documents=documents(rows))
-    return DecisionFit(fit_temperature(logits, labels=truth), fitted.offsets, fitted.score)
+    temperature = fit_temperature(fitted.held_out_logits, labels=truth)
+    return DecisionFit(temperature, fitted.offsets, fitted.score)
 
 
 def _predict_labels(loaded: LoadedClassifier[VersionConfig], rows: Rows) -> Predictions:
     logits = loaded.logits(rows.texts)
-    answers = decide(logits, offsets=loaded.version.offsets)
+    answers = logits.argmax(axis=-1)
     before = at_index(temperature_softmax(logits, temperature=1.0), answers)
     after = at_index(temperature_softmax(logits, temperature=loaded.version.temperature), answers)
     outputs = tuple(loaded.classes[index] for index in answers)

@@ -114,12 +114,12 @@ def test_the_weight_with_the_highest_score_is_selected() -> None:
     assert (record.weight, record.validation, record.unmixed) == (0.6, 1.0, 0.75)
 
 
-def test_a_mix_adds_the_weighted_calibrated_logits_of_both_models(
+def test_a_mix_adds_the_logits_of_both_models_times_their_factors(
     model_uri: str, bag_uri: str, tmp_path: Path
 ) -> None:
-    write_mix(model_uri, bag_uri=bag_uri, weight=0.3, to=(tmp_path / "mix").as_uri())
+    write_mix(model_uri, bag_uri=bag_uri, factors=(0.2, 1.4), to=(tmp_path / "mix").as_uri())
     mixed, model, bag = (load(uri) for uri in ((tmp_path / "mix").as_uri(), model_uri, bag_uri))
-    expected = 0.3 * model.logits(ROWS.texts) / 1.5 + 0.7 * bag.logits(ROWS.texts) / 0.5
+    expected = 0.2 * model.logits(ROWS.texts) + 1.4 * bag.logits(ROWS.texts)
     np.testing.assert_allclose(mixed.logits(ROWS.texts), expected, rtol=1e-5, atol=1e-6)
     assert mixed.version == model.version.model_copy(
         update={"kind": f"{model.version.kind}_bag", "temperature": 1.0}

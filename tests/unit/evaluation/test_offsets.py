@@ -7,9 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailorbird.evaluation import offsets as module
-from tailorbird.evaluation.offsets import MIN_ROWS, OffsetFit, fit_offsets
+from tailorbird.evaluation.offsets import MIN_ROWS, fit_offsets
 from tailorbird.evaluation.statistics.scoring import score_of
-from tailorbird.models.decision import decide
 
 METRICS = ("accuracy", "macro_f1")
 
@@ -51,17 +50,29 @@ def test_a_rare_class_gets_an_offset_that_raises_macro_f1_on_new_rows() -> None:
     fit = fit_offsets(logits, truth=truth, metric="macro_f1")
     new, labels = simulated(1, shares=(0.92, 0.08), num_rows=4000)
     before, after = (
-        score_of("macro_f1", labels=labels, outputs=decide(new, offsets=offsets))
+        score_of("macro_f1", labels=labels, outputs=(new + np.array(offsets or 0.0)).argmax(1))
         for offsets in ((), fit.offsets)
     )
-    assert fit.score > score_of("macro_f1", labels=truth, outputs=decide(logits))
+    assert fit.score > score_of("macro_f1", labels=truth, outputs=logits.argmax(1))
     assert after > before + 0.03
     assert fit.offsets[1] - fit.offsets[0] > 0.5
     # Rows of a document are in the same fold, and few documents give no offset.
     documents = tuple(str(row % 5) for row in range(len(truth)))
     few = fit_offsets(logits, truth=truth, metric="macro_f1", documents=documents)
     score = score_of("macro_f1", labels=truth, outputs=logits.argmax(1))
-    assert few == OffsetFit((), score)
+    assert (few.offsets, few.score) == ((), score)
+    np.testing.assert_array_equal(few.held_out_logits, logits)
+
+
+def test_the_logits_of_held_out_rows_have_the_offsets_of_other_folds() -> None:
+    """Their highest logits give the score, so a temperature that is fitted on them does not know
+    the labels that fitted the offsets."""
+    logits, truth = simulated(0, shares=(0.92, 0.08), num_rows=2000)
+    fit = fit_offsets(logits, truth=truth, metric="macro_f1")
+    shifts = (fit.held_out_logits - logits).round(9)
+    assert 1 < len(np.unique(shifts, axis=0)) <= module.NUM_FOLDS
+    outputs = fit.held_out_logits.argmax(1)
+    assert score_of("macro_f1", labels=truth, outputs=outputs) == fit.score
 
 
 def test_the_score_on_validation_is_not_higher_than_on_new_rows() -> None:
@@ -74,7 +85,9 @@ def test_the_score_on_validation_is_not_higher_than_on_new_rows() -> None:
         new, labels = simulated(1000 + seed, shares=(0.8, 0.1, 0.1), num_rows=3000, signal=1.0)
         differences.append(
             fit.score
-            - score_of("macro_f1", labels=labels, outputs=decide(new, offsets=fit.offsets))
+            - score_of(
+                "macro_f1", labels=labels, outputs=(new + np.array(fit.offsets or 0.0)).argmax(1)
+            )
         )
     assert np.mean(differences) < 2 * np.std(differences) / np.sqrt(len(differences))
 
@@ -85,7 +98,7 @@ def test_balanced_classes_keep_the_highest_logit(metric: str) -> None:
     for seed in range(20):
         logits, truth = simulated(seed, shares=(0.25,) * 4, num_rows=400)
         fit = fit_offsets(logits, truth=truth, metric=metric)
-        assert fit.score >= score_of(metric, labels=truth, outputs=decide(logits))
+        assert fit.score >= score_of(metric, labels=truth, outputs=logits.argmax(1))
         num_fitted += bool(fit.offsets)
     assert num_fitted <= 4  # by chance
 

@@ -22,7 +22,6 @@ from tailorbird.config.formats.response_format import (
 )
 from tailorbird.data.chat_template import prompt_tokens
 from tailorbird.evaluation.mix import write_mix
-from tailorbird.models.classifier import logits_rows
 from tailorbird.models.errors import ModelError
 from tailorbird.models.generation import answer_prompts
 from tailorbird.models.grammar.compiler import grammar_for
@@ -39,6 +38,7 @@ from tailorbird.registry.versions import (
     PinnedVersion,
     Prompting,
     Retrieval,
+    read_artifact_config,
     read_version,
     register,
     write_config,
@@ -119,10 +119,7 @@ def chat_logits(uri: str) -> np.ndarray:
 
 def class_logits(uri: str, text: str) -> Any:
     loaded = load_model(uri, LoadedClassifier)
-    assert loaded.model is not None
-    return (
-        logits_rows(loaded.model, loaded.encode([text]), pad_id=0)[0] / loaded.version.temperature
-    )
+    return loaded.logits([text])[0] / loaded.version.temperature
 
 
 def evaluated_answer(uri: str, *, end_id: int, format: StructuredFormat | None = None) -> str:
@@ -248,7 +245,11 @@ def test_the_exported_format_gives_the_answers_of_the_evaluation(
 
 
 def artifact_folder(folder: Path, kind: Kind, base: Path, *, pooling: Pooling = MEAN) -> Path:
-    artifact(folder / f"artifact-{kind}", kind=kind, base=base, pooling=pooling)
+    """Write a classifier with offsets."""
+    uri = artifact(folder / f"artifact-{kind}", kind=kind, base=base, pooling=pooling)
+    config = read_artifact_config(uri)
+    offsets = tuple(1.5 * index for index in range(len(config.classes)))
+    write_config(folder / f"artifact-{kind}", config.model_copy(update={"offsets": offsets}))
     return folder / f"artifact-{kind}"
 
 
@@ -294,7 +295,7 @@ def test_the_encoder_of_a_mixed_classifier_is_exported_on_request(
     write_mix(
         artifact(tmp_path / "full", kind="full", base=base),
         bag_uri=artifact(tmp_path / "bag", kind="bag_of_words", base=base),
-        weight=0.5,
+        factors=(0.5, 0.5),
         to=(tmp_path / "mix").as_uri(),
     )
     uri = register((tmp_path / "task").as_uri(), tmp_path / "mix").uri
