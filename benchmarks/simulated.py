@@ -58,7 +58,11 @@ def serving_usage(costs: Mapping[str, float]) -> dict[str, ServingUsage]:
 
 
 def simulated_protocol(
-    num_rows: int, *, value_of_point: float | None = None, gates: GatesConfig = NO_GATES
+    num_rows: int,
+    *,
+    value_of_point: float | None = None,
+    gates: GatesConfig = NO_GATES,
+    required_gates: tuple[str, ...] = (),
 ) -> TestProtocol:
     """Return a protocol; with a value of a point, a model's costs are those of a year's
     requests."""
@@ -78,6 +82,7 @@ def simulated_protocol(
         test_sha256="simulated",
         num_test_rows=num_rows,
         gates=gates,
+        required_gates=required_gates,
         cost=prices,
         hybrid="cascade",
     )

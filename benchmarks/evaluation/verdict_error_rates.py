@@ -1,13 +1,14 @@
 """Error rates of the verdict, by simulation: bounds and measured rates with their Monte Carlo
 errors.
 
-    python -m benchmarks.evaluation.verdict_error_rates [rules] [equal_models] [power] [losses]
-        [intervals]
+    python -m benchmarks.evaluation.verdict_error_rates [rules] [equal_models] [power] [calibration]
+        [losses] [intervals]
 
 - rules: cases that earlier or simpler rules decided wrongly.
 - equal_models: false decisions if models are equal.
 - power: the measured frequency of FINE_TUNE, and the one that `power_of` computes from the rows of
   single runs.
+- calibration: what the calibration gate does to a candidate that is 3 points better.
 - losses: rare rows lose 90 points by a chat metric, and the candidate gains a little elsewhere.
 - intervals: two equally good models, by their comparison alone.
 
@@ -25,17 +26,20 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import beta, norm
 
 from benchmarks.harness import Figures, print_table, run_parts, standard_error
 from benchmarks.simulated import (
     ALPHA,
+    CORRELATION,
     MARGIN,
     answers,
     right_answers,
     serving_usage,
     simulated_protocol,
 )
-from tailorbird.config.evaluation import SubgroupGateConfig
+from tailorbird.config.evaluation import CalibrationGateConfig, SubgroupGateConfig
+from tailorbird.evaluation.gates.base import State
 from tailorbird.evaluation.hybrid import FrozenHybrid, PartUsage, hybrid_usage, routed_to_second
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
 from tailorbird.evaluation.statistics.paired import compare, newcombe_limits
@@ -62,6 +66,7 @@ CLASS_SHARES = {
     "20 classes": 0.278 / np.arange(1, 21),  # the rarest has 1.4% of the rows
 }
 RARE_LOSS = 0.9
+LEAST_CONFIDENCE = 0.3
 NUM_DRAWS = 40_000
 NUM_MACRO_F1 = 2_000
 Event = Callable[[np.random.Generator], bool]
@@ -150,9 +155,9 @@ def decision(compared: Compared) -> Decision:
 
 def main() -> None:
     """Print a table per part, then one line of JSON."""
-    cases = RULES | EQUAL_MODELS | POWER | LOSSES
+    cases = RULES | EQUAL_MODELS | POWER | CALIBRATION | LOSSES
     bounds = {name: case.bound for name, case in cases.items()} | BOUNDS
-    parts = (rules, equal_models, power, losses, intervals)
+    parts = (rules, equal_models, power, calibration, losses, intervals)
     run_parts("verdict_error_rates", parts, bounds=bounds)
 
 
@@ -164,6 +169,11 @@ def rules() -> Figures:
 def equal_models() -> Figures:
     """Rates of false decisions if models are equal."""
     return _rates("Equal models, and far worse ones", EQUAL_MODELS)
+
+
+def calibration() -> Figures:
+    """States of the calibration gate of a candidate that is 3 points better than the incumbent."""
+    return _rates("Calibration gate, gain 3 points", CALIBRATION)
 
 
 def losses() -> Figures:
@@ -314,9 +324,14 @@ def _ends_worse(generator: np.random.Generator) -> bool:
     return champion < 0.75 - MARGIN - STEP_OF_CHAIN / 2
 
 
-def _chosen_over_failing(generator: np.random.Generator) -> bool:
+def _chosen_over_failing(
+    generator: np.random.Generator, *, required_gates: tuple[str, ...]
+) -> bool:
     """Return True for FINE_TUNE; an endpoint is better, but loses 10 points in a group of 600
-    rows."""
+    rows.
+
+    The endpoint is an opponent, unless the recipe writes the limit of the groups.
+    """
     n = 3_000
     is_in_group = np.arange(n) < 600
     endpoint = np.where(is_in_group, 0.64, 0.8525)
@@ -328,8 +343,51 @@ def _chosen_over_failing(generator: np.random.Generator) -> bool:
         role: answers(column, groups=groups) for role, column in zip(roles, right, strict=True)
     }
     gates = NO_GATES.model_copy(update={"groups": SubgroupGateConfig()})
-    decided = decision(compare_roles(models, protocol=simulated_protocol(n, gates=gates)))
+    protocol = simulated_protocol(n, gates=gates, required_gates=required_gates)
+    decided = decision(compare_roles(models, protocol=protocol))
     return decided.outcome is Outcome.FINE_TUNE
+
+
+@dataclass(frozen=True)
+class Confident:
+    """Two models with accuracies of 75% (incumbent) and 78%, whose confidences exceed the
+    probability of a right answer by their ECE."""
+
+    incumbent_ece: float
+    candidate_ece: float
+    num_rows: int
+
+    def compared(self, generator: np.random.Generator) -> Compared:
+        """Return the compared models of a simulated run."""
+        models = {}
+        shared = generator.standard_normal((2, self.num_rows))
+        for role, accuracy, ece in (
+            (INCUMBENT, 0.75, self.incumbent_ece),
+            (CANDIDATE, 0.78, self.candidate_ece),
+        ):
+            single = generator.standard_normal((2, self.num_rows))
+            ranks = norm.cdf(np.sqrt(CORRELATION) * shared + np.sqrt(1 - CORRELATION) * single)
+            mean = (accuracy + ece - LEAST_CONFIDENCE) / (1 - LEAST_CONFIDENCE)
+            confidence = LEAST_CONFIDENCE + (1 - LEAST_CONFIDENCE) * beta.ppf(
+                ranks[0], 4, 4 * (1 / mean - 1)
+            )
+            models[role] = answers(ranks[1] < confidence - ece, calibrated=confidence)
+        gates = NO_GATES.model_copy(update={"calibration": CalibrationGateConfig()})
+        return compare_roles(models, protocol=simulated_protocol(self.num_rows, gates=gates))
+
+    def gate_is(self, state: State) -> Event:
+        """Return the event that the gate of the candidate has this state."""
+
+        def event(generator: np.random.Generator) -> bool:
+            tested = {model.role: model for model in self.compared(generator).tested}
+            (gate,) = tested[CANDIDATE].gates
+            return gate.state is state
+
+        return event
+
+    def is_chosen(self, generator: np.random.Generator) -> bool:
+        """Return True for FINE_TUNE."""
+        return decision(self.compared(generator)).outcome is Outcome.FINE_TUNE
 
 
 def _accepts_losses(num: int, *, rows_of_document: int = 1, small_gain: float = 0.0) -> Event:
@@ -392,7 +450,10 @@ RULES = {
         _ends_in(DEAR_ENDPOINT, Outcome.STAY), "<= 0", 200
     ),
     "FINE_TUNE: champion .74, failing endpoint .81, candidate .80": Case(
-        _chosen_over_failing, ">= 0.95", 500
+        partial(_chosen_over_failing, required_gates=("groups",)), ">= 0.95", 500
+    ),
+    "FINE_TUNE: the same, without a written limit": Case(
+        partial(_chosen_over_failing, required_gates=()), "<= 0.025", 500
     ),
 }
 EQUAL_MODELS = {
@@ -417,6 +478,22 @@ POWER = {
     name: Case(_ends_in(truth, FINE_TUNE), bound)
     for (name, truth), bound in zip(BETTER_CANDIDATES.items(), LEAST_POWER, strict=True)
 }
+CALIBRATION = {}
+for num_rows in (1_000, 3_000):
+    for ece in (0.0, 0.055):
+        CALIBRATION[f"fails: ECE of both {ece:g}, {num_rows:,} rows"] = Case(
+            Confident(ece, ece, num_rows).gate_is(State.FAILS), "<= 0.05", 500
+        )
+        twice = ece + 2 * CalibrationGateConfig().margin
+        CALIBRATION[f"passes: ECE {ece:g} and {twice:g}, {num_rows:,} rows"] = Case(
+            Confident(ece, twice, num_rows).gate_is(State.PASSES), "<= 0.05", 500
+        )
+CALIBRATION["fails: ECE 0.055 and 0.115, 3,000 rows"] = Case(
+    Confident(0.055, 0.115, 3_000).gate_is(State.FAILS), ">= 0.8", 500
+)
+CALIBRATION["FINE_TUNE: ECE of both 0.055, 3,000 rows"] = Case(
+    Confident(0.055, 0.055, 3_000).is_chosen, ">= 0.9", 500
+)
 LOSSES = {}
 for num_units in (200, 500, 1_000):
     for name, event_for in (

@@ -33,34 +33,75 @@ RETRIEVED_TOKENS = 2048
 token."""
 
 
-class CalibrationGateConfig(ConfigSection):
-    max_ece: float = Field(default=0.05, gt=0, lt=1)
-    """Maximum expected calibration error (ECE) of the candidate, after temperature scaling unless
-    it is an endpoint."""
+REGULATED_ECE = 0.05
+"""`gates.calibration.max_ece` of a regulated recipe that sets none."""
 
 
-class SubgroupGateConfig(ConfigSection):
-    max_loss: float = Field(default=0.03, gt=0, lt=1)
-    """Maximum decrease of the metric in a group, as a share (0.03 is three points)."""
+class GateConfig(ConfigSection):
+    """The limit of a gate. A limit that the recipe writes also decides which models are
+    opponents."""
+
+    @property
+    def is_written(self) -> bool:
+        """True if the recipe writes a limit."""
+        return any(value is not None for _, value in self)
 
 
-class CounterfactualGateConfig(ConfigSection):
-    max_increase: float = Field(default=0.03, ge=0, lt=1)
+class CalibrationGateConfig(GateConfig):
+    max_increase: float | None = Field(default=None, gt=0, lt=1)
+    """Maximum increase over the incumbent's expected calibration error (ECE), as a share. Both are
+    measured after temperature scaling, except that of an endpoint. By default, 0.03 (three
+    points)."""
+    max_ece: float | None = Field(default=None, gt=0, lt=1)
+    """Maximum ECE of every model, the incumbent included, in place of `max_increase`. By default
+    none, or 0.05 if the recipe is `regulated`."""
+
+    @property
+    def margin(self) -> float:
+        """`max_increase`, or its default."""
+        return 0.03 if self.max_increase is None else self.max_increase
+
+
+class SubgroupGateConfig(GateConfig):
+    max_loss: float | None = Field(default=None, gt=0, lt=1)
+    """Maximum decrease of the metric in a group, as a share. By default, 0.03 (three points)."""
+
+    @property
+    def margin(self) -> float:
+        """`max_loss`, or its default."""
+        return 0.03 if self.max_loss is None else self.max_loss
+
+
+class CounterfactualGateConfig(GateConfig):
+    max_increase: float | None = Field(default=None, ge=0, lt=1)
     """Maximum increase over the incumbent in the share of texts whose prediction changes when a
-    name, sex or age is swapped."""
+    name, sex or age is swapped. By default, 0.03 (three points)."""
+
+    @property
+    def margin(self) -> float:
+        """`max_increase`, or its default."""
+        return 0.03 if self.max_increase is None else self.max_increase
 
 
-class RobustnessGateConfig(ConfigSection):
-    max_extra_drop: float = Field(default=0.02, ge=0, lt=1)
+class RobustnessGateConfig(GateConfig):
+    max_extra_drop: float | None = Field(default=None, ge=0, lt=1)
     """Maximum amount by which the candidate's metric may fall more than the incumbent's under
-    typing errors and changes of case and white space."""
+    typing errors and changes of case and white space, as a share. By default, 0.02 (two points)."""
+
+    @property
+    def margin(self) -> float:
+        """`max_extra_drop`, or its default."""
+        return 0.02 if self.max_extra_drop is None else self.max_extra_drop
 
 
 class GatesConfig(ConfigSection):
-    """Conditions that the candidate must meet in addition to the gain. `null` turns off a gate."""
+    """Conditions that a model must meet to be selected, in addition to the gain. `null` turns off a
+    gate. A model that fails a gate is still an opponent of the others, unless the recipe writes the
+    limit of this gate, or is `regulated`."""
 
     calibration: CalibrationGateConfig | None = CalibrationGateConfig()
-    """(classification only) The candidate's confidence matches its accuracy."""
+    """(classification only) The candidate's confidence matches its accuracy as the incumbent's
+    does."""
     groups: SubgroupGateConfig | None = SubgroupGateConfig()
     """The candidate loses no more than `max_loss` in any group of `data.groups`."""
     counterfactual: CounterfactualGateConfig | None = CounterfactualGateConfig()
@@ -149,7 +190,8 @@ class EvaluationConfig(ConfigSection):
     Lower it to accept fewer false gains, which requires more test rows."""
     regulated: bool = False
     """Require every gate to pass: a gate that cannot be assessed prevents a change of model, and
-    the report states the number of rows that it needs."""
+    the report states the number of rows that it needs. A model that fails a gate is no opponent,
+    and the ECE of every model is limited to 0.05."""
     gates: GatesConfig = GatesConfig()
     """Conditions that the candidate must meet in addition to the gain."""
     cost: CostConfig | None = None
@@ -214,6 +256,27 @@ class EvaluationConfig(ConfigSection):
         if self.minimum_gain == 0 and self.expected_gain is None:
             raise ValueError("minimum_gain 0 gives no default for expected_gain; set expected_gain")
         return self
+
+    @property
+    def limits(self) -> GatesConfig:
+        """The gates, with the limit of the ECE that a regulated recipe has."""
+        calibration = self.gates.calibration
+        if not self.regulated or calibration is None or calibration.max_ece is not None:
+            return self.gates
+        limited = calibration.model_copy(update={"max_ece": REGULATED_ECE})
+        return self.gates.model_copy(update={"calibration": limited})
+
+    @property
+    def required_gates(self) -> tuple[str, ...]:
+        """Names of the gates whose limits the recipe writes; all gates if it is regulated."""
+        required = []
+        for name, gate in self.gates:
+            is_written = isinstance(gate, GateConfig) and gate.is_written
+            if gate is not None and (self.regulated or name == "suites" or is_written):
+                required.append(name)
+        if self.cost is not None:
+            required.append("cost")
+        return tuple(required)
 
     @property
     def endpoints(self) -> dict[str, EndpointConfig]:

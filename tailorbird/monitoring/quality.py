@@ -194,7 +194,7 @@ def group_gate(
         before = reference[name]
         interval = _interval(now, before, alpha=alpha)
         state = State.NOT_ASSESSABLE
-        if interval[0] > -limits.max_loss:
+        if interval[0] > -limits.margin:
             state = State.PASSES
         if _p_value(now, before) < level and _interval(now, before, alpha=level)[1] < 0:
             state = State.FAILS
@@ -202,7 +202,7 @@ def group_gate(
             what=f"change for {name}",
             estimate=now.right / now.n - before.right / before.n,
             interval=interval,
-            limit=-limits.max_loss,
+            limit=-limits.margin,
             n=now.n,
             state=state,
         )

@@ -37,7 +37,7 @@ def counterfactual_gate(
     clusters = _shared_clusters(candidate[0], rows)
     effect = mean_change(*has_flips, alpha=alpha, clusters=clusters)
     bound = no_loss(
-        limits.max_increase,
+        limits.margin,
         what="difference in the share of predictions that change with a name, sex or age "
         "(candidate minus incumbent)",
         loss=Estimate(value=effect.gain, interval=effect.interval, n=len(rows), alpha=alpha),
@@ -71,7 +71,7 @@ def robustness_gate(
         return gate("robustness", (), note="a single row or document has no interval")
     effect = mean_change(*drops, alpha=alpha, clusters=clusters)
     bound = no_loss(
-        limits.max_extra_drop,
+        limits.margin,
         what="difference in the score lost to typing errors, case and white space (candidate "
         "minus incumbent)",
         loss=Estimate(

@@ -1,8 +1,11 @@
-"""The calibration gate: expected calibration error (ECE), after a temperature that is fitted on
-validation.
+"""The calibration gate: expected calibration error (ECE) against the incumbent's, after
+temperatures that are fitted on validation.
 
 An external endpoint has no temperature.
 """
+
+import math
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +13,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 
 from tailorbird.config.evaluation import CalibrationGateConfig
-from tailorbird.evaluation.gates.base import Gate, at_most, gate
+from tailorbird.evaluation.gates.base import Estimate, Gate, at_most, gate, no_loss
 from tailorbird.evaluation.predictions import Predictions, VerdictRefused, align
 from tailorbird.evaluation.statistics.debiased import debiased_sum
 from tailorbird.evaluation.statistics.documents import LEAST_DOCUMENTS, Documents, documents_of
@@ -57,41 +60,83 @@ def bins_of(confidence: FloatArray) -> NDArray[np.int64]:
 
 
 def calibration_gate(
-    candidate: Predictions, *, limits: CalibrationGateConfig, alpha: float
+    candidate: Predictions, *, incumbent: Predictions, limits: CalibrationGateConfig, alpha: float
 ) -> Gate:
-    """Test that the candidate's ECE is small, after temperature scaling.
+    """Test that the candidate's ECE is not above the incumbent's by more than a margin or, with
+    `max_ece`, that it is below this limit.
 
-    A candidate without confidences cannot be assessed. The ECE is the row-weighted mean over bins
-    of |accuracy - mean confidence| (Naeini, Cooper and Hauskrecht, AAAI 2015). It is debiased
-    (`statistics.debiased`): a perfectly calibrated model has a measured ECE of about 0.08 on 200
-    rows. The errors of the bins are drawn from the covariance over documents if rows share
-    documents. Raises VerdictRefused if a confidence is invalid.
+    A comparison with a model without confidences cannot be assessed. The interval of the increase
+    comes from the intervals of both ECEs (MOVER, as in Newcombe's method: Zou and Donner,
+    Statistics in Medicine 27:1693-1702 (2008)); it is too wide if the errors of both are
+    correlated. Raises VerdictRefused if a confidence is invalid.
     """
-    align(candidate)
-    if not has_confidences(candidate):
-        return gate("calibration", (), note=f"{candidate.model} returns no confidences")
-    documents = documents_of(candidate.clusters, num_rows=len(candidate))
+    align(candidate, incumbent)
+    compared = (candidate,) if limits.max_ece is not None else (candidate, incumbent)
+    for table in compared:
+        missing = _no_interval(table)
+        if missing:
+            return gate("calibration", (), note=missing)
+    note = f"expected calibration error in {NUM_BINS} bins of equal width"
+    if any(spec_of(table.model).calls_endpoint for table in compared):
+        note += "; confidences of an endpoint are not scaled by a temperature"
+    ece = calibration_error(candidate, alpha=alpha)
+    if limits.max_ece is not None:
+        bound = at_most(
+            limits.max_ece,
+            what="debiased ECE",
+            estimate=ece.value,
+            interval=ece.interval,
+            n=ece.n,
+        )
+        return gate("calibration", (bound,), note=note)
+    reference = calibration_error(incumbent, alpha=alpha)
+    bound = no_loss(
+        limits.margin,
+        what="debiased ECE above the incumbent's",
+        loss=_difference(ece, reference),
+    )
+    note += f": {100 * ece.value:.1f} points, incumbent {100 * reference.value:.1f}"
+    return gate("calibration", (replace(bound, detects=None),), note=note)
+
+
+def calibration_error(table: Predictions, *, alpha: float) -> Estimate:
+    """Return the expected calibration error (ECE) of confidences, with its interval.
+
+    The ECE is the row-weighted mean over bins of |accuracy - mean confidence| (Naeini, Cooper and
+    Hauskrecht, AAAI 2015). It is debiased (`statistics.debiased`): a perfectly calibrated model has
+    a measured ECE of about 0.08 on 200 rows. The errors of the bins are drawn from the covariance
+    over documents if rows share documents. Raises VerdictRefused if a confidence is invalid.
+    """
+    bad = np.flatnonzero(~((table.calibrated >= 0) & (table.calibrated <= 1 + SLACK)))
+    if bad.size:
+        raise VerdictRefused(
+            f"{table.model}: the confidence at position {bad[0]} is {table.calibrated[bad[0]]}; "
+            "allowed: 0 to 1"
+        )
+    documents = documents_of(table.clusters, num_rows=len(table))
+    value, interval = _debiased(table, documents=documents, alpha=alpha)
+    return Estimate(value=value, interval=interval, n=len(table), alpha=alpha)
+
+
+def _no_interval(table: Predictions) -> str:
+    """Return why the ECE of a model has no interval; empty if it has one."""
+    if not has_confidences(table):
+        return f"{table.model} returns no confidences"
+    documents = documents_of(table.clusters, num_rows=len(table))
     if documents.num < LEAST_DOCUMENTS:
-        few = (
+        return (
             f"{documents.num} independent rows or documents have no interval; at least "
             f"{LEAST_DOCUMENTS} are needed"
         )
-        return gate("calibration", (), note=few)
-    confidence = candidate.calibrated
-    bad = np.flatnonzero(~((confidence >= 0) & (confidence <= 1 + SLACK)))
-    if bad.size:
-        raise VerdictRefused(
-            f"{candidate.model}: the confidence at position {bad[0]} is {confidence[bad[0]]}; "
-            "allowed: 0 to 1"
-        )
-    estimate, interval = _debiased(candidate, documents=documents, alpha=alpha)
-    bound = at_most(
-        limits.max_ece, what="debiased ECE", estimate=estimate, interval=interval, n=len(candidate)
-    )
-    note = f"expected calibration error in {NUM_BINS} bins of equal width"
-    if spec_of(candidate.model).calls_endpoint:
-        note += "; confidences of an endpoint are not scaled by a temperature"
-    return gate("calibration", (bound,), note=note)
+    return ""
+
+
+def _difference(first: Estimate, second: Estimate) -> Estimate:
+    """Return the first estimate minus the second, with an interval from theirs."""
+    value = first.value - second.value
+    below = math.hypot(first.value - first.interval[0], second.interval[1] - second.value)
+    above = math.hypot(first.interval[1] - first.value, second.value - second.interval[0])
+    return replace(first, value=value, interval=(value - below, value + above))
 
 
 def has_confidences(table: Predictions) -> bool:

@@ -49,7 +49,7 @@ def groups_gate(
     confidence = 100 * (1 - level)
     note = (
         f"a group passes if the one-sided {confidence:.4g}% interval of its change is above "
-        f"{-100 * limits.max_loss:g} points; it fails if it lost these points, that interval is "
+        f"{-100 * limits.margin:g} points; it fails if it lost these points, that interval is "
         "below 0, and it differs from all rows by more than chance"
     )
     bounds = group_bounds(changes, limits=limits, alpha=alpha, level=level)
@@ -91,21 +91,21 @@ def group_bounds(
     bounds = []
     for name, change in changes.items():
         low, high = change.ends(level)
-        is_likely = change.value <= -limits.max_loss and high < 0
+        is_likely = change.value <= -limits.margin and high < 0
         needed = None
         if is_likely and change.ends(alpha / len(changes))[1] < overall:
             state = State.FAILS
-        elif low > -limits.max_loss:
+        elif low > -limits.margin:
             state = State.PASSES
         else:
             state = State.NOT_ASSESSABLE
-            needed = rows_needed(change.n, half=z * change.standard_error, distance=limits.max_loss)
+            needed = rows_needed(change.n, half=z * change.standard_error, distance=limits.margin)
         bounds.append(
             Bound(
                 what=f"change for {name}",
                 estimate=change.value,
                 interval=change.interval,
-                limit=-limits.max_loss,
+                limit=-limits.margin,
                 n=change.n,
                 state=state,
                 rows_needed=needed,

@@ -4,8 +4,8 @@
 - The candidate must dominate every model without fine-tuning. The hybrid must dominate the
   candidate, too. Without a candidate, because there was nothing to gain, the outcome is STAY.
 - Another model without fine-tuning may replace the incumbent if it dominates it.
-- A model whose gates do not pass neither blocks another nor is selected. The incumbent always
-  counts.
+- A model whose gates do not pass is not selected. It is still an opponent, unless it fails a
+  limit that the recipe writes. The incumbent always counts.
 
 Read next `relation.py` (what *dominates* means), `reach.py` (what is compared) and `explain.py`
 (the sentences).
@@ -41,6 +41,7 @@ class Entry:
     is_fine_tuned: bool = False  # by this run: the candidate, or a hybrid with it
     may_replace: bool = False  # a model without fine-tuning that may replace the incumbent
     passes: bool = True  # no gate stops it
+    is_opponent: bool = True  # it fails no limit that the recipe writes
     fails: bool = False  # a gate fails, so more rows do not help
 
 
@@ -64,7 +65,7 @@ def decide(entries: Sequence[Entry], relate: Relate, *, protocol: TestProtocol) 
 
     hybrid = by_role.get(HYBRID, candidate)
     if hybrid.is_fine_tuned and hybrid.passes and hybrid is not candidate:
-        required = [*blocking, CANDIDATE] if candidate.passes else blocking
+        required = [*blocking, CANDIDATE] if candidate.is_opponent else blocking
         if all(relate(HYBRID, role, 1).dominates for role in required):
             return Decision(Outcome.HYBRID, HYBRID, blocked_by)
 
@@ -84,7 +85,7 @@ def blocking_roles(entries: Sequence[Entry]) -> list[str]:
     return [
         entry.role
         for entry in entries
-        if not entry.is_fine_tuned and (entry.passes or entry.role == INCUMBENT)
+        if not entry.is_fine_tuned and (entry.is_opponent or entry.role == INCUMBENT)
     ]
 
 

@@ -1,5 +1,7 @@
 """The verdict as a chain of at most eight sentences, each with its figure."""
 
+from collections.abc import Sequence
+
 from tailorbird.config.evaluation import CASCADE
 from tailorbird.config.metrics import METRICS
 from tailorbird.evaluation.gates.base import Bound, Gate, State
@@ -25,6 +27,16 @@ from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.evaluation.verdict.relation import Relation
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.registry.test_set_ledger import RowUse
+
+REMEDIES = {
+    "calibration": "validation rows with the class shares of the test rows fit its confidence",
+    "groups": "training rows of these groups",
+    "counterfactual": "training rows with names, sexes and ages swapped",
+    "robustness": "training rows with typing errors",
+    "suites": "training rows like those of the suites, or fewer epochs",
+    "cost": "fewer or smaller replicas",
+}
+"""What lets a candidate pass a gate that it fails."""
 
 
 def explain(verdict: Verdict, *, inputs: VerdictInputs, protocol: TestProtocol) -> tuple[str, ...]:
@@ -79,17 +91,45 @@ def _answers(verdict: Verdict) -> str:
     if verdict.candidate is None:
         answer = "fine-tuning has nothing to gain"
     selected = _model(verdict, verdict.selected)
+    if verdict.stopped_by:
+        answer = _stopped(verdict)
     if verdict.outcome in (Outcome.FINE_TUNE, Outcome.HYBRID):
         return f"{answer}: use {selected}"
-    if verdict.selected == CANDIDATE:
+    if verdict.selected == CANDIDATE:  # which its gates do not stop
         answer = (
             "the candidate dominates the incumbent, but not every other model without fine-tuning"
         )
     action = f"keep {selected}"
     if verdict.selected != INCUMBENT:
         action = f"replace {_model(verdict, INCUMBENT)} by {selected}"
+    if verdict.stopped_by:
+        return f"{action}: {answer}"
     is_open = verdict.outcome is Outcome.INSUFFICIENT_EVIDENCE
     return f"{answer}: {'for now, ' if is_open else ''}{action}"
+
+
+def _stopped(verdict: Verdict) -> str:
+    """Return what the candidate gains over the incumbent, and the gates that stop it all the
+    same."""
+    relation = verdict.relation(CANDIDATE, INCUMBENT)
+    gain = f"better by {100 * relation.gain:.1f} points"
+    if not relation.is_better:
+        gain = "cheaper and not worse"
+    reasons = [_stopping(gate) for gate in verdict.gates if gate.name in verdict.stopped_by]
+    return f"the fine-tuned model is {gain}, but its {listed(reasons)}"
+
+
+def _stopping(gate: Gate) -> str:
+    """Return why a gate stops a model: `calibration gate fails (debiased ECE 9.8 points, limit
+    5.0)`."""
+    failed = [bound for bound in gate.bounds if bound.state is State.FAILS]
+    if not failed:
+        return f"{gate.name} gate cannot be assessed on these rows"
+    bound = failed[0]
+    if gate.name == "cost":
+        return f"{gate.name} gate fails ({bound.what} {money(bound.estimate)})"
+    figures = f"{100 * bound.estimate:.1f} points, limit {100 * bound.limit:.1f}"
+    return f"{gate.name} gate fails ({bound.what} {figures})"
 
 
 def _no_training(verdict: Verdict) -> str:
@@ -127,6 +167,8 @@ def _compared(verdict: Verdict) -> str:
 
 def _score_of(verdict: Verdict, model: TestedModel) -> str:
     stopped = "" if model.passes else ", stopped by its gates"
+    if not model.is_opponent:
+        stopped += " and no opponent"
     return f"{model.role} ({_score(verdict.metric, model.score)}{stopped})"
 
 
@@ -246,9 +288,22 @@ def _gates(verdict: Verdict, *, protocol: TestProtocol) -> str:
     role = CANDIDATE
     if verdict.selected == HYBRID or verdict.candidate is None:
         role = verdict.selected
-    return "; ".join(
-        gate_sentences(verdict.model(role).gates, role=role, regulated=protocol.regulated)
-    )
+    sentences = gate_sentences(verdict.model(role).gates, role=role, regulated=protocol.regulated)
+    if role == INCUMBENT:
+        sentences = ()
+    return "; ".join((*sentences, *_incumbent_gates(verdict)))
+
+
+def _incumbent_gates(verdict: Verdict) -> tuple[str, ...]:
+    """Return which limits of the recipe the incumbent fails, and what follows; empty if it fails
+    none."""
+    failed = [gate for gate in verdict.incumbent.gates if gate.state is State.FAILS]
+    if not failed:
+        return ()
+    done = "it is replaced"
+    if verdict.selected == INCUMBENT:
+        done = "it is kept, because no model that passes its gates dominates it"
+    return (f"the incumbent's {listed([_stopping(gate) for gate in failed])}: {done}",)
 
 
 def gate_sentences(gates: tuple[Gate, ...], *, role: str, regulated: bool) -> tuple[str, ...]:
@@ -319,6 +374,9 @@ def what_would_change(verdict: Verdict) -> str:
         f"{needed}"
     )
     failed = [gate.name for gate in verdict.gates if gate.state is State.FAILS]
+    if failed and verdict.stopped_by:
+        remedies = "; ".join(f"{name}: {REMEDIES[name]}" for name in failed)
+        return f"the fine-tuned model would be chosen if it passed its gates ({remedies})"
     if failed:
         return (
             f"a candidate that passes {listed(failed)} and dominates all models without "
@@ -336,7 +394,7 @@ def what_would_change(verdict: Verdict) -> str:
     return chosen
 
 
-def failed_gates(gates: tuple[Gate, ...], *, owner: str = "the") -> tuple[str, ...]:
+def failed_gates(gates: Sequence[Gate], *, owner: str = "the") -> tuple[str, ...]:
     """Return a sentence for each bound that fails; `owner` begins the sentences (`the
     hybrid's`)."""
     sentences = []
@@ -349,7 +407,7 @@ def failed_gates(gates: tuple[Gate, ...], *, owner: str = "the") -> tuple[str, .
 
 
 def open_gates(
-    gates: tuple[Gate, ...], *, regulated: bool = False, owner: str = "the"
+    gates: Sequence[Gate], *, regulated: bool = False, owner: str = "the"
 ) -> tuple[str, ...]:
     """Return a sentence for each gate that is not assessable, with the open bounds and the rows
     that each needs.

@@ -29,7 +29,11 @@ def evaluate_gates(
     alpha = protocol.alpha
     gates = []
     if limits.calibration is not None:
-        gates.append(calibration_gate(model.clean, limits=limits.calibration, alpha=alpha))
+        gates.append(
+            calibration_gate(
+                model.clean, incumbent=incumbent.clean, limits=limits.calibration, alpha=alpha
+            )
+        )
     if limits.groups is not None:
         metric = protocol.metric
         gates.append(
@@ -82,6 +86,16 @@ def _suites(
     return suites_gate(answered, alpha=protocol.alpha, omitted=omitted)
 
 
+def incumbent_gates(incumbent: ModelPredictions, *, protocol: TestProtocol) -> tuple[Gate, ...]:
+    """Return the gates that limit the incumbent, too: the calibration gate, if it has an absolute
+    limit."""
+    limits = protocol.gates.calibration
+    if limits is None or limits.max_ece is None:
+        return ()
+    table = incumbent.clean
+    return (calibration_gate(table, incumbent=table, limits=limits, alpha=protocol.alpha),)
+
+
 def gates_pass(gates: tuple[Gate, ...], *, regulated: bool) -> bool:
     """Return True if no gate stops a change; a gate that is not assessable stops it if the recipe
     is regulated."""
@@ -92,6 +106,6 @@ def gates_pass(gates: tuple[Gate, ...], *, regulated: bool) -> bool:
     return not any(gate.state in stopping for gate in gates)
 
 
-def has_failed(gates: tuple[Gate, ...]) -> bool:
-    """Return True if a gate fails."""
-    return any(gate.state is State.FAILS for gate in gates)
+def failing(gates: tuple[Gate, ...]) -> tuple[str, ...]:
+    """Return the names of the gates that fail."""
+    return tuple(gate.name for gate in gates if gate.state is State.FAILS)

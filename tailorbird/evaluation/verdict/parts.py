@@ -31,10 +31,12 @@ class TestedModel(VerdictPart):
     may_replace: bool
     """True for a model without fine-tuning that may replace the incumbent."""
     passes: bool
-    """True if no gate stops the model. A model that does not pass neither blocks another nor is
-    selected."""
+    """True if no gate stops the model. A model that does not pass is not selected."""
+    is_opponent: bool = True
+    """False if the model fails a limit that the recipe writes: the others then need not dominate
+    it, unless it is the incumbent."""
     gates: tuple[Gate, ...] = ()
-    """Gates against the incumbent."""
+    """Gates against the incumbent; of the incumbent, those with an absolute limit."""
 
     @property
     def score(self) -> float:

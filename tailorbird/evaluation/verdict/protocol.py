@@ -44,6 +44,9 @@ class TestProtocol(VerdictPart):
     regulated: bool = False
     """True if a gate that cannot be assessed stops a change of model."""
     gates: GatesConfig = NO_GATES
+    required_gates: tuple[str, ...] = ()
+    """Gates whose limits the recipe writes, or all if it is regulated: a model that fails one of
+    them is no opponent."""
     suites: dict[str, str] = Field(default_factory=dict)
     """sha256 of the rows of each suite by name; empty without the gate `suites`."""
     cost: CostTerms | None = None
@@ -78,7 +81,8 @@ def build_protocol(
         test_sha256=test_sha256,
         num_test_rows=num_test_rows,
         regulated=config.regulated,
-        gates=config.gates,
+        gates=config.limits,
+        required_gates=config.required_gates,
         suites=dict(suites or {}),
         cost=CostTerms.from_recipe(config, serving=serving),
         hybrid=config.hybrid,

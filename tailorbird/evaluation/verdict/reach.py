@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tailorbird.config.metrics import METRICS
-from tailorbird.evaluation.gates.base import Gate
 from tailorbird.evaluation.gates.prices import cost_unit
 from tailorbird.evaluation.hybrid import apply_routing, share_to_second
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
@@ -21,7 +20,7 @@ from tailorbird.evaluation.verdict.decide import (
     decide,
 )
 from tailorbird.evaluation.verdict.explain import explain
-from tailorbird.evaluation.verdict.gates import evaluate_gates, gates_pass, has_failed
+from tailorbird.evaluation.verdict.gates import evaluate_gates, failing, gates_pass, incumbent_gates
 from tailorbird.evaluation.verdict.inputs import (
     VerdictInputs,
     require_same_rows,
@@ -97,6 +96,7 @@ def reach_verdict(inputs: VerdictInputs, *, protocol: TestProtocol) -> Verdict:
         models=compared.tested,
         relations=tuple(compared.known.values()),
         blocked_by=decision.blocked_by,
+        stopped_by=_stopping_gates(compared, decision, regulated=protocol.regulated),
         replaces_for_cost=_replaces_for_cost(compared, decision),
         power=power,
         headroom=inputs.headroom,
@@ -131,8 +131,9 @@ def compare_models(
 
     tested = []
     for role, model in models.items():
-        gates: tuple[Gate, ...] = ()
-        if role != INCUMBENT:
+        if role == INCUMBENT:
+            gates = incumbent_gates(model, protocol=protocol)
+        else:
             cost = costs.pair(role, INCUMBENT, alpha=protocol.alpha)
             gates = evaluate_gates(model, incumbent=inputs.incumbent, protocol=protocol, cost=cost)
         score_on_all = None
@@ -148,6 +149,7 @@ def compare_models(
                 is_fine_tuned=role in fine_tuned,
                 may_replace=role in replacing,
                 passes=gates_pass(gates, regulated=protocol.regulated),
+                is_opponent=not {*failing(gates)}.intersection(protocol.required_gates),
                 gates=gates,
             )
         )
@@ -158,7 +160,8 @@ def compare_models(
             is_fine_tuned=model.is_fine_tuned,
             may_replace=model.may_replace,
             passes=model.passes,
-            fails=has_failed(model.gates),
+            is_opponent=model.is_opponent,
+            fails=bool(failing(model.gates)),
         )
         for model in tested
     ]
@@ -220,6 +223,16 @@ def _compare_for_readers(compared: Compared, decision: Decision) -> None:
             ratio = compared.costs.pair(entry.role, decision.selected).ratio
             if ratio is not None and ratio[2] < CHEAPER_RATIO:
                 compared.relate(entry.role, decision.selected, 1)
+
+
+def _stopping_gates(compared: Compared, decision: Decision, *, regulated: bool) -> tuple[str, ...]:
+    """Return the gates that stop a candidate which dominates all its opponents."""
+    candidate = next((model for model in compared.tested if model.role == CANDIDATE), None)
+    if candidate is None or decision.blocked_by:
+        return ()
+    return tuple(
+        gate.name for gate in candidate.gates if not gates_pass((gate,), regulated=regulated)
+    )
 
 
 def _replaces_for_cost(compared: Compared, decision: Decision) -> bool:

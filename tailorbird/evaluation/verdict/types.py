@@ -36,6 +36,9 @@ class Verdict(VerdictPart):
     """Every pair of models that was compared."""
     blocked_by: tuple[str, ...]
     """Roles of the models without fine-tuning that the candidate does not dominate."""
+    stopped_by: tuple[str, ...]
+    """Gates that stop the candidate although it dominates every opponent, which is then the reason
+    for STAY or INSUFFICIENT_EVIDENCE."""
     replaces_for_cost: bool
     """True if the selected model replaces the incumbent for its lower cost, without being proven
     better."""
@@ -115,7 +118,7 @@ class Verdict(VerdictPart):
         must_dominate = {INCUMBENT}
         for model in self.models:
             is_candidate = model.role == CANDIDATE and first == HYBRID
-            if model.passes and (is_candidate or not model.is_fine_tuned):
+            if model.is_opponent and (is_candidate or not model.is_fine_tuned):
                 must_dominate.add(model.role)
         return tuple(
             each for each in self.relations if each.first == first and each.second in must_dominate

@@ -22,7 +22,14 @@ def simulated(n: int, *, over: float = 0.0, seed: int = 0) -> Predictions:
 
 
 def gate_of(candidate: Predictions) -> Gate:
-    return calibration_gate(candidate, limits=CalibrationGateConfig(max_ece=0.05), alpha=0.05)
+    limits = CalibrationGateConfig(max_ece=0.05)
+    return calibration_gate(candidate, incumbent=candidate, limits=limits, alpha=0.05)
+
+
+def relative_gate(candidate: Predictions, incumbent: Predictions) -> Gate:
+    return calibration_gate(
+        candidate, incumbent=incumbent, limits=CalibrationGateConfig(), alpha=0.05
+    )
 
 
 @pytest.mark.parametrize("temperature", [0.25, 1.0, 3.0])
@@ -79,6 +86,37 @@ def test_rows_that_share_documents_have_a_wider_interval() -> None:
     assert wrong[1] - wrong[0] < 0.6 * (clustered[1] - clustered[0])
     few = gate_of(replace(copies, clusters=tuple("01234" * 200)))
     assert (few.state, few.bounds) == (State.NOT_ASSESSABLE, ())
+
+
+def test_without_a_limit_the_candidate_is_compared_with_the_incumbent() -> None:
+    """Both ECEs of 10 points are above the limit of a regulated recipe."""
+    poor = simulated(12_000, over=0.1)
+    assert gate_of(poor).state is State.FAILS
+    equal = relative_gate(poor, simulated(12_000, over=0.1, seed=1))
+    assert equal.state is State.PASSES
+    assert equal.bounds[0].interval[0] < 0 < equal.bounds[0].interval[1]
+    assert "10" in equal.note
+    worse = relative_gate(poor, simulated(12_000, seed=1))
+    assert worse.state is State.FAILS
+    assert worse.bounds[0].estimate == pytest.approx(0.1, abs=0.02)
+    assert relative_gate(simulated(12_000), poor).bounds[0].estimate < 0
+
+
+def test_the_interval_of_the_increase_contains_the_true_one() -> None:
+    covered = 0
+    for seed in range(40):
+        candidate = simulated(600, over=0.08, seed=seed)
+        bound = relative_gate(candidate, simulated(600, over=0.03, seed=1_000 + seed)).bounds[0]
+        covered += bound.interval[0] <= 0.05 <= bound.interval[1]
+    assert covered >= 36
+
+
+def test_a_comparison_with_an_incumbent_without_confidences_cannot_be_assessed() -> None:
+    without = simulated(300)
+    without = replace(without, model="endpoint_zero_shot", calibrated=np.full(300, np.nan))
+    gate = relative_gate(simulated(300), without)
+    assert (gate.state, gate.bounds) == (State.NOT_ASSESSABLE, ())
+    assert gate.note == "endpoint_zero_shot returns no confidences"
 
 
 def test_six_right_answers_with_confidence_1_are_not_assessable() -> None:

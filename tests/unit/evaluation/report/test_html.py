@@ -182,7 +182,7 @@ def test_everything_in_the_evidence_is_escaped() -> None:
     attack = '<script>alert("x")</script>\'"&'
     content = evidence.model_dump_json()
     status = "stopped: worse than other trials"
-    texts = ["an engineer", "debiased ECE", status, CURVE.sentence, *evidence.verdict.sentences]
+    texts = [*evidence.verdict.sentences, "an engineer", "debiased ECE", status, CURVE.sentence]
     for text in texts:
         assert text in content
         content = content.replace(json.dumps(text)[1:-1], json.dumps(attack)[1:-1])

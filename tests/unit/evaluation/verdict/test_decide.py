@@ -146,6 +146,7 @@ def worlds(draw: st.DrawFn) -> World:
                 is_fine_tuned=is_tuned,
                 may_replace=may_replace,
                 passes=passes,
+                is_opponent=not (fails and draw(st.booleans())),
                 fails=fails,
             )
         )
@@ -161,13 +162,14 @@ def expected_of(world: World) -> Decision:
     entries = {entry.role: entry for entry in world.entries}
     relate = world.relate
     passing = [entry for entry in world.entries if entry.passes or entry.role == INCUMBENT]
-    plain = [entry.role for entry in passing if not entry.is_fine_tuned]
+    opponents = [entry for entry in world.entries if entry.is_opponent or entry.role == INCUMBENT]
+    plain = [entry.role for entry in opponents if not entry.is_fine_tuned]
     blocked_by: tuple[str, ...] = ()
     outcome = STAY
     if CANDIDATE in entries:
         blocked_by = tuple(role for role in plain if not relate(CANDIDATE, role, 1).dominates)
         candidate = entries[CANDIDATE]
-        to_beat = [entry.role for entry in passing if entry.role != HYBRID or HYBRID in plain]
+        to_beat = [entry.role for entry in opponents if entry.role != HYBRID or HYBRID in plain]
         is_hybrid = any(entry.role == HYBRID and entry.is_fine_tuned for entry in passing)
         if is_hybrid and all(relate(HYBRID, role, 1).dominates for role in to_beat):
             return Decision(Outcome.HYBRID, HYBRID, blocked_by)
