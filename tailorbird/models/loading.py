@@ -95,10 +95,6 @@ class LoadedClassifier(Generic[Version]):
         the model's device. `tokens` are the tokens of the texts, if they are known.
         """
         logits = self.unshifted_logits(texts, batch_size=batch_size, tokens=tokens)
-        return self.shifted(logits)
-
-    def shifted(self, logits: np.ndarray) -> np.ndarray:
-        """Return logits [N, L] plus the version's offsets."""
         if not self.version.offsets:
             return logits
         return np.asarray(logits + np.asarray(self.version.offsets, dtype=logits.dtype))
