@@ -1,6 +1,7 @@
 """Connect to Ray and S3, configured by the environment or by the embedded stack of a folder."""
 
 import os
+import shlex
 import signal
 import socket
 import threading
@@ -39,13 +40,23 @@ def use_stack(folder: Path) -> None:
 
 
 def stack_hint(folder: Path) -> str | None:
-    """Return how to start the stack of `folder` if it has stopped; None without a stack, or if Ray
+    """Return which stack can be used, and how; None if the stack of `folder` is running, or if Ray
     or S3 are configured."""
-    if any(os.environ.get(name) for name in _CONFIGURED_BY):
+    if any(os.environ.get(name) for name in _CONFIGURED_BY) or stack.status(folder) is not None:
         return None
     if (folder / stack.KEYS_FILE).exists():
         return f"the stack of {folder} is not running; run `tailorbird stack up` to start it"
-    return None
+    running = stack.running_folders()
+    if running:
+        known = " and ".join(map(str, running))
+        return (
+            f"this folder has no stack, but one is running in {known}; to use it: "
+            f"export TAILORBIRD_HOME={shlex.quote(str(running[0]))}"
+        )
+    return (
+        "no stack is running and no S3 server is configured: run `tailorbird stack up`, or set "
+        "AWS_ENDPOINT_URL or the credentials of AWS"
+    )
 
 
 @contextmanager

@@ -124,6 +124,17 @@ def status(folder: Path) -> StackState | None:
     return None
 
 
+def running_folders() -> list[Path]:
+    """Return the folders of all running stacks of this user."""
+    folders = []
+    for process in psutil.process_iter(["cmdline", "uids"]):
+        command = process.info["cmdline"] or []
+        uids = process.info["uids"]
+        if command[1:3] == ["-m", SUPERVISOR] and uids is not None and uids.real == os.getuid():
+            folders.append(Path(command[3]))
+    return sorted(folders)
+
+
 def _make_private(folder: Path) -> None:
     """Create the folder of a stack so that only its owner can enter it.
 

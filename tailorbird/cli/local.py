@@ -194,7 +194,7 @@ def status(
 
     state = stack.status(stack_folder(folder))
     if state is None:
-        hint = stack_hint(stack_folder(folder)) or "run `tailorbird stack up` to start it"
+        hint = stack_hint(stack_folder(folder)) or "run `tailorbird stack up` to start one"
         text = f"no stack is running in {stack_folder(folder)}; {hint}"
         if export:
             raise ValueError(text)

@@ -1,4 +1,7 @@
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -181,8 +184,28 @@ def test_a_task_requests_at_most_the_resources_of_a_cluster_of_fixed_size(
     assert options["runtime_env"]["env_vars"] == ({} if gpus else {"CUDA_VISIBLE_DEVICES": ""})
 
 
-def test_a_stack_that_is_stopped_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert connection.stack_hint(tmp_path) is None
+def test_the_stack_that_can_be_used_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process with the command line of a supervisor counts as a running stack."""
+    other = tmp_path / "elsewhere" / ".tailorbird"
+    sleeper = "import time; time.sleep(60)"
+    (tmp_path / "tailorbird_sleeper.py").write_text(sleeper)
+    monkeypatch.setattr(stack, "SUPERVISOR", "tailorbird_sleeper")
+    assert "no stack is running and no S3 server is configured" in str(
+        connection.stack_hint(tmp_path)
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-m", "tailorbird_sleeper", str(other), ""], cwd=tmp_path
+    )
+    try:
+        while stack.running_folders() != [other]:
+            time.sleep(0.05)
+        hint = str(connection.stack_hint(tmp_path))
+    finally:
+        child.kill()
+        child.wait()
+    assert f"one is running in {other}; to use it: export TAILORBIRD_HOME={other}" in hint
     (tmp_path / stack.KEYS_FILE).touch()
     assert connection.stack_hint(tmp_path) == (
         f"the stack of {tmp_path} is not running; run `tailorbird stack up` to start it"
