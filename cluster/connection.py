@@ -54,7 +54,7 @@ def stack_hint(folder: Path) -> str | None:
             f"export TAILORBIRD_HOME={shlex.quote(str(running[0]))}"
         )
     return (
-        "no stack is running and no S3 server is configured: run `tailorbird stack up`, or set "
+        "no S3 server is configured: run `tailorbird stack up` to start one, or set "
         "AWS_ENDPOINT_URL or the credentials of AWS"
     )
 
