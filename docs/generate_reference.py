@@ -229,7 +229,7 @@ def _openapi(service: type) -> Schema:
     config = ServingConfig(api_keys="env://DOCUMENTED_KEYS")
     deployment: Any = object.__new__(service)
     versions, task = (
-        ServedVersions(_load_nothing, read_secret=bytes),
+        ServedVersions(_load_nothing),
         "chat" if service is Chat else "classification",
     )
     deployment._replica = Replica(versions, task=task, task_uri="s3://models/task", config=config)

@@ -181,10 +181,9 @@ def add_watch(
     points = tuple(
         ChallengerPoint(
             day=(at - timedelta(days=challenger_days - number)).date().isoformat(),
-            units=40 * (number + 1),
+            requests=40 * (number + 1),
             gain=0.03,
-            log_e_better=0.42 * number - 0.2,
-            log_e_worse=-0.3 * number,
+            interval=(-0.2 / (number + 1), 0.2 / (number + 1)),
         )
         for number in range(challenger_days)
     )
@@ -192,9 +191,8 @@ def add_watch(
         version="lora-0f3a9c21d4e7",
         digest="e" * 64,
         decision="continue",
-        reason="+3.0 points over 320 subjects",
+        reason="+3.0 points over 320 requests",
         alpha=0.05,
-        alpha_worse=0.0125,
         days=points,
     )
     record = WatchRecord(

@@ -25,7 +25,7 @@ class AdditionalVersions:
     """The versions that replicas serve in addition to the champion."""
 
     baseline: ModelVersion | PinnedVersion | None = None  # selected by `model: baseline`
-    challenger: ModelVersion | None = None  # receives the shares in `serving.challenger`
+    challenger: ModelVersion | None = None  # receives the share in `serving.challenger`
     selectable: Sequence[ModelVersion] = ()  # selected by version
 
 
@@ -126,13 +126,7 @@ def _challenger(
             f"code {champion.code}. Choose a challenger made by the champion's code, or promote "
             "this version: `tailorbird promote` first checks its answers with its own code"
         )
-    share = config.challenger
-    return Challenger(
-        uri=challenger.uri,
-        digest=challenger.digest,
-        canary=share.canary or 0.0,
-        shadow=share.shadow or 0.0,
-    )
+    return Challenger(uri=challenger.uri, digest=challenger.digest, shadow=config.challenger.shadow)
 
 
 def replica_config(application: ServeApplication) -> ReplicaConfig:

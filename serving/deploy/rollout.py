@@ -35,7 +35,6 @@ from serving.http.schemas import BASELINE
 from serving.replica.config import CHALLENGER
 from tailorbird.config.serving import ServingConfig
 from tailorbird.registry.champion import ChosenBy
-from tailorbird.registry.draws import draw_secret
 from tailorbird.registry.shared_base import selectable_versions
 from tailorbird.registry.versions import ModelVersion, PinnedVersion, weights_digest
 from tailorbird.storage import StorageError, read_bytes
@@ -68,8 +67,6 @@ def deploy(
         serve_client.require_private_or_keys(instance)
     if config.api_keys is not None:
         require_valid_keys(config.api_keys)
-    if additional.challenger is not None:
-        draw_secret(task_uri)  # the role of the replicas may have read access only
     application = application_of(
         config, task_uri=task_uri, version=version, additional=additional, verdict=verdict
     )

@@ -211,18 +211,6 @@ def read_secret(source: str) -> bytes:
     return os.environ[variable].encode()
 
 
-def read_subject_key(source: str) -> bytes:
-    """Return the key for hashing subjects; raise KeysError if it is too short to resist
-    guessing."""
-    key = read_secret(source).strip()
-    if len(key) < KEY_BYTES:
-        raise KeysError(
-            f"{source} has {len(key)} bytes; store at least {KEY_BYTES} random bytes (openssl rand "
-            "-hex 32)"
-        )
-    return key
-
-
 def require_local_caller(headers: Mapping[str, str]) -> None:
     """Raise RequestError 403 unless the request is local and same-origin; for services without API
     keys."""

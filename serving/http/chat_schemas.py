@@ -13,7 +13,7 @@ from serving.http.schemas import (
     invalid_field,
     parse_body,
 )
-from serving.request_log.attributes import LIMITS, MAX_ATTRIBUTE_CHARS, Attributes
+from serving.request_log.attributes import LIMITS, Attributes
 from tailorbird.config.formats.response_format import ResponseFormat
 from tailorbird.registry.hybrid_routing import PartName
 
@@ -210,11 +210,6 @@ class ChatRequest(_MessageModel):
     """If true, stream the answer as server-sent events."""
     stream_options: StreamOptions | None = None
     """Options for streams. Only accepted with `stream: true`."""
-    safety_identifier: object = None
-    """The caller's id for the person that the request is about. The request log stores a keyed hash
-    of a text of at most 256 characters, and ignores other values."""
-    user: object = None
-    """OpenAI's older name for `safety_identifier`."""
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     """The conversation: at most 1,024 messages. The last message must have the role `user`. A
@@ -238,6 +233,8 @@ class ChatRequest(_MessageModel):
     and values have at most 256 characters."""
 
     metadata: Annotated[object, _IGNORED] = None
+    safety_identifier: Annotated[object, _IGNORED] = None
+    user: Annotated[object, _IGNORED] = None
     store: Annotated[object, _IGNORED] = None
     service_tier: Annotated[object, _IGNORED] = None
     prompt_cache_key: Annotated[object, _IGNORED] = None
@@ -252,14 +249,6 @@ class ChatRequest(_MessageModel):
     tools: Annotated[_EmptyList | None, _NEUTRAL] = None
     tool_choice: Annotated[Literal["none"] | None, _NEUTRAL] = None
     modalities: Annotated[tuple[Literal["text"]] | None, _NEUTRAL] = None
-
-    @property
-    def subject(self) -> str | None:
-        """Return the id of the person that the request is about, or None if it cannot be logged."""
-        subject = self.safety_identifier or self.user
-        if isinstance(subject, str) and len(subject) <= MAX_ATTRIBUTE_CHARS:
-            return subject
-        return None
 
     @property
     def stops(self) -> tuple[str, ...]:

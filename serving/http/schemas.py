@@ -62,9 +62,6 @@ class ClassifyRequest(HttpModel):
     name of its group column. Give one object for all texts, or a list with one object per text. An
     object has at most 32 attributes and 2,048 bytes; names and values have at most 256 characters.
     Other models only log them."""
-    subject: Attribute | None = None
-    """The caller's id for the person that the request is about. The request log stores a keyed hash
-    of it."""
 
     @property
     def texts(self) -> list[str]:

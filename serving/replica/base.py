@@ -15,7 +15,7 @@ from typing import Any, Generic, NamedTuple
 from starlette.requests import Request
 
 from serving.engines.text_rows import num_bytes
-from serving.http.api_keys import read_subject_key, require_local_caller, require_same_origin
+from serving.http.api_keys import require_local_caller, require_same_origin
 from serving.http.asgi import (
     ID,
     ASGIApp,
@@ -84,20 +84,8 @@ class RequestContext(NamedTuple):
     """Name of the API key."""
     x_request_id: str | None = None
     """The client's own id of the request, or Serve's."""
-    subject: str | None = None
     arm: Arm | None = None
     """Arm of the experiment; None if the request does not take part in one."""
-
-    @property
-    def unit(self) -> str:
-        """Return the name of the unit of randomization of an experiment: the subject or, without
-        one, the request.
-
-        The prefixes keep a client from naming another client's request as its subject.
-        """
-        if self.subject:
-            return f"subject {self.subject}"
-        return f"request {self.request_id}"
 
     def log_entry(self, version: ModelVersion) -> Callable[..., LogEntry]:
         """Return a constructor of log entries for an answer by `version`, with the current time and
@@ -111,7 +99,6 @@ class RequestContext(NamedTuple):
             version=version.version,
             digest=version.digest,
             latency_ms=1000 * (time.perf_counter() - self.started_at),
-            subject=self.subject,
             route=self.route,
             caller=self.caller,
             arm=self.arm,
@@ -147,14 +134,8 @@ class Replica(Generic[EngineT]):
         self.meter = meter or Meter()
         self.log: RequestLog | None = None
         if config.request_log:
-            if config.subject_key:
-                key = read_subject_key(config.subject_key)
-            else:
-                key = None
-            uri = config.request_log
-            texts = config.log_texts
             self.log = RequestLog(
-                uri, subject_key=key, texts=texts, wal_folder=write_ahead_log_folder()
+                config.request_log, texts=config.log_texts, wal_folder=write_ahead_log_folder()
             )
         self._config = config
         self._paths = TaskPaths(task_uri)
@@ -215,15 +196,12 @@ class Replica(Generic[EngineT]):
             x_request_id=x_request_id.get(),
         )
 
-    def assign(
-        self, context: RequestContext, *, model: str, subject: str | None
-    ) -> tuple[EngineT, RequestContext]:
-        """Return the engine that answers, and the context with the subject and the arm.
+    def assign(self, context: RequestContext, *, model: str) -> tuple[EngineT, RequestContext]:
+        """Return the engine that answers, and the context with the arm.
 
         Raises RequestError 404 for an unknown `model`.
         """
-        context = context._replace(subject=subject)
-        engine, arm = self.versions.assign_arm(model, unit=context.unit)
+        engine, arm = self.versions.assign_arm(model)
         return engine, context._replace(arm=arm)
 
     def shadow(self, context: RequestContext) -> tuple[EngineT, RequestContext] | None:
@@ -231,7 +209,7 @@ class Replica(Generic[EngineT]):
         answer too."""
         if context.arm != "champion":
             return None
-        engine = self.versions.shadow_for(context.unit)
+        engine = self.versions.draw_shadow()
         if engine is None:
             return None
         return engine, context._replace(arm="shadow")
@@ -435,12 +413,3 @@ def _replica_id() -> str | None:
         return str(serve.get_replica_context().replica_tag)
     except RayServeException:
         return None
-
-
-def require_loggable_subject(subject: str | None, *, log: RequestLog | None) -> None:
-    """Raise RequestError 422 for a subject that the request log would not store."""
-    if subject is not None and not (log and log.takes_subjects):
-        message = (
-            "subject: not accepted, because the recipe does not set serving.subject_key; omit it"
-        )
-        raise RequestError(422, "invalid_request", message, param="subject")

@@ -33,7 +33,6 @@ from serving.version_checks import require_digest
 from tailorbird.config.serving import ANSWER_TIMEOUT_S, ServingConfig
 from tailorbird.data.conversations import context_json
 from tailorbird.data.rows import DataError
-from tailorbird.registry.draws import draw_secret
 from tailorbird.registry.versions import Hybrid, ModelVersion, read_parts, read_version
 
 PROMPT_THREADS = 4  # prompts that are tokenized at the same time, outside of the event loop
@@ -50,8 +49,7 @@ class Chat:
         self._config = configure_process(config)
         meter = Meter()
         load = _Loader(self._config, meter=meter).load
-        read_secret = partial(draw_secret, task_uri)
-        versions = ServedVersions(load, read_secret=read_secret, unload=ChatEngine.unload)
+        versions = ServedVersions(load, unload=ChatEngine.unload)
         self._replica = Replica(
             versions, task="chat", task_uri=task_uri, config=self._config, meter=meter
         )
@@ -213,12 +211,7 @@ class Chat:
         self, request: ChatRequest, context: RequestContext
     ) -> tuple[ChatEngine, RequestContext]:
         """Return the engine that answers, and the context with its arm."""
-        engine, context = self._replica.assign(
-            context, model=request.model, subject=request.subject
-        )
-        if context.arm == "canary" and not (engine.can_answer and _has_format(engine, request)):
-            engine = self._replica.versions.champion
-            context = context._replace(arm="champion")
+        engine, context = self._replica.assign(context, model=request.model)
         record_version(engine.version)
         return engine, context
 
@@ -268,17 +261,6 @@ class _Received(NamedTuple):
     context: RequestContext
     num_bytes: int  # of the body
     log_fields: dict[str, Any]
-
-
-def _has_format(engine: ChatEngine, request: ChatRequest) -> bool:
-    """Return True if the engine's answers can have the format of a request."""
-    if request.response_format is None:
-        return True
-    try:
-        engine.require_format(request.response_format)
-    except RequestError:
-        return False
-    return True
 
 
 class _Loader:

@@ -16,14 +16,12 @@ from serving.replica.base import (
     Replica,
     RequestContext,
     configure_process,
-    require_loggable_subject,
 )
 from serving.replica.config import CHALLENGER
 from serving.replica.served_versions import ServedVersions
 from serving.replica.shadow import QUIET_S, ShadowRunner
 from serving.request_log.schema import top_classes
 from tailorbird.config.serving import MAX_TEXT_BYTES, MAX_TEXTS
-from tailorbird.registry.draws import draw_secret
 from tailorbird.registry.versions import ModelVersion, calls_endpoint
 
 SHADOW_TEXTS = 4  # texts per shadow pass; a request that arrives during the pass waits for its end
@@ -45,9 +43,7 @@ class Classifier:
             meter=meter,
             load_endpoint=load_endpoint,
         )
-        versions = ServedVersions(
-            pool.load, read_secret=partial(draw_secret, task_uri), unload=pool.unload
-        )
+        versions = ServedVersions(pool.load, unload=pool.unload)
         self._replica = Replica(
             versions, task="classification", task_uri=task_uri, config=self._config, meter=meter
         )
@@ -68,10 +64,7 @@ class Classifier:
     async def _classify(self, body: bytes, request_id: str) -> tuple[int, bytes]:
         context = self._replica.begin("classify", request_id)
         request = parse_request(body, max_texts=MAX_TEXTS, max_text_bytes=MAX_TEXT_BYTES)
-        require_loggable_subject(request.subject, log=self._replica.log)
-        engine, context = self._replica.assign(
-            context, model=request.model, subject=request.subject
-        )
+        engine, context = self._replica.assign(context, model=request.model)
         answer = await self._answer(request, engine=engine, context=context)
         shadow = self._replica.shadow(context)
         if shadow is not None:
@@ -115,7 +108,7 @@ class Classifier:
         models are idle.
 
         The passes run in the thread that all models share. In a separate thread they would slow
-        down the champion's passes on the same core, and versions could not share an encoder.
+        down the champion's passes on the same core.
         """
         rows = _rows(request, engine=engine)
         predictions = list[Prediction]()

@@ -8,11 +8,10 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict
 
 from serving.http.schemas import CHAMPION
-from tailorbird.registry.draws import CODES, draw_code
 
 CHALLENGER = "challenger"
-Arm = Literal["champion", "canary", "shadow"]
-"""Arm of an experiment: the champion, or the canary or the shadow of the challenger."""
+Arm = Literal["champion", "shadow"]
+"""Arm of an experiment: the champion, or the challenger as its shadow."""
 
 
 class _Config(BaseModel):
@@ -30,20 +29,10 @@ class VersionRef(_Config):
 
 
 class Challenger(VersionRef):
-    """The version that is compared with the champion, and its shares of the champion's requests."""
+    """The version that is compared with the champion."""
 
-    canary: float = 0.0
-    shadow: float = 0.0
-
-    def receives(self, arm: Literal["canary", "shadow"], unit: str, *, secret: bytes) -> bool:
-        """Return True if the unit is in the arm; `secret` is that of the task's draws.
-
-        The result is the same for each request and replica, and a unit stays in the arm when the
-        share grows. The code depends on the challenger's digest, so the assignments of two
-        challengers are independent.
-        """
-        share = self.canary if arm == "canary" else self.shadow
-        return draw_code(secret, arm, self.digest, unit) < share * CODES
+    shadow: float
+    """Share of the champion's requests that the challenger also answers."""
 
 
 class ReplicaConfig(_Config):

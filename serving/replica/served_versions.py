@@ -3,12 +3,13 @@ name."""
 
 import asyncio
 import logging
+import random
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from serving.http.schemas import CHAMPION, RequestError
-from serving.replica.config import CHALLENGER, Arm, Challenger, ReplicaConfig, config_id
+from serving.replica.config import CHALLENGER, Arm, ReplicaConfig, config_id
 from tailorbird.registry.versions import ModelVersion
 
 RETRY_S = 60.0
@@ -41,21 +42,17 @@ class ServedVersions(Generic[EngineT]):
     """The engines of the champion, the challenger and the other versions, by the names that
     requests use.
 
-    `load` takes a version's URI and digest. `read_secret` returns the secret of the task's draws;
-    it is called before a challenger is loaded. `unload` takes an engine that no longer serves.
+    `load` takes a version's URI and digest. `unload` takes an engine that no longer serves.
     """
 
     def __init__(
         self,
         load: Callable[[str, str], EngineT],
         *,
-        read_secret: Callable[[], bytes],
         unload: Callable[[EngineT], None] = lambda _previous: None,
     ) -> None:
         self._load = load
-        self._read_secret = read_secret
         self._unload = unload
-        self._secret = b""
         self.engines: Mapping[str, EngineT] = {}
         """Engines by name; empty before the first configuration is loaded."""
         self.config: ReplicaConfig | None = None
@@ -148,8 +145,6 @@ class ServedVersions(Generic[EngineT]):
         absent: dict[str, str] = {}
         for name, version in config.versions.items():
             try:
-                if name == CHALLENGER:
-                    self._secret = self._read_secret()
                 engines[name] = by_digest.get(version.digest) or self._load(
                     version.uri, version.digest
                 )
@@ -192,34 +187,26 @@ class ServedVersions(Generic[EngineT]):
         message = f"model {model!r} is not served; /v1/models lists the served models"
         raise RequestError(404, "unknown_model", message, param="model", code="model_not_found")
 
-    def assign_arm(self, model: str, *, unit: str) -> tuple[EngineT, Arm | None]:
+    def assign_arm(self, model: str) -> tuple[EngineT, Arm | None]:
         """Return the engine that answers a request for `model`, and its arm; None if it takes no
         part in an experiment.
 
-        Only requests for `champion` or the name of the task take part. `unit` names the subject, or
-        the request if it has none. Raises the errors of `engine_of`.
+        Only requests for `champion` or the name of the task take part. Raises the errors of
+        `engine_of`.
         """
         engine = self.engine_of(model)
         if model not in (CHAMPION, engine.version.name):
             return engine, None
-        challenger = self._challenger
-        if challenger is not None and challenger.receives("canary", unit, secret=self._secret):
-            return self.engines[CHALLENGER], "canary"
         return engine, "champion"
 
-    def shadow_for(self, unit: str) -> EngineT | None:
-        """Return the challenger's engine if `unit` is in the shadow arm, else None."""
-        challenger = self._challenger
-        if challenger is None or not challenger.receives("shadow", unit, secret=self._secret):
+    def draw_shadow(self) -> EngineT | None:
+        """Return the challenger's engine for its share of the calls, at random, else None."""
+        challenger = self.config.challenger if self.config else None
+        if challenger is None or CHALLENGER not in self.engines:
+            return None
+        if random.random() >= challenger.shadow:
             return None
         return self.engines[CHALLENGER]
-
-    @property
-    def _challenger(self) -> Challenger | None:
-        """The configured challenger; None if it is not loaded."""
-        if self.config is not None and CHALLENGER in self.engines:
-            return self.config.challenger
-        return None
 
     def is_challenger(self, engine: EngineT) -> bool:
         """Return True if the engine is still the challenger's: an experiment may end while its

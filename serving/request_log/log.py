@@ -2,8 +2,6 @@
 requests."""
 
 import asyncio
-import hashlib
-import hmac
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -17,14 +15,11 @@ class RequestLog:
     """The request log of a replica, with answers under `<uri>/answers` and feedback under
     `<uri>/feedback`.
 
-    Subjects are stored only as HMAC-SHA256, also in the write-ahead log in `wal_folder` on the
-    node's disk. Texts are stored only if `texts` is True.
+    Texts are stored only if `texts` is True. `wal_folder` is the folder of the write-ahead log on
+    the node's disk.
     """
 
-    def __init__(
-        self, uri: str, *, subject_key: bytes | None, texts: bool, wal_folder: Path
-    ) -> None:
-        self._subject_key = subject_key
+    def __init__(self, uri: str, *, texts: bool, wal_folder: Path) -> None:
         self._texts = texts
         root = uri.rstrip("/")
         self.answers: LogWriter[LogEntry] = LogWriter(
@@ -33,11 +28,6 @@ class RequestLog:
         self.feedback: LogWriter[FeedbackEntry] = LogWriter(
             f"{root}/feedback", entry_type=FeedbackEntry, to_row=asdict, wal_folder=wal_folder
         )
-
-    @property
-    def takes_subjects(self) -> bool:
-        """Return True if the log has a key for hashing subjects."""
-        return self._subject_key is not None
 
     def loggable(self, text: str) -> str | None:
         """Return the text with personal data redacted by patterns, or None if texts are not logged.
@@ -57,14 +47,8 @@ class RequestLog:
         """Write the remaining answers and feedback."""
         await asyncio.gather(self.answers.close(), self.feedback.close())
 
-    def _subject_hash(self, subject: str | None) -> str | None:
-        if subject is None or self._subject_key is None:
-            return None
-        return hmac.new(self._subject_key, subject.encode(), hashlib.sha256).hexdigest()
-
     def _row(self, entry: LogEntry) -> Row:
         row = asdict(entry)
-        row["subject"] = self._subject_hash(entry.subject)
         row["attributes"] = None
         if entry.attributes:
             row["attributes"] = json.dumps(entry.attributes, sort_keys=True, ensure_ascii=False)

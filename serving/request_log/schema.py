@@ -34,7 +34,6 @@ class LogEntry:
     digest: str
     row: int  # position of the text in the request, for feedback
     latency_ms: float  # from the end of the request's body to the answer
-    subject: str | None = None  # the column has its hash
     attributes: Mapping[str, str] | None = None
     label: str | None = None
     score: float | None = None
@@ -57,9 +56,8 @@ class LogEntry:
     route: str = "classify"  # `classify`, `compare`, `chat` or `completion`
     caller: str | None = None  # name of the request's API key
     arm: str | None = None
-    """Arm of the experiment: `champion`; `canary` if the challenger answered the request; `shadow`
-    for the challenger's answer to a mirrored request, whose answer by the champion has the same id.
-    None for requests of other models."""
+    """Arm of the experiment: `champion`, or `shadow` for the challenger's answer to a mirrored
+    request, which the champion answered with the same id. None for requests of other models."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,8 +47,7 @@ def watch(
         "reevaluate": recommendation.reevaluate,
         "reasons": recommendation.reasons,
         "challenger": None,
-        "challenger_units": None,
-        "challenger_subjects": None,
+        "challenger_requests": None,
         "page": result.page,
         "reports": [report.model_dump(mode="json", exclude=exclude) for report in result.reports],
     }
@@ -57,8 +56,7 @@ def watch(
     if decision is not None:
         lines.append(f"challenger: {decision.decision}; {decision.reason}")
         value["challenger"] = decision.decision
-        value["challenger_units"] = len(decision.overall)
-        value["challenger_subjects"] = decision.overall.num_subjects
+        value["challenger_requests"] = len(decision.overall)
 
     lines += [f"page: {result.page}", f"to open it: {show_page(result.page)}"]
     options.print_result(value, lines)

@@ -96,7 +96,7 @@ def serve(
     Example: tailorbird serve recipes/icd10_demo.yaml serving.autoscaling.max_replicas=2
 
     Example: tailorbird serve recipes/icd10_demo.yaml 'serving.challenger={version: candidate,
-    canary: 0.1}'
+    shadow: 0.5}'
 
     Example: tailorbird serve recipes/icd10_demo.yaml --stop
     """

@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 from tailorbird.config.base import SECRET, ConfigSection
 
 KEY_REFERENCE = re.compile(r"env://[A-Za-z_][A-Za-z0-9_]*")
-OTHER_SECRETS = ("AWS_", "RAY_", "TAILORBIRD_", "MLFLOW_", "SUBJECT_KEY")
+OTHER_SECRETS = ("AWS_", "RAY_", "TAILORBIRD_", "MLFLOW_")
 """Beginnings of the names of variables that are not API keys of endpoints, and must not be sent to
 one."""
 OTHER_SECRET = (

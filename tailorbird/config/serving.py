@@ -33,23 +33,14 @@ AutoscalingOption = Literal[
 
 
 class ChallengerConfig(ConfigSection):
-    """A version that is compared with the champion. Exactly one of `canary` and `shadow` is set."""
+    """A version that is compared with the champion."""
 
     version: str = Field(min_length=1)
     """Name or URI of a registered version, or `candidate` for the winner of the latest run."""
-    canary: float | None = Field(default=None, gt=0, le=1)
-    """Share of the champion's requests that the challenger answers instead, assigned by a keyed
-    hash of `subject` or, without one, at random."""
-    shadow: float | None = Field(default=None, gt=0, le=1)
+    shadow: float = Field(default=1.0, gt=0, le=1)
     """Share of the champion's requests that the challenger also answers. Replicas compute these
     answers while idle and write them to the request log; clients do not receive them. Requires
     `request_log`."""
-
-    @model_validator(mode="after")
-    def _canary_or_shadow(self) -> Self:
-        if (self.canary is None) == (self.shadow is None):
-            raise ValueError("set exactly one of `canary` and `shadow` to a share of the requests")
-        return self
 
 
 class ServingConfig(ConfigSection):
@@ -95,9 +86,6 @@ class ServingConfig(ConfigSection):
     """Also log the texts and, for chat tasks, the answers. E-mail addresses, URLs, network
     addresses and numbers of six or more digits are redacted; names are not. Requires `request_log`.
     """
-    subject_key: str | None = None
-    """Location, as in `api_keys`, of the secret with which the log hashes the `subject` of a
-    request. Without it, the log has no subjects. Requires `request_log`."""
     challenger: ChallengerConfig | None = None
     """Another version that is compared with the champion on live requests. Each replica holds both
     models in memory. `tailorbird serve` starts, changes and ends the comparison without downtime.
@@ -219,7 +207,7 @@ class ServingConfig(ConfigSection):
         """True if chat versions with the same base model share one engine."""
         return self.engine == "vllm"
 
-    @field_validator("api_keys", "subject_key", "request_log")
+    @field_validator("api_keys", "request_log")
     @classmethod
     def _known_store(cls, uri: str | None, info: ValidationInfo) -> str | None:
         if uri is None:
@@ -228,11 +216,8 @@ class ServingConfig(ConfigSection):
 
     @model_validator(mode="after")
     def _has_request_log(self) -> Self:
-        for name in ("log_texts", "subject_key"):
-            if getattr(self, name) and self.request_log is None:
-                raise ValueError(f"{name} requires request_log, which is not set")
-        if self.challenger and self.challenger.shadow and self.request_log is None:
-            raise ValueError(
-                "challenger.shadow requires request_log, to which its answers are written"
-            )
+        if self.log_texts and self.request_log is None:
+            raise ValueError("log_texts requires request_log, which is not set")
+        if self.challenger and self.request_log is None:
+            raise ValueError("challenger requires request_log, to which its answers are written")
         return self

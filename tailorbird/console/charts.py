@@ -1,6 +1,5 @@
 """Charts of the console; the pages print the plotted numbers next to each chart."""
 
-import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -12,7 +11,6 @@ from tailorbird.pages.charts import (
     Dot,
     PlotMark,
     around,
-    course,
     horizontal,
     plot,
     vertical,
@@ -29,13 +27,6 @@ def day_axis(days: Sequence[str]) -> Axis:
         return ""
 
     return Axis(-0.5, len(days) - 0.5, name="day", form=form, num_ticks=min(5, len(days)))
-
-
-def power_of_ten(exponent: float) -> str:
-    """Return ten to the power of the exponent, also if it is beyond the range of a float."""
-    if abs(exponent) < 300:
-        return f"{10**exponent:.3g}"
-    return f"1e{exponent:+.0f}"
 
 
 def score_interval(score: float | None, num_rows: int | None) -> tuple[float, float] | None:
@@ -67,28 +58,19 @@ def quality(
     return plot(marks, x=x, y=y, label=f"{name} on audited answers by report; see the table")
 
 
-def evidence_course(challenger: ChallengerRecord) -> Chart | None:
-    """Return the evidence that the challenger is better and that it is worse, in powers of ten, by
-    day.
-
-    Dashed lines are at the evidence that proves each of them. Return None without a day.
-    """
+def gain_course(challenger: ChallengerRecord) -> Chart | None:
+    """Return the challenger's gain with its interval by day, and a dashed line at 0; None without a
+    day."""
     days = challenger.days
     if not days:
         return None
-    courses = {
-        "incumbent": [day.log_e_worse / math.log(10) for day in days],
-        "chosen": [day.log_e_better / math.log(10) for day in days],
-    }
     x = day_axis([day.day for day in days])
-    marks: list[PlotMark] = []
-    values = [0.0]
-    for alpha in sorted({challenger.alpha, challenger.alpha_worse}):
-        limit = -math.log10(alpha)
-        values.append(limit)
-        marks.append(horizontal(limit, x.low, x.high, kind="guide"))
-    for tone, logarithms in courses.items():
-        values += logarithms
-        marks += course(enumerate(logarithms), tone=tone)
-    y = around(values, length=180.0, name="e-value", form=power_of_ten)
-    return plot(marks, x=x, y=y, label="evidence by day; see the table")
+    marks: list[PlotMark] = [horizontal(0.0, x.low, x.high, kind="guide")]
+    ends = [0.0]
+    for index, day in enumerate(days):
+        low, high = day.interval
+        ends += day.interval
+        marks.append(vertical(index, low, high, kind="whisker"))
+        marks.append(Dot(index, day.gain, kind="dot chosen"))
+    y = around(ends, length=180.0, name="gain, points", form=lambda gain: f"{100 * gain:+.3g}")
+    return plot(marks, x=x, y=y, label="gain by day; see the table")

@@ -1,7 +1,6 @@
 """The pages of the console as HTML, from records that are already read. Nothing here reads
 storage."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -136,11 +135,5 @@ def _templates() -> Environment:
         "percent": FORMS["share"],
         "last": lambda uri: uri.rpartition("/")[2],
         "seconds": duration,
-        "exponent": _exponent,
     }
     return templates
-
-
-def _exponent(log_e: float) -> str:
-    """Return the decimal logarithm of a number by its natural one."""
-    return f"{round(log_e / math.log(10), 2) + 0.0:.2f}"  # adding 0 turns -0.0 into 0.0

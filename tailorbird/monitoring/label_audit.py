@@ -21,7 +21,6 @@ from tailorbird.config.recipe import Recipe
 from tailorbird.config.task_rules import TASKS
 from tailorbird.data.conversations import logged_conversation
 from tailorbird.data.rows import Rows, text_of
-from tailorbird.monitoring.challenger_units import control_share
 from tailorbird.monitoring.log_reader import (
     ANSWERS,
     TrafficError,
@@ -29,14 +28,13 @@ from tailorbird.monitoring.log_reader import (
     is_answered,
     read_columns,
     row_key,
-    unit_of,
     value_of,
 )
 from tailorbird.monitoring.log_windows import files_between, span
 from tailorbird.monitoring.monitored_tasks import COLUMNS, MONITORED_TASKS, AuditError, Row
 from tailorbird.monitoring.request_log import require_request_log
-from tailorbird.monitoring.traffic import CANARY, CHAMPION
-from tailorbird.registry.draws import CODES, draw_secret
+from tailorbird.monitoring.traffic import CHAMPION
+from tailorbird.registry.draws import draw_secret
 from tailorbird.storage.paths import TaskPaths
 
 STORED_COLUMNS = (*COLUMNS, "context", "score", "correct_answer")
@@ -59,7 +57,6 @@ def export_answers(
     recipe: Recipe,
     *,
     digest: str,
-    challenger: str | None = None,
     days: Sequence[date],
     num_rows: int,
     to: str,
@@ -67,16 +64,13 @@ def export_answers(
 ) -> int:
     """Write a random sample of these days' answers for labelling; return the number of rows.
 
-    Draws answers of the champion (`digest`) and of a canary challenger. A canary's answers and
-    those of its control units are drawn first and at the same rate, because only these are
-    compared; see `challenger_units`. A shadow needs no audit of its own, because it answers the
-    champion's texts. Within each of the two groups every row has the same chance, whatever its
-    client sends: rows are drawn by an HMAC of the id that the replica made. The same days give the
-    same rows, and audited rows are not drawn again. The Parquet file at `to`, an S3 or file URI,
-    has the `columns` or `scored_columns` of the task: `subject` is the keyed hash of the log,
-    `text` is empty without serving.log_texts, and labels are empty. Only `with_answers` (chat) does
-    it have the model's answer, which would bias labels; no column names the version. Memory holds
-    the drawn rows, one file and the keys of audited rows.
+    Draws answers of the champion (`digest`). A shadow needs no audit of its own, because it answers
+    the champion's texts. Every row has the same chance, whatever its client sends: rows are drawn
+    by an HMAC of the id that the replica made. The same days give the same rows, and audited rows
+    are not drawn again. The Parquet file at `to`, an S3 or file URI, has the `columns` or
+    `scored_columns` of the task: `text` is empty without serving.log_texts, and labels are empty.
+    Only `with_answers` (chat) does it have the model's answer, which would bias labels; no column
+    names the version. Memory holds the drawn rows, one file and the keys of audited rows.
     """
     if num_rows < 1:
         raise AuditError(f"--rows is {num_rows}; it must be 1 or more")
@@ -95,40 +89,25 @@ def export_answers(
         )
     secret = draw_secret(recipe.task_uri)
     audited = {row_key(row, secret) for row in _audit_rows(recipe.task_uri)}
-    arms = ((CHAMPION, digest), (CANARY, challenger))
-    config = recipe.serving.challenger
-    share = control_share(config.canary if config else None)
-    drawn: dict[int, Row] = {}  # by rank
+    drawn: dict[int, Row] = {}  # by key
     for uri in files_between(by_day(log, "answers"), days[0], days[-1]):
         table = read_columns(uri, ANSWERS)
         for answer in table.filter(pa.array(is_answered(table))).to_pylist():
-            if (answer["arm"], answer["digest"]) not in arms:
+            if (answer["arm"], answer["digest"]) != (CHAMPION, digest):
                 continue
             if task.needs_texts and answer["text"] is None:
                 continue
             key = row_key(answer, secret)
-            if key in audited:
-                continue
-            is_compared = _is_compared(answer, challenger=challenger, share=share, secret=secret)
-            drawn[key if is_compared else key + CODES] = answer | dict.fromkeys(FILLED_IN)
+            if key not in audited:
+                drawn[key] = answer | dict.fromkeys(FILLED_IN)
         drawn = dict(heapq.nsmallest(num_rows, drawn.items(), key=itemgetter(0)))
     if not drawn:
         raise AuditError(
             f"{log} has no unaudited answer of the champion on these days; choose other days"
         )
-    rows = [drawn[rank] for rank in sorted(drawn, key=lambda rank: rank % CODES)]
+    rows = [drawn[key] for key in sorted(drawn)]
     storage.write_bytes(to, _to_parquet(rows, columns=columns))
     return len(drawn)
-
-
-def _is_compared(answer: Row, *, challenger: str | None, share: float, secret: bytes) -> bool:
-    """Return True for an answer of the canary or of a control unit."""
-    if answer["arm"] == CANARY:
-        return True
-    if not share:
-        return False
-    unit = unit_of(answer["subject"] or answer["request_id"], challenger=challenger, secret=secret)
-    return unit < share * CODES
 
 
 def import_labels(recipe: Recipe, uri: str, *, classes: Sequence[str]) -> tuple[str, int]:
@@ -166,9 +145,9 @@ def audited_rows(recipe: Recipe, *, since: datetime) -> Rows:
     """Return the audited texts of answers since a time, with their latest labels, as rows of data.
 
     For chat, these are the correct answers that people wrote without seeing the model's: corrected
-    answers are no random sample. Groups are read from the attributes. The split key is the unit, a
-    subject or a request without one, because the answers to one unit are dependent. There are no
-    split keys if all units are different.
+    answers are no random sample. Groups are read from the attributes. The split key is
+    the request, because the answers to one request are dependent. There are no split keys if all
+    requests are different.
     """
     label = MONITORED_TASKS[recipe.task].label_column
     latest = {}
@@ -176,7 +155,7 @@ def audited_rows(recipe: Recipe, *, since: datetime) -> Rows:
         if row["text"] and row[label] and row["score"] is None and row["at"] >= since:
             latest[row["request_id"], row["row"]] = row
     rows = [latest[key] for key in sorted(latest)]
-    units = tuple(row["subject"] or row["request_id"] for row in rows)
+    requests = tuple(row["request_id"] for row in rows)
     turns = tuple(logged_conversation(row["context"], row["text"]) for row in rows)
     attributes = [json.loads(row["attributes"] or "{}") for row in rows]
     groups = {}
@@ -186,7 +165,7 @@ def audited_rows(recipe: Recipe, *, since: datetime) -> Rows:
         row_ids=tuple(f"{row['request_id']}:{row['row']}" for row in rows),
         texts=tuple(map(text_of, turns)),
         labels=tuple(row[label] for row in rows),
-        split_keys=units if len(set(units)) < len(units) else None,
+        split_keys=requests if len(set(requests)) < len(requests) else None,
         groups=groups,
         conversations=None if TASKS[recipe.task].has_classes else turns,
         answers=recipe.evaluation.answers,

@@ -25,7 +25,6 @@ from tailorbird.evaluation.statistics.answer_metrics import scorer
 from tailorbird.monitoring.monitored_tasks import MONITORED_TASKS, Row
 from tailorbird.monitoring.traffic import (
     ARMS,
-    CANARY,
     CHAMPION,
     LABEL,
     SAMPLE,
@@ -49,7 +48,6 @@ ANSWERS = (
     "label",
     "attributes",
     "text",
-    "subject",
     "route",
     "finish_reason",
     "answer",
@@ -105,14 +103,9 @@ def key_of(request_id: str, row: int, *, caller: str | None, secret: bytes) -> i
     return draw_code(secret, "row", str(row), caller or "", request_id)
 
 
-def unit_of(name: str, *, challenger: str | None, secret: bytes) -> int:
-    """Return the code of a unit of the comparison with this challenger: a hashed subject, or a
-    request id.
-
-    The code differs from that of the arms, so it draws units independently of their arm. It depends
-    on the challenger's digest, so the units of two experiments cannot be linked.
-    """
-    return draw_code(secret, "unit", str(challenger), name)
+def request_code(request_id: str, *, secret: bytes) -> int:
+    """Return the code of a request, under which reports store it."""
+    return draw_code(secret, "request", request_id)
 
 
 def read_labels(
@@ -194,7 +187,7 @@ class Reader:
         is_champion = (arms == CHAMPION) & (digests == self.versions.champion)
         is_challenger = digests == self.versions.challenger
         missing = is_challenger & (arms == SHADOW) & ~answered
-        is_compared = answered & (is_champion | (is_challenger & np.isin(arms, (CANARY, SHADOW))))
+        is_compared = answered & (is_champion | (is_challenger & (arms == SHADOW)))
 
         start, end = (
             np.searchsorted(self.labels.rows["key"], keys, side=side) for side in ("left", "right")
@@ -225,11 +218,10 @@ class Reader:
     ) -> Outcomes:
         """Return the rows [N] with their labels [N]; the score is NaN for one that cannot be
         scored."""
-        units = []
+        requests = []
         scores = []
         for row, label, is_missing in zip(table.to_pylist(), labels, missing, strict=True):
-            subject = row["subject"] or row["request_id"]
-            units.append(unit_of(subject, challenger=self.versions.challenger, secret=self.secret))
+            requests.append(request_code(row["request_id"], secret=self.secret))
             scores.append(self._score(row, label, is_missing=is_missing))
         return Outcomes(
             keys=labels["key"],
@@ -242,8 +234,7 @@ class Reader:
                 _values(text, self.versions.groups) for text in table["attributes"].to_pylist()
             ),
             labelled_at=labels["at"],
-            units=np.array(units, np.uint64),
-            is_subject=table["subject"].is_valid().to_numpy(),
+            requests=np.array(requests, np.uint64),
             missing=missing,
         )
 

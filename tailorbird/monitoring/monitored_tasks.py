@@ -11,13 +11,12 @@ from tailorbird.config.task_rules import TaskName
 from tailorbird.data.answers import unreadable
 from tailorbird.data.pii import is_redacted, redact
 
-COLUMNS = ("request_id", "row", "caller", "at", "subject", "text", "attributes", "label")
+COLUMNS = ("request_id", "row", "caller", "at", "text", "attributes", "label")
 CHAT_COLUMNS = (
     "request_id",
     "row",
     "caller",
     "at",
-    "subject",
     "attributes",
     "context",
     "text",

@@ -109,7 +109,7 @@ def quality(
     rows = _labelled_rows(outcomes, CHAMPION, audited=audited)
     rows = rows[outcomes.by_person[rows] == by_person]
 
-    labelled = GroupAccuracy.of(outcomes.scores[rows], keys=outcomes.units[rows])
+    labelled = GroupAccuracy.of(outcomes.scores[rows], keys=outcomes.requests[rows])
     interval = (0.0, 1.0)
     if labelled.n:
         interval = wilson_interval(labelled.effective_right, n=labelled.effective, alpha=alpha)
@@ -163,8 +163,8 @@ def group_gate(
     the upper end of Newcombe's interval for two proportions. Unlike with paired rows, a likely loss
     never decides: between two samples of 100 rows, one change in four is three points or more by
     chance. A group passes if the lower end of the unadjusted interval is above -`max_loss`, and is
-    not assessable otherwise. Answers to a subject, or to a request without one, may all be equal,
-    so tests and intervals use the effective number of rows. Rows with values that are not in the
+    not assessable otherwise. Answers to one request may all be equal, so tests and intervals use
+    the effective number of rows. Rows with values that are not in the
     reference are counted, not compared. Scores that people gave are not compared, because the
     reference has scores of the metric.
     """
@@ -181,7 +181,7 @@ def group_gate(
     for name, mask in masks.items():
         rows = mask & is_compared
         if rows.any():
-            accuracies[name] = GroupAccuracy.of(outcomes.scores[rows], keys=outcomes.units[rows])
+            accuracies[name] = GroupAccuracy.of(outcomes.scores[rows], keys=outcomes.requests[rows])
 
     unknown = [f"{accuracies[name].n:,} of {name}" for name in accuracies if name not in fixed]
     note = f"labelled rows that were not compared: {', '.join(unknown)}" if unknown else ""

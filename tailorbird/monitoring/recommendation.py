@@ -6,11 +6,9 @@ from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from itertools import chain
 
-from tailorbird.evaluation.statistics.confidence_sequence import log_e_value
-from tailorbird.monitoring.challenger_units import UnitOutcome, unit_differences
+from tailorbird.monitoring.paired_decision import ChallengerDecision, decide_challenger
 from tailorbird.monitoring.report import ChallengerDay, Report
-from tailorbird.monitoring.sequential_test import ChallengerDecision, decide_challenger
-from tailorbird.monitoring.traffic import SHADOW
+from tailorbird.monitoring.shadow_pairs import PairedOutcome, paired_differences
 from tailorbird.registry.watch_record import ChallengerPoint
 
 MAX_UNANSWERED = 0.02
@@ -69,7 +67,7 @@ def recommend(
 def challenger_decision(
     reports: Sequence[Report], *, digest: str, alpha: float
 ) -> ChallengerDecision:
-    """Return the decision on the challenger over all of its days, as one sequential test.
+    """Return the decision on the challenger over all of its days.
 
     A shadow's answers that are missing are no random sample: long ones are interrupted more often.
     They count as the worst ones. After the days with more than `MAX_UNANSWERED`, the shadow's
@@ -78,8 +76,8 @@ def challenger_decision(
     days = _challenger_days(reports, digest=digest)
     outcomes = list(chain.from_iterable(_compared(days).values()))
     names = set(chain.from_iterable(day.groups for day in days.values()))
-    groups = {name: unit_differences(outcomes, group=name) for name in sorted(names)}
-    decision = decide_challenger(unit_differences(outcomes), groups=groups, alpha=alpha)
+    groups = {name: paired_differences(outcomes, group=name) for name in sorted(names)}
+    decision = decide_challenger(paired_differences(outcomes), groups=groups, alpha=alpha)
 
     mirrored = sum(day.mirrored for day in days.values())
     unanswered = sum(day.unanswered for day in days.values())
@@ -89,42 +87,43 @@ def challenger_decision(
         decision,
         reason=f"{decision.reason}; the shadow has no answer to {unanswered:,} of {mirrored:,} "
         f"mirrored requests, more than {MAX_UNANSWERED:.0%}, so its next answers are not "
-        "compared; use a canary",
+        "compared",
     )
 
 
-def _compared(days: Mapping[str, ChallengerDay]) -> dict[str, list[UnitOutcome]]:
+def _compared(days: Mapping[str, ChallengerDay]) -> dict[str, Sequence[PairedOutcome]]:
     """Return the compared outcomes by day.
 
     Only earlier days decide whether a shadow's answers are compared, so the choice does not depend
     on their scores.
     """
-    compared = {}
+    compared: dict[str, Sequence[PairedOutcome]] = {}
     mirrored = 0
     unanswered = 0
     for name, day in days.items():
-        ignored_arm = SHADOW if unanswered > MAX_UNANSWERED * mirrored else None
-        compared[name] = [outcome for outcome in day.outcomes if outcome.arm != ignored_arm]
+        is_compared = unanswered <= MAX_UNANSWERED * mirrored
+        compared[name] = day.outcomes if is_compared else ()
         mirrored += day.mirrored
         unanswered += day.unanswered
     return compared
 
 
-def challenger_course(reports: Sequence[Report], *, digest: str) -> tuple[ChallengerPoint, ...]:
+def challenger_course(
+    reports: Sequence[Report], *, digest: str, alpha: float
+) -> tuple[ChallengerPoint, ...]:
     """Return the comparison of the challenger with the champion after each of its days, in
     order."""
-    outcomes: list[UnitOutcome] = []
+    outcomes: list[PairedOutcome] = []
     points = []
     for day, new_outcomes in _compared(_challenger_days(reports, digest=digest)).items():
         outcomes += new_outcomes
-        units = unit_differences(outcomes)
+        differences = paired_differences(outcomes)
         points.append(
             ChallengerPoint(
                 day=day,
-                units=len(units),
-                gain=units.mean,
-                log_e_better=log_e_value(units.values),
-                log_e_worse=log_e_value(-units.highest),
+                requests=len(differences),
+                gain=differences.mean,
+                interval=differences.interval(alpha=alpha),
             )
         )
     return tuple(points)

@@ -4,9 +4,9 @@ from datetime import date, timedelta
 from typing import Any
 
 from tailorbird.evaluation.gates.base import Gate, gate
-from tailorbird.monitoring.challenger_units import UnitOutcome
 from tailorbird.monitoring.drift import DriftStatistic
 from tailorbird.monitoring.quality import NO_ANSWERS, Quality
+from tailorbird.monitoring.shadow_pairs import PairedOutcome
 from tailorbird.registry.versions import Frozen
 from tailorbird.storage.stored_model import StoredModel
 
@@ -16,7 +16,7 @@ NO_GROUPS = gate("groups", (), note="no labelled answer")
 class ArmCount(Frozen):
     """The number of logged rows that one version answered in one arm."""
 
-    arm: str  # `champion`, `canary`, `shadow`; empty if the request named the model
+    arm: str  # `champion`, `shadow`; empty if the request named the model
     digest: str
     rows: int
 
@@ -26,7 +26,7 @@ class ChallengerDay(Frozen):
 
     digest: str  # digest of the challenger
     groups: tuple[str, ...]  # all groups of the reference, including those without answers
-    outcomes: tuple[UnitOutcome, ...]
+    outcomes: tuple[PairedOutcome, ...]
     mirrored: int = 0  # rows of the shadow
     unanswered: int = 0  # of these, rows without an answer
 

@@ -24,7 +24,6 @@ from tailorbird.evaluation.gates.behavioral import counterfactual_gate
 from tailorbird.evaluation.inference.perturbations import swap_demographics
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.monitoring import quality
-from tailorbird.monitoring.challenger_units import control_share, unit_outcomes
 from tailorbird.monitoring.drift import (
     MIN_ROWS,
     DriftError,
@@ -36,6 +35,7 @@ from tailorbird.monitoring.drift_reference import DriftReference, embed_on_clust
 from tailorbird.monitoring.log_windows import LogDays, files_between, microseconds
 from tailorbird.monitoring.quality import GroupAccuracy
 from tailorbird.monitoring.report import ArmCount, ChallengerDay, Report
+from tailorbird.monitoring.shadow_pairs import paired_outcomes
 from tailorbird.monitoring.traffic import CHAMPION, DAY_US, SHADOW, Outcomes, Traffic
 from tailorbird.registry.versions import ModelVersion, now
 
@@ -93,10 +93,10 @@ class ReportWindow:
 
     @cached_property
     def labels_fingerprint(self) -> str:
-        """Hash of the label files, the challenger and its share of the requests."""
+        """Hash of the label files and the challenger."""
         files = files_between(self.days.feedback, self.first, self.last_label_day)
         challenger = self.served.challenger.digest if self.served.challenger else None
-        return _sha256([*files, *self.days.audits, challenger, self._control_share])
+        return _sha256([*files, *self.days.audits, challenger])
 
     def report(self, stored: Report | None) -> Report:
         """Return the stored report if nothing that affects it changed, otherwise a new one, with
@@ -154,11 +154,6 @@ class ReportWindow:
             # An alarm from before a re-evaluation must not be recommended again.
             return report.model_copy(update={"made_at": stored.made_at})
         return report
-
-    @property
-    def _control_share(self) -> float:
-        challenger = self.recipe.serving.challenger
-        return control_share(challenger.canary if challenger else None)
 
     @cached_property
     def references(self) -> dict[str, GroupAccuracy]:
@@ -259,9 +254,7 @@ class ReportWindow:
         return ChallengerDay(
             digest=digest,
             groups=groups,
-            outcomes=unit_outcomes(
-                last_day, columns=columns, fixed=groups, share=self._control_share
-            ),
+            outcomes=paired_outcomes(last_day, columns=columns, fixed=groups),
             mirrored=traffic.num_rows_of(SHADOW, digest),
             unanswered=traffic.unanswered.get((SHADOW, digest), 0),
         )

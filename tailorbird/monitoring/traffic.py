@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tailorbird.config.answers import AnswersConfig
 from tailorbird.config.task_rules import TaskName
 
-CHAMPION, CANARY, SHADOW = ARMS = ("champion", "canary", "shadow")
+CHAMPION, SHADOW = ARMS = ("champion", "shadow")
 MAX_SAMPLE_ROWS = 5_000
 """Maximum rows of a window for drift: those with the smallest codes, so every reader draws the same
 rows."""
@@ -71,9 +71,8 @@ class Outcomes:
     """Number of the first audit with the text, from 1; 0 for a label from feedback."""
     groups: tuple[tuple[str, ...], ...] = ()  # one tuple per row, one value per column
     labelled_at: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    units: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
-    """Codes of the subject or, without one, of the request. The answers of a unit are dependent."""
-    is_subject: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+    requests: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
+    """Codes of the requests. The answers to one request are dependent."""
     by_person: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
     """(chat) True for a score that a person gave, False for the recipe's metric against a correct
     answer."""
@@ -122,7 +121,7 @@ class WatchedVersions:
     """The digests of the versions whose answers are read."""
 
     champion: str
-    challenger: str | None  # in the arm of the canary or the shadow
+    challenger: str | None  # the shadow
     groups: tuple[str, ...] = ()  # attributes by which outcomes are grouped
     task: TaskName = "classification"
     metric: str | None = (

@@ -1,8 +1,8 @@
 """Decide whether a champion's verdict still holds on audited rows (a pure function).
 
 All re-evaluations of a champion are one confidence sequence over all audited rows, so their number
-does not increase the probability that a good champion is withdrawn. The rows of a subject, or of a
-request without one, are dependent and count as one value, their mean.
+does not increase the probability that a good champion is withdrawn. The rows of a
+request are dependent and count as one value, their mean.
 """
 
 from tailorbird.config.metrics import METRICS, row_metric
@@ -35,8 +35,7 @@ class ReevaluationVerdict(VerdictPart):
     n: int
     """Number of audited rows of all re-evaluations of the champion."""
     num_units: int
-    """Number of independent units: subjects, and requests without a subject. The rows of a unit
-    count as one."""
+    """Number of requests. The rows of a request count as one."""
     alpha: float
     minimum_gain: float
     champion_score: float

@@ -16,6 +16,7 @@ from tailorbird.monitoring.daily_report import make_reports, read_reports
 from tailorbird.monitoring.drift_reference import ensure_reference
 from tailorbird.monitoring.label_audit import export_answers
 from tailorbird.monitoring.monitored_tasks import MONITORED_TASKS
+from tailorbird.monitoring.paired_decision import ChallengerDecision
 from tailorbird.monitoring.quality import ALL, GroupAccuracy, group_accuracies
 from tailorbird.monitoring.recommendation import (
     Recommendation,
@@ -27,7 +28,6 @@ from tailorbird.monitoring.render import render_metrics, render_page
 from tailorbird.monitoring.report import Report
 from tailorbird.monitoring.report_window import ServedVersions
 from tailorbird.monitoring.request_log import MonitoringError, require_request_log
-from tailorbird.monitoring.sequential_test import ChallengerDecision
 from tailorbird.operate.reevaluation_evidence import (
     ReevaluationEvidence,
     champion_evidence,
@@ -146,15 +146,10 @@ def champion_of(recipe: Recipe) -> ModelVersion:
 def draw_audit(
     recipe: Recipe, *, days: Sequence[date], num_rows: int, to: str, with_answers: bool = False
 ) -> int:
-    """Draw answers of the champion and of a canary challenger to label; see
-    `monitoring.label_audit`."""
-    champion = champion_of(recipe)
-    challenger = _challenger(recipe, champion=champion)
-    digest = challenger.digest if challenger else None
+    """Draw answers of the champion to label; see `monitoring.label_audit`."""
     return export_answers(
         recipe,
-        digest=champion.digest,
-        challenger=digest,
+        digest=champion_of(recipe).digest,
         days=days,
         num_rows=num_rows,
         to=to,
@@ -219,8 +214,7 @@ def _challenger_record(
         decision=decision.decision.value,
         reason=decision.reason,
         alpha=alpha,
-        alpha_worse=alpha / (len(decision.groups) + 1),
-        days=challenger_course(reports, digest=challenger.digest),
+        days=challenger_course(reports, digest=challenger.digest, alpha=alpha),
     )
 
 

@@ -1,7 +1,7 @@
 """Random draws that clients can neither predict nor influence: HMACs with a secret of the task.
 
-The secret decides which requests the challenger answers, which answers are audited and which are
-compared with the drift reference. Only replicas and the commands that read the request log know it.
+The secret decides which answers are audited and which are compared with the drift reference. Only
+the commands that read the request log know it.
 """
 
 import hmac

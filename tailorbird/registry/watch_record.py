@@ -8,15 +8,13 @@ from tailorbird.storage.stored_model import StoredModel
 
 
 class ChallengerPoint(Frozen):
-    """The comparison of the challenger with the champion after a day. It remains valid at any
-    number of looks."""
+    """The comparison of the challenger with the champion after a day."""
 
     day: str
-    units: int  # subjects, and requests without one
+    requests: int
     gain: float  # mean difference of the shares of right answers
-    # natural logarithm of the e-value against the hypothesis that the challenger is not better
-    log_e_better: float
-    log_e_worse: float  # and against the hypothesis that it is not worse
+    interval: tuple[float, float]
+    """Confidence sequence of the gain, valid at all days at once."""
 
 
 class ChallengerRecord(Frozen):
@@ -26,8 +24,7 @@ class ChallengerRecord(Frozen):
     digest: str
     decision: Literal["promote", "continue", "stop"]
     reason: str
-    alpha: float  # the challenger is proven better at a log e-value of log(1 / alpha)
-    alpha_worse: float  # and proven worse at log(1 / alpha_worse)
+    alpha: float
     days: tuple[ChallengerPoint, ...]
 
 

@@ -114,7 +114,7 @@ def _serving_rights(recipe: Recipe) -> _Rights:
     serving = recipe.serving
     registry = recipe.registry
     return _Rights(
-        read=(recipe.task_uri, f"{registry}/_base", *_on_s3(serving.api_keys, serving.subject_key)),
+        read=(recipe.task_uri, f"{registry}/_base", *_on_s3(serving.api_keys)),
         create=_on_s3(serving.request_log),
     )
 

@@ -13,7 +13,6 @@ from tailorbird import resource_folder
 from tailorbird.config.base import digest
 from tailorbird.config.loader import recipe_text
 from tailorbird.config.recipe import Recipe
-from tailorbird.registry.draws import draw_secret
 from tailorbird.registry.versions import ModelVersion, read_parts
 from tailorbird.release import kube_documents
 from tailorbird.release.kube_documents import (
@@ -263,8 +262,6 @@ def _serve_config(recipe: Recipe, *, url: str) -> ServedChampion:
     additional = additional_versions(
         config, task_uri=recipe.task_uri, champion=champion, version=version
     )
-    if additional.challenger is not None:
-        draw_secret(recipe.task_uri)  # the role of the replicas may have read access only
     app = application_of(
         config,
         task_uri=recipe.task_uri,

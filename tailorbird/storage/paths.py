@@ -85,7 +85,7 @@ class TaskPaths:
 
     @property
     def draw_secret(self) -> str:
-        """The secret of the draws that clients must not predict: arms, audits and samples."""
+        """The secret of the draws that clients must not predict: audits and samples."""
         return f"{self.task_uri}/draw_secret.json"
 
     @property

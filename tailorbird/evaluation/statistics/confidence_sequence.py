@@ -7,9 +7,6 @@ most m. The average wealth over many r is then a nonnegative supermartingale, so
 alpha with a probability of at most alpha (Ville's inequality). The values need no common
 distribution, and their order does not matter. Source: Waudby-Smith and Ramdas, Journal of the Royal
 Statistical Society B 86, 2024.
-
-Canaries, shadows and re-evaluations use these bets. For the first two, the mean is 0, and 1 / alpha
-is the e-value.
 """
 
 from functools import cache
@@ -46,13 +43,6 @@ def confidence_sequence(differences: FloatArray, *, alpha: float) -> tuple[float
         return -1.0, 1.0
     high = _lower_end(-values[::-1], counts[::-1], level=alpha / 2)
     return _lower_end(values, counts, level=alpha / 2), -high
-
-
-def log_e_value(differences: FloatArray) -> float:
-    """Return the log of the wealth of bets against a mean of at most 0 of the differences [N] in
-    [-1, 1]."""
-    values, counts = np.unique(differences, return_counts=True)
-    return float(log_wealth(values, counts=counts, mean=0.0))
 
 
 def log_wealth(values: FloatArray, *, counts: NDArray[np.integer], mean: float) -> FloatArray:

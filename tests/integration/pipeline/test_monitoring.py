@@ -68,7 +68,7 @@ FOREIGN = (
 )
 NUM_REQUESTS, NUM_LABELLED, LIST, MOST = 240, 40, 8, 600
 LOG = "s3://lake/watching-log"
-SECRET, PERSON = "subject-of-the-monitoring-test", "the ward of a person of the monitoring test"
+PERSON = "the ward of a person of the monitoring test"
 Rows = list[tuple[str, str]]
 
 pytestmark = pytest.mark.long
@@ -102,14 +102,9 @@ class Task:
             "base_model": BASE_MODEL,
             "data": lake | {"max_length": 32},
             "registry": REGISTRY,
-            "serving": {
-                "request_log": LOG,
-                "log_texts": True,
-                "subject_key": (folder / "key").as_uri(),
-            },
+            "serving": {"request_log": LOG, "log_texts": True},
             "monitoring": {"rollback": "automatic"},
         }
-        (folder / "key").write_bytes(b"k" * 32)
         self.path = folder / "watching.yaml"
         self.path.write_text(yaml.safe_dump(content))
         self.recipe = load_recipe(self.path)
@@ -161,8 +156,7 @@ class Task:
         ids = []
         for start in range(0, len(rows), LIST):
             texts = [text for text, _ in rows[start : start + LIST]]
-            subject = f"{SECRET} {rows[start][0]}"  # each request has a subject of its own
-            body = {"input": texts, "subject": subject, "attributes": {"ward": PERSON}}
+            body = {"input": texts, "attributes": {"ward": PERSON}}
             answer = requests.post(f"{self.url}/v1/classify", json=body, timeout=60)
             answer.raise_for_status()
             ids.append(answer.json()["request_id"])
@@ -244,10 +238,9 @@ def test_a_champion_with_drift_is_reevaluated_and_rolled_back_under_load(
     assert report.audit.labelled == 400
     assert recommendation.challenger is not None
     decision = recommendation.challenger
-    subjects = 2 * NUM_REQUESTS // LIST
-    assert (decision.decision, decision.overall.num_subjects, decision.overall.num_answers) == (
+    assert (decision.decision, len(decision.overall), decision.overall.num_answers) == (
         "promote",
-        subjects,
+        2 * NUM_REQUESTS // LIST,
         400,
     ), decision
     assert report.audit.accuracy is not None
@@ -344,7 +337,7 @@ def _reevaluated_under_load(task: Task) -> tuple[Reevaluation, list[tuple[int, s
 
 
 def _nothing_personal_is_left(recipe: Recipe, *, texts: list[str]) -> None:
-    """Check that monitoring and re-evaluation store no texts and no subjects."""
+    """Check that monitoring and re-evaluation store no texts and no attributes."""
     written = [
         uri
         for folder in ("monitoring", "reevaluations", "history", "references")
@@ -355,9 +348,7 @@ def _nothing_personal_is_left(recipe: Recipe, *, texts: list[str]) -> None:
         content = storage.read_bytes(uri)
         if uri.endswith(".parquet"):  # compressed
             content = repr(pq.read_table(pa.BufferReader(content)).to_pylist()).encode()
-        assert not [
-            secret for secret in (SECRET, PERSON, "k" * 32) if secret.encode() in content
-        ], uri
+        assert PERSON.encode() not in content, uri
         assert not [text for text in texts if len(text) > 12 and text.encode() in content], uri
 
 

@@ -84,9 +84,9 @@ class Service:
         )
         return registry.register(TASK_URI, folder)
 
-    def ask(self, question: str, **options: Any) -> Any:
+    def ask(self, question: str, *, model: str = "champion", **options: Any) -> Any:
         return self.client.chat.completions.create(
-            model="champion", messages=[{"role": "user", "content": question}], **options
+            model=model, messages=[{"role": "user", "content": question}], **options
         )
 
     def expected(self, version: registry.ModelVersion, *, max_new_tokens: int = LIMIT) -> list[str]:

@@ -14,7 +14,6 @@ import requests
 
 from cluster.local import stack
 from serving.deploy import application, rollout, serve_client
-from tailorbird.config.serving import ChallengerConfig
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.release import parity
 from tests.fuzz import fuzz
@@ -127,12 +126,10 @@ def test_retrieved_and_stored_answers_equal_those_of_the_evaluation(service: Ser
     rows = rows_of(QUESTIONS)
     versions = (service.retrieved, service.nearest, service.trained)
     additional = application.AdditionalVersions(
-        baseline=service.nearest, challenger=service.nearest, selectable=[service.trained]
+        baseline=service.nearest, selectable=[service.trained]
     )
-    challenger = ChallengerConfig(version=service.nearest.version, canary=1.0)
-    config = CONFIG.model_copy(update={"challenger": challenger})
     service.url = rollout.deploy(
-        config, task_uri=TASK_URI, version=service.retrieved, additional=additional
+        CONFIG, task_uri=TASK_URI, version=service.retrieved, additional=additional
     )
     try:
         for version in versions:
@@ -140,8 +137,7 @@ def test_retrieved_and_stored_answers_equal_those_of_the_evaluation(service: Ser
             probes = [parity._probe(rows, table, row, version=version) for row in range(len(rows))]
             checked = parity.check_parity(probes, url=service.url, version=version)
             assert checked.matching == len(QUESTIONS)
-        # The canary answers every request.
-        answer = service.ask("what is a dog")
+        answer = service.ask("what is a dog", model=service.nearest.version)
         assert answer.version == service.nearest.version
         assert answer.choices[0].message.content == "what is a cat"
         assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (13, 13)

@@ -120,10 +120,8 @@ def test_recommendations_and_alarms_of_the_last_watch_need_attention(paths: Task
     assert "needs attention" in page(paths)
     text = page(paths, TASK)
     assert "share of far texts 0.031 0.020 alarm" in text
-    assert "Challenger lora-0f3a9c21d4e7 continue : +3.0 points over 320 subjects" in text
-    assert (
-        "2026-11-27 120 +3.00 0.28 -0.26" in text
-    )  # log10 e-values: 0.64 and -0.6 divided by ln(10)
+    assert "Challenger lora-0f3a9c21d4e7 continue : +3.0 points over 320 requests" in text
+    assert "2026-11-27 120 +3.00 -6.67 to +6.67" in text
 
 
 def test_the_page_of_a_chat_task_has_the_scores_that_people_gave(paths: TaskPaths) -> None:

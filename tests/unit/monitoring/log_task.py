@@ -18,7 +18,7 @@ from tailorbird.monitoring.label_audit import export_answers, import_labels
 from tailorbird.monitoring.quality import GroupAccuracy
 from tailorbird.monitoring.report import Report
 from tailorbird.monitoring.report_window import ServedVersions
-from tailorbird.monitoring.traffic import ARMS, HOUR_US, Outcomes
+from tailorbird.monitoring.traffic import ARMS, Outcomes
 from tailorbird.registry.draws import DrawSecret
 from tailorbird.registry.versions import ModelVersion
 from tailorbird.storage.paths import TaskPaths
@@ -93,7 +93,6 @@ class Task:
     is_chat: bool = False
     groups: tuple[str, ...] = ("sex",)
     evaluation: dict[str, Any] = field(default_factory=dict)
-    canary: float | None = None
     logs_texts: bool = True
     embedded: list[tuple[str, ...]] = field(default_factory=list)
     read: list[str] = field(default_factory=list)
@@ -113,8 +112,6 @@ class Task:
     @property
     def recipe(self) -> Recipe:
         serving: dict[str, Any] = {"request_log": self.log.as_uri(), "log_texts": self.logs_texts}
-        if self.canary:
-            serving["challenger"] = {"version": "v2", "canary": self.canary}
         return recipe_at(
             self.folder / "models",
             task="chat" if self.is_chat else "classification",
@@ -170,25 +167,22 @@ def outcomes(
     right: Sequence[bool],
     *,
     keys: Sequence[int] | None = None,
-    units: Sequence[int] | None = None,
-    hours: Sequence[int] = (9,),
+    requests: Sequence[int] | None = None,
     audits: Sequence[int] = (1,),
     sexes: str | Sequence[str] = "f",
-    are_subjects: bool = True,
 ) -> Outcomes:
-    """Return labelled answers; `hours`, `audits` and `sexes` have one value, or one per row."""
+    """Return labelled answers; `audits` and `sexes` have one value, or one per row."""
     num = len(right)
     numbers = range(num)
     values = np.broadcast_to(list(sexes), num)
     return Outcomes(
         keys=np.array(numbers if keys is None else keys, np.uint64),
         arms=np.array([ARMS.index(arm) for arm in arms], np.uint8),
-        at=np.broadcast_to(np.array(hours, np.int64) * HOUR_US, num),
+        at=np.zeros(num, np.int64),
         scores=np.array(right, float),
         audits=np.broadcast_to(np.array(audits, np.int32), num),
         groups=tuple((value,) for value in values.tolist()),
-        units=np.array(numbers if units is None else units, np.uint64),
-        is_subject=np.full(num, are_subjects),
+        requests=np.array(numbers if requests is None else requests, np.uint64),
         by_person=np.zeros(num, bool),
         missing=np.zeros(num, bool),
     )

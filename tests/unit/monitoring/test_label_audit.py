@@ -5,13 +5,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from tailorbird.data.rows import NO_GROUP
-from tailorbird.monitoring.challenger_units import control_share
 from tailorbird.monitoring.label_audit import audit_files, audited_rows, parse_days
-from tailorbird.monitoring.log_reader import key_of, unit_of
+from tailorbird.monitoring.log_reader import key_of
 from tailorbird.monitoring.monitored_tasks import AuditError
-from tailorbird.registry.draws import CODES
 from tests.unit.monitoring.log_task import (
-    CHALLENGER,
     FIRST,
     LONG_AGO,
     SECRET,
@@ -54,27 +51,6 @@ def test_a_client_without_the_secret_cannot_pick_ids_that_are_drawn(task: Task) 
     assert len(drawn & again) == pytest.approx(250, abs=40)
 
 
-def test_answers_of_a_canary_are_drawn_first_and_those_of_a_shadow_are_not(task: Task) -> None:
-    rows = [answer(number, subject=f"s{number % 50}") for number in range(400)]
-    canary = [shadow(number, arm="canary") for number in range(1000, 1040)]
-    task.write(*rows, *canary, *map(shadow, range(40)))
-    task.canary = 0.1
-
-    def export(num_rows: int, challenger: str | None = CHALLENGER.digest) -> set[str]:
-        return set(task.export(num_rows, challenger=challenger)["request_id"].to_pylist())
-
-    compared = {row["request_id"] for row in canary}
-    for row in rows:
-        unit = unit_of(row["subject"], challenger=CHALLENGER.digest, secret=SECRET)
-        if unit < control_share(0.1) * CODES:
-            compared.add(row["request_id"])
-    assert export(len(compared)) == compared
-    assert export(20) < compared
-    assert len(export(1000)) == 440
-    for unknown in ("another", None):
-        assert export(1000, unknown) == {row["request_id"] for row in rows}
-
-
 def test_the_last_imported_label_of_a_text_counts(task: Task) -> None:
     task.write(answer(0))
     table = task.export()
@@ -113,13 +89,13 @@ def test_days_that_are_not_a_range_are_rejected(days: str) -> None:
     assert parse_days("2026-02-28:2026-03-01") == [FIRST - timedelta(days=1), FIRST]
 
 
-def test_audited_rows_have_their_group_and_the_split_key_of_their_subject_or_request(
+def test_audited_rows_have_their_group_and_the_split_key_of_their_request(
     task: Task,
 ) -> None:
     rows = [
-        answer(0, subject="s", attributes=None),
-        answer(1, subject="s", attributes="{}"),
-        answer(2, subject="t", attributes='{"sex": null}'),
+        answer(0, attributes=None),
+        answer(1, attributes="{}"),
+        answer(2, attributes='{"sex": null}'),
         answer(3),
         answer(4),
         answer(4, row=1, at=answer(4)["at"] + timedelta(hours=1)),
@@ -127,7 +103,7 @@ def test_audited_rows_have_their_group_and_the_split_key_of_their_subject_or_req
     task.write(*rows)
     task.fill(task.export(), label=["a"] * 6)
     audited = audited_rows(task.recipe, since=LONG_AGO)
-    requests = [f"{FIRST}-{number}" for number in (3, 4, 4)]
-    assert sorted(audited.split_keys or ()) == [*requests, "s", "s", "t"]
+    requests = [f"{FIRST}-{number}" for number in (0, 1, 2, 3, 4, 4)]
+    assert sorted(audited.split_keys or ()) == requests
     assert sorted(audited.groups["sex"]) == [NO_GROUP] * 3 + ["f"] * 3
     assert len(audited_rows(task.recipe, since=rows[-1]["at"])) == 1

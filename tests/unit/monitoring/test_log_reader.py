@@ -14,7 +14,7 @@ from tailorbird.monitoring.log_reader import (
     read_columns,
     read_labels,
     read_traffic,
-    unit_of,
+    request_code,
 )
 from tailorbird.monitoring.traffic import ARMS, Traffic, WatchedVersions
 from tests.unit.monitoring.log_task import (
@@ -110,14 +110,10 @@ def test_a_text_belongs_to_the_first_audit_that_labelled_it_and_has_its_latest_l
     assert result.scores[order].tolist() == [1, 1, 0]
 
 
-def test_answers_with_one_subject_are_one_unit_and_others_belong_to_their_request(
-    tmp_path: Path,
-) -> None:
-    rows = [answer(0, subject="s"), answer(1, subject="s"), answer(2), answer(3), answer(3, row=1)]
-    labels = [feedback(number, label="a") for number in range(4)]
-    result = read(tmp_path, rows, [*labels, feedback(3, label="a", row=1)]).outcomes
-    units, counts = np.unique(result.units, return_counts=True)
-    assert sorted(counts) == [1, 2, 2]
-    assert result.is_subject.sum() == 2
-    assert unit_of("s", challenger=CHALLENGER.digest, secret=SECRET) in units
-    assert unit_of("s", challenger="another", secret=SECRET) not in units
+def test_the_answers_to_one_request_have_its_code(tmp_path: Path) -> None:
+    labels = [feedback(number, label="a") for number in range(2)]
+    rows = [answer(0), answer(1), answer(1, row=1)]
+    result = read(tmp_path, rows, [*labels, feedback(1, label="a", row=1)]).outcomes
+    requests, counts = np.unique(result.requests, return_counts=True)
+    assert sorted(counts) == [1, 2]
+    assert request_code(f"{FIRST}-0", secret=SECRET) in requests

@@ -23,7 +23,7 @@ def labelled(
     *groups: tuple[str, int, int],
     audits: Sequence[int] = (1,),
     keys: Sequence[int] | None = None,
-    units: Sequence[int] | None = None,
+    requests: Sequence[int] | None = None,
 ) -> Outcomes:
     """Return the champion's outcomes of groups of (sex, right, wrong)."""
     right: list[bool] = []
@@ -32,7 +32,7 @@ def labelled(
         right += [True] * num_right + [False] * num_wrong
         sexes += [sex] * (num_right + num_wrong)
     arms = ["champion"] * len(right)
-    return outcomes(arms, right, keys=keys, units=units, audits=audits, sexes=sexes)
+    return outcomes(arms, right, keys=keys, requests=requests, audits=audits, sexes=sexes)
 
 
 def measured(labelled: Outcomes, *, answers: int = 100, audited: bool = True) -> Quality:
@@ -80,26 +80,26 @@ def test_the_level_of_a_loss_is_divided_by_the_number_of_groups() -> None:
     assert with_another.bounds[0].state is State.NOT_ASSESSABLE
 
 
-@pytest.mark.parametrize("per_unit", [1, 8])
-def test_equal_answers_to_one_unit_fail_no_group_more_often_than_alpha(per_unit: int) -> None:
+@pytest.mark.parametrize("per_request", [1, 8])
+def test_equal_answers_to_one_request_fail_no_group_more_often_than_alpha(per_request: int) -> None:
     chance = np.random.default_rng(6)
     num_runs = 200
     failed = 0
     for _ in range(num_runs):
-        num = per_unit * chance.binomial(100, 0.8)
-        units = [row // per_unit for row in range(100 * per_unit)]
+        num = per_request * chance.binomial(100, 0.8)
+        requests = [row // per_request for row in range(100 * per_request)]
         gate = checked(
-            labelled(("f", num, 100 * per_unit - num), units=units),
+            labelled(("f", num, 100 * per_request - num), requests=requests),
             f=(400, chance.binomial(400, 0.8)),
         )
-        assert gate.bounds[0].n == 100 * per_unit
+        assert gate.bounds[0].n == 100 * per_request
         failed += gate.state is State.FAILS
     assert failed / num_runs <= ALPHA
 
 
 def test_the_interval_of_the_accuracy_is_that_of_the_effective_rows() -> None:
-    by_unit = labelled(("f", 80, 20), units=[row // 4 for row in range(100)])
-    result = measured(by_unit, answers=1000)
+    by_request = labelled(("f", 80, 20), requests=[row // 4 for row in range(100)])
+    result = measured(by_request, answers=1000)
     assert (result.accuracy, result.labelled, result.coverage) == (0.8, 100, 0.1)
     # Wilson interval for 20 of 25.
     assert result.interval == pytest.approx((0.609, 0.911), abs=1e-3)

@@ -5,14 +5,14 @@ from typing import Any
 import pytest
 
 from tailorbird.evaluation.gates.base import Gate, at_most, gate
-from tailorbird.evaluation.statistics.confidence_sequence import log_e_value
-from tailorbird.monitoring.challenger_units import UnitOutcome
+from tailorbird.evaluation.statistics.confidence_sequence import confidence_sequence
 from tailorbird.monitoring.drift import DriftStatistic
+from tailorbird.monitoring.paired_decision import ChallengerDecision, Decision
 from tailorbird.monitoring.quality import Quality
 from tailorbird.monitoring.recommendation import challenger_course, challenger_decision, recommend
 from tailorbird.monitoring.render import render_metrics, render_page
 from tailorbird.monitoring.report import ChallengerDay, Report
-from tailorbird.monitoring.sequential_test import ChallengerDecision, Decision
+from tailorbird.monitoring.shadow_pairs import PairedOutcome
 
 TODAY = date(2026, 3, 9)
 ALARM = DriftStatistic("unfamiliar", "share of far texts", 0.12, 0.02, 0.25, 500)
@@ -45,23 +45,17 @@ def report(**fields: Any) -> Report:
     return Report(**FIELDS | defaults | fields)
 
 
-def outcome(unit: int, **fields: Any) -> UnitOutcome:
-    """Return the outcome of a subject, by default in a shadow."""
-    defaults: dict[str, Any] = {"arm": "shadow", "audit": 1, "hour": -1, "right": 1}
-    return UnitOutcome(unit=unit, is_subject=True, groups=(), answers=1, **(defaults | fields))
-
-
 def day_of(
     name: str,
     *,
-    units: Sequence[int],
+    requests: Sequence[int],
     won: int = 1,
     made_at: str = "2026-03-09T01:00:00+00:00",
     digest: str = "t",
 ) -> Report:
-    """Return the report of a day on which the challenger's shadow wins by `won` for each of these
-    subjects."""
-    outcomes = tuple(outcome(unit, right=won) for unit in units)
+    """Return the report of a day on which the challenger's shadow wins by `won` in each of these
+    requests."""
+    outcomes = tuple(PairedOutcome(request=request, groups=(), gain=won) for request in requests)
     day = ChallengerDay(digest=digest, groups=("sex = f", "sex = m"), outcomes=outcomes)
     return report(day=name, made_at=made_at, challenger=day)
 
@@ -126,52 +120,36 @@ def decided(*reports: Report) -> ChallengerDecision:
     return challenger_decision(reports, digest="t", alpha=0.05)
 
 
-def test_the_days_of_a_challenger_count_once_and_so_do_its_subjects() -> None:
+def test_the_days_of_a_challenger_count_once_and_so_do_its_requests() -> None:
     result = decided(
-        day_of("2026-03-06", units=range(6)),
-        day_of("2026-03-07", units=range(4, 22)),
-        day_of("2026-03-06", units=range(7), made_at="2026-03-10T01:00:00+00:00"),
-        day_of("2026-03-08", units=range(50), digest="another"),
+        day_of("2026-03-06", requests=range(6)),
+        day_of("2026-03-07", requests=range(4, 22)),
+        day_of("2026-03-06", requests=range(7), made_at="2026-03-10T01:00:00+00:00"),
+        day_of("2026-03-08", requests=range(50), digest="another"),
     )
     overall = result.overall
-    assert (len(overall), overall.num_subjects, overall.num_answers) == (22, 22, 25)
+    assert (len(overall), overall.num_answers) == (22, 25)
     assert result.decision is Decision.PROMOTE
     assert set(result.groups) == {"sex = f", "sex = m"}  # they have no answers
     assert decided().overall.num_answers == 0
 
 
-@pytest.mark.parametrize(("unanswered", "num_units"), [(2, 60), (3, 40)])
+@pytest.mark.parametrize(("unanswered", "num_requests"), [(2, 60), (3, 40)])
 def test_a_shadow_is_not_compared_after_days_with_more_than_two_percent_missing(
-    unanswered: int, num_units: int
+    unanswered: int, num_requests: int
 ) -> None:
-    first, second = day_of("2026-03-06", units=range(40)), day_of("2026-03-07", units=range(40, 60))
+    first, second = (
+        day_of("2026-03-06", requests=range(40)),
+        day_of("2026-03-07", requests=range(40, 60)),
+    )
     assert first.challenger is not None
     counted = first.challenger.model_copy(update={"mirrored": 100, "unanswered": unanswered})
     reports = (first.model_copy(update={"challenger": counted}), second)
     result = decided(*reports)
-    assert len(result.overall) == num_units
-    assert ("no answer to 3 of 100 mirrored requests" in result.reason) == (num_units == 40)
-    course = challenger_course(reports, digest="t")
-    assert [point.units for point in course] == [40, num_units]
-
-
-def test_a_canary_continues_the_test_of_a_shadow_that_is_no_longer_compared() -> None:
-    """The proof of the canary alone would be a second test, with its own error."""
-    lost = day_of("2026-03-06", units=range(40), won=-1)
-    canary = tuple(
-        outcome(unit, arm=arm, audit=2, hour=30, right=arm == "canary")
-        for arm, units in (("canary", range(100, 120)), ("champion", range(200, 220)))
-        for unit in units
-    )
-    assert lost.challenger is not None
-    counted = lost.challenger.model_copy(update={"mirrored": 100, "unanswered": 50})
-    later = day_of("2026-03-07", units=()).challenger
-    assert later is not None
-    won = report(day="2026-03-07", challenger=later.model_copy(update={"outcomes": canary}))
-    alone = decided(won)
-    both = decided(lost.model_copy(update={"challenger": counted}), won)
-    assert alone.decision is Decision.PROMOTE
-    assert (both.decision, len(both.overall)) == (Decision.CONTINUE, 60)
+    assert len(result.overall) == num_requests
+    assert ("no answer to 3 of 100 mirrored requests" in result.reason) == (num_requests == 40)
+    course = challenger_course(reports, digest="t", alpha=0.05)
+    assert [point.requests for point in course] == [40, num_requests]
 
 
 def test_the_page_shows_alarms_labels_and_the_challenger_and_escapes_values() -> None:
@@ -179,13 +157,14 @@ def test_the_page_shows_alarms_labels_and_the_challenger_and_escapes_values() ->
         report(day="2026-03-07"),
         report(drift=(ALARM,), groups=failing(), notes=("<b>odd</b>",)),
     ]
-    decision = decided(day_of("2026-03-06", units=range(70)))
+    decision = decided(day_of("2026-03-06", requests=range(70)))
     recommendation = recommend(reports, expires=None, today=TODAY, challenger=decision)
     page = render_page("my <task>", reports, recommendation=recommendation)
     for text in (
         "my &lt;task&gt;",
         "Re-evaluation recommended",
-        "Challenger: promote. proven better: +100.0 points over 70 subjects (70 labelled answers)",
+        "Challenger: promote. proven better: +100.0 points (95% confidence sequence ",
+        "over 70 requests (70 labelled answers)",
         '<th scope="row">sex = f</th>',
         "80.0%",
         "change for sex = f",
@@ -206,10 +185,11 @@ def test_gauges_are_in_the_prometheus_text_format() -> None:
     assert 'by="audit"} 0.8' not in metrics  # without labels there is no accuracy
 
 
-def test_the_course_of_the_comparison_ends_with_the_e_values_of_the_decision() -> None:
-    reports = [day_of("2026-03-02", units=range(40, 90)), day_of("2026-03-01", units=range(40))]
-    course = challenger_course(reports, digest="t")
+def test_the_course_of_the_comparison_ends_with_the_interval_of_the_decision() -> None:
+    reports = [
+        day_of("2026-03-02", requests=range(40, 90)),
+        day_of("2026-03-01", requests=range(40)),
+    ]
+    course = challenger_course(reports, digest="t", alpha=0.05)
     assert [(point.day, point.gain) for point in course] == [("2026-03-01", 1), ("2026-03-02", 1)]
-    values = decided(*reports).overall.values
-    assert course[-1].log_e_better == log_e_value(values)
-    assert course[-1].log_e_worse == log_e_value(-values)
+    assert course[-1].interval == confidence_sequence(decided(*reports).overall.values, alpha=0.05)

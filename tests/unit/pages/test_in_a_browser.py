@@ -125,7 +125,7 @@ PAGES: dict[str, Callable[[Path], str]] = {
     "watch with alarms": lambda _: watch_page(
         report(day="2026-03-07"), report(drift=(ALARM,), groups=failing())
     ),
-    "watch of a challenger": lambda _: watch_page(day_of("2026-03-06", units=range(70))),
+    "watch of a challenger": lambda _: watch_page(day_of("2026-03-06", requests=range(70))),
     "watch of an expired verdict": lambda _: watch_page(report(), expires=EXPIRED),
     "API of a classifier": partial(docs_page, Classifier),
     "API of a chat model": partial(docs_page, Chat),

@@ -159,7 +159,8 @@ def test_a_deploy_with_a_changed_version_fails_before_it_changes_anything(
     monkeypatch.setattr(serving, "read_champion", lambda _: (champion, "etag"))
     monkeypatch.setattr(serving, "deploy", deploy)
     config = ServingConfig(
-        challenger=ChallengerConfig(version=served["challenger"].version, canary=0.1)
+        request_log="s3://logs/requests",
+        challenger=ChallengerConfig(version=served["challenger"].version),
     )
     serving.serve_champion(config, task_uri=task.uri)
     task.damage(served[damaged], "head.safetensors")

@@ -115,11 +115,10 @@ def test_answers_are_logged_and_no_row_is_lost_when_the_service_is_removed(
     service: Service, tmp_path: Path
 ) -> None:
     uri = f"{tmp_path.as_uri()}/requests"
-    storage.write_bytes(f"{tmp_path.as_uri()}/key", b"k" * 32)
-    fields = {"request_log": uri, "subject_key": f"{tmp_path.as_uri()}/key"}
+    fields = {"request_log": uri}
     task_uri = "s3://models/serving-log"
     url = rollout.deploy(CONFIG.model_copy(update=fields), task_uri=task_uri, version=service.first)
-    body = {"input": TEXTS, "subject": "patient 7", "attributes": {"sex": "f"}}
+    body = {"input": TEXTS, "attributes": {"sex": "f"}}
     try:
         answers = [
             requests.post(f"{url}/v1/classify", json=body, timeout=60).json() for _ in range(20)
@@ -144,8 +143,5 @@ def test_answers_are_logged_and_no_row_is_lost_when_the_service_is_removed(
     assert len(rows) == 20 * len(TEXTS)
     assert {row["digest"] for row in rows} == {service.first.digest}
     assert {row["text"] for row in rows} == {None}
-    assert len({row["subject"] for row in rows}) == 1
-    refused = service.ask({"input": TEXTS[0], "subject": "patient 7"}, status=422)
-    assert refused["error"]["param"] == "subject"
     rejected = requests.post(f"{service.url}/v1/feedback", json=right, timeout=60)
     assert (rejected.status_code, rejected.json()["error"]["type"]) == (404, "no_request_log")

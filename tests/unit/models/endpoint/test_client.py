@@ -270,7 +270,6 @@ def test_the_first_invalid_choice_of_an_answer_ends_its_validation(answer: type[
         "AWS_CONTAINER_AUTHORIZATION_TOKEN",
         "RAY_AUTH_TOKEN",
         "TAILORBIRD_API_KEY",
-        "SUBJECT_KEY",
     ],
 )
 def test_a_version_cannot_send_secrets_of_other_services(

@@ -22,7 +22,9 @@ from tests.unit.serving.deploy.registered import registered
 TASK = "s3://models/t"
 CHOSEN_BY = ChosenBy(outcome="FINE_TUNE", sentence="FINE_TUNE: why", costs={"d": "2 CPU-seconds"})
 CHAT = Prompting(system=None, max_new_tokens=8)
-EXPERIMENT = ServingConfig(challenger=ChallengerConfig(version="full-2", canary=0.1))
+EXPERIMENT = ServingConfig(
+    request_log="s3://logs/requests", challenger=ChallengerConfig(version="full-2", shadow=0.1)
+)
 
 
 def test_replicas_load_the_champion_and_the_additional_versions() -> None:
@@ -32,7 +34,11 @@ def test_replicas_load_the_champion_and_the_additional_versions() -> None:
         EXPERIMENT, task_uri=TASK, version=champion, additional=additional, verdict=CHOSEN_BY
     )
     # the challenger is not an argument: a new share restarts no replica
-    assert application.args == {"task_uri": TASK, "task": "classification", "serving": {}}
+    assert application.args == {
+        "task_uri": TASK,
+        "task": "classification",
+        "serving": {"request_log": EXPERIMENT.request_log},
+    }
     config = replica_config(application)
     digests = {name: version.digest for name, version in config.versions.items()}
     assert digests == {
@@ -42,7 +48,7 @@ def test_replicas_load_the_champion_and_the_additional_versions() -> None:
         "challenger": "d-full-2",
     }
     assert config.challenger is not None
-    assert (config.challenger.canary, config.challenger.shadow) == (0.1, 0.0)
+    assert config.challenger.shadow == 0.1
     assert (config.verdict, config.costs) == (CHOSEN_BY.sentence, CHOSEN_BY.costs)
 
 

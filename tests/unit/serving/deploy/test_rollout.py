@@ -23,7 +23,9 @@ from tailorbird.registry.shared_base import selectable_versions
 from tailorbird.registry.versions import ModelVersion
 from tests.unit.serving.deploy.registered import registered
 
-EXPERIMENT = ServingConfig(challenger=ChallengerConfig(version="full-2", canary=0.1))
+EXPERIMENT = ServingConfig(
+    request_log="s3://logs/requests", challenger=ChallengerConfig(version="full-2", shadow=0.1)
+)
 
 
 def test_keys_with_a_mistake_are_not_deployed_unless_only_the_nodes_can_read_them(

@@ -20,7 +20,7 @@ from tailorbird.config.serving import ServingConfig
 def deployment(service: type, config: ServingConfig, engine: Any = None) -> Any:
     """Return the deployment of a class, for example `Classifier`, with a champion or without a
     version."""
-    versions: ServedVersions[Any] = ServedVersions(lambda _uri, _digest: engine, read_secret=bytes)
+    versions: ServedVersions[Any] = ServedVersions(lambda _uri, _digest: engine)
     if engine is not None:
         versions.engines = {"champion": engine}
         versions.config = ReplicaConfig(champion=VersionRef(uri="s3://version", digest="d"))

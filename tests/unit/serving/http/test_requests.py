@@ -108,7 +108,7 @@ def test_the_first_fault_of_a_list_ends_its_validation() -> None:
 
 def test_a_body_with_too_many_values_is_not_validated(monkeypatch: pytest.MonkeyPatch) -> None:
     attributes = [{str(name): "" for name in range(MAX_ATTRIBUTES)}] * 2000
-    body = {"input": ["a"] * 2000, "attributes": attributes, "scores": True, "subject": "s"}
+    body = {"input": ["a"] * 2000, "attributes": attributes, "scores": True}
     assert len(classify(body, max_texts=2000).texts) == 2000
     monkeypatch.setattr(ClassifyRequest, "model_validate_json", None)
     with pytest.raises(RequestError) as caught:
@@ -230,13 +230,6 @@ def test_an_unsupported_field_of_a_chat_is_a_400_that_names_it_without_its_value
     assert (error.status, error.type, error.param) == (400, "invalid_request", param)
     assert error.message.startswith(f"{param}: ")
     assert "Jane" not in error.message
-
-
-def test_a_subject_that_cannot_be_logged_is_ignored() -> None:
-    assert chat(user="u", safety_identifier="s").subject == "s"
-    assert chat(user="u").subject == "u"
-    assert chat(user=7).subject is None
-    assert chat(safety_identifier="s" * 257).subject is None
 
 
 def test_log_probabilities_have_openais_fields() -> None:

@@ -12,7 +12,6 @@ from serving.replica.base import Replica
 from serving.replica.served_versions import ServedVersions
 from tailorbird.config.serving import ServingConfig
 
-SECRET = b"s" * 32  # of the draws
 UNWRITABLE = "file:///dev/null/registry/task"  # in a file, there are no folders
 
 
@@ -37,7 +36,7 @@ class Loads:
         def unload(previous: Any) -> None:
             self.unloaded.append(previous.version.version)
 
-        return ServedVersions(self.load, read_secret=lambda: SECRET, unload=unload)
+        return ServedVersions(self.load, unload=unload)
 
 
 def new_replica(task_uri: str = UNWRITABLE, **serving: Any) -> Replica[Any]:

@@ -52,7 +52,7 @@ async def test_readyz_reports_the_configuration_the_challenger_and_refused_and_a
     assert gc.get_freeze_count() > 100_000  # collections skip the objects of torch and Ray
     gc.unfreeze()
     others = {"lora-1": ref("bad")}
-    changed = await after(config("one", challenger=ref("new", canary=1.0), selectable=others))
+    changed = await after(config("one", challenger=ref("new", shadow=1.0), selectable=others))
     assert (changed["challenger"], changed["absent"]) == ("d-new", {"lora-1": REASON})
     assert "refused" not in changed
     refused = await after(config("bad"))

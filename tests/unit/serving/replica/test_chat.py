@@ -187,18 +187,6 @@ async def test_a_shadow_answers_after_the_champion_and_starts_again_if_a_client_
     assert (shadow.num_starts, shadow.num_active) == (num_starts, 0)
 
 
-async def test_the_champion_answers_in_a_format_that_the_challenger_cannot_have(
-    tmp_path: Path,
-) -> None:
-    service = Service(tmp_path)
-    challenger: Any = FakeEngine("two</s>")
-    challenger.has_formats = False
-    service.add_challenger(challenger, canary=1.0)
-    for format, expected in ((None, "two"), ("text", "two"), ("json_object", "one")):
-        fields: dict[str, Any] = {"response_format": {"type": format}} if format else {}
-        assert await service.answer(**fields) == expected
-
-
 async def test_shadows_run_one_by_one_despite_errors() -> None:
     turn = asyncio.Lock()
     answered = []

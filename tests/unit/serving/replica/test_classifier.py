@@ -16,12 +16,9 @@ from serving.engines.model_pool import ModelPool
 from serving.http.metrics import HYBRID_ANSWERS as COUNTS
 from serving.http.schemas import RequestError
 from serving.replica.classifier import SHADOW_TEXTS, Classifier
-from tailorbird import storage
 from tailorbird.config.serving import ServingConfig
-from tailorbird.registry.draws import DrawSecret
 from tailorbird.registry.hybrid_routing import Routing
-from tailorbird.storage.paths import TaskPaths
-from tests.unit.serving.replica.loads import SECRET, config, ref
+from tests.unit.serving.replica.loads import config, ref
 
 CLASSES = ("a", "b")
 pytestmark = pytest.mark.anyio
@@ -68,17 +65,8 @@ def new_classifier(
 
 @pytest.fixture
 def classifier(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Classifier:
-    """Return a classifier with a request log that stores subjects."""
-    task_uri = (tmp_path / "task").as_uri()
-    stored = DrawSecret(key=SECRET.hex()).model_dump_json()
-    storage.write_bytes(TaskPaths(task_uri).draw_secret, stored.encode())
-    (tmp_path / "key").write_bytes(b"k" * 32)
-    return new_classifier(
-        monkeypatch,
-        task_uri=task_uri,
-        request_log=(tmp_path / "log").as_uri(),
-        subject_key=(tmp_path / "key").as_uri(),
-    )
+    """Return a classifier with a request log."""
+    return new_classifier(monkeypatch, request_log=(tmp_path / "log").as_uri())
 
 
 async def answer(classifier: Classifier, **body: Any) -> Any:
@@ -95,7 +83,7 @@ async def logged(classifier: Classifier, folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-async def test_readiness_is_checked_before_the_request_and_then_the_subject(
+async def test_readiness_is_checked_before_the_request(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     classifier = new_classifier(monkeypatch)
@@ -106,9 +94,6 @@ async def test_readiness_is_checked_before_the_request_and_then_the_subject(
     answered = await answer(classifier, input=["x", "y"])
     assert answered.pop("results") == [{"label": "by one", "score": 0.75}] * 2
     assert answered == {"request_id": "r", "model": "task", "version": "one"}
-    with pytest.raises(RequestError) as caught:
-        await answer(classifier, input="x", subject="s")  # the log stores none
-    assert caught.value.status == 422
 
 
 async def test_the_answer_of_a_hybrid_names_the_part_in_the_response_the_log_and_the_metrics(
@@ -135,17 +120,12 @@ async def test_the_answer_of_a_hybrid_names_the_part_in_the_response_the_log_and
     assert parts == [("second", False), ("first", True)]
 
 
-@pytest.mark.parametrize(
-    ("share", "versions"),
-    [("canary", {"canary": "new"}), ("shadow", {"champion": "one", "shadow": "new"})],
-)
-async def test_each_arm_of_an_experiment_is_logged(
-    classifier: Classifier, tmp_path: Path, share: str, versions: dict[str, str]
-) -> None:
-    texts = ["x"] * (SHADOW_TEXTS + 1 if share == "shadow" else 2)
-    await classifier.reconfigure(config("one", challenger=ref("new", **{share: 1.0})))
+async def test_each_arm_of_an_experiment_is_logged(classifier: Classifier, tmp_path: Path) -> None:
+    versions = {"champion": "one", "shadow": "new"}
+    texts = ["x"] * (SHADOW_TEXTS + 1)
+    await classifier.reconfigure(config("one", challenger=ref("new", shadow=1.0)))
     attributes = [{"sex": "f"}] * len(texts)
-    await answer(classifier, input=texts, subject="s", attributes=attributes)
+    await answer(classifier, input=texts, attributes=attributes)
     await asyncio.gather(*classifier._shadows._tasks)
     rows = await logged(classifier, tmp_path)
     for arm, version in versions.items():
@@ -156,4 +136,3 @@ async def test_each_arm_of_an_experiment_is_logged(
     assert len(rows) == len(versions) * len(texts)
     assert {(row["request_id"], row["route"]) for row in rows} == {("r", "classify")}
     assert {row["attributes"] for row in rows} == {'{"sex": "f"}'}
-    assert len({row["subject"] for row in rows}) == 1

@@ -48,26 +48,29 @@ async def test_a_model_is_selected_by_name_by_version_by_both_or_by_role() -> No
     assert (caught.value.status, caught.value.code) == (404, "model_not_found")
 
 
-async def test_a_challenger_gets_its_share_only_of_the_requests_for_the_champion() -> None:
+async def test_only_requests_for_the_champion_have_an_arm_and_a_shadow_gets_its_share() -> None:
     loads = Loads()
     versions = loads.versions()
 
     def arm_of(model: str) -> tuple[str, str | None]:
-        engine, arm = versions.assign_arm(model, unit="u")
+        engine, arm = versions.assign_arm(model)
         return engine.version.version, arm
 
-    await versions.reconfigure(config("one", challenger=ref("new", canary=1.0)))
-    assert {arm_of(model) for model in ("champion", "task")} == {("new", "canary")}
+    await versions.reconfigure(config("one", challenger=ref("new", shadow=0.0)))
+    assert {arm_of(model) for model in ("champion", "task")} == {("one", "champion")}
     assert {arm_of(model) for model in ("one", "task@one")} == {("one", None)}
     assert {arm_of(model) for model in ("challenger", "new")} == {("new", None)}
-    assert versions.shadow_for("u") is None
+    assert versions.draw_shadow() is None
     assert versions.is_challenger(versions.engine_of("new"))
     await change(versions, config("one", challenger=ref("new", shadow=1.0)))
     assert arm_of("champion") == ("one", "champion")
-    assert versions.shadow_for("u") is versions.engine_of("new")
-    await change(versions, config("one", challenger=ref("bad", canary=1.0)))
+    assert versions.draw_shadow() is versions.engine_of("new")
+    await change(versions, config("one", challenger=ref("new", shadow=0.25)))
+    drawn = [versions.draw_shadow() is not None for _ in range(4000)]
+    assert sum(drawn) / len(drawn) == pytest.approx(0.25, abs=0.05)  # seven standard errors
+    await change(versions, config("one", challenger=ref("bad", shadow=1.0)))
     assert arm_of("champion") == ("one", "champion")
-    assert versions.shadow_for("u") is None
+    assert versions.draw_shadow() is None
     assert (loads.loaded, loads.unloaded) == (["one", "new"], ["new"])
 
 
@@ -85,7 +88,7 @@ async def test_absent_and_stopped_versions_are_retried_until_they_load(
             raise OSError("storage is unavailable")
         return loads.load(uri, digest)
 
-    versions: ServedVersions[Any] = ServedVersions(load, read_secret=bytes)
+    versions: ServedVersions[Any] = ServedVersions(load)
     await versions.reconfigure(config("one", selectable={"baseline": ref("probe")}))
     retries = asyncio.create_task(versions.keep_retrying())
     await change(versions, config("bad"))  # is refused, so the previous versions stay

@@ -39,8 +39,8 @@ def written(folder: Path) -> list[dict[str, Any]]:
     return [row for file in files for row in pq.read_table(file, partitioning=None).to_pylist()]
 
 
-def request_log(folder: Path, *, key: bytes | None = None, texts: bool = False) -> RequestLog:
-    return RequestLog(folder.as_uri(), subject_key=key, texts=texts, wal_folder=folder / "wal")
+def request_log(folder: Path, *, texts: bool = False) -> RequestLog:
+    return RequestLog(folder.as_uri(), texts=texts, wal_folder=folder / "wal")
 
 
 def run_log(
@@ -65,11 +65,11 @@ def log_and_read(folder: Path, entries: Sequence[LogEntry], **options: Any) -> l
     return written(folder)
 
 
-def test_texts_are_logged_only_on_request_and_subjects_only_with_a_key(tmp_path: Path) -> None:
+def test_texts_are_logged_only_on_request(tmp_path: Path) -> None:
     top = top_classes(("a", "b", "c", "d"), np.array([0.1, 0.6, 0.05, 0.25]))
-    answer = entry(1, text="input", answer="output", subject="s", top=top)
+    answer = entry(1, text="input", answer="output", top=top)
     (row,) = log_and_read(tmp_path, [answer], texts=True)
-    assert (row["text"], row["answer"], row["subject"]) == ("input", "output", None)
+    assert (row["text"], row["answer"]) == ("input", "output")
     assert [top["label"] for top in row["top"]] == ["b", "d", "a"]
     for texts, expected in ((True, "input"), (False, None)):
         assert request_log(tmp_path, texts=texts).loggable("input") == expected
