@@ -28,7 +28,6 @@ SAMPLE = pa.schema(
 )
 """Columns of a sample of the champion's answers."""
 DAY_US = 86_400_000_000
-HOUR_US = 3_600_000_000
 
 
 LABEL = np.dtype(

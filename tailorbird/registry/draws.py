@@ -14,7 +14,6 @@ from tailorbird.storage.paths import TaskPaths
 from tailorbird.storage.s3 import StorageError
 from tailorbird.storage.stored_model import StoredModel
 
-CODES = 2**64  # number of codes
 SECRET_BYTES = 32
 
 
@@ -41,7 +40,7 @@ def draw_secret(task_uri: str) -> bytes:
 
 
 def draw_code(secret: bytes, *parts: str) -> int:
-    """Return the code of a value, at least 0 and less than `CODES`.
+    """Return the code of a value, at least 0 and less than 2**64.
 
     The codes of different values are independent and uniform. The first part names the purpose of
     the draw. Only the last part may contain NUL.

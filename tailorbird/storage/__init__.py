@@ -7,7 +7,6 @@ from tailorbird.storage.conditional import (
     delete,
     read_versioned,
     update_bytes,
-    update_json,
     write_if_match,
     write_once,
 )

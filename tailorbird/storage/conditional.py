@@ -6,17 +6,16 @@ folder, which is enforced between the processes of one machine.
 
 import fcntl
 import hashlib
-import json
 import os
 import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from tailorbird.storage import s3
-from tailorbird.storage.objects import exists, parse_json, read_bytes, write_bytes
+from tailorbird.storage.objects import exists, read_bytes, write_bytes
 from tailorbird.storage.s3 import ObjectNotFound, PreconditionFailed, StorageError, storage_errors
 from tailorbird.storage.stored_model import StoredModel
 
@@ -117,22 +116,6 @@ def update_bytes(uri: str, change: Callable[[bytes | None], bytes | None]) -> by
     raise StorageError(
         f"{uri} was changed by other writers during {NUM_ATTEMPTS} attempts; try again later"
     )
-
-
-def update_json(uri: str, change: Callable[[Any], Any]) -> Any:
-    """Change a JSON object and return the stored value, like `update_bytes`; raise StorageError if
-    it is not JSON."""
-
-    def change_bytes(content: bytes | None) -> bytes | None:
-        changed = change(None if content is None else parse_json(uri, content))
-        if changed is None:
-            return None
-        return json.dumps(changed, indent=1).encode()
-
-    stored = update_bytes(uri, change_bytes)
-    if stored is None:
-        return None
-    return parse_json(uri, stored)
 
 
 def _write_local(uri: str, local: Path, data: bytes, *, etag: str | None) -> str:

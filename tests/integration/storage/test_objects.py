@@ -116,11 +116,11 @@ def test_no_change_of_concurrent_writers_is_lost(bucket: str) -> None:
 
 def test_a_change_that_returns_none_writes_nothing(bucket: str) -> None:
     uri = f"{bucket}/value.json"
-    assert storage.update_json(uri, lambda value: value) is None
+    assert storage.update_bytes(uri, lambda value: value) is None
     assert not storage.exists(uri)
     storage.write_bytes(uri, b"[1]")
     before = storage.read_versioned(uri)
-    assert storage.update_json(uri, lambda _: None) == [1]
+    assert storage.update_bytes(uri, lambda _: None) == b"[1]"
     assert storage.read_versioned(uri) == before
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tailorbird import storage
-from tailorbird.registry.draws import CODES, DrawSecret, draw_code, draw_secret
+from tailorbird.registry.draws import DrawSecret, draw_code, draw_secret
 from tailorbird.storage.paths import TaskPaths
 from tailorbird.storage.s3 import StorageError
 
@@ -16,7 +16,7 @@ SECRET = b"s" * 32
 def test_codes_are_uniform_and_differ_between_secrets_and_purposes() -> None:
     codes = (
         np.array([draw_code(SECRET, "row", str(number)) for number in range(4000)], np.float64)
-        / CODES
+        / 2**64
     )
     assert np.histogram(codes, 4, (0, 1))[0] == pytest.approx(1000, abs=140)  # five standard errors
     different = [
