@@ -27,20 +27,10 @@ SAME_VERSIONS = ("--constraints=locks/development.txt", "--constraints=locks/tor
 LOCKS: Mapping[str, tuple[str, ...]] = {
     "development.txt": ("pyproject.toml", "--extra=dev", *ALL_PLATFORMS),
     "demo.txt": ("pyproject.toml", "--extra=stack", *ALL_PLATFORMS, *SAME_VERSIONS),
-    "nodes.txt": (
-        "pyproject.toml",
-        "--extra=engines",
-        *ALL_PLATFORMS,
-        *SAME_VERSIONS,
-    ),  # of `ray up`
+    "nodes.txt": ("pyproject.toml", *ALL_PLATFORMS, *SAME_VERSIONS),  # of `ray up`
     "setup.txt": ("--group=setup", *ALL_PLATFORMS, *SAME_VERSIONS),
     "gpu.txt": ("pyproject.toml", "--extra=gpu", *IMAGE),
-    "cpu.txt": (
-        "pyproject.toml",
-        "--extra=engines",
-        *IMAGE,
-        "--constraints=locks/gpu.txt",
-    ),
+    "cpu.txt": ("pyproject.toml", *IMAGE, "--constraints=locks/gpu.txt"),
 }
 """Arguments of `uv pip compile`, by lock. The order matters: the later ones read the first. A
 cluster has pods of both images, which exchange pickled objects, so packages in both have one

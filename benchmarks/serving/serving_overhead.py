@@ -1,7 +1,7 @@
 """Serving overhead: texts per second over HTTP, through HAProxy and Ray Serve, compared with the
 model alone.
 
-    python -m benchmarks.serving.serving_overhead [torch | onnxruntime-int8]
+    python -m benchmarks.serving.serving_overhead
 
 All variants run on all cores of the machine.
 
@@ -12,8 +12,8 @@ All variants run on all cores of the machine.
 - `fastapi`: a plain FastAPI application in a separate process runs the model with torch in fp32
   once per request, on threads that can use all cores.
 
-The client (`wrk`) uses the same cores. The model is MiniLM with a random head (for torch in the
-dtype of its evaluation), and the texts are ICD-10-CM terms, as in the demo. The variants alternate
+The client (`wrk`) uses the same cores. The model is MiniLM with a random head, in the dtype of its
+evaluation, and the texts are ICD-10-CM terms, as in the demo. The variants alternate
 in several rounds, and a figure is the median over the rounds. At the end, the benchmark measures
 latencies for other numbers of clients, and the parts of the CPU time of a request with one text. It
 starts a separate stack and stops it.
@@ -55,7 +55,6 @@ from tailorbird.config.serving import ServingConfig
 from tailorbird.data.datasets import icd10
 from tailorbird.models import loading
 from tailorbird.models.classifier import logits_rows
-from tailorbird.models.export import export_int8
 from tailorbird.registry import versions
 
 WIDTH = 384
@@ -97,7 +96,7 @@ class Load(NamedTuple):
     p99_ms: float
 
 
-def main(engine: str) -> None:
+def main() -> None:
     """Print the rounds, latencies and CPU times, then one line of JSON."""
     if shutil.which("wrk") is None:
         skipped = "the client `wrk` is not installed"
@@ -112,9 +111,6 @@ def main(engine: str) -> None:
         }
         plain = random_version(folder / "plain", task_uri=TASK_URI, dtype="float32")
         version = random_version(folder / "version", task_uri=TASK_URI)
-        if engine != "torch":
-            export_int8(version.uri, code=version.code, to=(folder / "exported").as_uri())
-            version = versions.register(TASK_URI, folder / "exported")
         config = ServingConfig(autoscaling={"min_replicas": cores, "max_replicas": cores})
         url = rollout.deploy(config, task_uri=TASK_URI, version=version)
         command = [sys.executable, "-m", "benchmarks.serving.serving_overhead", "plain"]
@@ -123,12 +119,12 @@ def main(engine: str) -> None:
             for warmed in (url, plain_url):
                 _wrk(warmed, scripts[1], seconds=WARM_SECONDS)
             rounds = take_turns(
-                {engine: lambda: _round(version.uri, texts, served)}, rounds=NUM_ROUNDS
-            )[engine]
-        print_table(f"{engine}, {version.dtype}: latency by clients", _latencies(served))
+                {"": lambda: _round(version.uri, texts, served)}, rounds=NUM_ROUNDS
+            )[""]
+        print_table(f"{version.dtype}: latency by clients", _latencies(served))
         parts = {"": _cpu_by_part(version.uri, texts, served)}
         print_table("CPU milliseconds of a request with one text at 32 clients", parts)
-    finish(f"serving_overhead {engine}", medians(rounds), bounds=BOUNDS)
+    finish("serving_overhead", medians(rounds), bounds=BOUNDS)
 
 
 def random_version(folder: Path, *, task_uri: str, **fields: object) -> versions.ModelVersion:
@@ -321,4 +317,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["plain"]:
         serve_plain(sys.argv[2], int(sys.argv[3].removeprefix("--port=")))
     else:
-        main((sys.argv[1:] or ["torch"])[0])
+        main()

@@ -111,7 +111,7 @@ def is_baseline_served(
         return is_champion  # otherwise, any client could cause costs
     if is_champion or not spec.uses_base or SERVED_TASKS[champion.task].serves_baseline:
         return True
-    return shares_chat_base and champion.shares_base and spec.shares_base
+    return shares_chat_base and champion.spec.shares_base and spec.shares_base
 
 
 def _challenger(

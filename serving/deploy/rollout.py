@@ -36,7 +36,7 @@ from serving.replica.config import CHALLENGER
 from tailorbird.config.serving import ServingConfig
 from tailorbird.registry.champion import ChosenBy
 from tailorbird.registry.shared_base import selectable_versions
-from tailorbird.registry.versions import ModelVersion, PinnedVersion, weights_digest
+from tailorbird.registry.versions import ModelVersion, PinnedVersion
 from tailorbird.storage import StorageError, read_bytes
 
 REMOVAL_TIMEOUT_S = 240
@@ -192,10 +192,7 @@ def switch_version(
     if is_baseline_served(baseline, champion=version, shares_chat_base=previous.shares_chat_base):
         refs[BASELINE] = version_ref(baseline)
     challenger = config.challenger
-    is_promoted = challenger is not None and challenger.digest in (
-        version.digest,
-        weights_digest(version),
-    )
+    is_promoted = challenger is not None and challenger.digest == version.digest
     config = config.model_copy(
         update={
             "champion": version_ref(version),

@@ -345,7 +345,9 @@ def version_files(version: "ModelVersion") -> VersionFiles:
         version=version,
         index=load_retrieval_index(folder, retrieval=version.prompting.retrieval, device="cpu"),
     )
-    return VersionFiles(loaded=loaded, folder=folder, base=base, shares_base=version.shares_base)
+    return VersionFiles(
+        loaded=loaded, folder=folder, base=base, shares_base=version.spec.shares_base
+    )
 
 
 def server_options(files: VersionFiles, *, config: ServingConfig, folder: Path) -> ServerOptions:

@@ -23,7 +23,6 @@ NO_DISK = GIB
 LITTLE_SHM = GIB
 EXTRAS = {
     "stack": "the embedded stack and the data of the demo",
-    "engines": "ONNX Runtime for classifiers on CPU (promote --engine)",
     "gpu": "serving chat models with vLLM on GPUs (serving.engine)",
     "dev": "the tests and checks of this project",
 }

@@ -16,15 +16,12 @@ from tailorbird.config.base import digest
 from tailorbird.config.metrics import METRICS
 from tailorbird.evaluation.baselines.baseline import Baseline, other_baselines
 from tailorbird.evaluation.hybrid import fit_hybrid, roles_on_validation
-from tailorbird.evaluation.prediction_store import load_predictions
 from tailorbird.evaluation.predictions import Predictions, VerdictRefused, align
 from tailorbird.evaluation.report import evidence_files
 from tailorbird.evaluation.report.evidence import (
-    ENGINE_EVIDENCE,
     EVIDENCE_FILE,
     FAMILY_FILE,
     ROLES,
-    EngineEvidence,
     Evidence,
 )
 from tailorbird.evaluation.report.evidence_files import MANIFEST, VALIDATION
@@ -40,17 +37,12 @@ from tailorbird.evaluation.statistics.headroom import headroom_of
 from tailorbird.evaluation.statistics.scoring import score_table
 from tailorbird.evaluation.verdict.decide import ANCHOR
 from tailorbird.evaluation.verdict.inputs import (
-    CHANGED_SETS,
     SUITE_PREFIX,
-    VerdictInputs,
-    model_predictions,
     require_valid_scores,
 )
 from tailorbird.evaluation.verdict.protocol import VALID_DAYS, build_protocol
 from tailorbird.evaluation.verdict.reach import reach_verdict
-from tailorbird.evaluation.verdict.runtime_equivalence import evaluate_equivalence
 from tailorbird.registry.test_set_ledger import recount_access
-from tailorbird.registry.versions import RegistryError, read_version
 from tailorbird.storage import s3
 from tailorbird.storage.code_files import code_sha256, runtime_files
 from tailorbird.storage.paths import parse_run_uri
@@ -67,8 +59,6 @@ def verify_evidence(uri: str) -> tuple[str, ...]:
     Raises ValueError if there is no evidence at the URI.
     """
     uri = uri.rstrip("/")
-    if storage.exists(f"{uri}/{ENGINE_EVIDENCE}"):
-        return _engine_faults(uri)
     if not any(storage.exists(f"{uri}/{name}") for name in (MANIFEST, EVIDENCE_FILE)):
         missing = f"{uri} has neither {MANIFEST} nor {EVIDENCE_FILE}"
         raise ValueError(f"{missing}; give the URI of a finished run or a version")
@@ -338,68 +328,3 @@ def _validation_roles(evidence: Evidence) -> tuple[str, ...]:
             kinds[role] = version.kind
     validation = {role: score.validation for role, score in servable.items()}
     return roles_on_validation(evidence.recipe.evaluation.hybrid, kinds, validation=validation)
-
-
-def _engine_faults(uri: str) -> tuple[str, ...]:
-    """Verify the evidence of a version that was exported for another engine."""
-    faults = list(verify_files.file_faults(uri, needed=(ENGINE_EVIDENCE,), tables=ROLES))
-    tables, unreadable = verify_files.load_readable_tables(uri)
-    faults += unreadable
-    with damage_as_fault(ENGINE_EVIDENCE, faults):
-        record = EngineEvidence.model_validate(read_value(f"{uri}/{ENGINE_EVIDENCE}"))
-        faults += engine_subject_faults(uri, record=record)
-        faults += _run_faults(record, tables=tables)
-        inputs = VerdictInputs(
-            models={role: model_predictions(role, tables) for role in ROLES},
-            test_sha256=record.protocol.test_sha256,
-            costs=record.serving,
-        )
-        equivalence = evaluate_equivalence(inputs, protocol=record.protocol)
-        faults += _differences(iter([("equivalence", record.equivalence, equivalence)]))
-        faults += verify_files.registered_faults(
-            "the evaluated version", record.evaluated.uri, digest=record.evaluated.digest
-        )
-        faults += verify_files.named_version_faults(uri)
-        faults += verify_files.code_faults(record.code)
-    return tuple(faults)
-
-
-def engine_subject_faults(uri: str, *, record: EngineEvidence) -> Iterator[str]:
-    """Check that the version at the URI was exported from the version of the evidence, for the same
-    engine."""
-    try:
-        version = read_version(uri)
-    except RegistryError:
-        return  # reported by `verify_files.named_version_faults`
-    if version.exported_from != record.evaluated or record.engine != version.engine:
-        exported = f"an export of {record.evaluated.uri} for {record.engine}"
-        yield f"this is the evidence of {exported}, which {uri} is not"
-
-
-def _run_faults(record: EngineEvidence, *, tables: Mapping[str, Predictions]) -> Iterator[str]:
-    """Compare the evidence of an engine with the run that evaluated the same weights."""
-    run = record.run
-    try:
-        evidence = Evidence.model_validate(read_value(f"{run}/{EVIDENCE_FILE}"))
-    except ValueError:
-        yield f"the evidence of {run}, which evaluated these weights, is missing or damaged"
-        return
-    yield from _differences(iter([("protocol", record.protocol, evidence.protocol)]))
-    roles = [
-        role
-        for role, version in evidence.versions.items()
-        if version.digest == record.evaluated.digest
-    ]
-    if not roles:
-        yield f"{run} did not evaluate the version {record.evaluated.uri}"
-        return
-    names = {"incumbent": roles[0]}
-    for name in CHANGED_SETS:
-        names[f"incumbent_{name}"] = f"{roles[0]}_{name}"
-    for name, source in names.items():
-        if name not in tables:
-            continue
-        evaluated = load_predictions(f"{run}/predictions/{source}.parquet")
-        # The metadata of the schema is the name of the model, which may differ.
-        if not tables[name].to_table().equals(evaluated.to_table(), check_metadata=False):
-            yield f"predictions/{name}.parquet differs from {source} in {run}"

@@ -129,16 +129,6 @@ def registered_faults(subject: str, uri: str, *, digest: str) -> Iterator[str]:
             )
 
 
-def named_version_faults(uri: str) -> Iterator[str]:
-    """Check the files of a version whose digest is in its name only."""
-    try:
-        version = read_version(uri)
-    except RegistryError as error:
-        yield f"the version {error}"
-        return
-    yield from registered_faults("the version", uri, digest=version.digest)
-
-
 def code_faults(code: CodeVersion) -> Iterator[str]:
     """Compare the shipped code with its recorded sha256."""
     content = read_content(code.uri)

@@ -62,19 +62,14 @@ def verify(uri: RunOrVersion) -> None:
     from tailorbird.cli.next_steps import show_page
 
     with activity(f"recomputing the verdict at {uri}"):
-        from tailorbird import storage
         from tailorbird.checks.verify import verify_evidence
-        from tailorbird.evaluation.report.evidence import ENGINE_EVIDENCE
 
         faults = verify_evidence(uri)
-        has_report = not storage.exists(f"{uri.rstrip('/')}/{ENGINE_EVIDENCE}")
     value = {"uri": uri, "holds": not faults, "faults": list(faults)}
     if faults:
         print_result(value, [*faults, f"the verdict at {uri} does not hold"])
         raise typer.Exit(ExitCode.FAILURE)
-    lines = [f"the verdict at {uri} holds"]
-    if has_report:
-        lines.append(f"to read its report: {show_page(uri)}")
+    lines = [f"the verdict at {uri} holds", f"to read its report: {show_page(uri)}"]
     print_result(value, lines)
 
 

@@ -4,7 +4,6 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -24,32 +23,19 @@ def promote(
             metavar="REASON", help="Reason to promote a version that was rolled back (stored)."
         ),
     ] = None,
-    engine: Annotated[
-        str | None,
-        typer.Option(help="Engine on CPU (classifiers): torch or onnxruntime-int8."),
-    ] = None,
 ) -> options.Result:
     """Make the winner of a run the champion, and switch a running service to it.
 
     The parity gate first checks that the service answers test rows as the model did in its
     evaluation.
 
-    Evaluations use torch. ONNX Runtime with int8 weights is used only if its predictions are
-    equivalent.
-
-    Example: tailorbird promote recipes/icd10_demo.yaml --engine onnxruntime-int8
+    Example: tailorbird promote recipes/icd10_demo.yaml
     """
-    with ExitStack() as stack:
-        if engine is None:  # does not need Ray if the task is not served
-            loaded = options.read_recipe(recipe)
-            progress = stack.enter_context(options.deploy_progress())
-        else:
-            loaded, progress = stack.enter_context(options.connected_recipe(recipe, None))
+    task_uri = options.read_recipe(recipe).task_uri
+    with options.deploy_progress() as progress:
         from tailorbird.release.promotion import promote_version
 
-        champion = promote_version(
-            loaded.task_uri, version=version, override=override, engine=engine, progress=progress
-        )
+        champion = promote_version(task_uri, version=version, override=override, progress=progress)
     lines = [f"champion: {champion.version}, {champion.reason.sentence()}"]
     if champion.parity is not None:
         lines.append(champion.parity.sentence())
@@ -61,13 +47,6 @@ def promote(
 def rollback(
     recipe: options.RecipePath,
     reason: Annotated[str, typer.Option(help="Reason, stored with the champion.")],
-    other_weights: Annotated[
-        bool,
-        typer.Option(
-            "--other-weights",
-            help="Skip previous champions that differ from the champion in the engine only.",
-        ),
-    ] = False,
 ) -> options.Result:
     """Make the previous champion the champion again, and switch a running service to it.
 
@@ -77,9 +56,7 @@ def rollback(
     with options.deploy_progress() as progress:
         from tailorbird.release.promotion import roll_back
 
-        champion = roll_back(
-            task_uri, reason=reason, other_weights=other_weights, progress=progress
-        )
+        champion = roll_back(task_uri, reason=reason, progress=progress)
     lines = [f"champion: {champion.version}, {champion.reason.sentence()}"]
     return champion.model_dump(), lines
 

@@ -100,10 +100,6 @@ def require_exportable(version: ModelVersion, *, encoder_only: bool = False) -> 
     if version.hybrid is not None:
         parts = " and ".join(part.uri for part in version.hybrid.parts)
         raise ModelError(f"{version.uri} is a hybrid of two versions; export its parts: {parts}")
-    if version.exported_from is not None:
-        raise ModelError(
-            f"{version.uri} is made for another engine; export {version.exported_from.uri} instead"
-        )
     spec = version.spec
     if spec.export_fault is None or (spec.is_mixed and encoder_only):
         return

@@ -35,7 +35,6 @@ from tailorbird.models.pretrained import (
     load_encoder,
 )
 from tailorbird.models.retrieval.text_encoder import load_text_encoder
-from tailorbird.models.runtimes import load_exported
 from tailorbird.models.tensor_parallel.parts import load_divided
 from tailorbird.registry import versions
 from tailorbird.registry.kinds import KINDS, Kind
@@ -369,16 +368,13 @@ def _load_classifier(folder: Path, config: Version, *, device: str) -> LoadedCla
     if config.spec.uses_base:
         base = local_copy(config.base_model)
         tokenizer = load_tokenizer(base)
-        if config.engine == "torch":
-            # The head is in fp32, as in evaluation, because a bfloat16 head changes the class of
-            # close predictions.
-            dtype = getattr(torch, config.dtype)
-            encoder = load_encoder(base, dtype=dtype if config.spec.base == "unchanged" else None)
-            model = load_weights(
-                folder, encoder=encoder, kind=config.kind, dtype=dtype, pooling=config.pooling
-            ).to(device)
-        else:
-            model = load_exported(folder, head=load_head(folder, kind=config.kind))
+        # The head is in fp32, as in evaluation, because a bfloat16 head changes the class of close
+        # predictions.
+        dtype = getattr(torch, config.dtype)
+        encoder = load_encoder(base, dtype=dtype if config.spec.base == "unchanged" else None)
+        model = load_weights(
+            folder, encoder=encoder, kind=config.kind, dtype=dtype, pooling=config.pooling
+        ).to(device)
         model.eval().requires_grad_(False)
     return LoadedClassifier(
         model=model,

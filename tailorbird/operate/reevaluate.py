@@ -42,7 +42,7 @@ from tailorbird.pipeline.inputs import load_inputs
 from tailorbird.registry.champion import Champion, champion_version
 from tailorbird.registry.hybrids import used_base_models
 from tailorbird.registry.test_set_ledger import record_test_access
-from tailorbird.registry.versions import ModelVersion, now, read_pinned, weights_digest
+from tailorbird.registry.versions import ModelVersion, now, read_pinned
 from tailorbird.release.promotion import roll_back, rollback_target
 from tailorbird.storage.paths import TaskPaths
 
@@ -72,7 +72,7 @@ class Reevaluation:
         next_steps = []
         if self.verdict.holds is False:
             version = self.rollback_uri.rpartition("/")[2]
-            rollback = f"to roll back: `tailorbird rollback {recipe} --other-weights --reason ...`"
+            rollback = f"to roll back: `tailorbird rollback {recipe} --reason ...`"
             if self.champion.uri == self.rollback_uri:
                 rollback = f"{version} is the champion again"
             next_steps = [rollback]
@@ -81,8 +81,7 @@ class Reevaluation:
 
 
 def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reevaluation:
-    """Compare the champion with the one before it that has other weights, on all rows audited since
-    its promotion.
+    """Compare the champion with the one before it, on all rows audited since its promotion.
 
     All re-evaluations of a champion are one sequential test (see `decide_reevaluation`), so it may
     be re-evaluated at any time. If the verdict no longer holds and `monitoring.rollback` is
@@ -92,7 +91,7 @@ def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reeval
     Raises ReevaluationError if fewer than `MIN_LABELS` rows are new; PromotionRefused if
     there is no champion or no version to roll back to, and if the champion changed meanwhile.
     """
-    champion, previous, _ = rollback_target(recipe.task_uri, other_weights=True)
+    champion, previous, _ = rollback_target(recipe.task_uri)
     versions = {"incumbent": read_pinned(previous.pinned), "candidate": champion_version(champion)}
     earlier = read_reevaluations(recipe.task_uri, champion=champion)
     rows, new, dropped = _audited(
@@ -144,7 +143,7 @@ def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reeval
     write_reevaluation(recipe.task_uri, uri, evidence, tables=tables)
     if verdict.holds is False and recipe.monitoring.rollback == "automatic":
         reason = f"the verdict no longer holds: {verdict.numbers()} ({uri})"
-        champion = roll_back(recipe.task_uri, reason=reason, of=champion, other_weights=True)
+        champion = roll_back(recipe.task_uri, reason=reason, of=champion)
     return Reevaluation(
         uri=uri,
         verdict=verdict,
@@ -192,8 +191,7 @@ def protocol_for(
     """Return the test protocol and the measured cost for a re-evaluation on these rows.
 
     The protocol is that of the run that chose the champion, or else the recipe's. The cost is that
-    run's, if it compared these two versions. For a champion that was exported for another engine,
-    it is that of the same weights, which cost more: an export must be cheaper.
+    run's, if it compared these two versions.
     """
     protocol = build_protocol(
         recipe.evaluation,
@@ -209,7 +207,7 @@ def protocol_for(
         digests = {role: evidence.versions[role].digest for role in evidence.family.compared_roles}
         if digests == {
             "incumbent": versions["incumbent"].digest,
-            "candidate": weights_digest(versions["candidate"]),
+            "candidate": versions["candidate"].digest,
         }:
             cost = evidence.cost
     priced = protocol.cost if cost.serving is not None else None

@@ -86,11 +86,6 @@ def _require_one_model(version: ModelVersion) -> None:
     if version.hybrid is not None:
         parts = " or ".join(part.uri for part in version.hybrid.parts)
         raise ValueError(f"{version.uri} is a hybrid; name one of its parts, {parts}")
-    if version.exported_from is not None:
-        raise ValueError(
-            f"{version.uri} is an export for the engine {version.engine}; name the version that "
-            f"was exported, {version.exported_from.uri}"
-        )
 
 
 @contextmanager

@@ -72,20 +72,16 @@ class ChosenBy(Frozen):
 class ChangeReason(Frozen):
     """The reason why a version became the champion."""
 
-    change: Literal["promotion", "engine", "rollback"]
-    """`engine` is a change to the same weights with another engine."""
+    change: Literal["promotion", "rollback"]
     text: str
     override: str | None = None
     """Reason given with `--override`, if the version was rolled back before."""
-    runtime: str | None = None  # engine and dtype of an exported version
 
     def sentence(self) -> str:
         """Return the reason for messages."""
         text = self.text
         if self.override:
             text += f"; override: {self.override}"
-        if self.runtime:
-            text += f"; run by {self.runtime}"
         return text
 
 

@@ -18,7 +18,7 @@ def selectable_versions(
     `shares_chat_base` is that of the `ServingConfig`. For a classifier, and for a version with
     other weights, there are none, because its replicas hold no base model.
     """
-    if not shares_chat_base or version.task != "chat" or not version.shares_base:
+    if not shares_chat_base or version.task != "chat" or not version.spec.shares_base:
         return []
     base = (version.base_model, version.dtype, version.code)
     sharing = []
@@ -26,7 +26,9 @@ def selectable_versions(
         # A version that is damaged or has a newer format must not prevent serving.
         with suppress(ValueError):
             other = read_version(uri)
-            shares_base = other.shares_base and (other.base_model, other.dtype, other.code) == base
+            shares_base = (
+                other.spec.shares_base and (other.base_model, other.dtype, other.code) == base
+            )
             if shares_base and other.digest != version.digest:
                 sharing.append(other)
     return sorted(sharing, key=lambda other: other.created_at)[-MAX_SELECTABLE:]

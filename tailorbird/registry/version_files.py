@@ -12,7 +12,6 @@ from tailorbird.storage.objects import NUM_TRANSFERS
 EVIDENCE_FILES = (
     "evidence.json",
     "evidence_manifest.json",
-    "engine_evidence.json",
     "protocol.json",
     "family.json",
     "report.html",
@@ -57,7 +56,7 @@ def version_faults(pinned: PinnedVersion, *, folder: str | None = None) -> list[
 
 
 def is_evidence(name: str) -> bool:
-    """Return True for a file of a version's folder that the evidence of a run or an engine may
+    """Return True for a file of a version's folder that the evidence of a run may
     contain."""
     return name in EVIDENCE_FILES or (name.startswith("predictions/") and name.endswith(".parquet"))
 

@@ -24,12 +24,8 @@ INDEX_FILES = ("retrieval.safetensors", "retrieval_rows.parquet")
 BAG_FILES = ("bag_of_words.json", "bag_of_words.safetensors")
 CONFIG = "config.json"
 TRAINING_ROWS = "training_rows.parquet"  # fingerprints of the rows that a version learned from
-EXPORTED_ENCODER = "encoder.onnx"  # encoder of a version with another engine than torch
 Dtype = Literal["float32", "bfloat16"]
 """Precision of a model in evaluation and serving: that of the worker that trained and scored it."""
-Engine = Literal["torch", "onnxruntime-int8"]
-"""Engine of a classifier's encoder. Engines other than torch run on CPU, from files that
-`models.export` writes."""
 
 NUM_DIGITS = 12
 """Digits of the digest of its manifest at the end of a version's name."""
@@ -150,9 +146,6 @@ class VersionConfig(StoredModel):
     hybrid: Hybrid | None = None
     prompting: Prompting | None = None  # (chat, and endpoints for both tasks)
     endpoint: Endpoint | None = None  # (kinds that call one)
-    engine: Engine = "torch"
-    exported_from: PinnedVersion | None = None
-    """The evaluated version with the same weights; None if this version was evaluated itself."""
 
     @property
     def task(self) -> Literal["classification", "chat"]:
@@ -166,14 +159,8 @@ class VersionConfig(StoredModel):
         return KINDS[self.kind]
 
     @property
-    def shares_base(self) -> bool:
-        """True if the version can use a base model in memory that other versions use too."""
-        return self.engine == "torch" and self.spec.shares_base
-
-    @property
     def weights_file(self) -> str | None:
-        """The file of an adapter or of changed weights (torch only); None if the version has
-        neither."""
+        """The file of an adapter or of changed weights; None if the version has neither."""
         if self.spec.base == "adapter":
             return "adapter/adapter_model.safetensors"
         if self.spec.base != "changed":
@@ -267,7 +254,8 @@ def register(task_uri: str, folder: Path) -> ModelVersion:
         entries[name] = {"sha256": storage.sha256_file(path), "size_bytes": path.stat().st_size}
     manifest = json.dumps(entries, indent=1, sort_keys=True).encode()
     digest = hashlib.sha256(manifest).hexdigest()
-    uri = TaskPaths(task_uri).version(f"{_name_prefix(config)}-{digest[:NUM_DIGITS]}")
+    kind = config.kind.replace("_", "-")
+    uri = TaskPaths(task_uri).version(f"{kind}-{digest[:NUM_DIGITS]}")
     storage.upload_folder(folder, uri)
     storage.write_bytes(f"{uri}/{MANIFEST}", manifest)
     return read_version(uri)
@@ -277,10 +265,9 @@ def _require_weights(config: VersionConfig, *, folder: Path, files: Mapping[str,
     if config.hybrid is not None:
         read_parts(config.hybrid)
         return
-    weights = config.weights_file if config.engine == "torch" else EXPORTED_ENCODER
     required = []
-    if weights:
-        required.append(weights)
+    if config.weights_file:
+        required.append(config.weights_file)
     if config.spec.has_bag:
         required += BAG_FILES
     if config.has_index:
@@ -305,14 +292,6 @@ def spec_at(uri: str) -> KindSpec:
     return spec_of(
         max((kind for kind in KINDS if name.startswith(f"{kind}_")), key=len, default="")
     )
-
-
-def _name_prefix(config: VersionConfig) -> str:
-    """Return the kind of a version, followed by its engine if it is exported."""
-    kind = config.kind.replace("_", "-")
-    if config.exported_from is None:
-        return kind
-    return f"{kind}-{config.engine}"
 
 
 def read_version(uri: str) -> ModelVersion:
@@ -388,13 +367,6 @@ def read_parts(hybrid: Hybrid) -> tuple[ModelVersion, ModelVersion]:
     """Return a hybrid's first and second part; raise RegistryError if one is missing or has another
     digest."""
     return read_pinned(hybrid.first), read_pinned(hybrid.second)
-
-
-def weights_digest(version: ModelVersion) -> str:
-    """Return the digest of the evaluated version. For an export, this is the original version."""
-    if version.exported_from:
-        return version.exported_from.digest
-    return version.digest
 
 
 def list_versions(task_uri: str) -> tuple[list[ModelVersion], dict[str, str]]:

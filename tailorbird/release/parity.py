@@ -238,9 +238,6 @@ def _shorten(text: str) -> str:
 
 def _evaluated(evidence: Evidence, *, uri: str, version: ModelVersion) -> _Evaluated:
     roles = [role for role, record in evidence.versions.items() if record.uri == version.uri]
-    if not roles and version.exported_from is not None:
-        # It was exported after the run, with predictions of the same rows.
-        return _Evaluated(load_predictions(f"{version.uri}/predictions/candidate.parquet"))
     if not roles:
         raise ParityRefused(f"{uri} has no predictions of {version.uri}; run the recipe again")
     if roles[0] != "hybrid":

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from cluster.progress import SILENT, ProgressReporter
 from serving.deploy.rollout import staged
 from tailorbird.evaluation.report.costs import costs_by_digest
-from tailorbird.evaluation.report.evidence import ENGINE_EVIDENCE, CandidateRecord, Evidence
+from tailorbird.evaluation.report.evidence import CandidateRecord, Evidence
 from tailorbird.evaluation.verdict.decide import INCUMBENT
 from tailorbird.registry.champion import (
     Champion,
@@ -27,11 +27,9 @@ from tailorbird.registry.versions import (
     now,
     read_pinned,
     read_version,
-    weights_digest,
 )
-from tailorbird.release.engine_export import version_for_engine
 from tailorbird.release.parity import check_parity, sample_probes
-from tailorbird.release.runs import Evaluation, PromotionRefused, find_evaluation, read_run_evidence
+from tailorbird.release.runs import PromotionRefused, find_evidence, read_run_evidence, read_winner
 from tailorbird.release.serving import switch_service
 from tailorbird.storage.s3 import PreconditionFailed
 
@@ -43,15 +41,13 @@ def promote_version(
     *,
     version: str | None = None,
     override: str | None = None,
-    engine: str | None = None,
     progress: ProgressReporter = SILENT,
 ) -> Champion:
     """Make `version` (a name or a URI; by default the winner of the latest run) the champion.
 
-    `engine` is the serving engine (see `version_for_engine`). By default, a champion with the same
-    weights keeps its engine, and another version uses the engine of its evaluation. If the task is
-    served, the version must first pass the parity gate next to the current champion; then the
-    champion is changed, and then the service. Otherwise `serve_champion` runs the parity gate.
+    If the task is served, the version must first pass the parity gate next to the current champion;
+    then the champion is changed, and then the service. Otherwise `serve_champion` runs the parity
+    gate.
 
     `override` is the reason to promote a version that was rolled back. It is stored with the
     champion, and ignored if no override is required.
@@ -59,8 +55,7 @@ def promote_version(
     Raises RegistryError if a file of the version was changed, is missing or was added;
     PromotionRefused if no verdict chose the version, if the verdict expired, requires an override
     or compared the version with another champion, and if another promotion came first;
-    ParityRefused; EngineError as `version_for_engine` does; DeployError and SessionError as
-    `deploy` does.
+    ParityRefused; DeployError and SessionError as `deploy` does.
     """
     if override is not None and not override.strip():
         raise PromotionRefused(
@@ -69,38 +64,20 @@ def promote_version(
     # Read before the decision, so that a concurrent change makes the write fail.
     stored = read_champion(task_uri)
     champion, etag = stored or (None, None)
-    evaluation = find_evaluation(task_uri, version=version)
-    if champion is not None and _weights_of(champion) == evaluation.weights.digest:
-        if engine is None:
-            return _keep(task_uri, champion)
-        reason = ChangeReason(
-            change="engine", text=f"another engine for the weights of {champion.version}"
-        )
-    else:
-        reason = _promotion_reason(evaluation, champion=champion, override=override)
-    chosen = evaluation.version
-    if engine is not None:
-        weights = evaluation.weights
-        evidence = evaluation.weights_evidence
-        chosen = version_for_engine(
-            weights, evidence=evidence, engine=engine, task_uri=task_uri, progress=progress
-        )
+    evidence = find_evidence(task_uri, version=version)
+    chosen = read_winner(evidence)
     if champion is not None and champion.digest == chosen.digest:
         return _keep(task_uri, champion)
-    if champion is not None and chosen.digest in champion.rolled_back and override is None:
-        raise PromotionRefused(
-            f"{chosen.version} was rolled back; to promote it again, give the reason: {OVERRIDE}"
-        )
+    reason = _promotion_reason(chosen, evidence=evidence, champion=champion, override=override)
     require_intact(chosen.pinned)
     with staged(task_uri, version=chosen, progress=progress) as url:
         parity = None
         if url is not None:
-            source = evaluation.evidence_of(chosen)
             parity = check_parity(
-                sample_probes(source, uri=source.run, version=chosen), url=url, version=chosen
+                sample_probes(evidence, uri=evidence.run, version=chosen), url=url, version=chosen
             )
         promoted = _promoted(
-            chosen, evaluation=evaluation, previous=champion, reason=reason, parity=parity
+            chosen, evidence=evidence, previous=champion, reason=reason, parity=parity
         )
         _write(task_uri, promoted, etag=etag)
     switch_service(task_uri, chosen, champion=promoted, progress=progress)
@@ -110,17 +87,13 @@ def promote_version(
 def _promoted(
     version: ModelVersion,
     *,
-    evaluation: Evaluation,
+    evidence: Evidence,
     previous: Champion | None,
     reason: ChangeReason,
     parity: ParityResult | None,
 ) -> Champion:
-    """Return the version as champion; if only the engine changes, keep the previous champion's
-    verdict."""
-    evidence = evaluation.evidence
-    verdict = evaluation.evidence.verdict
-    if version.exported_from is not None:
-        reason = reason.model_copy(update={"runtime": f"{version.engine} ({ENGINE_EVIDENCE})"})
+    """Return the version as champion."""
+    verdict = evidence.verdict
     promoted = Champion(
         version=version.version,
         uri=version.uri,
@@ -129,7 +102,7 @@ def _promoted(
         verdict=ChosenBy(
             outcome=verdict.outcome, sentence=verdict.sentence(), costs=costs_by_digest(evidence)
         ),
-        anchor=_anchor(version, evaluation=evaluation, previous=previous, reason=reason),
+        anchor=_anchor(evidence, previous=previous),
         baseline=_baseline(version, evidence=evidence, previous=previous),
         parity=parity,
         reason=reason,
@@ -137,32 +110,19 @@ def _promoted(
     )
     if previous is None:
         return promoted
-    digests = (version.digest, evaluation.weights.digest)
     changes: dict[str, object] = {
         "previous": (*previous.previous, previous.as_previous),
-        "rolled_back": tuple(each for each in previous.rolled_back if each not in digests),
+        "rolled_back": tuple(each for each in previous.rolled_back if each != version.digest),
     }
-    if reason.change == "engine":
-        for name in ("run", "verdict", "baseline"):
-            changes[name] = getattr(previous, name)
     return promoted.model_copy(update=changes)
 
 
-def _anchor(
-    version: ModelVersion,
-    *,
-    evaluation: Evaluation,
-    previous: Champion | None,
-    reason: ChangeReason,
-) -> PinnedVersion | None:
+def _anchor(evidence: Evidence, *, previous: Champion | None) -> PinnedVersion | None:
     """Return the last champion that was proven better than its predecessor; None if that is the
-    version itself."""
-    is_for_cost = reason.change == "engine" or evaluation.evidence.verdict.replaces_for_cost
-    if is_for_cost and previous is not None:
+    promoted version itself."""
+    if evidence.verdict.replaces_for_cost and previous is not None:
         return previous.anchor or previous.pinned
-    if version.digest == evaluation.weights.digest:
-        return None
-    return evaluation.weights.pinned
+    return None
 
 
 def roll_back(
@@ -170,16 +130,13 @@ def roll_back(
     *,
     reason: str,
     of: Champion | None = None,
-    other_weights: bool = False,
     progress: ProgressReporter = SILENT,
 ) -> Champion:
     """Make the previous champion the champion again, and switch the service to it if the task is
     served.
 
     The first champion is replaced by the incumbent of its verdict. Neither a verdict nor the parity
-    gate is required. `reason` is stored with the champion. `of` is the champion to roll back. With
-    `other_weights`, previous champions with the weights of the champion, which differ in the engine
-    only, are skipped and rolled back too.
+    gate is required. `reason` is stored with the champion. `of` is the champion to roll back.
 
     Raises RegistryError if a file of the previous champion was changed, is missing or was added;
     PromotionRefused if there is no previous champion, if its files changed, or if `of` is no longer
@@ -189,7 +146,7 @@ def roll_back(
         raise PromotionRefused(
             "--reason is empty; give a reason, which is stored with the champion"
         )
-    champion, previous, etag = rollback_target(task_uri, other_weights=other_weights)
+    champion, previous, etag = rollback_target(task_uri)
     if of is not None and (champion.digest, champion.since) != (of.digest, of.since):
         raise PromotionRefused(
             f"not rolled back: {of.version} is no longer the champion; the champion is "
@@ -197,19 +154,6 @@ def roll_back(
         )
     require_intact(previous.pinned)
     version = read_pinned(previous.pinned)
-    rolled_back = [champion.digest]
-    weights = _weights_of(champion)
-    if weights is not None and weights not in (champion.digest, weights_digest(version)):
-        rolled_back.append(weights)  # the weights are rolled back too, not only the engine
-    # The last one, or -1 for the incumbent of the first champion.
-    position = max(
-        (index for index, each in enumerate(champion.previous) if each == previous), default=-1
-    )
-    rolled_back += [
-        skipped.digest
-        for skipped in champion.previous[position + 1 :]
-        if skipped.digest not in rolled_back
-    ]
     restored = Champion(
         **dict(previous),
         version=version.version,
@@ -217,17 +161,15 @@ def roll_back(
             change="rollback", text=f"rolled back from {champion.version}: {reason.strip()}"
         ),
         since=now(),
-        previous=champion.previous[: max(position, 0)],
-        rolled_back=(*champion.rolled_back, *rolled_back),
+        previous=champion.previous[:-1],
+        rolled_back=(*champion.rolled_back, champion.digest),
     )
     _write(task_uri, restored, etag=etag)
     switch_service(task_uri, version, champion=restored, progress=progress)
     return restored
 
 
-def rollback_target(
-    task_uri: str, *, other_weights: bool = False
-) -> tuple[Champion, PreviousChampion, str]:
+def rollback_target(task_uri: str) -> tuple[Champion, PreviousChampion, str]:
     """Return the champion, the version that `roll_back` restores, and the ETag of the champion.
 
     Raise PromotionRefused if there is no champion or nothing to restore.
@@ -236,12 +178,8 @@ def rollback_target(
     if stored is None:
         raise PromotionRefused(f"{task_uri} has no champion, so there is nothing to roll back")
     champion, etag = stored
-    candidates = list(champion.previous)
-    if other_weights:
-        skipped = weights_digest(champion_version(champion))
-        candidates = [each for each in candidates if _weights_of(each) != skipped]
-    if candidates:
-        previous = candidates[-1]
+    if champion.previous:
+        previous = champion.previous[-1]
     else:
         previous = _first_incumbent(champion)
     if read_version(previous.uri).digest != previous.digest:
@@ -271,14 +209,6 @@ def _keep(task_uri: str, champion: Champion) -> Champion:
     if champion.parity is not None:
         switch_service(task_uri, champion_version(champion), champion=champion)
     return champion
-
-
-def _weights_of(champion: PreviousChampion) -> str | None:
-    """Return the weights digest of a champion or previous champion, or None if the version is
-    damaged."""
-    with suppress(ValueError):
-        return weights_digest(read_version(champion.uri))
-    return None
 
 
 def _baseline(
@@ -321,7 +251,11 @@ def _write(task_uri: str, champion: Champion, *, etag: str | None) -> None:
 
 
 def _promotion_reason(
-    evaluation: Evaluation, *, champion: Champion | None, override: str | None
+    version: ModelVersion,
+    *,
+    evidence: Evidence,
+    champion: Champion | None,
+    override: str | None,
 ) -> ChangeReason:
     """Return why the version becomes the champion; raise PromotionRefused if its verdict does not
     allow it.
@@ -329,8 +263,7 @@ def _promotion_reason(
     An override is required if the version was rolled back, which a scheduled promotion must not
     undo.
     """
-    evidence = evaluation.evidence
-    verdict = evaluation.evidence.verdict
+    verdict = evidence.verdict
     incumbent = evidence.versions["incumbent"].uri
     if evidence.champion not in (None, incumbent):
         raise PromotionRefused(
@@ -351,11 +284,10 @@ def _promotion_reason(
     if verdict.selected == INCUMBENT:
         why = "the incumbent stays"
     reason = ChangeReason(change="promotion", text=f"{verdict.outcome}: {why}")
-    digests = {evaluation.version.digest, evaluation.weights.digest}
-    if champion is None or digests.isdisjoint(champion.rolled_back):
+    if champion is None or version.digest not in champion.rolled_back:
         return reason
     if override is None:
         raise PromotionRefused(
-            f"the version was rolled back; to promote it again, give the reason: {OVERRIDE}"
+            f"{version.version} was rolled back; to promote it again, give the reason: {OVERRIDE}"
         )
     return reason.model_copy(update={"override": override.strip()})

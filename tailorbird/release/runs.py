@@ -1,7 +1,6 @@
 """Find the finished run of a task whose verdict chose a version."""
 
 import json
-from dataclasses import dataclass
 
 from pydantic import ValidationError
 
@@ -16,42 +15,13 @@ class PromotionRefused(ValueError):
     """Raised if a version must not become the champion."""
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """The version that a verdict chose, and the version with the same weights for torch."""
-
-    version: ModelVersion
-    evidence: Evidence
-    weights: ModelVersion  # `version` itself, unless it was exported for another engine
-    weights_evidence: Evidence  # from the run that evaluated `weights`
-
-    def evidence_of(self, version: ModelVersion) -> Evidence:
-        """Return the evidence of `version`, which is the chosen one or was just exported from
-        `weights`."""
-        if version.digest == self.version.digest:
-            return self.evidence
-        return self.weights_evidence
-
-
-def find_evaluation(task_uri: str, *, version: str | None) -> Evaluation:
-    """Return the evaluation of `version`, a name or a URI, or that of the latest run; see
+def find_evidence(task_uri: str, *, version: str | None) -> Evidence:
+    """Return the evidence of `version`, a name or a URI, or that of the latest run; see
     `evidence_for`."""
     uri = version and version.rstrip("/")
     if uri and "://" not in uri:
         uri = TaskPaths(task_uri).version(uri)
-    evidence = evidence_for(task_uri, version=uri or None)
-    winner = read_winner(evidence)
-    if winner.exported_from is None:
-        return Evaluation(
-            version=winner, evidence=evidence, weights=winner, weights_evidence=evidence
-        )
-    weights = winner.exported_from.uri
-    return Evaluation(
-        version=winner,
-        evidence=evidence,
-        weights=read_version(weights),
-        weights_evidence=evidence_for(task_uri, version=weights),
-    )
+    return evidence_for(task_uri, version=uri or None)
 
 
 def evidence_for(task_uri: str, *, version: str | None) -> Evidence:

@@ -24,7 +24,6 @@ from tailorbird.registry.versions import (
     ModelVersion,
     PinnedVersion,
     read_version,
-    weights_digest,
 )
 from tailorbird.release.kube_api import KubernetesError
 from tailorbird.release.parity import check_parity, sample_probes
@@ -127,15 +126,15 @@ def _deployed(
 def additional_versions(
     config: ServingConfig, *, task_uri: str, champion: Champion, version: ModelVersion
 ) -> AdditionalVersions:
-    """Return the versions that are served next to the champion; omit a challenger that has the
-    champion's weights.
+    """Return the versions that are served next to the champion; omit a challenger that is
+    the champion.
 
     Raises the errors of `challenger_version`.
     """
     challenger = None
     if config.challenger:
         named = challenger_version(config.challenger.version, task_uri=task_uri)
-        if weights_digest(named) != weights_digest(version):
+        if named.digest != version.digest:
             challenger = named
     others = selectable_versions(
         version, task_uri=task_uri, shares_chat_base=config.shares_chat_base

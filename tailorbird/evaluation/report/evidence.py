@@ -25,16 +25,12 @@ from tailorbird.evaluation.verdict.inputs import (
     model_predictions,
 )
 from tailorbird.evaluation.verdict.protocol import TestProtocol
-from tailorbird.evaluation.verdict.runtime_equivalence import Equivalence
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.models.base_model import BaseModelRecord
 from tailorbird.registry.test_set_ledger import RowUse, TestSetAccess
-from tailorbird.registry.versions import PinnedVersion
 from tailorbird.storage.stored_model import StoredModel
 
 EVIDENCE_FILE = "evidence.json"
-ENGINE_EVIDENCE = "engine_evidence.json"
-"""File name of the `EngineEvidence` in the folder of an exported version."""
 ROLES = ("incumbent", "candidate")
 FAMILY_FILE = "family.json"  # file name of the `Family` in the folder of a run or a version
 # digest of a version that the verdict did not select, so it was not registered
@@ -344,19 +340,3 @@ class Evidence(StoredModel):
             look=self.test_access,
             trained_rows=self.trained_rows,
         )
-
-
-class EngineEvidence(StoredModel):
-    """The comparison of an export for another engine with the version that a run evaluated."""
-
-    engine: str
-    equivalence: Equivalence
-    evaluated: PinnedVersion
-    """The version that the run evaluated."""
-    run: str
-    """URI of the run."""
-    protocol: TestProtocol
-    serving: ServingCosts
-    code: CodeVersion
-    created_at: str
-    """ISO 8601."""

@@ -9,18 +9,14 @@ import pytest
 
 from tailorbird import storage
 from tailorbird.evaluation.report.evidence import CandidateRecord
-from tailorbird.registry.champion import PreviousChampion, read_champion
+from tailorbird.registry.champion import read_champion
 from tailorbird.registry.versions import (
-    EXPORTED_ENCODER,
     ModelVersion,
     PinnedVersion,
-    VersionConfig,
     register,
-    write_config,
 )
 from tailorbird.release.promotion import promote_version, roll_back
 from tailorbird.release.runs import PromotionRefused
-from tests.champions import set_champion
 from tests.finished_runs import candidate_record, verdict_of, write_finished_run
 from tests.integration.storage.test_registry import version_folder
 
@@ -147,70 +143,3 @@ def test_a_rollback_requires_a_reason_a_champion_and_an_unchanged_version(
     stored = read_champion(task_uri)
     assert stored is not None
     assert stored[0] == champion
-
-
-def exported_from(version: ModelVersion, folder: Path, *, task_uri: str) -> ModelVersion:
-    """Register the version for another engine, with a file that no engine can run."""
-    version_folder(folder, value=1)
-    (folder / EXPORTED_ENCODER).write_bytes(b"no graph")
-    fields = version.model_dump(include=set(VersionConfig.model_fields))
-    fields |= {
-        "engine": "onnxruntime-int8",
-        "exported_from": {"uri": version.uri, "digest": version.digest},
-    }
-    write_config(folder, VersionConfig(**fields))
-    return register(task_uri, folder)
-
-
-def test_weights_that_were_rolled_back_are_not_promoted_with_another_engine(
-    task_uri: str, chosen: ModelVersion, tmp_path: Path
-) -> None:
-    write_concluded_run(task_uri, chosen)
-    promote_version(task_uri)
-    stored = read_champion(task_uri)
-    assert stored is not None
-    faster = exported_from(chosen, tmp_path / "exported", task_uri=task_uri)
-    previous = (PreviousChampion(uri=stored[0].uri, digest=stored[0].digest, run=stored[0].run),)
-    set_champion(
-        task_uri, faster, etag=stored[1], reason="faster", run=stored[0].run, previous=previous
-    )
-    assert (
-        promote_version(task_uri).uri == faster.uri
-    )  # these weights are served, and their engine is kept
-
-    back = roll_back(task_uri, reason="wrong answers by that engine")
-    assert (back.uri, back.rolled_back) == (
-        chosen.uri,
-        (faster.digest,),
-    )  # the engine is rolled back, not the weights
-    assert promote_version(task_uri) == back
-    later = read_champion(task_uri)
-    assert later is not None
-    other = register(task_uri, version_folder(tmp_path / "other", value=2))
-    previous = (PreviousChampion(uri=other.uri, digest=other.digest, run=""),)
-    set_champion(task_uri, faster, etag=later[1], reason="faster", run=back.run, previous=previous)
-    back = roll_back(task_uri, reason="wrong answers")
-    assert (back.uri, back.rolled_back) == (other.uri, (faster.digest, chosen.digest))
-    versions = {"candidate": candidate_record(chosen), "incumbent": candidate_record(other)}
-    write_concluded_run(task_uri, chosen, versions=versions, champion=other.uri)
-    with pytest.raises(PromotionRefused, match="was rolled back"):
-        promote_version(task_uri)
-
-
-def test_a_champion_with_another_engine_can_return_to_torch_after_a_later_run(
-    task_uri: str, chosen: ModelVersion, tmp_path: Path
-) -> None:
-    write_concluded_run(task_uri, chosen)
-    faster = exported_from(chosen, tmp_path / "exported", task_uri=task_uri)
-    set_champion(task_uri, faster, run=f"{task_uri}/runs/r")
-    write_finished_run(
-        f"{task_uri}/runs/later",
-        versions={"incumbent": candidate_record(faster), "candidate": unregistered(task_uri)},
-        created_at="2099-01-01T00:00:00+00:00",
-        verdict=verdict_of("STAY"),
-        champion=faster.uri,
-    )
-    assert promote_version(task_uri).uri == faster.uri
-    again = promote_version(task_uri, engine="torch")
-    assert (again.uri, again.run) == (chosen.uri, f"{task_uri}/runs/r")
-    assert again.reason.sentence() == f"another engine for the weights of {faster.version}"

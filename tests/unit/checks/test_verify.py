@@ -17,7 +17,6 @@ from typer.testing import CliRunner
 
 from tailorbird.checks.differences import differences
 from tailorbird.checks.verify import (
-    engine_subject_faults,
     restore_pages,
     rounding_tolerance,
     verify_evidence,
@@ -28,13 +27,12 @@ from tailorbird.config.data import DataConfig
 from tailorbird.data.loader import read_test
 from tailorbird.data.rows import rows_sha256
 from tailorbird.evaluation.hybrid import FrozenHybrid
-from tailorbird.evaluation.report.evidence import UNREGISTERED, EngineEvidence
+from tailorbird.evaluation.report.evidence import UNREGISTERED
 from tailorbird.evaluation.report.evidence_files import MANIFEST, read_evidence
 from tailorbird.evaluation.statistics.scoring import score_table
 from tailorbird.evaluation.verdict.inputs import TrainedRows
 from tailorbird.registry.hybrid_routing import Routing
 from tailorbird.registry.test_set_ledger import TestSetAccess
-from tailorbird.registry.versions import PinnedVersion, register, write_config
 from tailorbird.storage.s3 import StorageError
 from tests import build
 from tests.unit.checks.finished_run import (
@@ -261,26 +259,6 @@ def test_evidence_of_another_version_or_run_is_a_fault(task_folder: Path, tmp_pa
         (fault,) = verify_evidence(folder.as_uri())
         assert fault.startswith("this is the evidence of")
         assert fault.endswith(f"not of {folder.as_uri()}")
-
-
-@pytest.mark.parametrize(
-    ("engine", "digest", "is_export"),
-    [("onnxruntime-int8", "ab", True), ("onnxruntime-int8", "cd", False), ("torch", "ab", False)],
-)
-def test_engine_evidence_of_another_export_is_a_fault(
-    tmp_path: Path, engine: str, digest: str, is_export: bool
-) -> None:
-    evaluated = PinnedVersion(uri="s3://m/t/versions/full-1", digest="ab")
-    folder = tmp_path / "export"
-    folder.mkdir()
-    for name in ("encoder.onnx", "head.safetensors"):
-        (folder / name).write_text(name)
-    exported = {"engine": "onnxruntime-int8", "exported_from": evaluated}
-    write_config(folder, build.version_config(kind="full", classes=("a", "b"), **exported))
-    uri = register((tmp_path / "task").as_uri(), folder).uri
-    stated = evaluated.model_copy(update={"digest": digest})
-    record = EngineEvidence.model_construct(engine=engine, evaluated=stated)
-    assert (list(engine_subject_faults(uri, record=record)) == []) is is_export
 
 
 def test_a_second_test_access_recorded_as_the_first_is_detected(task_folder: Path) -> None:

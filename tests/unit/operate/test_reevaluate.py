@@ -23,7 +23,6 @@ from tailorbird.operate import reevaluate
 from tailorbird.operate.reevaluate import ReevaluationError, protocol_for, reevaluate_champion
 from tailorbird.registry.versions import (
     ModelVersion,
-    PinnedVersion,
 )
 from tests import build
 from tests.build import predictions, version
@@ -170,10 +169,6 @@ def test_an_exported_champion_has_the_cost_of_the_same_weights(recipe: Recipe) -
     run = f"{recipe.task_uri}/runs/r"
     write_finished_run(run, versions=records, cost=cost)
     champion = champion_since("2026-03-01T00:00:00+00:00").model_copy(update={"run": run})
-    weights = PinnedVersion(uri=NEW, digest="new")
-    for exported_from, stated in ((weights, cost), (None, CostRecord(None, TrainingUsage()))):
-        versions = {
-            "incumbent": version(digest="old"),
-            "candidate": version(digest="export", exported_from=exported_from),
-        }
+    for digest, stated in (("new", cost), ("other", CostRecord(None, TrainingUsage()))):
+        versions = {"incumbent": version(digest="old"), "candidate": version(digest=digest)}
         assert protocol_for(champion, recipe=recipe, rows=rows(9), versions=versions)[1] == stated

@@ -278,7 +278,6 @@ def test_a_folder_has_template_license_prompt_and_card(chat_base: Path, tmp_path
         ({"kind": "nearest"}, "no language model"),
         ({"kind": "bag_of_words"}, "bag of words"),
         ({"kind": "retrieved"}, "no weights"),
-        ({"exported_from": PinnedVersion(uri="s3://first", digest="d")}, "s3://first"),
         ({"hybrid": HYBRID}, "s3://first and s3://second"),
     ],
 )

@@ -36,8 +36,7 @@ class Task:
     def register(self, name: str, *, kind: Any = "full", **changes: Any) -> ModelVersion:
         folder = self.folder / name
         folder.mkdir()
-        encoder = "encoder.onnx" if "engine" in changes else "encoder.safetensors"
-        for file in ("head.safetensors", encoder):
+        for file in ("head.safetensors", "encoder.safetensors"):
             (folder / file).write_text(name)
         write_config(folder, version_config(kind=kind, classes=("a", "b"), **changes))
         return register(self.uri, folder)
@@ -243,23 +242,3 @@ def test_a_champion_that_was_chosen_for_its_cost_has_the_last_one_that_was_prove
         assert champion.anchor == versions[1].pinned
     assert promotion.roll_back(task.uri, reason="worse").anchor == versions[1].pinned
     assert promotion.roll_back(task.uri, reason="worse").anchor is None
-
-
-@pytest.mark.parametrize("is_first", [True, False])
-def test_an_exported_champion_is_compared_with_the_model_before_it(
-    task: Task, is_first: bool
-) -> None:
-    baseline, trained = task.register("baseline", kind="probe"), task.register("1")
-    exported = task.register("onnx", engine="onnxruntime-int8", exported_from=trained.pinned)
-    if not is_first:
-        task.promote(baseline, incumbent=trained, champion=None)
-    torch = task.promote(trained, incumbent=baseline)
-    changes = {"version": exported.version, "uri": exported.uri, "digest": exported.digest}
-    task.champion = torch.model_copy(
-        update=changes | {"previous": (*torch.previous, torch.as_previous)}
-    )
-    assert promotion.rollback_target(task.uri)[1].uri == trained.uri
-    assert promotion.rollback_target(task.uri, other_weights=True)[1].uri == baseline.uri
-    restored = promotion.roll_back(task.uri, reason="worse", other_weights=True)
-    assert (restored.uri, restored.previous) == (baseline.uri, ())
-    assert set(restored.rolled_back) == {trained.digest, exported.digest}
