@@ -1,5 +1,6 @@
 """Nodes and resource holders of a Ray cluster, and the number of workers that fit."""
 
+import math
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -58,18 +59,18 @@ def worker_resources(config: TrainingConfig) -> Resources:
     return Resources(config.cpus_per_worker, config.gpus_per_worker)
 
 
-def evaluation_resources(
-    training: TrainingConfig, serving: ServingConfig, *, num_ranks: int
-) -> Resources:
+def evaluation_resources(training: TrainingConfig, serving: ServingConfig) -> Resources:
     """Return the resources of an evaluation: predictions of test rows, or the cost measurement.
 
-    They are those of a training worker for each of its `num_ranks` processes. If replicas have
-    GPUs, each process has a whole one: nothing else must use it meanwhile.
+    They are those of a training worker. If replicas have GPUs, they are also at least those of a
+    replica, with whole GPUs: nothing else must use them meanwhile.
     """
     worker = worker_resources(training)
     if not serving.gpus_per_replica:
         return worker
-    return Resources(max(num_ranks * worker.cpus, serving.cpus_per_replica), num_ranks)
+    return Resources(
+        max(worker.cpus, serving.cpus_per_replica), math.ceil(serving.gpus_per_replica)
+    )
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ def check_facts(recipe: Recipe, facts: PreflightFacts) -> tuple[CheckResult, ...
         text = "workers, their memory and the nodes' access to S3 were not checked"
         return (*results, note("nodes", text))
     results += _workers(recipe, cluster)
-    results += check_evaluation(recipe, facts.model, ranks=facts.ranks, cluster=cluster)
+    results += check_evaluation(recipe, facts.model, cluster=cluster)
     results += _nodes(recipe, cluster)
     results += check_memory(recipe, facts, cluster)
     return tuple(results)

@@ -21,10 +21,9 @@ from tailorbird.evaluation.trained_rows import require_enough_rows, trained_rows
 from tailorbird.models.base_model import stage_base_model
 from tailorbird.models.endpoint.reachability import check_answering
 from tailorbird.models.metadata import ModelMetadata, read_metadata, require_encoder
-from tailorbird.models.tensor_parallel.ranks import ONE_RANK, Ranks, plan_ranks
 from tailorbird.pipeline.contender_models import stage_models
 from tailorbird.pipeline.contenders import compared_versions, read_contenders
-from tailorbird.pipeline.inputs import run_ranks, task_pooling
+from tailorbird.pipeline.inputs import task_pooling
 from tailorbird.registry.champion import champion_version, read_champion
 from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.hybrids import called_endpoints
@@ -79,7 +78,6 @@ class PreflightFacts:
     tables: tuple[Table, ...]
     written: WriteCheck  # result of a write to the registry from this machine
     base_models: tuple[BaseModelFacts, ...]
-    ranks: Ranks = ONE_RANK  # that hold each model of the evaluation together
     planned: PlannedTest | None = None  # the test rows; None if they cannot be read or are too many
     champion: str | None = None  # URI of the version that serves now
     champion_endpoints: tuple[Endpoint, ...] = ()
@@ -105,8 +103,6 @@ def collect_facts(recipe: Recipe, *, without_cluster: bool = False) -> Preflight
     tables = inspect_tables(recipe)
     written = check_writing(recipe.task_uri)
     base_models = tuple(_base_model(uri, recipe) for uri in recipe.base_models)
-    staged = [base.metadata.uri for base in base_models if base.metadata is not None]
-    ranks = _or_fault(lambda: run_ranks(recipe, base_models=staged))[0]
     cluster = None
     unreachable = None
     if not without_cluster:
@@ -134,7 +130,6 @@ def collect_facts(recipe: Recipe, *, without_cluster: bool = False) -> Preflight
         tables=tables,
         written=written,
         base_models=base_models,
-        ranks=ranks or plan_ranks(recipe.serving, {}),
         planned=planned,
         champion=None if stored is None else stored[0].uri,
         champion_endpoints=served,

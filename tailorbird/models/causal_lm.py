@@ -88,7 +88,7 @@ class ChatModel(nn.Module):
         causal = self.causal
 
         def select(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return (inputs[0].reshape(-1, inputs[0].shape[-1])[positions],)
+            return (inputs[0].reshape(-1, inputs[0].shape[-1])[positions.to(inputs[0].device)],)
 
         head = causal.get_output_embeddings()
         chunked: AbstractContextManager[None] = nullcontext()

@@ -9,10 +9,14 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import ContinuousBatchingConfig, GenerationConfig
+from transformers import (
+    ContinuousBatchingConfig,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+)
 
 from cluster.progress import counter, tracked
-from cluster.ranks.process_group import OtherRankFailed, current_group, on_first_rank
 from tailorbird.data.chat_template import Tokens
 from tailorbird.data.length_batches import length_batches, pass_cost
 from tailorbird.data.packing import pack
@@ -20,13 +24,13 @@ from tailorbird.models.attention.continuous_batching_attention import register_r
 from tailorbird.models.attention.transformers_private import (
     fatal_error,
     set_logits_processor,
-    stopped_by_other_rank,
     workload_hints,
 )
 from tailorbird.models.causal_lm import ChatModel, as_tensors
-from tailorbird.models.grammar.compiler import Grammar
-from tailorbird.models.grammar.matcher import MAX_MASK_S
-from tailorbird.models.grammar.processor import GrammarProcessor
+from tailorbird.models.devices import is_divided
+from tailorbird.models.grammar.compiler import FormatError, Grammar
+from tailorbird.models.grammar.processor import GrammarLogits, GrammarProcessor
+from tailorbird.models.pretrained import default_device
 
 MAX_GPU_REQUESTS = 128
 """Requests in a forward pass on a GPU by default. Attention computes each request over the keys of
@@ -41,6 +45,7 @@ forward pass.
 By default, transformers allocates most of the machine's memory for the cache. On a GPU, it divides
 the free memory into cache and forward passes of up to 8,192 tokens, which is what a GPU needs.
 """
+DIVIDED_ROWS = 16  # prompts that a model on several GPUs answers at the same time by default
 SCORED_TOKENS = 4096  # maximum number of tokens in a forward pass of `log_likelihoods`
 
 
@@ -80,12 +85,20 @@ def answer_prompts(
 ) -> list[Answer]:
     """Decode greedily with the continuous batching of transformers, by the grammar if there is one.
 
-    `max_requests` is the maximum number of prompts that are answered at the same time. By default,
-    it suits the device. If ranks hold the model together, every rank must call it, and gets the
-    answers to the prompts of the first one. Raises RuntimeError if a prompt fails, its subclass
-    OtherRankFailed if another rank caused this, and FormatError if the grammar is too slow or the
-    tokenizer cannot follow it.
+    A model that is divided among GPUs uses `generate` instead, because continuous batching has its
+    cache on one device. `max_requests` is the maximum number of prompts that are answered at the
+    same time. By default, it suits the device. Raises RuntimeError if a prompt fails, and
+    FormatError if the grammar is too slow or the tokenizer cannot follow it.
     """
+    if is_divided(lm):
+        return _divided_answers(
+            lm,
+            prompts,
+            max_new_tokens=max_new_tokens,
+            end_id=end_id,
+            grammar=grammar,
+            num_rows=max_requests or DIVIDED_ROWS,
+        )
     register_request_attention()
     config = greedy(max_new_tokens=max_new_tokens, end_id=end_id)
     ids = [list(prompt) for prompt in prompts]
@@ -123,7 +136,6 @@ def _outputs(
     processor."""
     if grammar is not None:
         options |= {"use_cuda_graph": False, "use_async_batching": False}
-    # In inference mode, ranks could not change their tensors from the manager's thread.
     with torch.no_grad():
         manager = lm.init_continuous_batching(
             generation_config=config,
@@ -132,8 +144,7 @@ def _outputs(
         )
         processor = None
         if grammar is not None:
-            limit = MAX_MASK_S if current_group().size == 1 else float("inf")
-            processor = GrammarProcessor(grammar, max_mask_s=limit)
+            processor = GrammarProcessor(grammar)
             set_logits_processor(manager, processor)
         with _running(manager):
             outputs = _finished_outputs(manager, prompts, max_new_tokens=config.max_new_tokens)
@@ -150,9 +161,7 @@ def _running(manager: Any) -> Iterator[None]:
         yield
     finally:
         manager.stop(block=True, timeout=5)
-        if fatal_error(manager) is None or not manager.is_running():
-            # waits for the manager's thread, which after an error can itself wait for another rank
-            manager.destroy()
+        manager.destroy()
 
 
 def _finished_outputs(
@@ -173,10 +182,6 @@ def _finished_outputs(
             count(1)
         elif output is None and (fatal_error(manager) is not None or not manager.is_running()):
             break
-    if stopped_by_other_rank(manager):
-        raise OtherRankFailed(
-            "another rank failed while it generated answers, which stopped this rank"
-        )
     if len(outputs) < len(ids):
         error = fatal_error(manager)
         reason = error or "see the log for the error"
@@ -184,6 +189,90 @@ def _finished_outputs(
             f"generation ended before all {len(ids)} prompts were answered: {reason}"
         ) from error
     return {request: outputs[request] for request in ids}
+
+
+def _divided_answers(
+    lm: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    end_id: int,
+    grammar: Grammar | None,
+    num_rows: int,
+) -> list[Answer]:
+    """Return the answers of a model that is divided among GPUs; see `answer_prompts`."""
+    count = counter(len(prompts), unit="answers")
+    answers: dict[int, Answer] = {}
+    for rows in length_batches([len(prompt) for prompt in prompts], max_rows=num_rows):
+        constraint = None
+        if grammar is not None:
+            constraint = GrammarLogits(grammar, num_rows=len(rows))
+        batch = [prompts[row] for row in rows]
+        answered = answer_batch(
+            lm, batch, max_new_tokens=max_new_tokens, end_id=end_id, constraint=constraint
+        )
+        if constraint is not None and (fault := constraint.format_fault()):
+            raise FormatError(fault)
+        answers |= zip(rows.tolist(), answered, strict=True)
+        count(len(batch))
+    return [answers[row] for row in range(len(prompts))]
+
+
+class _LogProbabilities(LogitsProcessor):  # type: ignore[misc]
+    """Records the log-probability of the most likely token of each row at each step."""
+
+    def __init__(self) -> None:
+        self.steps: list[torch.Tensor] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        self.steps.append(torch.log_softmax(scores.float(), dim=-1).amax(dim=-1))
+        return scores
+
+
+def answer_batch(
+    lm: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    end_id: int,
+    constraint: GrammarLogits | None,
+    synced_gpus: bool = False,
+) -> list[Answer]:
+    """Decode greedily with `generate`, all prompts in one batch.
+
+    With `synced_gpus`, every rank must call it, and all ranks run the same number of passes.
+    """
+    width = max(map(len, prompts))
+    input_ids = torch.tensor(
+        [[end_id] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+    )
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    recorded = _LogProbabilities()
+    processors = [recorded] if constraint is None else [constraint, recorded]
+    output = lm.generate(
+        input_ids=input_ids.to(default_device()),
+        attention_mask=mask.to(default_device()),
+        generation_config=greedy(max_new_tokens=max_new_tokens, end_id=end_id),
+        logits_processor=LogitsProcessorList(processors),
+        synced_gpus=synced_gpus,
+    )
+    log_probabilities = torch.stack(recorded.steps, dim=1).cpu()
+    return [
+        _answer(tokens, row, end_id=end_id)
+        for tokens, row in zip(output[:, width:].tolist(), log_probabilities, strict=True)
+    ]
+
+
+def _answer(tokens: list[int], log_probabilities: torch.Tensor, *, end_id: int) -> Answer:
+    """Return the answer of a row, whose tokens after the end of turn are padding."""
+    is_finished = end_id in tokens
+    num_generated = len(tokens)
+    if is_finished:
+        num_generated = tokens.index(end_id) + 1  # with the end of turn
+        tokens = tokens[: num_generated - 1]
+    values = log_probabilities[:num_generated].double()
+    confidence = float(values.mean().exp())
+    return Answer(tokens, is_finished, confidence=confidence, logprobs=tuple(values.tolist()))
 
 
 def greedy(*, max_new_tokens: int, end_id: int) -> Any:
@@ -225,12 +314,7 @@ def batching_config(device: torch.device | str, **options: Any) -> Any:
 def log_likelihoods(
     model: ChatModel, rows: Sequence[Tokens], *, pad_id: int
 ) -> NDArray[np.float64]:
-    """Return the mean log-probability, in nats, of the assistant's tokens in each row: [N].
-
-    If ranks hold the model together, they compute the rows of the first one, as `answer_prompts`
-    does.
-    """
-    rows = on_first_rank(lambda: rows)
+    """Return the mean log-probability, in nats, of the assistant's tokens in each row: [N]."""
     device = next(model.parameters()).device
     result = np.zeros(len(rows))
     with torch.inference_mode():

@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from cluster.ranks.process_group import current_group
 from tailorbird.data.tokenize import encode_texts, load_tokenizer
 from tailorbird.models.causal_lm import ChatModel
 from tailorbird.models.classifier import (
@@ -25,6 +24,7 @@ from tailorbird.models.classifier import (
     UnitLinear,
     logits_rows,
 )
+from tailorbird.models.devices import move_to_device
 from tailorbird.models.errors import ModelError
 from tailorbird.models.lora import load_adapter, merge_layers
 from tailorbird.models.pretrained import (
@@ -35,7 +35,6 @@ from tailorbird.models.pretrained import (
     load_encoder,
 )
 from tailorbird.models.retrieval.text_encoder import load_text_encoder
-from tailorbird.models.tensor_parallel.parts import load_divided
 from tailorbird.registry import versions
 from tailorbird.registry.kinds import KINDS, Kind
 from tailorbird.registry.pooling import MEAN, Pooling
@@ -226,20 +225,10 @@ def load_chat(folder: Path, *, base: Path, kind: Kind, dtype: torch.dtype) -> Ch
     Base weights that are merged or replaced are mapped in their stored dtype, and the others are
     loaded in `dtype`, so there is no copy in fp32. In both cases, transformers computes buffers in
     fp32.
-
-    In a process group of several ranks, this rank's part is loaded on its device; see
-    `load_divided`.
     """
     has_weights = KINDS[kind].base != "unchanged"
-    num_ranks = current_group().size
-    if num_ranks == 1:
-        lm = load_causal(base, dtype=None if has_weights else dtype)
-        return load_chat_weights(folder, lm=lm, kind=kind, dtype=dtype)
-    changed = None
-    if has_weights:
-        lm = load_causal(base, dtype=None)
-        changed = load_chat_weights(folder, lm=lm, kind=kind, dtype=None).lm
-    return ChatModel(load_divided(base, changed=changed, dtype=dtype, num_ranks=num_ranks))
+    lm = load_causal(base, dtype=None if has_weights else dtype)
+    return load_chat_weights(folder, lm=lm, kind=kind, dtype=dtype)
 
 
 def load_pretrained_chat(base: Path) -> ChatModel:
@@ -250,8 +239,9 @@ def load_pretrained_chat(base: Path) -> ChatModel:
 
 
 def _ready(model: ChatModel, device: str) -> ChatModel:
-    """Move a model to a device for inference, and return it."""
-    return model.to(device).eval().requires_grad_(False)
+    """Move a model to a device for inference (see `move_to_device`), and return it."""
+    move_to_device(model, device)
+    return model.eval().requires_grad_(False)
 
 
 @contextmanager

@@ -23,7 +23,6 @@ from tailorbird.models.errors import first_line
 from tailorbird.models.pooling.declared import declares_pooling, read_pooling
 from tailorbird.models.pretrained import ATTENTION_DROPOUT, without_pooler
 from tailorbird.models.shape import ModelShape
-from tailorbird.models.tensor_parallel.plan import rank_divisor
 from tailorbird.storage import s3
 
 SMALL_FILES = (".json", ".jinja", ".txt", ".model")  # suffixes of configuration and tokenizer files
@@ -44,7 +43,6 @@ class ModelMetadata:
     longest: int | None  # maximum number of tokens of a row; see `DataTask.longest_row`
     shape: ModelShape
     num_stored: int  # number of values in the safetensors files
-    rank_divisor: int = 1  # see `tailorbird.models.tensor_parallel.plan.rank_divisor`
     template_error: str | None = None  # (chat only) reason why the chat template cannot be used
 
 
@@ -72,7 +70,6 @@ def read_metadata(uri: str, *, task: DataTask) -> ModelMetadata:
         longest=task.longest_row(config),
         shape=replace(shape_of(model), stored_bf16=2 * stored["BF16"] > stored.total()),
         num_stored=stored.total(),
-        rank_divisor=rank_divisor(model),
         template_error=task.template_error(tokenizer),
     )
 

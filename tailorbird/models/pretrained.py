@@ -16,7 +16,6 @@ from transformers import (
     AutoModelForSequenceClassification,
     PretrainedConfig,
 )
-from transformers.distributed import DistributedConfig
 
 from tailorbird.models.errors import ModelError
 from tailorbird.registry.versions import Dtype
@@ -114,23 +113,6 @@ def load_sequence_classifier(folder: Path) -> Any:
     if missing := sorted(info["missing_keys"]):
         raise ModelError(f"{folder} has no weight {missing[0]}, so it is no sequence classifier")
     return model.eval()
-
-
-def load_causal_part(folder: Path, *, dtype: torch.dtype, num_ranks: int) -> Any:
-    """Load this rank's part of a pretrained causal language model on its device, reading only this
-    part.
-
-    Every rank of the process group must call it; see `tailorbird.models.tensor_parallel.parts`.
-    Raises ModelError.
-    """
-    divided = DistributedConfig(tp_size=num_ranks)
-    return _pretrained(
-        AutoModelForCausalLM,
-        folder,
-        dtype=dtype,
-        attention_dropout=None,
-        distributed_config=divided,
-    )
 
 
 def _pretrained(

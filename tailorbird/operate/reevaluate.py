@@ -9,13 +9,12 @@ from functools import partial
 import numpy as np
 
 from cluster.progress import ProgressReporter
-from cluster.ranks.remote_ranks import run_evaluation
+from cluster.remote import run_remote
 from cluster.resources import evaluation_resources
 from tailorbird.config.base import digest
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.fingerprints import fingerprints, user_texts
 from tailorbird.data.rows import Rows, rows_sha256
-from tailorbird.data.task_data import recipe_task
 from tailorbird.evaluation.gates.cost import TrainingUsage
 from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
 from tailorbird.evaluation.inference.perturbations import perturbed_rows
@@ -25,7 +24,6 @@ from tailorbird.evaluation.report.evidence import ROLES, CostRecord
 from tailorbird.evaluation.trained_rows import NO_ROWS, training_fingerprints
 from tailorbird.evaluation.verdict.inputs import VerdictInputs, model_predictions
 from tailorbird.evaluation.verdict.protocol import VALID_DAYS, TestProtocol, build_protocol
-from tailorbird.models.tensor_parallel.ranks import comparison_ranks
 from tailorbird.monitoring.label_audit import audited_rows
 from tailorbird.operate.audited_data import usable_rows
 from tailorbird.operate.reevaluation_evidence import (
@@ -40,7 +38,6 @@ from tailorbird.operate.reevaluation_verdict import ReevaluationVerdict, decide_
 from tailorbird.pipeline.cost import endpoint_answers
 from tailorbird.pipeline.inputs import load_inputs
 from tailorbird.registry.champion import Champion, champion_version
-from tailorbird.registry.hybrids import used_base_models
 from tailorbird.registry.test_set_ledger import record_test_access
 from tailorbird.registry.versions import ModelVersion, now, read_pinned
 from tailorbird.release.promotion import roll_back, rollback_target
@@ -104,7 +101,7 @@ def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reeval
     protocol, cost = protocol_for(champion, recipe=recipe, rows=rows, versions=versions)
     uri = TaskPaths(recipe.task_uri).reevaluation(now().replace(":", ""))
     limits = RequestLimits.from_config(recipe.evaluation)
-    predict = _remote_predict(recipe, versions, limits=limits, progress=progress)
+    predict = _remote_predict(recipe, limits=limits)
     record_test_access(  # a run on these rows must know that the champion was compared on them
         recipe.task_uri,
         rows=fingerprints(user_texts(new)),
@@ -219,24 +216,10 @@ def protocol_for(
     ), cost
 
 
-def _remote_predict(
-    recipe: Recipe,
-    versions: Mapping[str, ModelVersion],
-    *,
-    limits: RequestLimits,
-    progress: ProgressReporter,
-) -> Callable[..., Predictions]:
-    """Return `predict_rows` as a function that runs with the resources of an evaluation of both
-    versions."""
-    ranks = comparison_ranks(
-        recipe.serving,
-        task=recipe_task(recipe),
-        base_models=(uri for version in versions.values() for uri in used_base_models(version)),
-    )
-    if ranks.reason is not None:
-        progress.note(ranks.reason)
-    resources = evaluation_resources(recipe.training, recipe.serving, num_ranks=ranks.number)
-    predict = run_evaluation(predict_rows, num_ranks=ranks.number, resources=resources)
+def _remote_predict(recipe: Recipe, *, limits: RequestLimits) -> Callable[..., Predictions]:
+    """Return `predict_rows` as a function that runs with the resources of an evaluation."""
+    resources = evaluation_resources(recipe.training, recipe.serving)
+    predict = run_remote(predict_rows, resources=resources)
     return partial(predict, on_gpu=recipe.serving.gpus_per_replica > 0, limits=limits)
 
 

@@ -210,7 +210,7 @@ def _measured(
         "num_gpus": num_gpus,
         "batch_size": batch_size,
     }
-    stage_inputs = inputs.stage_inputs(measure_serving, num_ranks=inputs.ranks.number, **named)
+    stage_inputs = inputs.stage_inputs(measure_serving, **named)
 
     def compute(_: str) -> MeasuredCosts:
         measure = inputs.remote_evaluation(measure_serving)

@@ -1,14 +1,12 @@
 """The inputs of a run: the recipe's rows, base model and code, checked and staged on S3."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
-from itertools import chain
 from typing import ParamSpec, TypeVar
 
 from cluster.code_snapshot import CodeVersion, ship_code
 from cluster.progress import SILENT, ProgressReporter
-from cluster.ranks.remote_ranks import run_evaluation
 from cluster.remote import map_remote, run_remote
 from cluster.resources import evaluation_resources, worker_resources
 from tailorbird import PROJECT_ROOT
@@ -33,11 +31,8 @@ from tailorbird.models.metadata import (
 )
 from tailorbird.models.pooling.declared import read_pooling
 from tailorbird.models.pretrained import dtype_name
-from tailorbird.models.tensor_parallel.ranks import ONE_RANK, Ranks, comparison_ranks
 from tailorbird.pipeline.contender_models import stage_models
 from tailorbird.pipeline.contenders import read_contenders
-from tailorbird.registry.champion import champion_version, read_champion
-from tailorbird.registry.hybrids import used_base_models
 from tailorbird.registry.kinds import Kind
 from tailorbird.registry.pooling import MEAN, Pooling
 from tailorbird.registry.versions import (
@@ -78,7 +73,6 @@ class RunInputs:
     encoder: BaseModelRecord | None = None  # encoder of `evaluation.retrieval_encoder`
     progress: ProgressReporter = SILENT  # reporter for Ray tasks; see `cluster.remote.run_remote`
     integer_labels: bool = False  # the label column of a classification task holds integers
-    ranks: Ranks = ONE_RANK  # that hold each model of the run together
     contenders: Mapping[str, ModelVersion] = field(default_factory=dict)  # see `read_contenders`
     imported: Mapping[str, BaseModelRecord] = field(default_factory=dict)  # see `stage_models`
 
@@ -186,20 +180,16 @@ class RunInputs:
         )
 
     def remote_model(self, function: Callable[P, R]) -> Callable[P, R]:
-        """Return a function that runs like `remote`, or on ranks if these hold a model together."""
-        if self.ranks.number > 1:
+        """Return a function that runs like `remote`, or on all GPUs of a replica that has
+        several."""
+        if self.recipe.serving.gpus_per_replica > 1:
             return self.remote_evaluation(function)
         return self.remote(function)
 
     def remote_evaluation(self, function: Callable[P, R]) -> Callable[P, R]:
         """Return a function that runs like `remote`, on as many GPUs as the evaluation needs."""
-        training = self.recipe.training
-        serving = self.recipe.serving
-        num_ranks = self.ranks.number
-        resources = evaluation_resources(training, serving, num_ranks=num_ranks)
-        return run_evaluation(
-            function, num_ranks=num_ranks, resources=resources, progress=self.progress
-        )
+        resources = evaluation_resources(self.recipe.training, self.recipe.serving)
+        return run_remote(function, resources=resources, progress=self.progress)
 
     def version_config(
         self,
@@ -266,7 +256,6 @@ def load_inputs(recipe: Recipe, *, progress: ProgressReporter = SILENT) -> RunIn
         encoder=encoder,
         integer_labels=TASKS[recipe.task].has_classes
         and has_integers(config.train_uris, column=config.label),
-        ranks=run_ranks(recipe, base_models=models),
         contenders=contenders,
         imported=imported,
     )
@@ -314,23 +303,6 @@ def task_pooling(recipe: Recipe, base_model: str) -> Pooling:
     if TASKS[recipe.task].has_classes:
         return read_pooling(base_model, purpose="classification")
     return MEAN
-
-
-def run_ranks(recipe: Recipe, *, base_models: Sequence[str]) -> Ranks:
-    """Return the ranks that hold each model of a run together: those of the staged base models, the
-    champion and the contenders."""
-    task = recipe_task(recipe)
-    compared = chain(base_models, _compared_base_models(recipe))
-    return comparison_ranks(recipe.serving, task=task, base_models=compared)
-
-
-def _compared_base_models(recipe: Recipe) -> Iterator[str]:
-    champion = read_champion(recipe.task_uri)
-    version = None if champion is None else champion_version(champion[0])
-    if version is not None and version.task == recipe.task:
-        yield from used_base_models(version)
-    for version in read_contenders(recipe).values():
-        yield from used_base_models(version)
 
 
 def _stage_encoder(recipe: Recipe) -> BaseModelRecord | None:

@@ -97,8 +97,6 @@ def prepare(recipe: Recipe, *, progress: ProgressReporter) -> RunContext:
     require_same_classes(inputs.contenders, classes=task.classes)
     inputs = replace(inputs, contenders={**inputs.contenders, **import_models(inputs, task)})
     task = task_of(inputs)
-    if inputs.ranks.note is not None:
-        progress.note(inputs.ranks.note)
     for line in data_lines(
         inputs.data, num_tuning=inputs.num_tuning_rows, label_noun=task.label_noun
     ):

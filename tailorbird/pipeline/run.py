@@ -157,7 +157,7 @@ def require_usable(context: RunContext, *, progress: ProgressReporter) -> None:
     cannot be used."""
     models = [base.record for base in context.inputs.bases]
     for model in [*models, *context.inputs.imported.values()]:
-        require_gpus(context.recipe, base_model=model.uri, ranks=context.inputs.ranks)
+        require_gpus(context.recipe, base_model=model.uri)
     require_endpoints(context, progress=progress)
 
 

@@ -46,12 +46,6 @@ def called_endpoints(version: ModelVersion) -> tuple[Endpoint, ...]:
     return tuple(part.endpoint for part in _parts(version) if part.endpoint is not None)
 
 
-def used_base_models(version: ModelVersion) -> tuple[str, ...]:
-    """Return the URIs of the base models of a version or of its parts; raise RegistryError if a
-    part cannot be used."""
-    return tuple(part.base_model for part in _parts(version) if part.spec.uses_base)
-
-
 def _parts(version: ModelVersion) -> tuple[ModelVersion, ...]:
     if version.hybrid is None:
         return (version,)

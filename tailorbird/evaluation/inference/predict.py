@@ -1,11 +1,9 @@
 """Predict rows with a stored model, using the same forward pass as serving."""
 
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
-from cluster.ranks.process_group import on_first_rank
 from tailorbird.data.copies import documents
 from tailorbird.data.rows import Rows
 from tailorbird.data.tokenize import label_indices
@@ -37,7 +35,7 @@ def predict_rows(
     config = read_artifact_config(uri)
     if config.endpoint is not None:
         limits = limits or RequestLimits()
-        return on_first_rank(partial(predict_endpoint, uri, rows=rows, limits=limits))
+        return predict_endpoint(uri, rows=rows, limits=limits)
     device = evaluation_device(on_gpu=on_gpu)
     if config.hybrid is not None:
         parts = dict(zip(PARTS, read_parts(config.hybrid), strict=True))

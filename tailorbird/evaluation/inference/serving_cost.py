@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import torch
 
-from cluster.ranks.process_group import current_group, wait_for_ranks
 from tailorbird.config.serving import BATCH_SIZE
 from tailorbird.data.rows import Rows
 from tailorbird.evaluation.gates.cost import (
@@ -23,6 +22,7 @@ from tailorbird.evaluation.gates.cost import (
 from tailorbird.evaluation.inference.chat_answers import answer_texts
 from tailorbird.evaluation.inference.device import emulates, evaluation_device
 from tailorbird.evaluation.inference.endpoint_predictions import request_bodies
+from tailorbird.models.devices import move_to_device, move_to_host
 from tailorbird.models.generation import answer_prompts
 from tailorbird.models.loading import (
     AnyLoaded,
@@ -73,10 +73,9 @@ def measure_serving(
     GPUs from other work. A model that needs no GPU is charged for them too, because every replica
     has them.
 
-    If ranks hold the models together, CPU-seconds are those of the first rank, because the others
-    repeat its work. If this process alone holds models that a replica divides among several GPUs,
-    GPU-seconds still count all of these, for the time that one needs. They are an upper bound, also
-    of the difference between two models, provided that several GPUs answer no slower than one.
+    If a replica has several GPUs, GPU-seconds count all of these, although one of them computes at
+    a time. They are an upper bound, also of the difference between two models, provided that a
+    replica, which uses its GPUs together, answers no slower.
 
     `batch_size` is that of the service: the maximum number of rows of a forward pass or, for a
     language model, of rows that are answered at the same time. A language model runs in
@@ -115,13 +114,11 @@ def measure_serving(
 
 
 def _device_name(num_gpus: int) -> str:
-    """Return the name of the GPUs, such as `8 x NVIDIA H100`, or that of the CPU."""
+    """Return the name of the GPUs, such as `NVIDIA H100 (counted as 8)`, or that of the CPU."""
     if not num_gpus:
         return CPU_NAME
     name = torch.cuda.get_device_name()
-    if current_group().size < num_gpus:
-        return f"{name} (counted as {num_gpus})"
-    return name if num_gpus == 1 else f"{num_gpus} x {name}"
+    return name if num_gpus == 1 else f"{name} (counted as {num_gpus})"
 
 
 def usage_of(rounds: Sequence[Seconds], *, num_rows: int, num_gpus: int) -> ServingUsage:
@@ -136,7 +133,6 @@ def _seconds(model: _Model, rows: Rows, *, device: str) -> Seconds:
     with _on_device(model.weights, device=device):
         if device != "cpu":
             torch.cuda.synchronize()
-        wait_for_ranks()
         cpu = time.process_time()
         elapsed = time.perf_counter()
         model.answer(rows)
@@ -151,21 +147,19 @@ def _on_device(model: torch.nn.Module | None, *, device: str) -> Iterator[None]:
     as in serving.
 
     The weights in the host's memory stay there, so that those that are mapped from files take no
-    memory. Parts of models that ranks hold together are moved instead.
+    memory. Those of a model that is divided among GPUs are moved instead.
     """
     if model is None or device == "cpu":
         yield
         return
-    on_host: dict[torch.Tensor, torch.Tensor] = {}
-    if current_group().size == 1:
-        on_host = {tensor: tensor.data for tensor in (*model.parameters(), *model.buffers())}
+    on_host = {tensor: tensor.data for tensor in (*model.parameters(), *model.buffers())}
     try:
-        model.to(device)
+        move_to_device(model, device)
         yield
     finally:
         for tensor, data in on_host.items():
             tensor.data = data
-        model.to("cpu")  # parts of ranks
+        move_to_host(model)
         torch.cuda.empty_cache()
 
 

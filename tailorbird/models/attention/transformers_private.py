@@ -14,7 +14,6 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
 from transformers.generation.continuous_batching.cb_logits_processors import (
     ContinuousBatchingLogitsProcessorList,
 )
-from transformers.generation.continuous_batching.continuous_api import BackgroundThreadStatus
 from transformers.generation.continuous_batching.requests import RequestStatus as RequestStatus
 from transformers.generation.continuous_batching.scheduler import (
     SCHEDULER_MAPPING as SCHEDULER_MAPPING,
@@ -151,18 +150,9 @@ def cache_size(manager: Any) -> int:
 
 
 def fatal_error(manager: Any) -> Exception | None:
-    """Return the error that ended the thread of a continuous batching manager, or None.
-
-    The thread of a rank with an error waits until the other ranks have stopped, so it can still
-    run.
-    """
+    """Return the error that ended the thread of a continuous batching manager, or None."""
     error: Exception | None = manager.background_thread_status.fatal_error
     return error
-
-
-def stopped_by_other_rank(manager: Any) -> bool:
-    """Return True if an error of another rank stopped a continuous batching manager."""
-    return bool(manager.background_thread_status.tp_status == BackgroundThreadStatus.HARD_STOP)
 
 
 def discard_unrouted_outputs(manager: Any) -> None:

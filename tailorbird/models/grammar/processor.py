@@ -14,7 +14,7 @@ from tailorbird.models.attention.transformers_private import (
     tokens_from,
 )
 from tailorbird.models.grammar.compiler import FormatError, Grammar
-from tailorbird.models.grammar.matcher import MAX_MASK_S, AnswerMatcher
+from tailorbird.models.grammar.matcher import AnswerMatcher
 
 
 class MatchedRow(NamedTuple):
@@ -40,16 +40,14 @@ class GrammarProcessor(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]
     """A logits processor of continuous batching that constrains each answer to one grammar.
 
     It keeps the requests of a pass between its two calls, so the engine must not use CUDA graphs or
-    double buffering. Ranks that hold a model together must have no `max_mask_s`, because they could
-    exceed it at different tokens.
+    double buffering.
     """
 
     supported_kwargs: dict[str, type] = {}  # noqa: RUF012
     ignored_kwargs: tuple[str, ...] = ()
 
-    def __init__(self, grammar: Grammar, *, max_mask_s: float = MAX_MASK_S) -> None:
+    def __init__(self, grammar: Grammar) -> None:
         self._grammar = grammar
-        self._max_mask_s = max_mask_s
         self._matchers: dict[str, AnswerMatcher] = {}
         self._rows: list[MatchedRow] = []
 
@@ -67,7 +65,7 @@ class GrammarProcessor(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]
 
     def _matcher(self, request: str) -> AnswerMatcher:
         if request not in self._matchers:
-            self._matchers[request] = AnswerMatcher(self._grammar, max_mask_s=self._max_mask_s)
+            self._matchers[request] = AnswerMatcher(self._grammar)
         return self._matchers[request]
 
     def require_usable(self) -> None:

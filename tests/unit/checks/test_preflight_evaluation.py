@@ -6,8 +6,6 @@ import pytest
 from tailorbird.checks.doctor import GIB
 from tailorbird.checks.preflight import check_facts
 from tailorbird.checks.result import CheckResult
-from tailorbird.models.metadata import ModelMetadata
-from tailorbird.models.tensor_parallel.ranks import plan_ranks
 from tests.build import recipe
 from tests.unit.checks.test_preflight import CLUSTER, GOOD, MODEL, REPORT, SHAPE, base_model
 
@@ -21,16 +19,12 @@ def on_gpus(
     sections: dict[str, Any],
     *,
     gpu_bytes: tuple[int, ...],
-    divisor: int = 8,
-    model: ModelMetadata = LARGE,
-    name: str = "model on GPUs",
 ) -> list[CheckResult]:
     cluster = replace(CLUSTER, reports={"1": replace(REPORT, gpu_bytes=gpu_bytes)})
     changed = recipe(**sections)
-    ranks = plan_ranks(changed.serving, {"s3://m/base": divisor})
-    facts = replace(GOOD, base_models=(base_model(model),), ranks=ranks, cluster=cluster)
+    facts = replace(GOOD, base_models=(base_model(LARGE),), cluster=cluster)
     lines = check_facts(changed, facts)
-    return [line for line in lines if line.name == name]
+    return [line for line in lines if line.name == "model on GPUs"]
 
 
 def divided(num_gpus: int) -> dict[str, Any]:
@@ -52,7 +46,7 @@ def divided(num_gpus: int) -> dict[str, Any]:
 def test_a_model_that_one_gpu_cannot_hold_is_refused_if_a_gpu_of_known_size_judges_it(
     sections: dict[str, Any], gpu_bytes: tuple[int, ...], is_refused: bool
 ) -> None:
-    lines = on_gpus(sections, gpu_bytes=gpu_bytes, divisor=1)
+    lines = on_gpus(sections, gpu_bytes=gpu_bytes)
     assert [line.state for line in lines] == ["fault"] * is_refused
 
 
@@ -64,36 +58,3 @@ def test_several_gpus_of_a_replica_judge_a_model_that_they_hold_together(
     assert [f"on {num_gpus} GPUs, even if more" in line.message for line in lines] == [
         True
     ] * is_refused
-
-
-INDIVISIBLE = [
-    (8, 4, "only among a divisor of 4"),
-    (3, 8, "only among a divisor of 8"),
-    (2, 1, "because of its type or its heads"),
-]
-
-
-@pytest.mark.parametrize(("num_gpus", "divisor", "reason"), INDIVISIBLE)
-def test_a_model_that_cannot_be_divided_among_the_gpus_of_a_replica_is_evaluated_on_one(
-    num_gpus: int, divisor: int, reason: str
-) -> None:
-    (line,) = on_gpus(divided(num_gpus), gpu_bytes=(80 * GIB,) * 8, divisor=divisor, model=MODEL)
-    assert line.state == "note"
-    assert f"among {num_gpus} GPUs, {reason} (s3://m/base), so it uses one GPU" in line.message
-    assert "the measured cost is an upper bound" in line.message
-    (node,) = on_gpus(divided(num_gpus), gpu_bytes=(), divisor=divisor, name="evaluation")
-    assert node.message.endswith("needs 1 CPU and 1 GPU")
-
-
-@pytest.mark.parametrize(("num_gpus", "divisor", "reason"), INDIVISIBLE)
-def test_a_model_that_can_neither_be_divided_nor_fits_one_gpu_is_refused(
-    num_gpus: int, divisor: int, reason: str
-) -> None:
-    (line,) = on_gpus(divided(num_gpus), gpu_bytes=(80 * GIB,) * 8, divisor=divisor)
-    assert line.state == "fault"
-    assert "the smallest GPU has 80 GiB; the evaluation cannot divide" in line.message
-    assert reason in line.message
-    assert (
-        "choose another base model, or a serving.gpus_per_replica that divides its heads"
-        in line.remedy
-    )

@@ -11,7 +11,6 @@ import ray
 
 from cluster import event_queue, remote
 from cluster.progress import ActivityEvent, NoteEvent, RowsEvent, byte_reporter, current_progress
-from cluster.ranks import remote_ranks
 from cluster.remote import map_remote, run_remote
 from cluster.resources import Holder, Resources
 from tests.progress import ProgressRecorder
@@ -74,22 +73,6 @@ def test_the_process_of_a_task_with_gpus_ends_with_the_task(
     monkeypatch.setattr(ray, "remote", remote_of_ray)
     run_remote(add, resources=Resources(1, gpus))
     assert created == [max_calls]
-
-
-@pytest.mark.parametrize(
-    ("num_ranks", "expected"), [(1, "one"), (2, "2 ranks with 2 CPUs and 2 GPUs")]
-)
-def test_an_evaluation_runs_in_one_process_or_on_several_ranks(
-    monkeypatch: pytest.MonkeyPatch, num_ranks: int, expected: str
-) -> None:
-    def on_ranks(_: object, *, num_ranks: int, resources: Resources, **__: object) -> str:
-        return f"{num_ranks} ranks with {resources.text()}"
-
-    monkeypatch.setattr(remote_ranks, "run_remote", lambda *_, **__: "one")
-    monkeypatch.setattr(remote_ranks, "run_on_ranks", on_ranks)
-    resources = Resources(num_ranks, num_ranks)
-    chosen: object = remote_ranks.run_evaluation(add, num_ranks=num_ranks, resources=resources)
-    assert chosen == expected
 
 
 def test_items_are_mapped_in_order_and_an_error_keeps_its_type(

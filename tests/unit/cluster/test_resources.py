@@ -60,16 +60,11 @@ def test_a_wait_names_up_to_three_holders() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gpus", "num_ranks", "expected"),
-    [
-        (0, 1, Resources(2)),
-        (0.5, 1, Resources(4, 1)),
-        (8, 8, Resources(16, 8)),
-    ],
+    ("gpus", "expected"), [(0, Resources(2)), (0.5, Resources(4, 1)), (8, Resources(4, 8))]
 )
-def test_an_evaluation_has_a_gpu_and_the_cpus_of_a_worker_for_each_rank(
-    gpus: float, num_ranks: int, expected: Resources
+def test_an_evaluation_has_the_whole_gpus_and_the_cpus_of_a_replica(
+    gpus: float, expected: Resources
 ) -> None:
     serving = ServingConfig(engine="vllm", gpus_per_replica=gpus, cpus_per_replica=4)
     training = TrainingConfig(cpus_per_worker=2)
-    assert evaluation_resources(training, serving, num_ranks=num_ranks) == expected
+    assert evaluation_resources(training, serving) == expected

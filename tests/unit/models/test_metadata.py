@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from tailorbird.config.serving import ServingConfig
 from tailorbird.data.task_data import CLASSIFICATION, ChatData
 from tailorbird.models.lora import add_adapter
 from tailorbird.models.metadata import (
@@ -17,8 +16,6 @@ from tailorbird.models.metadata import (
     shape_of,
 )
 from tailorbird.models.pretrained import load_encoder
-from tailorbird.models.tensor_parallel.plan import rank_divisor
-from tailorbird.models.tensor_parallel.ranks import plan_ranks
 from tests import small_chat
 from tests.unit.models.tiny_bert import tiny_bert
 
@@ -92,26 +89,3 @@ def test_a_model_that_is_no_text_encoder_is_refused_for_retrieval(
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(MetadataError):
         require_encoder(tmp_path.as_uri())
-
-
-@pytest.mark.parametrize(
-    ("kind", "divisor"),
-    [("llama", 2), ("qwen3", 2), ("gemma2", 2), ("olmo2", 1), ("phi3", 1), ("gpt2", 1)],
-)
-def test_the_number_of_ranks_must_divide_the_heads_of_a_plan_with_divided_keys(
-    kind: str, divisor: int
-) -> None:
-    """The plans of OLMo 2 and Phi 3 gather keys; there is none for GPT-2."""
-    assert rank_divisor(small_chat.model_of(kind)) == divisor
-
-
-@pytest.mark.parametrize(
-    ("gpus", "divisors", "number"),
-    [(0.5, (1,), 1), (4, (4, 8), 4), (4, (4, 2), 1), (4, (1, 4), 1), (4, (), 4)],
-)
-def test_models_that_are_compared_use_as_many_ranks_as_gpus_or_one_if_a_model_cannot_be_divided(
-    gpus: float, divisors: tuple[int, ...], number: int
-) -> None:
-    serving = ServingConfig(engine="vllm", gpus_per_replica=gpus)
-    models = {f"s3://m/{number}": divisor for number, divisor in enumerate(divisors)}
-    assert plan_ranks(serving, models).number == number

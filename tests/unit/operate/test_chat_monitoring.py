@@ -49,7 +49,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
         data[name] = (tmp_path / f"{name}.parquet").as_uri()
     monkeypatch.setenv("TAILORBIRD_JOURNAL", str(tmp_path / "journal"))
     monkeypatch.setattr("serving.replica.chat.configure_process", ServingConfig.model_validate_json)
-    monkeypatch.setattr(reevaluate, "run_evaluation", lambda function, **_: function)
+    monkeypatch.setattr(reevaluate, "run_remote", lambda function, **_: function)
     monkeypatch.setattr(promotion, "switch_service", lambda *_, **__: None)
     return build.recipe(
         task="chat",

@@ -66,7 +66,7 @@ def accesses(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         "read_pinned": lambda pinned: version_at(pinned.uri),
         "champion_version": lambda _: version_at(NEW),
         "load_inputs": lambda _: SimpleNamespace(splits=splits),
-        "run_evaluation": lambda *_, **__: predict,
+        "run_remote": lambda *_, **__: predict,
         "record_test_access": lambda _, **access: recorded.append(access),
         # The versions are not stored, and are no endpoints.
         "endpoint_answers": lambda *_, **__: {},

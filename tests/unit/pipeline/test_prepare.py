@@ -12,7 +12,6 @@ from tailorbird import storage
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.config.model_uri import ModelUri, parse_model_uri
 from tailorbird.config.recipe import Recipe
-from tailorbird.config.serving import ServingConfig
 from tailorbird.data.fingerprints import fingerprints, save_fingerprints, user_texts
 from tailorbird.data.rows import DataError
 from tailorbird.evaluation.report.preregistration import Preregistration
@@ -257,31 +256,6 @@ def test_an_example_that_is_a_text_of_a_test_row_is_refused(tmp_path: Path) -> N
     serving = chat.serving.model_copy(update={"examples": ("hello", example)})
     with pytest.raises(DataError, match=f"serving.examples .*'{example}'"):
         prepared(chat.model_copy(update={"serving": serving}))
-
-
-@pytest.mark.usefixtures("recipe")
-def test_one_gpu_evaluates_all_models_if_base_model_or_champion_cannot_be_divided(
-    tmp_path: Path,
-) -> None:
-    serving = ServingConfig.model_validate({"engine": "vllm", "gpus_per_replica": 2})
-    chat = chat_recipe(tmp_path).model_copy(update={"serving": serving})
-
-    def ranks() -> tuple[int, str]:
-        """Return the number of ranks of a run, and the notes on them."""
-        context, notes = noted(chat)
-        number = context.inputs.ranks.number
-        return number, " ".join(note for note in notes if "cannot divide" in note)
-
-    assert ranks() == (2, "")
-    small_chat.save(tmp_path / "model", small_chat.model_of("phi3"))
-    assert ranks()[0] == 1
-    small_chat.save(tmp_path / "model")
-    small_chat.save(tmp_path / "other", small_chat.model_of("phi3"))
-    base = (tmp_path / "other").as_uri()
-    champion_of(chat, tmp_path, **GENERATING, base_model=base)
-    number, note = ranks()
-    assert number == 1
-    assert f"({base})" in note
 
 
 @pytest.mark.usefixtures("recipe")

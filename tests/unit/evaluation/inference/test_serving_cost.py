@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cluster.ranks.process_group import Group
 from tailorbird.data.rows import Rows
 from tailorbird.evaluation.gates.cost import MIN_ROUNDS
 from tailorbird.evaluation.inference import device, serving_cost
@@ -64,7 +63,7 @@ def test_less_than_two_models_and_no_rows_are_refused_before_a_model_is_loaded()
             serving_cost.measure_serving(uris, rows=rows_of(texts))
 
 
-def test_all_gpus_of_a_replica_are_counted_if_one_measures_its_models(
+def test_all_gpus_of_a_replica_are_counted(
     uris: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The models run on CPU here; only the name of the device and the number of GPUs are those of a
@@ -77,12 +76,7 @@ def test_all_gpus_of_a_replica_are_counted_if_one_measures_its_models(
     )
     monkeypatch.setattr(serving_cost, "_seconds", lambda *_, **__: Seconds(cpu=0.2, elapsed=0.5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100")
-    for size, num_gpus, name in (
-        (1, 1, "NVIDIA H100"),
-        (2, 2, "2 x NVIDIA H100"),
-        (1, 2, "NVIDIA H100 (counted as 2)"),
-    ):
-        monkeypatch.setattr(serving_cost, "current_group", lambda size=size: Group(size=size))
+    for num_gpus, name in ((1, "NVIDIA H100"), (2, "NVIDIA H100 (counted as 2)")):
         measured = serving_cost.measure_serving(
             uris, rows=rows_of(["heart"] * 50), num_gpus=num_gpus
         )

@@ -1,1 +1,0 @@
-"""Processes that hold a model together."""

@@ -1,2 +1,0 @@
-"""Language models whose weights are divided among the ranks of a process group (tensor
-parallelism)."""
