@@ -18,7 +18,6 @@ from training.reports import TrainingResult
 from training.task import TrainingTask
 from training.tokenization import with_tokenized_rows
 from training.trainer import TrainingFailed
-from tuning.futility import Target, TrialScores, can_still_reach
 from tuning.search_space import base_model_of, trial_config
 from tuning.trial_broker import TrialBroker, WorkerGroupJob
 from tuning.trial_record import (
@@ -28,7 +27,7 @@ from tuning.trial_record import (
     read_journal,
     write_journal,
 )
-from tuning.tuner import FutilityStopper, build_tuner
+from tuning.tuner import build_tuner
 from tuning.worker_groups import num_groups_that_fit, run_worker_groups
 
 
@@ -51,7 +50,6 @@ class SweepResult(StoredModel):
     base_model: str  # name of the selected trial's base model
     selected: TrainingConfig
     trained: TrainingResult
-    ended: str | None = None  # reason why the sweep ended before all trials had run
 
 
 def sweep(
@@ -59,13 +57,14 @@ def sweep(
     *,
     training: TrainingConfig,
     tasks: Mapping[str, TrainingTask],
-    target: Target,
+    baselines: Mapping[str, float],
     uri: str,
     events: Any = None,
 ) -> SweepResult:
     """Run the trials and select one on validation; all files are stored in `uri`.
 
     `tasks` are those of the base models by name, in the order in which they are tried first.
+    `baselines` are the validation scores by kind of baseline, for the table.
     If the driver fails, another call resumes: finished trials are not trained again, and others
     resume from their checkpoints. `events` is the handle of an EventQueue, or None. Raises
     TrainingFailed if no trial was exported.
@@ -81,7 +80,6 @@ def sweep(
         keep=partial(write_journal, uri=uri), num_trials=config.num_trials, known=known
     )
     base_models = tuple(tasks)
-    num_rows = len(tasks[base_models[0]].validation)
     num_groups = config.trials_at_once(room=num_groups_that_fit(training))
     job = WorkerGroupJob(
         "",
@@ -94,14 +92,10 @@ def sweep(
         num_trials=config.num_trials,
     )
     with run_worker_groups(job, num_groups=num_groups) as errors:
-        stopper = FutilityStopper(
-            target, broker=broker, num_trials=config.num_trials, num_rows=num_rows
-        )
         tuner = build_tuner(
             config,
             training=training,
             base_models=base_models,
-            stopper=stopper,
             broker=broker,
             known=known,
             max_concurrent=num_groups,
@@ -113,11 +107,10 @@ def sweep(
     delete_folder(f"{uri}/checkpoints")
     assert trained.result is not None
     return SweepResult(
-        rows=table(journal, training=training, target=target, num_rows=num_rows),
+        rows=table(journal, training=training, baselines=baselines),
         base_model=base_model_of(trained.config, base_models),
         selected=trial_config(training, trained.trained_config),
         trained=trained.result,
-        ended=journal.ended,
     )
 
 
@@ -138,12 +131,12 @@ def delete_other_weights(trained: TrainingResult) -> None:
 
 
 def table(
-    journal: SweepJournal, *, training: TrainingConfig, target: Target, num_rows: int
+    journal: SweepJournal, *, training: TrainingConfig, baselines: Mapping[str, float]
 ) -> tuple[TrialRow, ...]:
     """Return a row for each baseline and each trial, in descending order of score."""
     rows = [
         TrialRow(trial=kind, config={}, score=score, scores=(), seconds=0.0, status="baseline")
-        for kind, score in target.baselines.items()
+        for kind, score in baselines.items()
     ]
     for record in journal.trials:
         num_epochs = trial_config(training, record.config).epochs
@@ -154,9 +147,7 @@ def table(
                 score=record.scores[-1] if record.scores else 0.0,
                 scores=record.scores,
                 seconds=sum(epoch.step_seconds for epoch in record.epochs),
-                status=_status(
-                    record, num_epochs=num_epochs, to_beat=target.to_beat, num_rows=num_rows
-                ),
+                status=_status(record, num_epochs=num_epochs),
             )
         )
     return tuple(sorted(rows, key=lambda row: -row.score))
@@ -174,18 +165,11 @@ def select_trial(journal: SweepJournal, *, errors: Sequence[str]) -> TrialRecord
     return max(exported, key=lambda record: record.exported_rank or ())
 
 
-def _status(record: TrialRecord, *, num_epochs: int, to_beat: float, num_rows: int) -> str:
-    scores = record.scores
+def _status(record: TrialRecord, *, num_epochs: int) -> str:
     if record.failure:
         return f"failed: {record.failure}"
-    if len(scores) == num_epochs:
+    if len(record.scores) == num_epochs:
         return "completed"
-    if not can_still_reach(
-        TrialScores(scores, num_epochs - len(scores)), to_beat=to_beat, num_rows=num_rows
-    ):
-        return "stopped: cannot reach the target"
-    if record.ended_with_sweep:
-        return "stopped: the sweep ended early"
-    if scores:
+    if record.scores:
         return "stopped: worse than other trials"
     return "failed: no epoch was finished"

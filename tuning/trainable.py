@@ -6,8 +6,6 @@ from typing import Any
 import ray
 from ray import tune
 
-from tailorbird.config.training import TrainingConfig
-from tuning.search_space import trial_config
 from tuning.trial_record import SampledValues
 
 
@@ -16,23 +14,13 @@ class BrokeredTrainable(tune.Trainable):  # type: ignore[misc]
 
     RESOURCES = {"CPU": 0, "memory": 128 * 2**20}  # noqa: RUF012  no CPU, because worker groups need all of them
 
-    def setup(
-        self, config: SampledValues, broker: Any = None, training: TrainingConfig | None = None
-    ) -> None:
-        assert training is not None
+    def setup(self, config: SampledValues, broker: Any = None) -> None:
         self._broker = broker
-        self._training = training
         self._submit(config)
 
     def step(self) -> dict[str, Any]:
         report = ray.get(self._broker.next_report.remote(self.trial_id))
-        self._scores.append(report.score)
-        return {
-            "score": report.score,
-            "scores": list(self._scores),
-            "epochs_left": self._num_epochs - len(self._scores),
-            "done": report.done,
-        }
+        return {"score": report.score, "done": report.done}
 
     def reset_config(self, new_config: SampledValues) -> bool:
         self.cleanup()  # Tune does not call it between the trials of a reused actor
@@ -44,6 +32,4 @@ class BrokeredTrainable(tune.Trainable):  # type: ignore[misc]
 
     def _submit(self, config: SampledValues) -> None:
         self._submitted_id: str = self.trial_id
-        self._scores: list[float] = []
-        self._num_epochs = trial_config(self._training, config).epochs
         ray.get(self._broker.submit.remote(self.trial_id, config))

@@ -113,7 +113,6 @@ class TrialBroker:
         ranks = [record.exported_rank for record in known]
         self._best = max((rank for rank in ranks if rank is not None), default=None)
         self._closed = False
-        self._ended: str | None = None
         self._failure: str | None = None
         self._changed = asyncio.Condition()
         self._writing = asyncio.Lock()
@@ -251,20 +250,11 @@ class TrialBroker:
         self._assigned.pop(group, None)
         await self._fail(name, message)
 
-    async def end(self, reason: str) -> None:
-        """(Tune) End the sweep, and record which trials end with it."""
-        self._ended = reason
-        for trial in self._trials.values():
-            trial.record.ended_with_sweep = not (
-                trial.cancelled or trial.record.completed or trial.record.over
-            )
-        await self._write()
-
     def journal(self) -> SweepJournal:
         """Return a copy of all records, including known trials that were not submitted again."""
         records = {trial.record.trial: trial.record for trial in self._trials.values()}
         trials = tuple(record.model_copy(deep=True) for record in (*records.values(), *self._known))
-        return SweepJournal(trials=trials, ended=self._ended)
+        return SweepJournal(trials=trials)
 
     async def requeue(self, group: str, reason: str, *, batch_tokens: int | None = None) -> None:
         """(Ray Train) Put the trial of a group whose workers failed at the front of the queue, for

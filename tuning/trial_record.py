@@ -29,7 +29,6 @@ class TrialRecord(BaseModel, extra="forbid"):
     failed_by_workers: bool = False
     """True if worker groups failed. A sweep that is run again retries such a trial, since it can
     have other workers, or a change of the recipe that needs less memory."""
-    ended_with_sweep: bool = False  # true if the trial was not over when the sweep ended
 
     @property
     def over(self) -> bool:
@@ -62,7 +61,6 @@ class SweepJournal(StoredModel):
     it."""
 
     trials: tuple[TrialRecord, ...] = ()
-    ended: str | None = None  # reason why the sweep ended before all trials had run
 
 
 def read_journal(uri: str) -> SweepJournal:

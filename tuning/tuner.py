@@ -1,10 +1,9 @@
-"""The sweep's Ray Tune run: search algorithm, scheduler and stopper."""
+"""The sweep's Ray Tune run: search algorithm and scheduler."""
 
 import os
 from collections.abc import Sequence
 from typing import Any
 
-import ray
 from ray import tune
 from ray.tune.logger import JsonLoggerCallback
 
@@ -17,40 +16,10 @@ from cluster.remote import this_node_selector
 from tailorbird.config.training import TrainingConfig
 from tailorbird.config.tuning import TuningConfig
 from tailorbird.storage.s3 import PERSISTENT, filesystem
-from tuning.futility import Target, TrialScores, can_still_reach, sweep_futility
 from tuning.scheduler import build_scheduler, build_search
 from tuning.search_space import param_space
 from tuning.trainable import BrokeredTrainable
 from tuning.trial_record import TrialRecord
-
-
-class FutilityStopper(tune.Stopper):  # type: ignore[misc]
-    """Stopper for trials that cannot reach the target; it ends the sweep if no other trial is
-    expected to reach it."""
-
-    def __init__(self, target: Target, *, broker: Any, num_trials: int, num_rows: int) -> None:
-        self._target = target
-        self._broker = broker
-        self._num_trials = num_trials
-        self._num_rows = num_rows
-        self._trials: dict[str, TrialScores] = {}
-        self._ended = False
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        scores = TrialScores(result["scores"], result["epochs_left"])
-        self._trials[trial_id] = scores
-        to_beat = self._target.to_beat
-        trials = list(self._trials.values())
-        reason = sweep_futility(
-            trials, num_trials=self._num_trials, to_beat=to_beat, num_rows=self._num_rows
-        )
-        if reason is not None and not self._ended:
-            self._ended = True
-            ray.get(self._broker.end.remote(reason))
-        return not can_still_reach(scores, to_beat=to_beat, num_rows=self._num_rows)
-
-    def stop_all(self) -> bool:
-        return self._ended
 
 
 class ErrorsAsText(tune.Callback):  # type: ignore[misc]
@@ -66,7 +35,6 @@ def build_tuner(
     *,
     training: TrainingConfig,
     base_models: Sequence[str],
-    stopper: FutilityStopper,
     broker: Any,
     known: Sequence[TrialRecord],
     max_concurrent: int,
@@ -89,9 +57,7 @@ def build_tuner(
     space = param_space(config, base_models=base_models)
     store, path = filesystem(uri, retry_policy=PERSISTENT)
     return tune.Tuner(
-        tune.with_resources(
-            tune.with_parameters(BrokeredTrainable, broker=broker, training=training), resources
-        ),
+        tune.with_resources(tune.with_parameters(BrokeredTrainable, broker=broker), resources),
         param_space=space,
         tune_config=tune.TuneConfig(
             metric="score",
@@ -111,7 +77,6 @@ def build_tuner(
             name="tune",
             storage_path=path,
             storage_filesystem=store,
-            stop=stopper,
             # Tune reads the results from its JSON files at the end.
             callbacks=[ErrorsAsText(), JsonLoggerCallback()],
             verbose=0,

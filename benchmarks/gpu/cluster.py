@@ -31,7 +31,6 @@ from cluster.progress import EpochEvent, ProgressEvent, StepEvent, TrialEvent
 from tailorbird.config.serving import ServingConfig
 from tailorbird.config.tuning import TuningConfig
 from tailorbird.registry.versions import Prompting
-from tuning.futility import Target
 
 EPOCHS = 4
 KILLED_IN = 2
@@ -138,7 +137,7 @@ def trials(folder: Path, reduced: bool) -> Iterator[Figure]:
             tuning,
             training=training_config(reduced, batch_size=4 if reduced else 32),
             tasks={"base": _encoder_task(folder, reduced, num_steps=10)},
-            target=Target({}, 0.0, "0"),
+            baselines={},
             uri=(folder / "sweep").as_uri(),
             events=log,
         )

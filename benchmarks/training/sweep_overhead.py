@@ -18,7 +18,6 @@ from cluster.connection import connect
 from tailorbird.config.training import TrainingConfig
 from tailorbird.config.tuning import Distribution, TuningConfig
 from training.task import TrainingTask
-from tuning.futility import Target
 
 NUM_ROWS = 128
 NUM_TRIALS = 8
@@ -48,7 +47,7 @@ def _sweep(task: TrainingTask, numbers: "count[int]") -> Figures:
         TUNING,
         training=TRAINING,
         tasks={"base": task},
-        target=Target({}, 0.0, ""),
+        baselines={},
         uri=f"s3://models/sweep-overhead/{next(numbers)}",
     )
     wall = time.time() - started

@@ -17,8 +17,6 @@ from cluster.progress import (
     TrialEvent,
 )
 
-LEARNING_CURVE = "learning curve"  # name of the stage
-
 
 @dataclass(frozen=True)
 class Row:
@@ -63,8 +61,7 @@ def next_state(state: State, event: ProgressEvent, *, now: float) -> State:
             return replace(state, activity=text, done=None)
         case RowsEvent() | StepEvent():
             return replace(state, done=event)
-    if state.stage != LEARNING_CURVE:  # its trainings, on some of the rows, are no contenders
-        state = replace(state, rows=updated_rows(state.rows, event))
+    state = replace(state, rows=updated_rows(state.rows, event))
     if isinstance(event, TrialEvent) and event.status == "training":
         return replace(state, activity=f"{trial_name(event.trial)}: starting", done=None)
     if isinstance(event, EpochEvent):

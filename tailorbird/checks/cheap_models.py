@@ -29,9 +29,14 @@ from tailorbird.evaluation.baselines.classification import (
 from tailorbird.evaluation.baselines.linear_solver import IntArray
 from tailorbird.evaluation.gates.cost import ServingUsage
 from tailorbird.evaluation.inference.serving_cost import measure_serving
+from tailorbird.evaluation.statistics.learning_curve import (
+    MIN_SIZES,
+    LearningCurve,
+    curve_sizes,
+    fit_curve,
+)
 from tailorbird.models.retrieval.index import build_index
 from tailorbird.registry.versions import VersionConfig, now
-from tuning.learning_curve import MIN_SIZES, LearningCurve, curve_sizes, fit_curve
 
 MAX_TRAIN_ROWS = 5_000
 MAX_VALIDATION_ROWS = 500

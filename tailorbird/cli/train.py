@@ -139,8 +139,6 @@ def sweep(
     for row in swept.rows:
         name = row.trial if row.status == BASELINE else trial_name(row.trial)
         lines.append(f"{row.score:.4f}  {name:<16} {row.status:<48} {row.config or ''}")
-    if swept.ended:
-        lines.append(f"the sweep stopped early: {swept.ended}")
     return swept.model_dump(mode="json"), lines
 
 

@@ -57,9 +57,6 @@ class TuningConfig(ConfigSection):
     grace_epochs: int = Field(default=1, ge=1)
     """Number of epochs that every trial runs before ASHA can stop it. Raise it if an epoch has
     fewer than about 12 steps."""
-    learning_curve: bool = False
-    """Also train the selected configuration on parts of the training rows, and predict the score
-    with twice as many rows; it takes as long as another training."""
 
     def trials_at_once(self, *, room: int) -> int:
         """Return the number of trials that run at the same time if the cluster has room for `room`

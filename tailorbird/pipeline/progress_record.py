@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from cluster.display.state import LEARNING_CURVE, Row, State, next_state, training_name
+from cluster.display.state import Row, State, next_state, training_name
 from cluster.progress import (
     EpochEvent,
     NoteEvent,
@@ -54,7 +54,7 @@ def next_course(course: Course, event: ProgressEvent, *, now_s: float) -> Course
     match event:
         case NoteEvent(text):
             return replace(course, notes=(*course.notes, _short(text))[-MAX_NOTES:])
-        case EpochEvent() if course.state.stage != LEARNING_CURVE:
+        case EpochEvent():
             name = training_name(event)
             before = tuple(
                 point for point in course.curves.get(name, ()) if point[0] <= event.epoch

@@ -1,7 +1,7 @@
 """Collect the results of a run's stages, and build its evidence."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from tailorbird.config.metrics import row_metric
@@ -23,7 +23,6 @@ from tailorbird.pipeline.prepare import RunContext
 from tailorbird.registry.test_set_ledger import TestSetAccess
 from tailorbird.registry.versions import now
 from training.reports import TrainingResult
-from tuning.learning_curve import LearningCurve
 from tuning.sweep import SweepResult, TrialRow
 
 
@@ -36,7 +35,6 @@ class FineTuning:
     """Trainings of the selected configuration, the sweep's trial first."""
     averaged: evidence.AverageRecord | None
     mix: MixRecord | None
-    curve: LearningCurve | None
     candidate: Contender
 
     def usage(self, training: TrainingConfig) -> TrainingUsage:
@@ -162,17 +160,14 @@ def _with_fine_tuning(
 ) -> evidence.Evidence:
     """Return the evidence with the results of the trainings."""
     sweep = fine_tuning.sweep
-    curve = fine_tuning.curve
     scores = enumerate(model.score for model in fine_tuning.seeds)
     results = {
         "sweep": tuple(_trial(row, method=config.method) for row in sweep.rows),
-        "sweep_ended": sweep.ended,
         "seeds": tuple(
             evidence.SeedRecord(config.seed + number, score) for number, score in scores
         ),
         "averaged": fine_tuning.averaged,
         "mix": fine_tuning.mix,
-        "curve": evidence.CurveRecord(**asdict(curve)) if curve else None,
         "training": _training(fine_tuning, config),
     }
     return record.model_copy(update=results)

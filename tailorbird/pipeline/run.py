@@ -44,12 +44,10 @@ from tailorbird.registry.versions import Dtype
 from training.export import average_weights
 from training.reports import TrainingResult
 from training.trainer import finetune
-from tuning.futility import set_target
-from tuning.learning_curve import LearningCurve, curve_sizes, fit_curve
 from tuning.sweep import SweepResult, delete_other_weights, sweep
 from tuning.worker_groups import num_groups_that_fit
 
-NOT_OF_TRIALS = {"learning_curve", "max_concurrent_trials"}
+NOT_OF_TRIALS = {"max_concurrent_trials"}
 """Fields of the tuning config that do not affect a trial's result."""
 NOT_OF_RESULTS = {
     "batch_tokens",
@@ -125,12 +123,10 @@ def require_trainable(context: RunContext) -> None:
 
 
 def fine_tune(context: RunContext, baselines: tuple[Baseline, ...]) -> FineTuning:
-    """Return the candidate with the results of all trainings: sweep, seeds, learning curve, average
-    and mix."""
+    """Return the candidate with the results of all trainings: sweep, seeds, average and mix."""
     sweep_result = run_sweep(context, baselines)
     context = context.with_base(sweep_result.base_model)
     seeds = train_seeds(context, sweep_result)
-    curve = measure_curve(context, sweep_result)
     context.progress.stage("candidate: selecting it on the validation rows")
     mean = average_seeds(context, sweep_result.selected, seeds)
     best = best_on_validation(seeds, mean, method=sweep_result.selected.method)
@@ -147,7 +143,6 @@ def fine_tune(context: RunContext, baselines: tuple[Baseline, ...]) -> FineTunin
         seeds=seeds,
         averaged=averaged,
         mix=mix.record,
-        curve=curve,
         candidate=candidate,
     )
 
@@ -238,8 +233,8 @@ def run_sweep(context: RunContext, baselines: tuple[Baseline, ...]) -> SweepResu
     training = context.recipe.training
     inputs = context.inputs
     progress = context.progress
-    target = set_target(baselines, minimum_gain=context.recipe.evaluation.minimum_gain)
-    progress.stage(f"sweep: {tuning.num_trials} trials, target {target.text}")
+    scores = {baseline.kind: baseline.validation for baseline in baselines}
+    progress.stage(f"sweep: {tuning.num_trials} trials")
     names = ranked_bases(baselines) or [inputs.base_model.name]
     contexts = {name: context.with_base(name) for name in names}
     tasks = {name: each.task.training_task() for name, each in contexts.items()}
@@ -248,7 +243,7 @@ def run_sweep(context: RunContext, baselines: tuple[Baseline, ...]) -> SweepResu
         note_shortage(training.max_workers * training.cpus_per_worker, progress=progress)
         progress.activity("starting the training workers, which load DeepSpeed and the base model")
         return sweep(
-            tuning, training=training, tasks=tasks, target=target, uri=uri, events=context.events
+            tuning, training=training, tasks=tasks, baselines=scores, uri=uri, events=context.events
         )
 
     stage_inputs = inputs.stage_inputs(
@@ -260,20 +255,16 @@ def run_sweep(context: RunContext, baselines: tuple[Baseline, ...]) -> SweepResu
             name: asdict(each.inputs.base_model) | each.task.training_inputs
             for name, each in contexts.items()
         },
-        baselines=dict(target.baselines),
-        to_beat=target.to_beat,
+        baselines=scores,
     )
     sweep_result = inputs.cached(
         "sweep", output=SweepResult, inputs=stage_inputs, compute=compute, resumes=True
     )
     delete_other_weights(sweep_result.trained)
     current = {name: getattr(training, name) for name in NOT_OF_RESULTS - set(tuning.space)}
-    sweep_result = sweep_result.model_copy(
+    return sweep_result.model_copy(
         update={"selected": sweep_result.selected.model_copy(update=current)}
     )
-    if sweep_result.ended:
-        progress.note(f"the sweep stopped early: {sweep_result.ended}")
-    return sweep_result
 
 
 def train_seeds(context: RunContext, sweep_result: SweepResult) -> tuple[TrainingResult, ...]:
@@ -294,45 +285,10 @@ def train_seeds(context: RunContext, sweep_result: SweepResult) -> tuple[Trainin
     calls = [
         partial(train, first + number) for number in range(1, context.recipe.training.num_seeds)
     ]
-    return (sweep_result.trained, *run_side_by_side(calls, at_once=_room(sweep_result, len(calls))))
-
-
-def measure_curve(context: RunContext, sweep_result: SweepResult) -> LearningCurve | None:
-    """Return the learning curve of the selected configuration; None if `tuning.learning_curve` is
-    false."""
-    if not context.recipe.tuning.learning_curve:
-        return None
-    num_rows = context.inputs.num_tuning_rows
-    sizes = curve_sizes(
-        len(context.inputs.tuning_rows), num_classes=max(1, len(context.task.classes))
-    )
-    # The sweep has trained on all rows, so skip that size. Sizes are smaller if memory holds only a
-    # sample of the rows.
-    parts = sizes if sizes[-1] < num_rows else sizes[:-1]
-
-    def train(size: int) -> float:
-        context.progress.stage(f"learning curve: {size:,} of {num_rows:,} training rows")
-        context.progress.activity("starting the training workers")
-        return _train(
-            context, sweep_result.selected, name=f"curve-{size}", num_train_rows=size
-        ).score
-
-    calls = [partial(train, size) for size in parts]
-    scores = (
-        *run_side_by_side(calls, at_once=_room(sweep_result, len(calls))),
-        sweep_result.trained.score,
-    )
-    return fit_curve(
-        (*parts, num_rows), scores=scores, num_validation=len(context.splits.validation)
-    )
-
-
-def _room(sweep_result: SweepResult, num_trainings: int) -> int:
-    """Return how many of `num_trainings` trainings of the selected configuration run at the same
-    time."""
-    if num_trainings < 2:
-        return 1
-    return num_groups_that_fit(sweep_result.selected)
+    at_once = 1
+    if len(calls) > 1:
+        at_once = num_groups_that_fit(sweep_result.selected)
+    return (sweep_result.trained, *run_side_by_side(calls, at_once=at_once))
 
 
 def average_seeds(
@@ -391,11 +347,9 @@ def calibrate_contender(context: RunContext, contender: Contender) -> Contender:
     return set_decision(contender, decision)
 
 
-def _train(
-    context: RunContext, config: TrainingConfig, *, name: str, num_train_rows: int | None = None
-) -> TrainingResult:
+def _train(context: RunContext, config: TrainingConfig, *, name: str) -> TrainingResult:
     """Return the result of one training; a cached stage."""
-    task = context.task.training_task(num_train_rows=num_train_rows)
+    task = context.task.training_task()
 
     def compute(uri: str) -> TrainingResult:
         return finetune(config, task=task, uri=uri, events=context.events)
@@ -405,7 +359,6 @@ def _train(
         type(task),
         training=config.model_dump(mode="json", exclude=NOT_OF_RESULTS),
         **context.task.training_inputs,
-        num_train_rows=num_train_rows,
     )
     result = context.inputs.cached(
         name, output=TrainingResult, inputs=inputs, compute=compute, resumes=True

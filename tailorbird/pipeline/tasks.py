@@ -9,7 +9,6 @@ from typing import ClassVar
 from tailorbird.config.data import MAX_ROWS_IN_MEMORY
 from tailorbird.config.training import TrainingConfig
 from tailorbird.data.copies import documents
-from tailorbird.data.quality import take_training_rows
 from tailorbird.data.rows import DataError, Rows
 from tailorbird.data.sharding.shards import Shards
 from tailorbird.data.task_data import ChatData
@@ -109,13 +108,12 @@ class ClassificationTask:
             "baselines", output=tuple[Baseline, ...], inputs=inputs, compute=compute
         )
 
-    def training_task(self, *, num_train_rows: int | None = None) -> TrainingTask:
-        """Return the training task with all training rows, or with a random sample of
-        `num_train_rows`."""
+    def training_task(self) -> TrainingTask:
+        """Return the training task with all training rows."""
         recipe = self.inputs.recipe
         return ClassificationTrainingTask(
             base_model=self.inputs.base_model.uri,
-            train=_training_rows(self.inputs, num_train_rows),
+            train=_training_rows(self.inputs),
             validation=self.inputs.splits.validation,
             classes=self.classes,
             class_counts=self.class_counts,
@@ -214,8 +212,8 @@ class ChatTask:
             "baselines", output=tuple[Baseline, ...], inputs=inputs, compute=compute
         )
 
-    def training_task(self, *, num_train_rows: int | None = None) -> TrainingTask:
-        return self._training_task(num_train_rows, self._examples(num_train_rows))
+    def training_task(self) -> TrainingTask:
+        return self._training_task(self._examples())
 
     def require_trainable(self) -> None:
         """Raise ModelError or DataError if the base model or a row cannot be trained on; a cached
@@ -230,7 +228,7 @@ class ChatTask:
         dropout = self.inputs.recipe.training.attention_dropout
 
         def compute(_: str) -> bool:
-            task = self._training_task(None, None)
+            task = self._training_task(None)
             self.inputs.remote(check_trainable)(task, attention_dropout=dropout)
             return True
 
@@ -255,13 +253,11 @@ class ChatTask:
                 "data.max_length, or remove with_retrieved"
             )
 
-    def _training_task(
-        self, num_train_rows: int | None, examples: RetrievedExamples | None
-    ) -> ChatTrainingTask:
+    def _training_task(self, examples: RetrievedExamples | None) -> ChatTrainingTask:
         recipe = self.inputs.recipe
         return ChatTrainingTask(
             base_model=self.inputs.base_model.uri,
-            train=_training_rows(self.inputs, num_train_rows),
+            train=_training_rows(self.inputs),
             validation=self.inputs.splits.validation,
             prompting=self._trained_prompting(examples),
             examples=examples,
@@ -269,7 +265,7 @@ class ChatTask:
             metric=recipe.evaluation.metric,
         )
 
-    def _examples(self, num_train_rows: int | None = None) -> RetrievedExamples | None:
+    def _examples(self) -> RetrievedExamples | None:
         """Return the examples of the training rows, or None without `training.with_retrieved`; a
         cached stage."""
         training = self.inputs.recipe.training
@@ -278,15 +274,14 @@ class ChatTask:
         retrieval = self._retrieval
 
         def compute(uri: str) -> RetrievedExamples:
-            train = _training_rows(self.inputs, num_train_rows)
+            train = _training_rows(self.inputs)
             assert isinstance(train, Rows)  # see `require_rows_in_memory`
             return self.inputs.remote(find_examples)(
                 train, retrieval=retrieval, seed=training.seed, uri=uri
             )
 
-        named = {"seed": training.seed, "num_train_rows": num_train_rows}
         inputs = self.inputs.stage_inputs(
-            find_examples, retrieval=retrieval.model_dump(mode="json"), **named
+            find_examples, retrieval=retrieval.model_dump(mode="json"), seed=training.seed
         )
         return self.inputs.cached(
             "examples", output=RetrievedExamples, inputs=inputs, compute=compute
@@ -351,9 +346,5 @@ def _training_inputs(inputs: RunInputs) -> dict[str, object]:
     }
 
 
-def _training_rows(inputs: RunInputs, num_train_rows: int | None) -> Rows | Shards:
-    if num_train_rows is None and inputs.data.shards is not None:
-        return inputs.data.shards
-    return take_training_rows(
-        inputs.tuning_rows, size=num_train_rows, seed=inputs.recipe.training.seed
-    )
+def _training_rows(inputs: RunInputs) -> Rows | Shards:
+    return inputs.tuning_rows if inputs.data.shards is None else inputs.data.shards

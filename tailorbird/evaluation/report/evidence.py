@@ -105,17 +105,6 @@ class TrainingRecord:
 
 
 @dataclass(frozen=True)
-class CurveRecord:
-    """A learning curve and its prediction for twice the training rows."""
-
-    sizes: tuple[int, ...]
-    scores: tuple[float, ...]
-    at_double: float
-    interval: tuple[float, float]
-    sentence: str
-
-
-@dataclass(frozen=True)
 class CostRecord:
     """The measured cost."""
 
@@ -278,15 +267,11 @@ class Evidence(StoredModel):
     """Scores of each baseline, then of the candidate, if a model was trained."""
     sweep: tuple[TrialRecord, ...] = ()
     """Empty if no model was trained."""
-    sweep_ended: str | None = None
-    """Reason why the sweep ended before its last trial; None if it did not."""
     seeds: tuple[SeedRecord, ...] = ()
     averaged: AverageRecord | None = None
     """The averaged weights; None if they were not evaluated."""
     mix: MixRecord | None = None
     """The mix with the bag of words; None for chat tasks."""
-    curve: CurveRecord | None = None
-    """The learning curve, if the recipe requests it."""
     training: TrainingRecord | None = None
     """None if no model was trained."""
     cost: CostRecord

@@ -18,7 +18,7 @@ from tailorbird.config.tuning import TuningConfig
 from tests.integration.cluster.fake_kubernetes import FakeKubernetes, serving
 from tests.integration.machines import Machines, report_figure, wait
 from tests.integration.small import REGISTRY, ROOT
-from tests.integration.training.test_sweep import NO_TARGET, RATES
+from tests.integration.training.test_sweep import RATES
 from tests.integration.training.test_training import training_task
 from training.trainer import finetune
 from tuning.sweep import sweep
@@ -110,7 +110,7 @@ def test_a_sweep_gets_a_node_for_each_concurrent_trial_and_they_are_removed_afte
             config,
             training=ALONE,
             tasks={"base": task},
-            target=NO_TARGET,
+            baselines={},
             uri=f"{REGISTRY}/autoscaled-sweep",
         )
     report_figure("swept_s", time.monotonic() - at)

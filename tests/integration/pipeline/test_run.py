@@ -256,7 +256,7 @@ def trained_models(small_run: SmallRun, *, incumbent: str) -> TrainedModels:
         evidence.versions["candidate"].kind, evidence.versions["candidate"].uri, 0.5
     )
     return TrainedModels(
-        baselines, FineTuning(sweep_result, (sweep_result.trained,), None, None, None, candidate)
+        baselines, FineTuning(sweep_result, (sweep_result.trained,), None, None, candidate)
     )
 
 

@@ -26,23 +26,20 @@ from tests.integration.small import REGISTRY
 from tests.integration.training.test_training import training_task, worker_pid
 from tests.progress import ProgressRecorder
 from training.classification_task import ClassificationTrainingTask, ClassifierRuntime
-from tuning.futility import Target
 from tuning.sweep import SweepResult, sweep
 
 pytestmark = [pytest.mark.usefixtures("connected"), pytest.mark.long]
 
-NO_TARGET = Target({}, 0.0, "")
 RATES = {"learning_rate": Distribution(log_uniform=(1e-4, 4e-4))}
-SMALL_RATES = {"learning_rate": Distribution(log_uniform=(1e-7, 1e-6))}
+BASELINES = {"majority": 0.2, "probe": 0.99}
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoppedSweep:
+class FinishedSweep:
     """A finished sweep, its inputs and its events."""
 
     result: SweepResult
     training: TrainingConfig
-    target: Target
     uri: str
     recorder: ProgressRecorder
 
@@ -52,63 +49,43 @@ def a_uri() -> str:
 
 
 @pytest.fixture(scope="module")
-def stopped(small_data: str) -> Iterator[StoppedSweep]:
-    """A sweep whose trials cannot reach the incumbent."""
-    training = TrainingConfig(num_workers=1, epochs=4, batch_size=16)
-    config = TuningConfig(num_trials=2, grace_epochs=4, space=SMALL_RATES)
-    target, uri, recorder = (
-        Target({"majority": 0.2, "probe": 0.99}, 0.99, ""),
-        a_uri(),
-        ProgressRecorder(),
-    )
+def finished(small_data: str) -> Iterator[FinishedSweep]:
+    """A sweep of two trials."""
+    training = TrainingConfig(num_workers=1, epochs=2, batch_size=16)
+    config = TuningConfig(num_trials=2, grace_epochs=2, space=RATES)
+    uri = a_uri()
+    recorder = ProgressRecorder()
     with connect(), forward_events(recorder) as events:
         task = training_task(small_data, num_rows=64)
         result = sweep(
-            config, training=training, tasks={"base": task}, target=target, uri=uri, events=events
+            config,
+            training=training,
+            tasks={"base": task},
+            baselines=BASELINES,
+            uri=uri,
+            events=events,
         )
-        yield StoppedSweep(
-            result=result, training=training, target=target, uri=uri, recorder=recorder
-        )
+        yield FinishedSweep(result=result, training=training, uri=uri, recorder=recorder)
 
 
-def test_trials_that_cannot_reach_the_incumbent_stop_and_the_best_of_them_is_exported(
-    stopped: StoppedSweep,
+def test_the_best_trial_is_exported_even_if_a_baseline_scores_higher(
+    finished: FinishedSweep,
 ) -> None:
-    result = stopped.result
+    result = finished.result
     trials = [row for row in result.rows if row.status != "baseline"]
-    assert [row.status.startswith("stopped: cannot reach") for row in trials] == [True, True]
+    assert [row.status for row in trials] == ["completed", "completed"]
     assert [len(row.scores) for row in trials] == [2, 2]
-    assert {
-        row.trial: row.score for row in result.rows if row.status == "baseline"
-    } == stopped.target.baselines
+    assert {row.trial: row.score for row in result.rows if row.status == "baseline"} == BASELINES
     assert result.rows[0].trial == "probe"
     rates = {row.config["learning_rate"] for row in trials}
-    assert result.selected == stopped.training.model_copy(
+    assert result.selected == finished.training.model_copy(
         update={"learning_rate": result.selected.learning_rate}
     )
     assert result.selected.learning_rate in rates
     assert storage.exists(f"{result.trained.weights}/head.safetensors")
     assert result.trained.score == max(row.score for row in trials)
     assert SweepResult.model_validate_json(result.model_dump_json()) == result
-    assert len(stopped.recorder.of_kind(EpochEvent)) == 4
-
-
-def test_a_sweep_whose_target_is_out_of_reach_ends_early_and_selects_a_trial(
-    small_data: str,
-) -> None:
-    task = training_task(small_data, num_rows=32)
-    training = TrainingConfig(num_workers=1, epochs=1, batch_size=16, learning_rate=1e-6)
-    with connect():
-        config, target = TuningConfig(num_trials=12), Target({"probe": 0.98}, 0.99, "")
-        result = sweep(config, training=training, tasks={"base": task}, target=target, uri=a_uri())
-    trials = [row for row in result.rows if row.status != "baseline"]
-    assert result.ended is not None
-    assert "0.990 is out of reach" in result.ended
-    completed = [row for row in trials if row.status == "completed"]
-    assert 4 <= len(completed) <= len(trials) < config.num_trials
-    assert {row.status for row in trials} <= {"completed", "stopped: the sweep ended early"}
-    assert storage.exists(f"{result.trained.weights}/head.safetensors")
-    assert SweepResult.model_validate_json(result.model_dump_json()) == result
+    assert len(finished.recorder.of_kind(EpochEvent)) == 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,9 +116,7 @@ def test_a_trial_whose_export_is_refused_fails_and_another_trial_is_selected(
     training = TrainingConfig(num_workers=1, epochs=1, batch_size=16)
     with connect():
         config = TuningConfig(num_trials=2, space=RATES)
-        result = sweep(
-            config, training=training, tasks={"base": task}, target=NO_TARGET, uri=a_uri()
-        )
+        result = sweep(config, training=training, tasks={"base": task}, baselines={}, uri=a_uri())
     statuses = {row.status: row.config["learning_rate"] for row in result.rows}
     (failed,) = statuses.keys() - {"completed"}  # it was not tried again
     assert failed == "failed: these weights are refused"
@@ -155,9 +130,7 @@ def test_a_group_without_free_cpus_ends_with_the_sweep_and_holds_none(small_data
         num_cpus = int(ray.cluster_resources()["CPU"])
         training = TrainingConfig(num_workers=num_cpus, epochs=1, batch_size=16)
         config = TuningConfig(num_trials=2, max_concurrent_trials=2)
-        result = sweep(
-            config, training=training, tasks={"base": task}, target=NO_TARGET, uri=a_uri()
-        )
+        result = sweep(config, training=training, tasks={"base": task}, baselines={}, uri=a_uri())
         wait(
             lambda: {group["state"] for group in placement_group_table().values()} == {"REMOVED"},
             within_s=60,
@@ -191,7 +164,7 @@ def test_ray_46814_a_trial_whose_worker_is_killed_resumes_and_the_others_complet
                 config,
                 training=training,
                 tasks={"base": task},
-                target=NO_TARGET,
+                baselines={},
                 uri=a_uri(),
                 events=events,
             )
@@ -200,7 +173,7 @@ def test_ray_46814_a_trial_whose_worker_is_killed_resumes_and_the_others_complet
                 config,
                 training=training,
                 tasks={"base": task},
-                target=NO_TARGET,
+                baselines={},
                 uri=uri,
                 events=events,
             )

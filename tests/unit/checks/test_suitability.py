@@ -12,11 +12,11 @@ from tailorbird.checks.suitability import agreement_line, check_suitability, cos
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.data.rows import Splits
 from tailorbird.evaluation.gates.cost import ServingUsage
+from tailorbird.evaluation.statistics.learning_curve import LearningCurve
 from tailorbird.evaluation.verdict.parts import Power
 from tests import build, small_encoder
 from tests.separable import separable_rows
 from tests.unit.checks.test_preflight import GOOD, MODEL
-from tuning.learning_curve import LearningCurve
 
 EVALUATION = EvaluationConfig(minimum_gain=0.01, expected_gain=0.03)
 CHEAP = CheapModels(

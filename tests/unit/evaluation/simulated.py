@@ -34,7 +34,6 @@ from tailorbird.evaluation.report.evidence import (
     AverageRecord,
     CandidateRecord,
     CostRecord,
-    CurveRecord,
     DataRecord,
     Evidence,
     Family,
@@ -121,7 +120,6 @@ class Simulation:
     """True for a chat task with token F1: no changed rows, clusters of three rows."""
     suites: dict[str, tuple[float, float]] = field(default_factory=dict)
     """(chat) Scores of the candidate and of all other models on each suite of 100 rows, by name."""
-    curve: CurveRecord | None = None
     trained: TrainedRows = TrainedRows()  # noqa: RUF009
 
     @property
@@ -409,7 +407,6 @@ def evidence_of(
         seeds=(SeedRecord(5, 0.741), SeedRecord(6, 0.736), SeedRecord(7, 0.744)),
         averaged=AverageRecord(0.742, chosen=False),
         mix=MixRecord(1.0, validation=0.744, unmixed=0.744),
-        curve=simulation.curve,
         versions=versions,
         test_access=TestSetAccess(
             **look_of(simulation).model_dump(),
@@ -429,7 +426,7 @@ def evidence_of(
     if simulation.candidate is not None:
         return evidence
     cost = replace(evidence.cost, training=TrainingUsage())
-    without = dict.fromkeys(("training", "averaged", "mix", "curve"))
+    without = dict.fromkeys(("training", "averaged", "mix"))
     return evidence.model_copy(update={"sweep": (), "seeds": (), "cost": cost, **without})
 
 

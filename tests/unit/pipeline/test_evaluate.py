@@ -75,9 +75,7 @@ def trained(baselines: tuple[Baseline, ...]) -> TrainedModels:
         base_model="s3://m/base", rows=(), selected=TrainingConfig(), trained=trained
     )
     candidate = Contender("centroid", uri, 0.5)
-    return TrainedModels(
-        baselines, FineTuning(sweep_result, (trained,), None, None, None, candidate)
-    )
+    return TrainedModels(baselines, FineTuning(sweep_result, (trained,), None, None, candidate))
 
 
 @pytest.fixture(scope="module")

@@ -51,7 +51,6 @@ def test_the_evidence_records_trials_seeds_and_the_best_training(tmp_path: Path)
         seeds=seeds,
         averaged=AverageRecord(0.8, chosen=False),
         mix=MixRecord(0.3, validation=0.92, unmixed=0.9),
-        curve=None,
         candidate=Contender("lora", "s3://m/0.9", 0.9),
     )
     models = TrainedModels((Baseline("probe", "s3://m/probe", 0.5, True, ""),), fine_tuning)

@@ -1,5 +1,4 @@
-"""Decisions of the pipeline: order of checks, choice of the candidate, sizes of the learning curve,
-cached stages."""
+"""Decisions of the pipeline: order of checks, choice of the candidate, cached stages."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +18,7 @@ from tailorbird.models.endpoint.errors import EndpointError
 from tailorbird.pipeline import run
 from tailorbird.pipeline.artifacts import Contender
 from tailorbird.pipeline.prepare import RunContext
-from tailorbird.pipeline.run import best_on_validation, measure_curve
+from tailorbird.pipeline.run import best_on_validation
 from tests import build, small_chat
 from tests.unit.pipeline.contexts import (
     BASE,
@@ -76,44 +75,6 @@ def test_the_candidate_has_the_precision_of_the_worker_that_trained_it() -> None
     )
     for uri, dtype in {"seed-0": "bfloat16", "seed-1": "float32", "mean": "bfloat16"}.items():
         assert run._dtype_of(Contender("full", uri, 0.8), seeds) == dtype
-
-
-@pytest.mark.parametrize(
-    ("num_shards", "trained", "sizes"),
-    [
-        (None, [50, 100, 200, 400], (50, 100, 200, 400, 800)),
-        (9000, [50, 100, 200, 400, 800], (50, 100, 200, 400, 800, 9000)),
-    ],
-)
-def test_the_learning_curve_ends_with_all_rows_even_if_they_are_sharded(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    num_shards: int | None,
-    trained: list[int],
-    sizes: tuple[int, ...],
-) -> None:
-    context = context_of(
-        recipe_at(tmp_path, tuning={"learning_curve": True}), splits_of(num_train=800)
-    )
-    if num_shards is not None:
-        shards: Any = range(num_shards)
-        context = replace(
-            context,
-            inputs=replace(context.inputs, data=replace(context.inputs.data, shards=shards)),
-        )
-    requested: list[int] = []
-
-    def train(*_: Any, num_train_rows: int, **__: Any) -> TrainingResult:
-        requested.append(num_train_rows)
-        return training_result("x", 0.5 + num_train_rows / 4000)
-
-    monkeypatch.setattr(run, "_train", train)
-    monkeypatch.setattr(run, "num_groups_that_fit", lambda _: 1)
-    curve = measure_curve(context, swept(TrainingConfig(), training_result("x", 0.8)))
-    assert requested == trained
-    assert curve is not None
-    assert curve.sizes == sizes
-    assert curve.scores[-1] == 0.8
 
 
 def test_fields_that_affect_no_result_can_change_without_a_new_sweep(

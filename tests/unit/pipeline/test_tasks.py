@@ -63,11 +63,10 @@ def chat(tmp_path: Path) -> RunContext:
     return context_of(recipe, splits, base_model=(tmp_path / "base").as_uri())
 
 
-def test_a_training_uses_all_rows_or_a_random_sample(tmp_path: Path) -> None:
-    task = context_of(recipe_at(tmp_path), splits_of(num_train=80)).task
-    whole, part = task.training_task(), task.training_task(num_train_rows=20)
+def test_a_training_uses_all_rows(tmp_path: Path) -> None:
+    whole = context_of(recipe_at(tmp_path), splits_of(num_train=80)).task.training_task()
     assert isinstance(whole, ClassificationTrainingTask)
-    assert (len(whole.train), len(part.train), whole.classes) == (80, 20, ("a", "b"))
+    assert (len(whole.train), whole.classes) == (80, ("a", "b"))
 
 
 def test_a_trained_classifier_stores_the_pooling_that_it_was_trained_with(tmp_path: Path) -> None:
@@ -153,11 +152,6 @@ def test_a_model_trained_with_retrieved_examples_carries_the_index_and_the_best_
     config = read_artifact_config(weights.as_uri())
     assert (config.kind, config.prompting, config.dtype) == ("full", trained.prompting, "bfloat16")
     assert {path.name for path in weights.iterdir()} == {"config.json", *INDEX_FILES}
-    part = task.training_task(num_train_rows=3)
-    assert isinstance(part, ChatTrainingTask)
-    assert part.examples is not None
-    # A model of the learning curve retrieves only its own training rows.
-    assert part.examples.index_uri != trained.examples.index_uri
 
 
 def test_an_encoder_for_retrieval_is_an_input_of_the_baselines_and_of_a_model_with_retrieved_examples(

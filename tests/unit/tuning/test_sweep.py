@@ -36,7 +36,6 @@ def test_the_journal_and_tune_use_the_retry_policy_of_workers(
         write_journal(SweepJournal(), uri="s3://models/sweep")
     options: Any = {
         "base_models": ("base",),
-        "stopper": None,
         "broker": None,
         "known": (),
         "max_concurrent": 1,

@@ -95,18 +95,6 @@ async def test_a_trial_cancelled_while_it_waits_is_not_assigned() -> None:
     assert await take(broker) == "b"
 
 
-@run
-async def test_trials_that_end_with_the_sweep_are_marked() -> None:
-    broker = await submitted("stopped", "completed", "running")
-    await broker.cancel("stopped")
-    await broker.report("completed", epoch(0), last=True)
-    await broker.end("out of reach")
-    assert broker.journal().ended == "out of reach"
-    assert {record.trial for record in broker.journal().trials if record.ended_with_sweep} == {
-        "running"
-    }
-
-
 async def exported(broker: TrialBroker, trial_id: str, *, score: float, completed: bool) -> None:
     await broker.submit(trial_id, {})
     if completed:

@@ -9,7 +9,6 @@ from cluster.display.state import (
     next_state,
 )
 from cluster.progress import (
-    EpochEvent,
     StageEvent,
 )
 
@@ -23,12 +22,6 @@ def test_a_stage_with_the_same_name_continues_the_stage() -> None:
     assert (state.stage, state.since, state.finished) == ("seeds", 0.0, ())
     state = next_state(state, StageEvent("test: x", "test"), now=9.0)
     assert state.finished == (("seeds", 9.0),)
-
-
-def test_trainings_of_the_learning_curve_are_no_contenders() -> None:
-    event = EpochEvent(0, 0.6, 1.0, 9.0, seed=0)
-    assert next_state(State(stage="seeds"), event, now=1.0).rows.keys() == {"seed 0"}
-    assert next_state(State(stage="learning curve"), event, now=1.0).rows == {}
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ from tailorbird.evaluation.report.console import verdict_lines
 from tailorbird.evaluation.report.costs import cost_sentence, costs_by_digest
 from tailorbird.evaluation.report.evidence import (
     UNREGISTERED,
-    CurveRecord,
     Evidence,
 )
 from tailorbird.evaluation.report.html import load_duties, to_html
@@ -26,16 +25,9 @@ from tests.unit.evaluation.simulated import NOTHING_TO_GAIN, Simulation, evidenc
 
 SECONDS = {"incumbent": (1.0, 1.02, 0.98, 1.01, 1.0), "candidate": (0.6, 0.61, 0.59, 0.6, 0.62)}
 SECONDS |= {"bag_of_words": (0.1, 0.11, 0.1, 0.1, 0.1), "centroid": (1.0, 1.01, 0.99, 1.0, 1.0)}
-CURVE = CurveRecord(
-    sizes=(2000, 4000, 8967),
-    scores=(0.68, 0.71, 0.744),
-    at_double=0.768,
-    interval=(0.751, 0.786),
-    sentence="twice the data (17,934 rows) would give a validation score of about 0.768",
-)
 COST = {"value_of_correct": 0.5, "requests_per_month": 10000, "price_per_cpu_hour": 0.05}
 SIMULATIONS = {
-    "FINE_TUNE": Simulation(costs=on_cpu(SECONDS), curve=CURVE, evaluation={"cost": COST}),
+    "FINE_TUNE": Simulation(costs=on_cpu(SECONDS), evaluation={"cost": COST}),
     "STAY": Simulation(num_rows=3000, candidate=0.66),
     "INSUFFICIENT_EVIDENCE": Simulation(
         num_rows=150, candidate=0.72, access_number=2, num_rows_seen=140
@@ -132,7 +124,7 @@ def test_report_and_console_show_the_outcome_every_sentence_and_the_values_at_th
     assert lines.startswith(f"{outcome}: {verdict.sentence()}")
     assert all(sentence in page.text and sentence in lines for sentence in verdict.sentences)
 
-    numeric = ("verdict.", "scores.", "cost.", "curve.", "reliability.")
+    numeric = ("verdict.", "scores.", "cost.", "reliability.")
     for path, text in page.figures:
         if path.startswith(numeric) and not path.endswith(".kind"):
             assert is_printed(value_at(evidence, path), text), path
@@ -182,11 +174,11 @@ def test_everything_in_the_evidence_is_escaped() -> None:
     attack = '<script>alert("x")</script>\'"&'
     content = evidence.model_dump_json()
     status = "stopped: worse than other trials"
-    texts = [*evidence.verdict.sentences, "an engineer", "debiased ECE", status, CURVE.sentence]
+    texts = [*evidence.verdict.sentences, "an engineer", "debiased ECE", status]
     for text in texts:
         assert text in content
         content = content.replace(json.dumps(text)[1:-1], json.dumps(attack)[1:-1])
-    names = dict.fromkeys(("name", "run", "sweep_ended"), attack)
+    names = dict.fromkeys(("name", "run"), attack)
     models = [model.model_copy(update={"kind": attack}) for model in evidence.verdict.models]
     changes: dict[str, Any] = {
         "verdict": evidence.verdict.model_copy(update={"models": tuple(models)}),

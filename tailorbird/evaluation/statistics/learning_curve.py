@@ -39,7 +39,7 @@ def curve_sizes(num_rows: int, num_classes: int) -> tuple[int, ...]:
         raise ValueError(
             f"a learning curve needs {MIN_SIZES} training sizes, but {num_rows} rows of "
             f"{num_classes} classes give only {len(sizes)}; use at least "
-            f"{smallest * 2 ** (MIN_SIZES - 1)} rows, or set tuning.learning_curve to false"
+            f"{smallest * 2 ** (MIN_SIZES - 1)} rows"
         )
     return sizes
 
