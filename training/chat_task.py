@@ -27,9 +27,6 @@ from tailorbird.models.errors import ModelError
 from tailorbird.models.loading import load_chat_weights
 from tailorbird.models.lora import merge_layers
 from tailorbird.models.pretrained import default_device, load_causal, share_weights
-from tailorbird.models.retrieval.chat_prompt import chat_prompt
-from tailorbird.models.retrieval.index import RetrievalIndex
-from tailorbird.models.retrieval.training_examples import RetrievedExamples
 from tailorbird.registry.versions import Prompting
 from tailorbird.storage.node_cache import local_copy
 from training.batch import Batch
@@ -66,18 +63,13 @@ class ChatTrainingTask(TrainingTask):
     """Training task of a chat recipe."""
 
     prompting: Prompting
-    examples: RetrievedExamples | None = None
-    """Examples of the training rows; set if and only if `prompting.retrieval` is."""
 
     def load_runtime(self, *, attention_dropout: float | None = None) -> "ChatRuntime":
         folder = local_copy(self.base_model)
         tokenizer = load_tokenizer(folder)
         lm = load_causal(folder, dtype=None, attention_dropout=attention_dropout)
-        index = None
-        if self.examples is not None:
-            index = self.examples.load_index()
         train = self.dataset(tokenizer)
-        return ChatRuntime(lm=lm, tokenizer=tokenizer, task=self, train=train, index=index)
+        return ChatRuntime(lm=lm, tokenizer=tokenizer, task=self, train=train)
 
     def tokenize(
         self, rows: Sequence[int], *, tokenizer: "PreTrainedTokenizerBase"
@@ -85,22 +77,7 @@ class ChatTrainingTask(TrainingTask):
         assert isinstance(self.train, Rows)
         train = self.train.take(rows)
         data = ChatData(self.prompting.system)
-        prompts = None
-        if self.examples is not None:
-            # The process that tokenizes has no GPU, and the examples of each row are known, so
-            # nothing is embedded.
-            index = self.examples.load_index(device="cpu")
-            nearest_rows = [self.examples.rows[row] for row in rows]
-            # one at a time, because the prompts of all rows take more memory than their tokens
-            prompts = (
-                chat_prompt(
-                    turns, tokenizer=tokenizer, prompting=self.prompting, index=index, rows=examples
-                )
-                for turns, examples in zip(train.turns, nearest_rows, strict=True)
-            )
-        tokens = data.encode(
-            train, tokenizer=tokenizer, max_length=self.max_length, prompts=prompts
-        )
+        tokens = data.encode(train, tokenizer=tokenizer, max_length=self.max_length)
         return TokenizedRows.from_lists(train.row_ids, tokens, classes=())
 
 
@@ -113,7 +90,6 @@ class ChatRuntime:
     tokenizer: "PreTrainedTokenizerBase"
     task: ChatTrainingTask
     train: TrainingDataset
-    index: RetrievalIndex | None = None  # set if the task has examples
     checkpoint_before_score: bool = True
 
     def weight(self, window: TokenizedRows, rows: NDArray[np.int64]) -> float:
@@ -177,7 +153,6 @@ class ChatRuntime:
         options = {
             "tokenizer": self.tokenizer,
             "prompting": self.task.prompting,
-            "index": self.index,
         }
         if config.zero_stage == 3:
             with generation_mode(engine), engine.module.dense_attention():

@@ -11,7 +11,6 @@ import torch.distributed as dist
 from safetensors import safe_open
 
 from tailorbird.config.training import TrainingConfig
-from tailorbird.registry.versions import INDEX_FILES
 from tailorbird.storage import upload_folder
 from tailorbird.storage.node_cache import local_copy
 from training.engine.deepspeed_private import forward_dtype, fp32_values, gathered
@@ -204,8 +203,7 @@ def average_weights(uris: Sequence[str], uri: str) -> None:
     matrices, and the product of mean matrices is not the mean product.
     """
     folders = [local_copy(source) for source in uris]
-    # The folder of an earlier candidate also contains the index of its retrieved examples.
-    names = {path.name for path in folders[0].glob("*.safetensors")} - {*INDEX_FILES}
+    names = {path.name for path in folders[0].glob("*.safetensors")}
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as temporary:
         for name in names:
             _average_file([folder / name for folder in folders], Path(temporary) / name)

@@ -116,12 +116,6 @@ def _tables(recipe: Recipe, facts: PreflightFacts) -> Iterator[CheckResult]:
     if train > MAX_ROWS_IN_MEMORY and recipe.data.validation is None:
         text = f"{train:,} training rows are streamed, which requires data.validation and data.test"
         yield fault("data.validation", text, "set both")
-    if train > MAX_ROWS_IN_MEMORY and recipe.training.with_retrieved:
-        text = (
-            f"{train:,} training rows are streamed, but training.with_retrieved requires them in "
-            "memory"
-        )
-        yield fault("training.with_retrieved", text, "remove it, or name fewer files in data.train")
 
 
 def check_requests(config: EvaluationConfig, facts: PreflightFacts) -> Iterator[CheckResult]:
@@ -209,12 +203,6 @@ def _base_model(recipe: Recipe, facts: BaseModelFacts) -> Iterator[CheckResult]:
             f"maximum of {uri}"
         )
         faults.append((text, f"set data.max_length to {model.longest} or less"))
-    if recipe.data.max_length == model.longest and recipe.training.with_retrieved:
-        text = (
-            f"data.max_length {model.longest} leaves no room for the examples of "
-            "training.with_retrieved"
-        )
-        faults.append((text, "lower data.max_length, or remove with_retrieved"))
     if model.num_stored < LEAST_STORED * model.shape.num_parameters:
         text = (
             f"its files contain {model.num_stored:,} of {model.shape.num_parameters:,} parameters"

@@ -9,7 +9,6 @@ from cluster.resources import worker_resources
 from tailorbird.checks.doctor import GIB
 from tailorbird.checks.preflight_facts import Cluster, PreflightFacts
 from tailorbird.checks.result import CheckResult, fault, note, ok
-from tailorbird.config.evaluation import RETRIEVED_EXAMPLES, RETRIEVED_TOKENS
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.task_rules import TASKS
 from tailorbird.config.training import TrainingConfig
@@ -45,7 +44,7 @@ def check_memory(recipe: Recipe, facts: PreflightFacts, cluster: Cluster) -> Ite
         (node, cluster.reports[node.id]) for node in cluster.nodes if node.id in cluster.reports
     ]
     batch = BatchShape(
-        _longest_training_row(recipe),
+        recipe.data.max_length,
         max_new_tokens=recipe.data.max_new_tokens,
         packed=TASKS[recipe.task].packs_rows,
         autocast=training.gpus_per_worker > 0,
@@ -101,15 +100,6 @@ def _gpu_memory(needed: WorkerMemory, sizes: Sequence[int]) -> CheckResult:
     if needed.device_bytes <= min(sizes):
         return ok("GPU memory", text)
     return fault("GPU memory", text, ADVICE)
-
-
-def _longest_training_row(recipe: Recipe) -> int:
-    """Return the maximum tokens of a training row, including retrieved examples of at most
-    `data.max_length` each."""
-    max_length = recipe.data.max_length
-    if not recipe.training.with_retrieved:
-        return max_length
-    return max_length + min(RETRIEVED_TOKENS, max(RETRIEVED_EXAMPLES) * max_length)
 
 
 def tried_configs(recipe: Recipe) -> list[TrainingConfig]:

@@ -44,7 +44,6 @@ TASKS: dict[str, TaskRules] = {
         input_fields=("text",),
         fixed={
             "serving.engine": "transformers",
-            "training.with_retrieved": False,
             "evaluation.retrieval_encoder": None,
             "evaluation.answers": None,
             "evaluation.gates.suites": None,

@@ -51,9 +51,6 @@ class TrainingConfig(ConfigSection):
     num_seeds: int = Field(default=3, ge=1)
     """Number of times that the selected configuration is trained, each with its own seed; the trial
     of the sweep is the first."""
-    with_retrieved: bool = False
-    """(chat only) Put retrieved examples into the prompt in training, evaluation and serving, as
-    many as are best for the baseline `retrieved` on validation."""
     seed: int = Field(default=0, ge=0)
     """Seed of the trials. The seed runs use the integers that follow."""
     epochs: int = Field(default=3, ge=1)

@@ -1,9 +1,8 @@
 """Tokenize conversations with the model's own chat template."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import repeat
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -133,30 +132,23 @@ def training_tokens(
     tokenizer: "PreTrainedTokenizerBase",
     system: str | None,
     max_length: int,
-    prompts: Iterable[Prompt] | None = None,
 ) -> list[Tokens]:
     """Tokenize each conversation with its answer, truncated to `max_length`.
 
-    `prompts` are the prompts of the rows, if they contain examples. The examples are not trained on
-    and do not count towards `max_length`. Raises DataError like `prompt_tokens`, with the row id,
-    and if truncation removes all tokens of the assistant.
+    Raises DataError like `prompt_tokens`, with the row id, and if truncation removes all tokens of
+    the assistant.
     """
     tokens = []
     unanswered = []
-    known = repeat(Prompt([], ()), len(rows)) if prompts is None else prompts
-    parts = zip(rows.row_ids, rows.turns, rows.labels, rows.untrained, known, strict=True)
-    template: dict[str, Any] = {"tokenizer": tokenizer, "system": system}
-    for row_id, turns, answer, untrained, prompt in parts:
+    parts = zip(rows.row_ids, rows.turns, rows.labels, rows.untrained, strict=True)
+    for row_id, turns, answer, untrained in parts:
         try:
             row = conversation_tokens(
-                turns, answer, shots=prompt.examples, untrained=untrained, **template
+                turns, answer, tokenizer=tokenizer, system=system, untrained=untrained
             )
-            length = max_length
-            if prompt.examples and len(row) > length:
-                length += len(prompt.tokens) - len(prompt_tokens(turns, **template))
         except DataError as error:
             raise DataError(f"training row {row_id}: {error}") from None
-        tokens.append(Tokens(row.ids[:length], row.assistant_mask[:length]))
+        tokens.append(Tokens(row.ids[:max_length], row.assistant_mask[:max_length]))
         if not tokens[-1].assistant_mask.any():
             unanswered.append(row_id)
     if unanswered:

@@ -1,6 +1,6 @@
 """Data handling of each task: the columns to read, and their conversion to rows and tokens."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -10,7 +10,7 @@ from tailorbird.config.answers import AnswersConfig
 from tailorbird.config.data import DataConfig
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.task_rules import TaskName
-from tailorbird.data.chat_template import Prompt, conversation_tokens, training_tokens
+from tailorbird.data.chat_template import conversation_tokens, training_tokens
 from tailorbird.data.conversations import answer_fault
 from tailorbird.data.parquet import (
     LABEL_KINDS,
@@ -141,10 +141,9 @@ class ChatData:
         *,
         tokenizer: "PreTrainedTokenizerBase",
         max_length: int,
-        prompts: Iterable[Prompt] | None = None,
     ) -> TokenLists:
         tokens = training_tokens(
-            rows, tokenizer=tokenizer, system=self.system, max_length=max_length, prompts=prompts
+            rows, tokenizer=tokenizer, system=self.system, max_length=max_length
         )
         return TokenLists(
             [row.ids for row in tokens], assistant_masks=[row.assistant_mask for row in tokens]

@@ -38,16 +38,11 @@ class Contender:
     validation: float
 
 
-def make_loadable(uri: str, config: VersionConfig, *, index_uri: str | None = None) -> None:
+def make_loadable(uri: str, config: VersionConfig) -> None:
     """Write the config of a folder of weights. Keep an existing config unchanged, since other runs
-    may use it.
-
-    `index_uri` is the folder of the index for a config with retrieval; its files are copied first.
-    """
+    may use it."""
     if storage.exists(f"{uri}/config.json"):
         return
-    for name in versions.INDEX_FILES if index_uri else ():
-        storage.write_bytes(f"{uri}/{name}", storage.read_bytes(f"{index_uri}/{name}"))
     versions.write_artifact_config(uri, config)
 
 

@@ -6,28 +6,22 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
-from tailorbird.config.data import MAX_ROWS_IN_MEMORY
 from tailorbird.config.training import TrainingConfig
 from tailorbird.data.copies import documents
-from tailorbird.data.rows import DataError, Rows
+from tailorbird.data.rows import Rows
 from tailorbird.data.sharding.shards import Shards
-from tailorbird.data.task_data import ChatData
 from tailorbird.data.tokenize import labels_of
 from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.evaluation.baselines.chat import fit_prompt_baselines, store_prompt_baselines
 from tailorbird.evaluation.baselines.classification import fit_baselines, store_baselines
 from tailorbird.evaluation.inference.predict import DecisionFit, fit_decision
-from tailorbird.models.metadata import longest_row
-from tailorbird.models.retrieval.training_examples import RetrievedExamples, find_examples
 from tailorbird.pipeline.artifacts import make_loadable
 from tailorbird.pipeline.inputs import RunInputs
 from tailorbird.registry.kinds import Kind
 from tailorbird.registry.versions import (
     Dtype,
     Prompting,
-    Retrieval,
     VersionConfig,
-    read_artifact_config,
 )
 from training.chat_task import ChatTrainingTask
 from training.classification_task import ClassificationTrainingTask
@@ -162,20 +156,15 @@ class ChatTask:
 
     @property
     def training_inputs(self) -> dict[str, object]:
-        prompting = self._trained_prompting(self._examples())
-        return _training_inputs(self.inputs) | {"prompting": prompting.model_dump(mode="json")}
+        prompting = self.prompting.model_dump(mode="json")
+        return _training_inputs(self.inputs) | {"prompting": prompting}
 
     def version_config(self, kind: Kind, *, dtype: Dtype) -> VersionConfig:
         return self.inputs.version_config(kind, dtype=dtype, prompting=self.prompting)
 
     def make_loadable(self, uri: str, *, trained: TrainingConfig, dtype: Dtype) -> None:
-        """Write the config of a folder of trained weights, and the index of a model with retrieved
-        examples."""
-        examples = self._examples()
-        config = self.inputs.version_config(
-            trained.method, dtype=dtype, prompting=self._trained_prompting(examples)
-        )
-        make_loadable(uri, config, index_uri=None if examples is None else examples.index_uri)
+        """Write the config of a folder of trained weights."""
+        make_loadable(uri, self.version_config(trained.method, dtype=dtype))
 
     def fit_baselines(self) -> tuple[Baseline, ...]:
         splits = self.inputs.splits
@@ -213,105 +202,34 @@ class ChatTask:
         )
 
     def training_task(self) -> TrainingTask:
-        return self._training_task(self._examples())
+        recipe = self.inputs.recipe
+        return ChatTrainingTask(
+            base_model=self.inputs.base_model.uri,
+            train=_training_rows(self.inputs),
+            validation=self.inputs.splits.validation,
+            prompting=self.prompting,
+            max_length=recipe.data.max_length,
+            metric=recipe.evaluation.metric,
+        )
 
     def require_trainable(self) -> None:
         """Raise ModelError or DataError if the base model or a row cannot be trained on; a cached
         stage.
 
         The check runs before the baselines, because they take minutes, and outside the training
-        workers, because a failure would restart the worker group. It omits retrieved examples,
-        because the baselines select their number.
+        workers, because a failure would restart the worker group.
         """
-        require_rows_in_memory(self.inputs)
-        self._require_room_for_examples()
         dropout = self.inputs.recipe.training.attention_dropout
 
         def compute(_: str) -> bool:
-            task = self._training_task(None)
+            task = self.training_task()
             self.inputs.remote(check_trainable)(task, attention_dropout=dropout)
             return True
 
-        named = _training_inputs(self.inputs) | {
-            "prompting": self.prompting.model_dump(mode="json")
-        }
-        inputs = self.inputs.stage_inputs(ChatTrainingTask, **named, attention_dropout=dropout)
-        self.inputs.cached("trainable", output=bool, inputs=inputs, compute=compute)
-
-    def _require_room_for_examples(self) -> None:
-        """Raise DataError if `data.max_length` leaves no tokens for retrieved examples, as none
-        would ever be used."""
-        recipe = self.inputs.recipe
-        if not recipe.training.with_retrieved:
-            return
-        uri = self.inputs.base_model.uri
-        longest = longest_row(uri, task=ChatData())
-        if longest is not None and recipe.data.max_length >= longest:
-            raise DataError(
-                "training.with_retrieved has no room for examples: data.max_length "
-                f"{recipe.data.max_length} is all that {uri} accepts in a training row; lower "
-                "data.max_length, or remove with_retrieved"
-            )
-
-    def _training_task(self, examples: RetrievedExamples | None) -> ChatTrainingTask:
-        recipe = self.inputs.recipe
-        return ChatTrainingTask(
-            base_model=self.inputs.base_model.uri,
-            train=_training_rows(self.inputs),
-            validation=self.inputs.splits.validation,
-            prompting=self._trained_prompting(examples),
-            examples=examples,
-            max_length=recipe.data.max_length,
-            metric=recipe.evaluation.metric,
-        )
-
-    def _examples(self) -> RetrievedExamples | None:
-        """Return the examples of the training rows, or None without `training.with_retrieved`; a
-        cached stage."""
-        training = self.inputs.recipe.training
-        if not training.with_retrieved:
-            return None
-        retrieval = self._retrieval
-
-        def compute(uri: str) -> RetrievedExamples:
-            train = _training_rows(self.inputs)
-            assert isinstance(train, Rows)  # see `require_rows_in_memory`
-            return self.inputs.remote(find_examples)(
-                train, retrieval=retrieval, seed=training.seed, uri=uri
-            )
-
         inputs = self.inputs.stage_inputs(
-            find_examples, retrieval=retrieval.model_dump(mode="json"), seed=training.seed
+            ChatTrainingTask, **self.training_inputs, attention_dropout=dropout
         )
-        return self.inputs.cached(
-            "examples", output=RetrievedExamples, inputs=inputs, compute=compute
-        )
-
-    @cached_property
-    def _retrieval(self) -> Retrieval:
-        """Retrieval of the baseline `retrieved`, with the number of examples that is best on
-        validation."""
-        uri = next(
-            baseline.uri for baseline in self.fit_baselines() if baseline.kind == "retrieved"
-        )
-        prompting = read_artifact_config(str(uri)).prompting
-        assert prompting is not None
-        assert prompting.retrieval is not None
-        return prompting.retrieval
-
-    def _trained_prompting(self, examples: RetrievedExamples | None) -> Prompting:
-        """Return the prompting of a fine-tuned model with these examples.
-
-        A prompt with examples leaves room for `data.max_length`, so every training row fits the
-        model.
-        """
-        if examples is None:
-            return self.prompting
-        prompting = self.prompting.model_copy(update={"retrieval": examples.retrieval})
-        longest = longest_row(self.inputs.base_model.uri, task=ChatData())
-        if longest is None:
-            return prompting
-        return prompting.within(longest - self.inputs.recipe.data.max_length)
+        self.inputs.cached("trainable", output=bool, inputs=inputs, compute=compute)
 
     def fit_decision(self, uri: str) -> DecisionFit | None:  # noqa: ARG002
         """Return None. Generated answers are not calibrated."""
@@ -319,16 +237,6 @@ class ChatTask:
 
 
 Task = ClassificationTask | ChatTask
-
-
-def require_rows_in_memory(inputs: RunInputs) -> None:
-    """Raise DataError if `training.with_retrieved` is set and the training rows are streamed."""
-    if inputs.recipe.training.with_retrieved and inputs.data.shards is not None:
-        raise DataError(
-            "training.with_retrieved requires the training rows in memory, but train has more "
-            f"than {MAX_ROWS_IN_MEMORY:,} rows and is streamed; remove with_retrieved, or name "
-            "fewer files in data.train"
-        )
 
 
 def task_of(inputs: RunInputs) -> Task:

@@ -35,11 +35,6 @@ WITHOUT_BAG = (
     "The evaluated version adds the logits of a bag of words, which is not in this folder. The "
     "scores and the verdict in the card are not those of the model in this folder."
 )
-WITHOUT_INDEX = (
-    "The version was evaluated with the nearest training rows as examples in its prompt. They are "
-    "not in this folder, so its answers differ from the evaluated ones. The scores and the "
-    "verdict in the card are not those of the model in this folder."
-)
 
 
 @dataclass(frozen=True)
@@ -133,8 +128,6 @@ def _differences(version: ModelVersion) -> tuple[str, ...]:
     """Return how the exported model differs from the evaluated version, at most one sentence."""
     if version.spec.has_bag:  # exported with `encoder_only`
         return (WITHOUT_BAG,)
-    if version.has_index:
-        return (WITHOUT_INDEX,)
     return ()
 
 

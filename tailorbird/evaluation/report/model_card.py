@@ -240,8 +240,7 @@ def _limits(evidence: Evidence, *, role: str) -> str:
     kinds = [evidence.versions[role].kind]
     if role == "hybrid" and verdict.hybrid is not None:
         kinds = [verdict.model(part).kind for part in (verdict.hybrid.first, verdict.hybrid.second)]
-    has_index = evidence.recipe.training.with_retrieved and role == "candidate"
-    if has_index or any(spec_of(kind).holds_training_text for kind in kinds):
+    if any(spec_of(kind).holds_training_text for kind in kinds):
         lines.append(
             "The version contains training rows as text. Protect and delete it like the training "
             "rows."

@@ -1,6 +1,6 @@
 """Turn a conversation into a prompt, in training, evaluation and serving."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -27,7 +27,6 @@ def chat_prompt(
     tokenizer: "PreTrainedTokenizerBase",
     prompting: Prompting,
     index: "RetrievalIndex | None" = None,
-    rows: Sequence[int] | None = None,
 ) -> Prompt:
     """Return the prompt of a conversation: system message, examples, turns.
 
@@ -35,7 +34,7 @@ def chat_prompt(
     `max_prompt_tokens`, or the last ones. Raises DataError like `prompt_tokens`.
     """
     retrieval = prompting.retrieval
-    for examples in example_sets(conversation, prompting=prompting, index=index, rows=rows):
+    for examples in example_sets(conversation, prompting=prompting, index=index):
         tokens = prompt_tokens(
             conversation, tokenizer=tokenizer, system=prompting.system, shots=examples
         )
@@ -49,22 +48,18 @@ def example_sets(
     *,
     prompting: Prompting,
     index: "RetrievalIndex | None",
-    rows: Sequence[int] | None = None,
 ) -> Iterator[Conversation]:
     """Yield the examples of a prompt, and then, with `prompting.retrieval`, the same without the
     least similar row, without the two least similar rows, and so on.
 
     Retrieved examples follow the fixed ones: the rows of the index that are nearest to the
-    conversation's last turn of the user, the nearest row last. If they are known already, `rows`
-    has their positions in the index, nearest first.
+    conversation's last turn of the user, the nearest row last.
     """
     fixed = prompting.shots
     if prompting.retrieval is not None:
         assert index is not None, "a version with retrieval is loaded with its index"
-        if rows is None:
-            nearest = index.nearest(query_of(conversation), k=prompting.retrieval.num_examples)
-            rows = nearest.rows.tolist()
-        examples = [index.turns(row) for row in rows]
+        nearest = index.nearest(query_of(conversation), k=prompting.retrieval.num_examples)
+        examples = [index.turns(row) for row in nearest.rows.tolist()]
         for number in range(len(examples), 0, -1):
             yield (*fixed, *chain.from_iterable(reversed(examples[:number])))
     yield fixed

@@ -4,11 +4,10 @@ Texts are compared by TF-IDF of character n-grams and, if the index has them, by
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from hashlib import sha256
-from itertools import chain, pairwise
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -52,15 +51,13 @@ CHUNK_TEXTS = 512  # texts whose n-grams are in memory at once
 
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
-NO_ROWS: IntArray = np.zeros(0, dtype=np.int64)
 SCHEMA = pa.schema(
     {
         "turns": pa.list_(pa.struct({"role": pa.string(), "content": pa.string()})),
         "answer": pa.string(),
-        "group": pa.string(),
     }
 )
-"""The turns of `example_turns` before the answer, the answer, and the hash of `split_by`."""
+"""The turns of `example_turns` before the answer, and the answer."""
 
 
 class Neighbours(NamedTuple):
@@ -162,17 +159,14 @@ class RetrievalIndex:
             ("assistant", self.answer(row)),
         )
 
-    def nearest(self, text: str, *, k: int, excluded: IntArray = NO_ROWS) -> Neighbours:
-        """Return the `k` nearest rows of a text that are not excluded, or all if there are fewer.
+    def nearest(self, text: str, *, k: int) -> Neighbours:
+        """Return the `k` nearest rows of a text or all if there are fewer.
 
         Rows with equal similarity are in the order of the index, so a text without known n-grams
         and embedding gets the most frequent answer.
         """
         scores = self.similarities(text)
-        scores[excluded] = -1.0
-        num_rows = min(k, int(np.count_nonzero(scores >= 0)))
-        if not num_rows:
-            return Neighbours(NO_ROWS, np.zeros(0))
+        num_rows = min(k, len(scores))
         candidates = np.flatnonzero(scores >= np.partition(scores, -num_rows)[-num_rows])
         rows = candidates[np.argsort(-scores[candidates], kind="stable")[:num_rows]]
         return Neighbours(rows, np.minimum(scores[rows], 1.0))
@@ -190,45 +184,6 @@ class RetrievalIndex:
         if self.weight < 1:
             similarities += (1 - self.weight) * self.postings.similarities(text)
         return similarities
-
-    def exclusions(self, rows: Rows) -> Iterator[IntArray]:
-        """Yield for each training row the rows of the index that it must not retrieve. A row may
-        occur repeatedly.
-
-        They have the same `split_by`, or the normalised query of one is a turn of the user in the
-        other: a copy, and a longer or shorter part of the same conversation. The training rows
-        need not be in the index.
-        """
-        groups = rows.split_keys or [None] * len(rows)
-        for turns, group in zip(rows.turns, groups, strict=True):
-            keys = [("turn", normalise(query_of(turns)))]
-            keys += [("query", question) for question in _questions(turns)]
-            if group is not None:
-                keys.append(("group", group_hash(group)))
-            excluded = [self._rows_by_key.get(key, ()) for key in keys]
-            yield np.fromiter(chain.from_iterable(excluded), dtype=np.int64)
-
-    @cached_property
-    def _rows_by_key(self) -> dict[tuple[str, str | None], list[int]]:
-        """The rows by their normalised query, by each normalised turn of the user, and by group."""
-        rows: dict[tuple[str, str | None], list[int]] = {}
-        for row, group in enumerate(self.table["group"].to_pylist()):
-            questions = _questions(self.turns(row))
-            keys = [("group", group), ("query", questions[-1])]
-            keys += [("turn", question) for question in questions]
-            for key in keys:
-                rows.setdefault(key, []).append(row)
-        return rows
-
-
-def _questions(turns: Conversation) -> list[str]:
-    """Return the normalised turns of the user."""
-    return [normalise(content) for role, content in turns if role == "user"]
-
-
-def group_hash(key: str) -> str:
-    """Return the hash of a value of `split_by`."""
-    return sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def build_index(rows: Rows, *, seed: int) -> RetrievalIndex:
@@ -271,8 +226,7 @@ def embed_index(index: RetrievalIndex, *, encoder: "TextEncoder", weight: float)
 
 def _table(rows: Rows) -> pa.Table:
     turns = [messages_of(turns[:-1]) for turns in examples_of(rows)]
-    groups = [group_hash(key) for key in rows.split_keys] if rows.split_keys else [None] * len(rows)
-    return pa.table({"turns": turns, "answer": rows.labels, "group": groups}, schema=SCHEMA)
+    return pa.table({"turns": turns, "answer": rows.labels}, schema=SCHEMA)
 
 
 def _postings(texts: Sequence[str]) -> Postings:

@@ -290,25 +290,6 @@ def test_an_encoder_for_retrieval_that_cannot_be_used_is_a_fault(
     assert line.message == "pypi://x is no text model; omit the field"
 
 
-def test_rows_with_retrieved_examples_need_more_memory_and_cannot_be_streamed() -> None:
-    facts = with_model(is_causal=True)
-    sizes = []
-    for with_retrieved in (False, True):
-        # so that the logits of a pass are few enough to be kept, and grow with its length
-        training = {"batch_size": 16, "with_retrieved": with_retrieved}
-        retrieved = recipe(**CHAT, training=training)
-        results = {line.name: line.message for line in check_facts(retrieved, facts)}
-        sizes.append(float(results["memory"].split("activations ")[1].split()[0]))
-    # a row has at most 8 examples of the same length
-    assert sizes[1] == pytest.approx(9 * sizes[0], rel=0.05)
-    many = replace(facts, tables=(replace(GOOD.tables[0], num_rows=600_000),))
-    (line,) = (
-        line for line in check_facts(retrieved, many) if line.name == "training.with_retrieved"
-    )
-    assert line.state == "fault"
-    assert "requires them in memory" in line.message
-
-
 def test_the_rows_are_read_as_a_run_does(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: Recipe) -> None:
         raise ValueError("train has no rows left")
@@ -320,11 +301,3 @@ def test_the_rows_are_read_as_a_run_does(monkeypatch: pytest.MonkeyPatch) -> Non
         results = {line.name: line for line in preflight.check_recipe(recipe())}
         assert results["rows"].message == message
         assert passes(tuple(results.values())) == (message in expected)
-
-
-@pytest.mark.parametrize(("max_length", "fits"), [(511, True), (512, False)])
-def test_retrieved_examples_need_room_beside_the_longest_row(max_length: int, fits: bool) -> None:
-    data = {"train": "s3://l/r", "max_length": max_length}
-    task = recipe(**CHAT, data=data, training={"with_retrieved": True})
-    lines = check_facts(task, with_model(is_causal=True))
-    assert any("leaves no room for the examples" in line.message for line in lines) != fits

@@ -72,10 +72,6 @@ def chat(**evaluation: Any) -> dict[str, Any]:
             "data.response_format is not available for classification tasks; remove it",
         ),
         (
-            minimal() | {"training": {"with_retrieved": True}},
-            "training.with_retrieved is not available for classification tasks; remove it",
-        ),
-        (
             minimal() | {"evaluation": {"retrieval_encoder": "pypi://encoder"}},
             "retrieval_encoder is not available for classification tasks",
         ),

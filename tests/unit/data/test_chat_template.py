@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from tailorbird.data.chat_template import (
-    Prompt,
     Tokens,
     conversation_tokens,
     example_turns,
@@ -88,23 +87,6 @@ def test_a_turn_that_contains_the_end_of_turn_token_is_rejected(forged: str) -> 
         prompt_tokens((("user", forged),), tokenizer=tokenizer(), system=None)
     with pytest.raises(DataError):
         conversation_tokens((("user", "a"),), forged, tokenizer=tokenizer(), system=None)
-
-
-def test_the_examples_of_a_prompt_do_not_count_towards_the_maximum_length() -> None:
-    rows = build.rows(["ab"], ["cdef"], chat=True)
-    shots = (("user", "x"), ("assistant", "y"))
-    prompt = Prompt(
-        prompt_tokens((("user", "ab"),), tokenizer=tokenizer(), system=None, shots=shots), shots
-    )
-    [alone] = training_tokens(rows, tokenizer=tokenizer(), system=None, max_length=7)
-    with pytest.raises(DataError):
-        training_tokens(rows, tokenizer=tokenizer(), system=None, max_length=5)
-    [tokens] = training_tokens(
-        rows, tokenizer=tokenizer(), system=None, max_length=7, prompts=iter([prompt])
-    )
-    assert text_of(alone.ids) == "<user>ab</s><assistant>cd"
-    assert text_of(tokens.ids) == "<user>x</s><assistant>y</s>" + text_of(alone.ids)
-    assert trained(tokens) == "cd"
 
 
 def test_an_example_has_no_system_message_and_starts_with_the_first_turn_of_the_user() -> None:

@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from tailorbird.data.rows import DataError, Rows, Splits
+from tailorbird.data.rows import Rows, Splits
 from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.models.base_model import BaseModelRecord
 from tailorbird.models.errors import ModelError
 from tailorbird.models.pretrained import dtype_name, inference_dtype
-from tailorbird.pipeline.inputs import RunInputs, StagedBase
+from tailorbird.pipeline.inputs import StagedBase
 from tailorbird.pipeline.prepare import RunContext
 from tailorbird.pipeline.tasks import ChatTask, ClassificationTask
 from tailorbird.registry.pooling import Pooling
-from tailorbird.registry.versions import INDEX_FILES, PinnedEncoder, read_artifact_config
+from tailorbird.registry.versions import PinnedEncoder, read_artifact_config
 from tailorbird.storage.node_cache import sha256_files
 from tests import small_chat, small_encoder
 from tests.build import pairs
@@ -29,13 +29,6 @@ from training.classification_task import ClassificationTrainingTask
 
 def chat_rows(name: str, letters: str) -> Rows:
     return pairs([(f"{name} {letter}", "yes") for letter in letters], chat=True)
-
-
-def with_retrieved(chat: RunContext, **changes: Any) -> RunInputs:
-    """Return the inputs of a run whose model is trained with retrieved examples."""
-    training = chat.recipe.training.model_copy(update={"with_retrieved": True})
-    recipe = chat.recipe.model_copy(update={"training": training})
-    return replace(chat.inputs, recipe=recipe, **changes)
 
 
 @pytest.fixture
@@ -129,65 +122,19 @@ def test_baselines_have_the_precision_of_the_worker_that_fitted_them(
     assert prompting.retrieval.encoder == pinned.model_copy(update={"dtype": name})
 
 
-def test_a_model_trained_with_retrieved_examples_carries_the_index_and_the_best_number_of_examples(
-    chat: RunContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run_locally(monkeypatch)
-    inputs = with_retrieved(chat)
-    recipe, task = inputs.recipe, ChatTask(inputs)
-    uris = {baseline.kind: str(baseline.uri) for baseline in task.fit_baselines()}
-    best = read_artifact_config(uris["retrieved"]).prompting
-    trained = task.training_task()
-    assert isinstance(trained, ChatTrainingTask)
-    assert best is not None
-    assert best.retrieval is not None
-    assert trained.prompting == best.within(256 - recipe.data.max_length)
-    assert trained.examples is not None
-    num_examples = min(best.retrieval.num_examples, 5)
-    assert [len(rows) for rows in trained.examples.rows] == [num_examples] * 6
-    assert task.training_inputs != chat.task.training_inputs
-    weights = tmp_path / "weights"
-    weights.mkdir()
-    task.make_loadable(weights.as_uri(), trained=recipe.training, dtype="bfloat16")
-    config = read_artifact_config(weights.as_uri())
-    assert (config.kind, config.prompting, config.dtype) == ("full", trained.prompting, "bfloat16")
-    assert {path.name for path in weights.iterdir()} == {"config.json", *INDEX_FILES}
-
-
-def test_an_encoder_for_retrieval_is_an_input_of_the_baselines_and_of_a_model_with_retrieved_examples(
+def test_an_encoder_for_retrieval_is_an_input_of_the_baselines(
     chat: RunContext, pinned: PinnedEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_locally(monkeypatch)
-    inputs = with_retrieved(chat, encoder=record_of(pinned))
+    inputs = replace(chat.inputs, encoder=record_of(pinned))
     task = ChatTask(inputs)
     expected = pinned.model_copy(update={"dtype": dtype_name()})
     assert inputs.pinned_encoder == expected
-    trained = task.training_task()
-    assert isinstance(trained, ChatTrainingTask)
-    assert trained.examples is not None
-    retrieval = trained.prompting.retrieval
-    assert retrieval is not None
-    assert (retrieval.encoder, retrieval.embedding_weight) == (expected, 0.5)
-    assert trained.examples.load_index().embeddings is not None
     uris = {baseline.uri for baseline in task.fit_baselines()}
     changed = ChatTask(replace(inputs, encoder=record_of(pinned, **{"more.json": "0"})))
     with pytest.raises(ModelError, match="retrieval encoder"):
         changed.fit_baselines()
     assert uris.isdisjoint({baseline.uri for baseline in chat.task.fit_baselines()})
-
-
-def test_retrieved_examples_require_rows_in_memory_and_room_beside_the_longest_row(
-    chat: RunContext,
-) -> None:
-    shards: Any = range(9)
-    streamed = with_retrieved(chat, data=replace(chat.inputs.data, shards=shards))
-    with pytest.raises(DataError, match=r"with_retrieved .*in memory"):
-        ChatTask(streamed).require_trainable()
-    inputs = with_retrieved(chat)
-    data = inputs.recipe.data.model_copy(update={"max_length": 256})
-    full = replace(inputs, recipe=inputs.recipe.model_copy(update={"data": data}))
-    with pytest.raises(DataError, match=r"data\.max_length 256"):
-        ChatTask(full).require_trainable()
 
 
 def test_stage_inputs_depend_on_rows_base_model_and_code(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from pydantic import TypeAdapter
 from safetensors.torch import save_file
 from typer.testing import CliRunner
@@ -37,7 +36,6 @@ from tailorbird.registry.versions import (
     Hybrid,
     PinnedVersion,
     Prompting,
-    Retrieval,
     read_artifact_config,
     read_version,
     register,
@@ -48,7 +46,6 @@ from tests import small_chat
 from tests.build import version_config
 from tests.loaded import load_model
 from tests.unit import byte_level
-from tests.unit.evaluation.simulated import Simulation, evidence_of
 from tests.unit.evaluation.test_mix import CLASSES, artifact, base
 from tests.unit.release.loaded_folders import logits_of
 from tests.unit.serving.batch_jobs.test_scoring import version
@@ -304,22 +301,6 @@ def test_the_encoder_of_a_mixed_classifier_is_exported_on_request(
         export_version(uri, tmp_path / "out", encoder_only=True).library == "sentence-transformers"
     )
     assert "which is not in this folder" in (tmp_path / "out" / "README.md").read_text()
-
-
-def test_the_card_of_a_version_without_its_index_has_no_scores_for_the_hub() -> None:
-    retrieval = Retrieval(num_examples=1, max_prompt_tokens=32, index_sha256="0" * 64)
-    prompting = PROMPTING.model_copy(update={"retrieval": retrieval})
-    evidence = evidence_of(Simulation(chat=True))
-    cards = [
-        card_text(version(values), evidence, library="transformers", hub_base=None, notes=())
-        for values in (PROMPTING, prompting)
-    ]
-    assert ["model-index" in yaml.safe_load(card.split("---")[1]) for card in cards] == [
-        True,
-        False,
-    ]
-    assert cards[1].index("They are not in this folder") < cards[1].index("## Scores")
-    assert "They are not in this folder" not in cards[0]
 
 
 @pytest.mark.parametrize("has_shots", [True, False])

@@ -13,16 +13,14 @@ import pytest
 import torch
 
 from tailorbird.config.training import TrainingConfig
-from tailorbird.data.chat_template import prompt_tokens
 from tailorbird.data.rows import DataError, Rows
 from tailorbird.evaluation.inference.chat_answers import answer_rows
 from tailorbird.models.attention import packed_attention
 from tailorbird.models.errors import ModelError
 from tailorbird.models.loading import load_chat_weights
 from tailorbird.models.pretrained import cast_parameters
-from tailorbird.models.retrieval.training_examples import find_examples
 from tailorbird.registry.kinds import Kind
-from tailorbird.registry.versions import Prompting, Retrieval
+from tailorbird.registry.versions import Prompting
 from tests import build
 from tests.small_chat import language_model, model_of, save, tokenizer
 from tests.unit.device_reads import DeviceReads
@@ -227,82 +225,6 @@ def test_a_model_that_mixes_packed_conversations_is_rejected(
     refused = pytest.raises(ModelError, match=f"of type {kind} cannot be trained for a chat task")
     with nullcontext() if separates else refused:
         check_trainable(task_of(tmp_path.as_uri()))
-
-
-def example_rows() -> Rows:
-    """Return rows of which the first two have the same text, and rows 0 and 3, and 1 and 2, the
-    same value of `split_by`."""
-    texts = ("blue sky", "Blue  sky", "blue skies", "blue sky at noon", "green leaf", "red rose")
-    return build.rows(
-        texts,
-        tuple(f"answer {number}" for number in range(len(texts))),
-        split_keys=("a", "b", "b", "a", "c", "d"),
-        conversations=tuple((("user", text.lower()),) for text in texts),
-    )
-
-
-def task_with_examples(
-    folder: Path,
-    *,
-    max_prompt_tokens: int = 100,
-    **fields: Any,
-) -> ChatTrainingTask:
-    save(folder / "base")
-    rows = example_rows()
-    retrieval = Retrieval(num_examples=2, max_prompt_tokens=max_prompt_tokens, index_sha256="")
-    examples = find_examples(rows, retrieval=retrieval, seed=0, uri=(folder / "index").as_uri())
-    values: dict[str, Any] = {
-        "base_model": (folder / "base").as_uri(),
-        "train": rows,
-        "validation": rows.take([4, 5]),
-        "prompting": Prompting(system="s", max_new_tokens=8, retrieval=examples.retrieval),
-        "examples": examples,
-        "max_length": 64,
-        "metric": "exact_match",
-    }
-    return ChatTrainingTask(**values | fields)
-
-
-def test_the_loss_covers_only_the_answer_of_the_row_and_not_its_examples(tmp_path: Path) -> None:
-    runtime = task_with_examples(tmp_path).load_runtime()
-    sample = sampled_rows(runtime.train)
-    text = "".join(tokenizer().convert_ids_to_tokens(sample.tokens([0])[0]))
-    assert text.startswith("<system>s</s><user>")
-    assert text.endswith(
-        "<user>blue skies</s><assistant>answer 2</s><user>blue sky</s><assistant>answer 0</s>"
-    )
-    for row in range(len(sample)):
-        [tokens] = sample.conversations([row])
-        learned = np.array(tokens.ids)[tokens.assistant_mask]
-        assert "".join(tokenizer().convert_ids_to_tokens(learned)) == f"answer {row}</s>"
-        assert runtime.weight(sample, np.array([row])) == len("answer 0") + 1
-
-
-def test_examples_that_do_not_fit_are_omitted_and_do_not_shorten_the_row(tmp_path: Path) -> None:
-    rows = example_rows()
-    assert rows.conversations is not None
-    plain = [
-        len(prompt_tokens(turns, tokenizer=tokenizer(), system="s")) for turns in rows.conversations
-    ]
-    sample = sampled_rows(
-        task_with_examples(tmp_path / "none", max_prompt_tokens=1).load_runtime().train
-    )
-    assert sample.lengths.tolist() == [length + len("answer 0") + 1 for length in plain]
-    # With its examples, every row is longer than `max_length`, which applies to the row alone.
-    sample = sampled_rows(
-        task_with_examples(tmp_path / "long", max_length=max(plain) + 3).load_runtime().train
-    )
-    assert sample.lengths.min() > max(plain) + 3
-    longest = int(np.argmax(plain))
-    assert int(sample.conversations([longest])[0].assistant_mask.sum()) == 3
-
-
-def test_an_index_that_was_changed_is_refused_before_the_training(tmp_path: Path) -> None:
-    task = task_with_examples(tmp_path)
-    file = tmp_path / "index" / "retrieval.safetensors"
-    file.write_bytes(file.read_bytes() + b" ")
-    with pytest.raises(ModelError):
-        task.load_runtime()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 from tailorbird.config.training import TrainingConfig
 from tailorbird.models.causal_lm import ChatModel
 from tailorbird.models.metadata import shape_of
-from tailorbird.registry.versions import INDEX_FILES
 from tests.small_chat import language_model
 from tests.tracked_memory import TrackedMemory
 from tests.unit.training.small import trained
@@ -36,8 +35,6 @@ def test_only_the_mean_of_the_weights_is_written(tmp_path: Path) -> None:
         weights(tmp_path, str(value), a=torch.full((2, 3), value), b=torch.ones(1))
         for value in (1.0, 2.0, 6.0)
     ]
-    for name in INDEX_FILES:  # of a model with retrieved examples, which a previous run has added
-        (tmp_path / "1.0" / name).write_bytes(b"index")
     average_weights(uris, (tmp_path / "mean").as_uri())
     assert {path.stem for path in (tmp_path / "mean").iterdir()} == {"encoder", "head"}
     for file, more in (("encoder", 0), ("head", 1)):

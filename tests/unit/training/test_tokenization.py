@@ -11,7 +11,7 @@ from tailorbird.data.tokenize import load_tokenizer
 from tailorbird.data.tokenized import TokenizedRows, concat_tokenized
 from tests.small_chat import save
 from tests.unit.training.small import rows_of
-from tests.unit.training.test_chat_task import task_of, task_with_examples
+from tests.unit.training.test_chat_task import task_of
 from training.classification_task import ClassificationTrainingTask
 from training.dataset import sampled_rows
 from training.task import TrainingTask
@@ -45,13 +45,12 @@ def assert_equal(rows: TokenizedRows, expected: TokenizedRows) -> None:
             np.testing.assert_array_equal(array, other)
 
 
-@pytest.mark.parametrize("make", [classification_task, chat_task, task_with_examples])
+@pytest.mark.parametrize("make", [classification_task, chat_task])
 def test_tokenizing_in_parts_or_before_the_start_gives_the_tokens_of_a_worker(
     tmp_path: Path, make: type
 ) -> None:
     task: TrainingTask = make(tmp_path)
-    folder = tmp_path / "base" if (tmp_path / "base").exists() else tmp_path
-    tokenizer, size = load_tokenizer(folder), len(task.train)
+    tokenizer, size = load_tokenizer(tmp_path), len(task.train)
     expected = sampled_rows(task.dataset(tokenizer))
     parts = [task.tokenize(rows, tokenizer=tokenizer) for rows in (range(2), range(2, size))]
     assert_equal(concat_tokenized(parts), expected)

@@ -58,42 +58,12 @@ def test_training_rows_without_a_question_are_refused(rows: Rows) -> None:
         build_index(rows, seed=0)
 
 
-def test_a_row_without_a_turn_of_the_user_is_not_indexed_and_can_still_have_examples() -> None:
+def test_a_row_without_a_turn_of_the_user_is_not_indexed() -> None:
     copies = (("Acute  Bronchitis", "J20"), ("acute bronchitis", "J21"))
     rows = concat_rows([rows_of((*PAIRS, *copies)), SYSTEM_ONLY])
     index = build_index(rows, seed=0)  # copies with the same answer are indexed once
     answers = sorted(index.answer(row) for row in range(len(index)))
     assert answers == ["J20", "J21", "J42", "S72", "S72", "S72"]
-    counts = [len(set(excluded.tolist())) for excluded in index.exclusions(rows)]
-    assert counts == [2, 1, 1, 1, 1, 2, 2, 0]
-
-
-def test_a_training_row_excludes_itself_its_copies_and_its_group() -> None:
-    rows = rows_of((*PAIRS, ("Acute  BRONCHITIS", "J21")), keys=("a", "b", "c", "c", "d", "e"))
-    index = build_index(rows, seed=0)
-    searched = zip(rows.texts, index.exclusions(rows), strict=True)
-    results = [index.nearest(text, k=6, excluded=excluded) for text, excluded in searched]
-    assert {index.answer(row) for row in results[0].rows} == {"J42", "S72"}
-    assert [len(neighbours.rows) for neighbours in results] == [4, 5, 4, 4, 5, 4]
-    [excluded] = index.exclusions(rows_of((("thigh", "S72"),), keys=("c",)))  # a row outside it
-    assert [index.answer(row) for row in excluded] == ["S72", "S72"]
-
-
-def test_a_training_row_excludes_longer_and_shorter_parts_of_its_conversation() -> None:
-    whole = (
-        ("user", "Does it hurt?"),
-        ("assistant", "yes"),
-        ("user", "where"),
-        ("assistant", "here"),
-        ("user", "rest"),
-    )
-    parts = (*(whole[:length] for length in (1, 3, 5)), (("user", "where now"),))
-    labels = ("yes", "here", "ok", "there")
-    index = build_index(build.rows(labels, labels, conversations=parts), seed=0)
-    other = (("user", "DOES it  hurt?"),)
-    searching = build.rows(labels, labels, conversations=(other, *parts[1:]))
-    excluded = [{index.answer(row) for row in rows} for rows in index.exclusions(searching)]
-    assert excluded == [{"yes", "here", "ok"}] * 3 + [{"there"}]
 
 
 def test_every_turn_that_is_trained_on_is_indexed_with_the_trained_turns_before_it() -> None:
