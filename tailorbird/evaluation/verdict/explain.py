@@ -1,7 +1,5 @@
 """The verdict as a chain of at most eight sentences, each with its figure."""
 
-from collections.abc import Sequence
-
 from tailorbird.config.evaluation import CASCADE
 from tailorbird.config.metrics import METRICS
 from tailorbird.evaluation.gates.base import Bound, Gate, State
@@ -114,7 +112,7 @@ def _stopped(verdict: Verdict) -> str:
     relation = verdict.relation(CANDIDATE, INCUMBENT)
     gain = f"better by {100 * relation.gain:.1f} points"
     if not relation.is_better:
-        gain = "cheaper and not worse"
+        gain = "cheaper and non-inferior"
     reasons = [_stopping(gate) for gate in verdict.gates if gate.name in verdict.stopped_by]
     return f"the fine-tuned model is {gain}, but its {listed(reasons)}"
 
@@ -394,7 +392,7 @@ def what_would_change(verdict: Verdict) -> str:
     return chosen
 
 
-def failed_gates(gates: Sequence[Gate], *, owner: str = "the") -> tuple[str, ...]:
+def failed_gates(gates: tuple[Gate, ...], *, owner: str = "the") -> tuple[str, ...]:
     """Return a sentence for each bound that fails; `owner` begins the sentences (`the
     hybrid's`)."""
     sentences = []
@@ -407,7 +405,7 @@ def failed_gates(gates: Sequence[Gate], *, owner: str = "the") -> tuple[str, ...
 
 
 def open_gates(
-    gates: Sequence[Gate], *, regulated: bool = False, owner: str = "the"
+    gates: tuple[Gate, ...], *, regulated: bool = False, owner: str = "the"
 ) -> tuple[str, ...]:
     """Return a sentence for each gate that is not assessable, with the open bounds and the rows
     that each needs.
